@@ -1,0 +1,3 @@
+//! What a file system means here.
+
+pub mod types;

@@ -1,0 +1,215 @@
+//! The vocabulary of the vfs: what callers hand in and get back. No type of
+//! the FUSE library and none of the wire appears here.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+/// An inode number as the kernel knows it; 1 is the root of the mount.
+pub type Ino = u64;
+
+/// The inode number of the mount's root (fixed by FUSE).
+pub const ROOT_INO: Ino = 1;
+
+/// An error number of the host, as `errno(3)`. Always positive.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// The positive number, for the FUSE reply.
+    pub fn raw(self) -> i32 {
+        self.0
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&std::io::Error::from_raw_os_error(self.0), f)
+    }
+}
+
+impl std::error::Error for Errno {}
+
+/// A point in time as the server keeps it. `nsec` is below 10^9; times before
+/// 1970 have a negative `sec` and count `nsec` upwards from it, as POSIX does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp {
+    /// Whole seconds since the epoch.
+    pub sec: i64,
+    /// Nanoseconds after `sec`.
+    pub nsec: u32,
+}
+
+/// What kind of object an inode is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A block device.
+    BlockDevice,
+    /// A character device.
+    CharDevice,
+}
+
+/// What `stat(2)` shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// `st_ino`. For the root this is the server's number, not [`ROOT_INO`].
+    pub ino: Ino,
+    /// The kind of object.
+    pub kind: FileKind,
+    /// Permission bits with setuid, setgid and sticky: `st_mode & 0o7777`.
+    pub perm: u16,
+    /// Number of hard links.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number (glibc encoding), 0 for anything but devices.
+    pub rdev: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Space used, in 512-byte blocks.
+    pub blocks: u64,
+    /// Preferred I/O size, bytes.
+    pub blksize: u32,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of the data.
+    pub mtime: Timestamp,
+    /// Last change of the attributes.
+    pub ctime: Timestamp,
+}
+
+/// A name that was resolved; it counts as one lookup, which the kernel gives
+/// back by FORGET.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The inode number the kernel is to use.
+    pub ino: Ino,
+    /// Tells apart files that had the same number one after the other.
+    pub generation: u64,
+    /// The object's attributes.
+    pub stat: Stat,
+    /// How long the kernel may believe `stat`.
+    pub attr_ttl: Duration,
+    /// How long the kernel may believe the name.
+    pub entry_ttl: Duration,
+}
+
+/// The answer to a lookup.
+#[derive(Clone, Debug)]
+pub enum Lookup {
+    /// The name exists.
+    Found(Entry),
+    /// The name does not exist, and may be believed not to for this long
+    /// (zero: ask again).
+    Missing {
+        /// How long the kernel may answer ENOENT by itself.
+        ttl: Duration,
+    },
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The server's clock (`UTIME_NOW`).
+    Now,
+    /// This time.
+    At(Timestamp),
+}
+
+/// What `setattr` is to change; `None` leaves a field alone.
+#[derive(Clone, Debug, Default)]
+pub struct SetAttr {
+    /// New permission bits (`& 0o7777`).
+    pub mode: Option<u32>,
+    /// New owner.
+    pub uid: Option<u32>,
+    /// New group.
+    pub gid: Option<u32>,
+    /// New size, bytes.
+    pub size: Option<u64>,
+    /// New access time.
+    pub atime: Option<SetTime>,
+    /// New modification time.
+    pub mtime: Option<SetTime>,
+}
+
+/// An open file or directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// Names the handle in later calls.
+    pub fh: u64,
+    /// The kernel's cached pages of the file are still good.
+    pub keep_cache: bool,
+    /// Reads and writes must bypass the page cache.
+    pub direct_io: bool,
+}
+
+/// What `statvfs(3)` shows, in units of `bsize` bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StatFs {
+    /// Total blocks.
+    pub blocks: u64,
+    /// Free blocks.
+    pub bfree: u64,
+    /// Free blocks for unprivileged users.
+    pub bavail: u64,
+    /// Total file slots; 0 where the server does not say (as EFS).
+    pub files: u64,
+    /// Free file slots.
+    pub ffree: u64,
+    /// Block size, bytes.
+    pub bsize: u32,
+    /// Longest name, bytes.
+    pub namelen: u32,
+}
+
+/// One name of a directory listing.
+#[derive(Clone, Debug)]
+pub struct DirEntry {
+    /// The inode number to show as `d_ino`.
+    pub ino: Ino,
+    /// Where the listing goes on after this entry (`d_off`).
+    pub offset: u64,
+    /// The kind of object, for `d_type`.
+    pub kind: FileKind,
+    /// The name.
+    pub name: Bytes,
+}
+
+/// Takes the entries of a listing, in order, until its buffer is full.
+pub trait DirSink: Send {
+    /// Offers one entry; false if it did not fit and was not taken.
+    fn add(&mut self, entry: &DirEntry) -> bool;
+
+    /// Offers one entry together with its attributes (READDIRPLUS); false if
+    /// it did not fit. If it was taken, it counts as a lookup of `plus`.
+    fn add_plus(&mut self, entry: &DirEntry, plus: &Entry) -> bool;
+}
+
+/// Flags of one FUSE write.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteFlags {
+    /// The open file's `O_*` flags at the time of the write.
+    pub open_flags: i32,
+    /// The data come from the page cache (mmap write-back), not from write(2).
+    pub from_cache: bool,
+}

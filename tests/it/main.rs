@@ -1,0 +1,7 @@
+//! The integration tests: one binary, so that it links once.
+//!
+//! `peer` is a scripted NFSv4.1 server in memory (no root, no network);
+//! `fixtures` starts real servers and real mounts (root, /dev/fuse, nfs-ganesha).
+
+mod fixtures;
+mod peer;
