@@ -1,1 +1,18 @@
-//! telemetry layer.
+//! What can be seen of a running mount: counters, latencies, logs, and the
+//! socket through which the commands ask for them.
+//!
+//! Any layer may count; this layer calls nobody. Counting is relaxed atomics
+//! only, so it is safe in a FUSE reader thread as well as in a tokio task. The
+//! numbers live in one [`Metrics`] per mount, shared by `Arc`; nothing here is
+//! global except the log subscriber, which the process has only one of.
+
+pub mod control;
+pub mod counters;
+pub mod histogram;
+pub mod log;
+pub mod metrics;
+pub mod operations;
+
+pub use counters::{Counter, Gauge, Gauges};
+pub use metrics::Metrics;
+pub use operations::{Cache, FuseOp};

@@ -1,0 +1,121 @@
+//! The two kinds of number: a [`Counter`] only grows (until a reset), a
+//! [`Gauge`] follows something that comes and goes.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+
+/// A number of events since mount or since the last reset.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts one event.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Counts `n` events (or bytes).
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub(super) fn reset(&self) {
+        self.0.store(0, Relaxed);
+    }
+}
+
+/// How much of something there is now. Never reset: it must come back to zero
+/// by itself, which is what the stress tests check.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    /// One more.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// One less.
+    pub fn dec(&self) {
+        self.sub(1);
+    }
+
+    /// `n` more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n as i64, Relaxed);
+    }
+
+    /// `n` less.
+    pub fn sub(&self, n: u64) {
+        self.0.fetch_sub(n as i64, Relaxed);
+    }
+
+    /// Exactly `n`, for a value that its owner computes.
+    pub fn set(&self, n: u64) {
+        self.0.store(n as i64, Relaxed);
+    }
+
+    /// The value now. Signed, so that a missing `inc` shows as a negative
+    /// number instead of a huge one.
+    pub fn get(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Every gauge of a mount.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    /// FUSE requests read from the kernel and not answered yet.
+    pub fuse_in_flight: Gauge,
+    /// RPC calls sent and not answered yet.
+    pub rpc_in_flight: Gauge,
+    /// Session slots that carry a request.
+    pub slots_in_use: Gauge,
+    /// Open file handles the kernel holds.
+    pub open_files: Gauge,
+    /// Open directory handles the kernel holds.
+    pub open_dirs: Gauge,
+    /// Inodes in the inode table.
+    pub inodes: Gauge,
+    /// Bytes accepted by `write(2)` and not yet answered by the server.
+    pub window_bytes: Gauge,
+}
+
+impl Gauges {
+    /// Name and value of each gauge, in the order of the snapshot.
+    pub fn read(&self) -> [(&'static str, i64); 7] {
+        [
+            ("fuse_in_flight", self.fuse_in_flight.get()),
+            ("rpc_in_flight", self.rpc_in_flight.get()),
+            ("slots_in_use", self.slots_in_use.get()),
+            ("open_files", self.open_files.get()),
+            ("open_dirs", self.open_dirs.get()),
+            ("inodes", self.inodes.get()),
+            ("window_bytes", self.window_bytes.get()),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gauge_returns_to_zero_and_shows_a_missing_inc() {
+        let gauge = Gauge::default();
+        gauge.add(5);
+        gauge.inc();
+        gauge.sub(4);
+        gauge.dec();
+        gauge.dec();
+        assert_eq!(gauge.get(), 0);
+        gauge.dec();
+        assert_eq!(gauge.get(), -1);
+        gauge.set(9);
+        assert_eq!(gauge.get(), 9);
+    }
+}

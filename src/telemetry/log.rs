@@ -1,0 +1,316 @@
+//! Where `tracing` events go, and which of them.
+//!
+//! In the foreground they go to stderr, each line with the `efs-fuse:` prefix
+//! that every line of ours has there. A daemon has no stderr: it logs to the
+//! file of `-o log=FILE`, else to the journal where there is one, else nowhere.
+//!
+//! `RUST_LOG` chooses what is logged (`tracing-subscriber` filter syntax);
+//! without it warnings go to stderr and everything from `info` up elsewhere;
+//! `-o debug` means `debug` for this program and `info` for its libraries.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// The socket that is there if and only if journald listens.
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// Where log lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// stderr, one `efs-fuse:` line per event.
+    Stderr,
+    /// Appended to a file, with a time stamp.
+    File(PathBuf),
+    /// journald's native protocol, fields kept.
+    Journal,
+    /// Nothing is logged.
+    Nowhere,
+}
+
+impl Destination {
+    /// The rule of the module: `file` wins, then stderr if there is one, then
+    /// the journal if it listens.
+    pub fn choose(foreground: bool, file: Option<&Path>) -> Self {
+        match file {
+            Some(path) => Self::File(path.to_owned()),
+            None if foreground => Self::Stderr,
+            None if Path::new(JOURNAL).exists() => Self::Journal,
+            None => Self::Nowhere,
+        }
+    }
+}
+
+/// Installs the subscriber of the process. To be called once, after the fork.
+///
+/// # Errors
+/// The log file cannot be opened, the journal cannot be reached, or
+/// `RUST_LOG` is malformed.
+pub fn init(destination: &Destination, debug: bool) -> io::Result<()> {
+    let filter = filter(
+        std::env::var("RUST_LOG").ok().as_deref(),
+        debug,
+        destination,
+    )?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let installed = match destination {
+        Destination::Nowhere => return Ok(()),
+        Destination::Journal => {
+            let journal = tracing_journald::layer()?.with_syslog_identifier("efs-fuse".to_owned());
+            registry.with(journal).try_init()
+        }
+        Destination::Stderr => registry.with(lines(PrefixedLine, io::stderr)).try_init(),
+        Destination::File(path) => {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .mode(0o640)
+                .open(path)?;
+            registry
+                .with(lines(StampedLine, Mutex::new(file)))
+                .try_init()
+        }
+    };
+    installed.map_err(io::Error::other)
+}
+
+fn filter(rust_log: Option<&str>, debug: bool, destination: &Destination) -> io::Result<EnvFilter> {
+    let rust_log = rust_log.filter(|text| !text.is_empty());
+    let directives = match (debug, rust_log) {
+        (_, Some(text)) => text,
+        (true, None) => "info,efs_fuse=debug",
+        (false, None) if *destination == Destination::Stderr => "warn",
+        (false, None) => "info",
+    };
+    EnvFilter::try_new(directives).map_err(|why| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("RUST_LOG={directives}: {why}"),
+        )
+    })
+}
+
+fn lines<S, E, W>(format: E, writer: W) -> impl tracing_subscriber::Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    E: FormatEvent<S, tracing_subscriber::fmt::format::DefaultFields> + 'static,
+    W: for<'a> MakeWriter<'a> + 'static,
+{
+    tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .event_format(format)
+        .with_writer(writer)
+}
+
+/// `efs-fuse: warning: text key=value`: the form of every line on stderr.
+struct PrefixedLine;
+
+impl<S, N> FormatEvent<S, N> for PrefixedLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        ctx: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let level = *event.metadata().level();
+        out.write_str("efs-fuse: ")?;
+        match level {
+            Level::ERROR | Level::INFO => {}
+            Level::WARN => out.write_str("warning: ")?,
+            _ => write!(
+                out,
+                "{}: {}: ",
+                level.as_str().to_lowercase(),
+                event.metadata().target()
+            )?,
+        }
+        fields(ctx, out, event)
+    }
+}
+
+/// `2026-11-23T10:00:00.123Z WARN efs_fuse::rpc text key=value`.
+struct StampedLine;
+
+impl<S, N> FormatEvent<S, N> for StampedLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        ctx: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let meta = event.metadata();
+        let stamp = utc(now.as_secs());
+        let seconds = stamp.trim_end_matches('Z');
+        write!(
+            out,
+            "{seconds}.{:03}Z {} {} ",
+            now.subsec_millis(),
+            meta.level(),
+            meta.target()
+        )?;
+        fields(ctx, out, event)
+    }
+}
+
+/// The event's fields and those of the spans it is in, on one line: a line
+/// break inside a message would look like a line of somebody else.
+fn fields<S, N>(ctx: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    let mut text = String::new();
+    ctx.field_format()
+        .format_fields(Writer::new(&mut text), event)?;
+    if let Some(scope) = ctx.event_scope() {
+        for span in scope.from_root() {
+            let extensions = span.extensions();
+            if let Some(of_span) = extensions.get::<tracing_subscriber::fmt::FormattedFields<N>>()
+                && !of_span.is_empty()
+            {
+                text.push(' ');
+                text.push_str(of_span);
+            }
+        }
+    }
+    writeln!(out, "{}", text.replace('\n', " | "))
+}
+
+/// A UNIX time (seconds) as `2026-11-23T10:00:00Z`.
+pub fn utc(seconds: u64) -> String {
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    // Civil from days, with eras of 400 years that begin on 1 March.
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        of_day / 3600,
+        of_day / 60 % 60,
+        of_day % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0
+                .lock()
+                .map_err(|_| io::ErrorKind::Other)?
+                .write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(act: impl FnOnce()) -> String {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let layer = lines(PrefixedLine, move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), act);
+        let bytes = captured
+            .0
+            .lock()
+            .map(|bytes| bytes.clone())
+            .unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    #[test]
+    fn every_stderr_line_begins_with_the_name_of_the_program() {
+        let text = logged(|| {
+            tracing::error!("connecting failed");
+            tracing::warn!(zone = "b", "another zone");
+            tracing::debug!("first\nsecond");
+        });
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "efs-fuse: connecting failed");
+        assert_eq!(lines[1], "efs-fuse: warning: another zone zone=\"b\"");
+        assert!(lines[2].starts_with("efs-fuse: debug: "), "{text}");
+        assert_eq!(lines.len(), 3, "{text}");
+    }
+
+    #[test]
+    fn fields_of_the_spans_are_on_the_line() {
+        let text =
+            logged(|| tracing::info_span!("request", id = 7).in_scope(|| tracing::info!("slow")));
+        assert_eq!(text, "efs-fuse: slow id=7\n");
+    }
+
+    #[test]
+    fn a_log_file_wins_over_stderr_and_a_daemon_never_logs_to_stderr() {
+        let file = Path::new("/var/log/x");
+        assert_eq!(
+            Destination::choose(true, Some(file)),
+            Destination::File(file.to_owned())
+        );
+        assert_eq!(Destination::choose(true, None), Destination::Stderr);
+        assert_ne!(Destination::choose(false, None), Destination::Stderr);
+    }
+
+    #[test]
+    fn an_empty_rust_log_counts_as_unset_and_a_malformed_one_is_named() {
+        let chosen = |rust_log, debug| {
+            filter(rust_log, debug, &Destination::Nowhere).map(|filter| filter.to_string())
+        };
+        assert_eq!(chosen(Some(""), false).ok().as_deref(), Some("info"));
+        assert!(chosen(None, true).is_ok_and(|text| text.contains("efs_fuse=debug")));
+        assert_eq!(chosen(Some("trace"), true).ok().as_deref(), Some("trace"));
+        let why = chosen(Some("a=b=c=d"), false)
+            .err()
+            .map(|why| why.to_string());
+        assert!(why.is_some_and(|why| why.starts_with("RUST_LOG=")));
+    }
+
+    #[test]
+    fn utc_knows_leap_years_and_the_turn_of_centuries() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(utc(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(utc(1_709_164_800), "2024-02-29T00:00:00Z");
+        assert_eq!(utc(4_107_542_400), "2100-03-01T00:00:00Z");
+    }
+}
