@@ -1,0 +1,482 @@
+//! The DEVICE argument: which server, which directory of it.
+//!
+//! | written | means |
+//! |---|---|
+//! | `fs-f223e6bb`, `fs-f223e6bb:/dir` | an EFS file system of the region in force |
+//! | `fs-….efs.REGION.amazonaws.com[:/dir]`, also with a zone before it | the same, by its DNS name |
+//! | `HOST[:/dir]`, `192.0.2.1:/dir` | any NFSv4.1 server |
+//! | `[2001:db8::1]:/dir`, `[fe80::1%eth0]` | the same by IPv6 address |
+//!
+//! The directory is relative to the server's root and defaults to it. Reading
+//! is pure: no name is resolved here.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::region;
+
+/// The longest DNS name (RFC 1035 section 2.3.4).
+const MAX_HOST: usize = 253;
+/// The longest path: PATH_MAX without its zero byte.
+const MAX_PATH: usize = 4095;
+
+/// What kind of server a [`Device`] names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A bare EFS file system id.
+    FileSystemId {
+        /// `fs-` and 8 to 40 hexadecimal digits.
+        fs_id: String,
+    },
+    /// An EFS DNS name.
+    EfsName {
+        /// The zone name or id before the file system id, if there is one.
+        zone: Option<String>,
+        /// `fs-` and hexadecimal digits.
+        fs_id: String,
+        /// The region in the name.
+        region: String,
+    },
+    /// Any other host name.
+    Host,
+    /// An IPv4 or IPv6 address.
+    Address,
+}
+
+/// A parsed DEVICE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// What was named.
+    pub kind: DeviceKind,
+    /// The name or address to connect to; an IPv6 address without brackets.
+    /// For a file system id its DNS name, once [`Device::locate`] has been here.
+    pub host: String,
+    /// Absolute path on the server: no empty, `.` or `..` components, no `/` at
+    /// the end unless it is all of it.
+    pub path: String,
+    /// The name of the mount in the mount table: `HOST:/dir`, as typed but with
+    /// the directory made explicit.
+    pub spec: String,
+}
+
+/// Why a DEVICE cannot be understood. The text is the WHY of an error line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// Nothing was given.
+    #[error("the device is empty")]
+    Empty,
+    /// There is a path but nothing before it.
+    #[error("{0:?} names no server")]
+    NoHost(String),
+    /// Not a name that DNS allows.
+    #[error("{host:?} is no host name: {why}")]
+    BadHost {
+        /// The text before the colon.
+        host: String,
+        /// Which rule it breaks.
+        why: &'static str,
+    },
+    /// Looks like a file system id and is none.
+    #[error("{0:?} is no file system id (fs- and 8 to 40 hexadecimal digits in lower case)")]
+    BadFileSystemId(String),
+    /// Brackets that do not hold an IPv6 address.
+    #[error("{0:?} is no IPv6 address")]
+    BadAddress(String),
+    /// An IPv6 address without brackets cannot be told from `HOST:PATH`.
+    #[error("an IPv6 address is written in brackets, [{0}]")]
+    Unbracketed(String),
+    /// The directory is not usable.
+    #[error("the directory {path:?} {why}")]
+    BadPath {
+        /// The text after the colon.
+        path: String,
+        /// Which rule it breaks.
+        why: &'static str,
+    },
+}
+
+/// Why a file system id has no server name yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegionError {
+    /// Neither the options nor the environment name a region.
+    #[error("no region is given for {0}")]
+    Unknown(String),
+    /// What is given cannot be a region.
+    #[error("{0:?} is no AWS region")]
+    Malformed(String),
+}
+
+impl Device {
+    /// Reads a DEVICE argument.
+    ///
+    /// # Errors
+    /// The text names no server, or its directory cannot be used.
+    pub fn parse(text: &str) -> Result<Self, DeviceError> {
+        if text.is_empty() {
+            return Err(DeviceError::Empty);
+        }
+        let (host, path) = split(text)?;
+        if host.is_empty() {
+            return Err(DeviceError::NoHost(text.to_owned()));
+        }
+        let path = clean_path(path)?;
+        let (kind, host, shown) = match host.strip_prefix('[') {
+            Some(inside) => {
+                let address = inside.strip_suffix(']').unwrap_or(inside);
+                check_ipv6(address)?;
+                (DeviceKind::Address, address, format!("[{address}]"))
+            }
+            None => (kind_of(host)?, host, host.to_owned()),
+        };
+        Ok(Self {
+            kind,
+            host: host.to_owned(),
+            spec: format!("{shown}:{path}"),
+            path,
+        })
+    }
+
+    /// Whether this is a bare file system id, which has no name to connect to
+    /// before [`Device::locate`].
+    pub fn is_file_system_id(&self) -> bool {
+        matches!(self.kind, DeviceKind::FileSystemId { .. })
+    }
+
+    /// Gives a bare file system id its server name, with the region of `option`
+    /// or of the environment. Everything else stays as it is.
+    ///
+    /// # Errors
+    /// No region, or one that cannot be a region.
+    pub fn locate(mut self, option: Option<&str>) -> Result<Self, RegionError> {
+        if let DeviceKind::FileSystemId { fs_id } = &self.kind {
+            let region = region::find(option).ok_or_else(|| RegionError::Unknown(fs_id.clone()))?;
+            if !region::is_valid(&region) {
+                return Err(RegionError::Malformed(region));
+            }
+            self.host = region::dns_name(fs_id, &region);
+        }
+        Ok(self)
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.spec)
+    }
+}
+
+/// Splits at the first colon outside brackets; no colon, or nothing after it,
+/// means the root.
+fn split(text: &str) -> Result<(&str, &str), DeviceError> {
+    if text.starts_with('[') {
+        let end = text
+            .find(']')
+            .ok_or_else(|| DeviceError::BadAddress(text.to_owned()))?;
+        let (host, rest) = text.split_at(end + 1);
+        return match rest.strip_prefix(':') {
+            Some(path) => Ok((host, path)),
+            None if rest.is_empty() => Ok((host, "")),
+            None => Err(DeviceError::BadAddress(text.to_owned())),
+        };
+    }
+    let Some((host, path)) = text.split_once(':') else {
+        return Ok((text, ""));
+    };
+    // "::1:/x": everything before the path is an address.
+    let before_path = text.split_once('/').map_or(text, |(before, _)| before);
+    let bare = before_path
+        .strip_suffix(':')
+        .filter(|_| path.contains('/'))
+        .unwrap_or(before_path);
+    for address in [bare, before_path] {
+        let number = address
+            .split_once('%')
+            .map_or(address, |(number, _)| number);
+        if number.parse::<Ipv6Addr>().is_ok() {
+            return Err(DeviceError::Unbracketed(address.to_owned()));
+        }
+    }
+    Ok((host, path))
+}
+
+fn clean_path(path: &str) -> Result<String, DeviceError> {
+    let refuse = |why| {
+        Err(DeviceError::BadPath {
+            path: path.to_owned(),
+            why,
+        })
+    };
+    if path.is_empty() {
+        return Ok("/".to_owned());
+    }
+    if !path.starts_with('/') {
+        return refuse("does not begin with /");
+    }
+    if path.len() > MAX_PATH {
+        return refuse("is too long");
+    }
+    if path.bytes().any(|byte| byte.is_ascii_control()) {
+        return refuse("contains a control character");
+    }
+    let mut clean = String::new();
+    for component in path
+        .split('/')
+        .filter(|component| !matches!(*component, "" | "."))
+    {
+        // The server may give ".." no meaning (RFC 8881 section 18.13.3), and
+        // resolving it here would be wrong behind a symbolic link.
+        if component == ".." {
+            return refuse("contains ..");
+        }
+        if component.len() > 255 {
+            return refuse("has a component of more than 255 bytes");
+        }
+        clean.push('/');
+        clean.push_str(component);
+    }
+    if clean.is_empty() {
+        clean.push('/');
+    }
+    Ok(clean)
+}
+
+fn check_ipv6(text: &str) -> Result<(), DeviceError> {
+    let (number, zone) = text
+        .split_once('%')
+        .map_or((text, None), |(number, zone)| (number, Some(zone)));
+    // An interface name is at most IFNAMSIZ - 1 bytes.
+    let zone_ok = zone.is_none_or(|zone| {
+        (1..16).contains(&zone.len()) && zone.bytes().all(|c| c.is_ascii_graphic())
+    });
+    match number.parse::<Ipv6Addr>() {
+        Ok(_) if zone_ok => Ok(()),
+        _ => Err(DeviceError::BadAddress(text.to_owned())),
+    }
+}
+
+fn kind_of(host: &str) -> Result<DeviceKind, DeviceError> {
+    if host.parse::<Ipv4Addr>().is_ok() {
+        return Ok(DeviceKind::Address);
+    }
+    if let Some(name) = efs_name(&host.to_ascii_lowercase()) {
+        return Ok(name);
+    }
+    if let Some(digits) = host.strip_prefix("fs-")
+        && !host.contains('.')
+    {
+        return if is_fs_id(host) {
+            Ok(DeviceKind::FileSystemId {
+                fs_id: host.to_owned(),
+            })
+        } else if digits.bytes().all(|c| c.is_ascii_hexdigit()) {
+            Err(DeviceError::BadFileSystemId(host.to_owned()))
+        } else {
+            // "fs-backup" is somebody's server.
+            check_host(host).map(|()| DeviceKind::Host)
+        };
+    }
+    check_host(host).map(|()| DeviceKind::Host)
+}
+
+fn is_fs_id(text: &str) -> bool {
+    text.strip_prefix("fs-").is_some_and(|digits| {
+        (8..=40).contains(&digits.len())
+            && digits
+                .bytes()
+                .all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+/// `[ZONE.]FSID.efs.REGION.SUFFIX`, if `host` is one, SUFFIX being the region's.
+fn efs_name(host: &str) -> Option<DeviceKind> {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let (zone, rest) = match host.split_once('.')? {
+        (first, _) if is_fs_id(first) => (None, host),
+        (zone, rest) => (Some(zone), rest),
+    };
+    let (fs_id, rest) = rest.split_once('.')?;
+    let (region, suffix) = rest.strip_prefix("efs.")?.split_once('.')?;
+    let zone_ok = zone.is_none_or(region::is_valid);
+    (is_fs_id(fs_id) && zone_ok && region::is_valid(region) && suffix == region::dns_suffix(region))
+        .then(|| DeviceKind::EfsName {
+            zone: zone.map(str::to_owned),
+            fs_id: fs_id.to_owned(),
+            region: region.to_owned(),
+        })
+}
+
+fn check_host(host: &str) -> Result<(), DeviceError> {
+    let refuse = |why| {
+        Err(DeviceError::BadHost {
+            host: host.to_owned(),
+            why,
+        })
+    };
+    let name = host.strip_suffix('.').unwrap_or(host);
+    if name.len() > MAX_HOST {
+        return refuse("it is too long");
+    }
+    if name.contains('/') {
+        return refuse("a directory follows the server after a colon, HOST:/dir");
+    }
+    for label in name.split('.') {
+        if label.is_empty() {
+            return refuse("there is an empty label in it");
+        }
+        if label.len() > 63 {
+            return refuse("a label is longer than 63 characters");
+        }
+        if label.starts_with('-') || label.ends_with('-') {
+            return refuse("a label begins or ends with a hyphen");
+        }
+        // Underscores are no host name in DNS's eyes but resolve in practice.
+        if !label
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
+        {
+            return refuse("only letters, digits, hyphens and dots can be in it");
+        }
+    }
+    // "1.2.3.300" must not be asked of DNS: inet_aton would guess at it.
+    if name.bytes().all(|c| c.is_ascii_digit() || c == b'.') {
+        return refuse("it is no IPv4 address either");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Device {
+        Device::parse(text).unwrap_or_else(|why| panic!("{text}: {why}"))
+    }
+
+    #[track_caller]
+    fn refused(text: &str, because: &str) {
+        match Device::parse(text) {
+            Ok(device) => panic!("{text} was taken for {device:?}"),
+            Err(why) => assert!(why.to_string().contains(because), "{text}: {why}"),
+        }
+    }
+
+    #[test]
+    fn a_host_without_directory_means_its_root() {
+        for text in [
+            "nfs.example.com",
+            "nfs.example.com:",
+            "nfs.example.com:/",
+            "nfs.example.com://",
+        ] {
+            let device = parsed(text);
+            assert_eq!(device.kind, DeviceKind::Host);
+            assert_eq!(device.host, "nfs.example.com");
+            assert_eq!(device.path, "/");
+            assert_eq!(device.spec, "nfs.example.com:/");
+        }
+    }
+
+    #[test]
+    fn the_directory_is_cleaned() {
+        assert_eq!(parsed("h:/a//b/./c/").path, "/a/b/c");
+        assert_eq!(parsed("h:/a:b,c d").spec, "h:/a:b,c d");
+        assert_eq!(parsed("h:/ä").path, "/ä");
+        refused("h:a", "does not begin with /");
+        refused("h:/a/../b", "contains ..");
+        refused("h:/a\nb", "control character");
+        refused(&format!("h:/{}", "x".repeat(256)), "255");
+        refused(&format!("h:{}", "/x".repeat(3000)), "too long");
+    }
+
+    #[test]
+    fn addresses_of_both_families_are_understood() {
+        let four = parsed("192.0.2.1:/x");
+        assert_eq!(
+            (four.kind, four.host.as_str()),
+            (DeviceKind::Address, "192.0.2.1")
+        );
+        let six = parsed("[::1]:/x");
+        assert_eq!((six.kind, six.host.as_str()), (DeviceKind::Address, "::1"));
+        assert_eq!(six.spec, "[::1]:/x");
+        assert_eq!(parsed("[2001:db8::5]").spec, "[2001:db8::5]:/");
+        assert_eq!(parsed("[fe80::1%lo]").host, "fe80::1%lo");
+    }
+
+    #[test]
+    fn malformed_addresses_are_refused() {
+        refused("[::1", "IPv6");
+        refused("[::1]x:/", "IPv6");
+        refused("[]:/", "IPv6");
+        refused("[192.0.2.1]", "IPv6");
+        refused("[fe80::1%]", "IPv6");
+        refused("[fe80::1%a b]", "IPv6");
+        refused("::1:/x", "in brackets, [::1]");
+        refused("fe80::1%eth0:/x", "in brackets, [fe80::1%eth0]");
+        refused("2001:db8::5", "in brackets");
+        refused("1.2.3.300:/", "IPv4");
+    }
+
+    #[test]
+    fn file_system_ids_are_told_from_hosts() {
+        for id in ["fs-f223e6bb", "fs-0123456789abcdef0"] {
+            assert_eq!(
+                parsed(id).kind,
+                DeviceKind::FileSystemId {
+                    fs_id: id.to_owned()
+                }
+            );
+        }
+        assert_eq!(parsed("fs-f223e6bb:/dir").path, "/dir");
+        assert_eq!(parsed("fs-f223e6bb:").path, "/");
+        assert_eq!(parsed("fs-backup").kind, DeviceKind::Host);
+        refused("fs-12", "no file system id");
+        refused("fs-F223E6BB", "no file system id");
+        refused("fs-", "no file system id");
+    }
+
+    #[test]
+    fn efs_names_are_recognised_with_and_without_zone() {
+        let name = parsed("fs-f223e6bb.efs.us-east-1.amazonaws.com:/d");
+        assert_eq!(
+            name.kind,
+            DeviceKind::EfsName {
+                zone: None,
+                fs_id: "fs-f223e6bb".to_owned(),
+                region: "us-east-1".to_owned()
+            }
+        );
+        let zoned = parsed("cn-north-1a.fs-f223e6bb.efs.cn-north-1.amazonaws.com.cn");
+        assert!(
+            matches!(&zoned.kind, DeviceKind::EfsName { zone: Some(zone), .. } if zone == "cn-north-1a")
+        );
+        // The suffix of another partition: an ordinary host.
+        assert_eq!(
+            parsed("fs-f223e6bb.efs.cn-north-1.amazonaws.com").kind,
+            DeviceKind::Host
+        );
+    }
+
+    #[test]
+    fn a_file_system_id_becomes_the_name_of_its_region() {
+        let located = parsed("fs-f223e6bb:/d").locate(Some("eu-west-1"));
+        let located = located.unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(located.host, "fs-f223e6bb.efs.eu-west-1.amazonaws.com");
+        assert_eq!(located.spec, "fs-f223e6bb:/d");
+        let malformed = parsed("fs-f223e6bb").locate(Some("EU WEST"));
+        assert_eq!(malformed, Err(RegionError::Malformed("EU WEST".to_owned())));
+        // A host needs none.
+        assert_eq!(parsed("h").locate(Some("EU WEST")), Ok(parsed("h")));
+    }
+
+    #[test]
+    fn malformed_hosts_are_refused() {
+        refused("", "empty");
+        refused(":/x", "names no server");
+        refused("a b:/x", "letters");
+        refused("-a", "hyphen");
+        refused("a..b", "empty label");
+        refused("/srv", "HOST:/dir");
+        refused(&"a".repeat(64), "63");
+        refused(&"a.".repeat(140), "too long");
+    }
+}
