@@ -1,1 +1,28 @@
-//! nfs layer.
+//! The NFSv4.1 client (RFC 8881).
+//!
+//! ```text
+//! calls/    one method a request: its compound, its redo rule, its result
+//!   └─► state/    what the server keeps for us: opens
+//!   └─► client    runs a compound: slot, retry, recovery gate
+//!         ├─► session/   EXCHANGE_ID, CREATE_SESSION, the slot table
+//!         ├─► lease      renews the lease when nothing else does
+//!         ├─► recovery   one task that rebuilds session and state
+//!         └─► proto/     compounds, results, attributes, statuses
+//! ```
+//!
+//! It knows no inode number and no cache: files are named by their handles,
+//! users by their credentials. It asks for nothing that EFS does not have:
+//! sixteen operations a compound, no delegations, no back channel, owners as
+//! numbers.
+
+pub mod calls;
+pub mod client;
+mod errno;
+mod lease;
+pub mod proto;
+mod recovery;
+pub mod session;
+pub mod state;
+
+pub use client::{Client, ClientConfig, SessionInfo};
+pub use proto::reply::NfsError;

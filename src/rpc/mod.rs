@@ -1,6 +1,40 @@
 //! ONC RPC version 2 (RFC 5531) over a stream transport.
 //!
-//! This layer knows no NFS operation: it carries opaque call bodies and hands
-//! back opaque reply bodies.
+//! This layer knows no NFS operation: it carries call bodies that somebody else
+//! encoded and hands back reply bodies. What it promises is that a call, once
+//! given to a [`Channel`], is answered exactly as long as the channel lives: a
+//! lost connection is replaced and the unanswered calls go out again, byte for
+//! byte and under the same xid.
+//!
+//! - [`transport`]: what carries the bytes
+//! - [`record`]: record marking
+//! - [`call`]: the messages
+//! - [`auth`]: AUTH_SYS
+//! - [`pending`]: which calls wait for which reply (a plain state machine)
+//! - [`channel`]: the tasks that move the bytes
 
+pub mod auth;
+pub mod call;
+pub mod channel;
+pub mod pending;
+pub mod record;
 pub mod transport;
+
+pub use channel::Channel;
+
+/// Why a call has no reply body.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RpcError {
+    /// The channel was closed before the reply came.
+    #[error("the connection to the server is closed")]
+    Closed,
+    /// The server does not speak this program or version.
+    #[error("the server does not speak NFS version 4 (RPC: {0})")]
+    NotSpoken(&'static str),
+    /// The server refused the credential (`auth_stat`, RFC 5531 §9).
+    #[error("the server refuses AUTH_SYS credentials (auth_stat {0})")]
+    AuthRefused(u32),
+    /// The server could not decode the call, or failed inside.
+    #[error("the server could not process the call (RPC: {0})")]
+    Failed(&'static str),
+}

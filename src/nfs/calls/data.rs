@@ -1,0 +1,119 @@
+//! Data: READ, WRITE, COMMIT.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::super::client::Client;
+use super::super::proto::attrs::Attributes;
+use super::super::proto::ops::Op;
+use super::super::proto::reply::{NfsError, ReadResult, WriteResult};
+use super::super::proto::types::{Stable, Verifier};
+use super::super::recovery::state_is_gone;
+use super::super::session::slots::Class;
+use super::super::state::OpenState;
+use super::objects::STATE_RETRIES;
+
+/// What a WRITE came to.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// What the server wrote; perhaps less than was sent.
+    pub result: WriteResult,
+    /// The file after it, if it could be had.
+    pub attrs: Option<Attributes>,
+}
+
+impl Client {
+    /// READ of at most `count` bytes (and at most rsize), in the name of who
+    /// opened the file. Fewer bytes without `eof` are the server's right; the
+    /// rest has to be asked for.
+    pub async fn read(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        offset: u64,
+        count: u32,
+    ) -> Result<ReadResult, NfsError> {
+        for _ in 0..STATE_RETRIES {
+            let (stateid, token) = open.for_io();
+            let mut reply = self
+                .call(&open.cred, Class::Bulk, |c| {
+                    c.put(&open.handle).read(stateid, offset, count);
+                })
+                .await?;
+            reply.ok(Op::PutFh)?;
+            match reply.read() {
+                Ok(read) if read.data.len() > count as usize => {
+                    return Err(NfsError::Garbled(
+                        Op::Read,
+                        crate::xdr::DecodeError::TooLong("data"),
+                    ));
+                }
+                Err(NfsError::Status(_, status)) if state_is_gone(status) => {
+                    self.renew_state(open, token, status).await?;
+                }
+                result => {
+                    if let Ok(read) = &result {
+                        self.metrics.bytes_read(read.data.len() as u64);
+                    }
+                    return result;
+                }
+            }
+        }
+        Err(NfsError::StateLost)
+    }
+
+    /// WRITE of at most wsize bytes.
+    pub async fn write(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        offset: u64,
+        stable: Stable,
+        data: &[Bytes],
+    ) -> Result<Written, NfsError> {
+        for _ in 0..STATE_RETRIES {
+            let (stateid, token) = open.for_io();
+            let mut reply = self
+                .call(&open.cred, Class::Bulk, |c| {
+                    c.put(&open.handle)
+                        .write(stateid, offset, stable, data)
+                        .then()
+                        .get_attrs(self.object());
+                })
+                .await?;
+            reply.ok(Op::PutFh)?;
+            match reply.written() {
+                Ok(result) => {
+                    self.metrics.bytes_written(result.count.into());
+                    return Ok(Written {
+                        result,
+                        attrs: reply.attrs().ok(),
+                    });
+                }
+                Err(NfsError::Status(_, status)) if state_is_gone(status) => {
+                    self.renew_state(open, token, status).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(NfsError::StateLost)
+    }
+
+    /// COMMIT of a range; a count of 0 means to the end.
+    pub async fn commit(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        offset: u64,
+        count: u32,
+    ) -> Result<(Verifier, Option<Attributes>), NfsError> {
+        let mut reply = self
+            .call(&open.cred, Class::Metadata, |c| {
+                c.put(&open.handle)
+                    .commit(offset, count)
+                    .then()
+                    .get_attrs(self.object());
+            })
+            .await?;
+        let verifier = reply.ok(Op::PutFh)?.committed()?;
+        Ok((verifier, reply.attrs().ok()))
+    }
+}

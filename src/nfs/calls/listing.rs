@@ -1,0 +1,39 @@
+//! READDIR.
+
+use std::sync::Arc;
+
+use super::super::client::Client;
+use super::super::proto::attrs::{self, Attributes};
+use super::super::proto::ops::Op;
+use super::super::proto::reply::{DirResult, NfsError};
+use super::super::proto::types::{FileHandle, Verifier};
+use super::super::session::establish::OVERHEAD;
+use super::super::session::slots::Class;
+use crate::rpc::auth::Credential;
+
+impl Client {
+    /// READDIR of one page with attributes and handles, and the directory's
+    /// own attributes from before it. A `cookie` of 0 starts the listing.
+    pub async fn read_dir(
+        self: &Arc<Self>,
+        cred: &Credential,
+        dir: &FileHandle,
+        cookie: u64,
+        verifier: Verifier,
+    ) -> Result<(Attributes, DirResult), NfsError> {
+        let maxcount = self.rsize().saturating_sub(OVERHEAD).max(4096);
+        let mut reply = self
+            .call(cred, Class::Metadata, |c| {
+                c.put(dir).get_attrs(self.object()).read_dir(
+                    cookie,
+                    verifier,
+                    maxcount,
+                    self.supported(attrs::ENTRY),
+                );
+            })
+            .await?;
+        reply.ok(Op::PutFh)?;
+        let attrs = reply.attrs()?;
+        Ok((attrs, reply.dir()?))
+    }
+}

@@ -1,0 +1,158 @@
+//! Finding the root of a mount, and what its file system can do.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::super::client::Client;
+use super::super::proto::attrs::{self, AttrSet, Attributes};
+use super::super::proto::ops::Op;
+use super::super::proto::reply::{NfsError, Reply};
+use super::super::proto::types::FileHandle;
+use super::super::session::establish::OVERHEAD;
+use super::super::session::slots::Class;
+use crate::rpc::auth::Credential;
+
+/// What is known of the mounted file system.
+#[derive(Clone, Debug)]
+pub struct FileSystem {
+    /// The root of the mount.
+    pub root: FileHandle,
+    /// Its attributes at mount.
+    pub root_attrs: Attributes,
+    /// Attributes the server has.
+    pub supported: AttrSet,
+    /// Attributes that an exclusive create can set.
+    pub exclcreat: AttrSet,
+    /// Largest READ, bytes.
+    pub rsize: u32,
+    /// Largest WRITE, bytes.
+    pub wsize: u32,
+    /// Longest name, bytes.
+    pub max_name: u32,
+}
+
+impl Client {
+    /// What is known of the mounted file system.
+    ///
+    /// # Panics
+    /// Before [`Client::find_root`] has succeeded.
+    pub fn fs(&self) -> &FileSystem {
+        self.fs
+            .get()
+            .expect("the root is found before anything else")
+    }
+
+    /// Largest READ, bytes.
+    pub fn rsize(&self) -> u32 {
+        self.fs.get().map_or(self.config.rsize, |fs| fs.rsize)
+    }
+
+    /// Largest WRITE, bytes.
+    pub fn wsize(&self) -> u32 {
+        self.fs.get().map_or(self.config.wsize, |fs| fs.wsize)
+    }
+
+    /// Walks from the server's root along `path` and learns about the file
+    /// system there. Round trips: one for every twelve components or part, and
+    /// one.
+    ///
+    /// # Errors
+    /// The server's, for the component that failed: [`NfsError::Status`] of
+    /// LOOKUP for a component that is not there.
+    pub async fn find_root(
+        self: &Arc<Self>,
+        cred: &Credential,
+        path: &[u8],
+    ) -> Result<(), NfsError> {
+        let components: Vec<&[u8]> = path
+            .split(|&byte| byte == b'/')
+            .filter(|name| !name.is_empty() && *name != b".")
+            .collect();
+        let mut at: Option<FileHandle> = None;
+        // Room for SEQUENCE, PUTFH and GETFH.
+        let session = self.session().await?;
+        let at_once = (session.attrs.max_ops as usize - 3).max(1);
+        let mut chunks: Vec<&[&[u8]]> = components.chunks(at_once).collect();
+        if chunks.is_empty() {
+            chunks.push(&[]);
+        }
+        for names in chunks {
+            let mut reply = self
+                .call(cred, Class::Metadata, |c| {
+                    match &at {
+                        None => c.put_root(),
+                        Some(handle) => c.put(handle),
+                    };
+                    for name in names {
+                        c.lookup(name);
+                    }
+                    c.get_handle();
+                })
+                .await?;
+            reply.ok(if at.is_some() {
+                Op::PutFh
+            } else {
+                Op::PutRootFh
+            })?;
+            for _ in names {
+                reply.ok(Op::Lookup)?;
+            }
+            at = Some(reply.handle()?);
+        }
+        let root = at.ok_or(NfsError::Unfit("no root"))?;
+        self.learn(cred, root).await
+    }
+
+    async fn learn(self: &Arc<Self>, cred: &Credential, root: FileHandle) -> Result<(), NfsError> {
+        let take = |reply: &mut Reply| -> Result<_, NfsError> {
+            reply.ok(Op::PutFh)?;
+            let fs = reply.attrs()?.fs.unwrap_or_default();
+            Ok((fs, reply.attrs()?))
+        };
+        let mut reply = self
+            .call(cred, Class::Metadata, |c| {
+                c.put(&root)
+                    .get_attrs(attrs::FILE_SYSTEM)
+                    .get_attrs(attrs::OBJECT);
+            })
+            .await?;
+        let (fs, root_attrs) = take(&mut reply)?;
+        if fs.lease_time > 0 {
+            self.lease.store(fs.lease_time, Ordering::Relaxed);
+        }
+        let session = self.session().await?;
+        let size = |asked: u32, channel: u32, server: u64| {
+            let server = match server {
+                0 => u32::MAX,
+                some => u32::try_from(some).unwrap_or(u32::MAX),
+            };
+            asked.min(channel - OVERHEAD.min(channel / 2)).min(server)
+        };
+        let fs = FileSystem {
+            root,
+            root_attrs,
+            supported: fs.supported,
+            exclcreat: fs.exclcreat.and(fs.supported),
+            rsize: size(self.config.rsize, session.attrs.max_response, fs.max_read),
+            wsize: size(self.config.wsize, session.attrs.max_request, fs.max_write),
+            max_name: if fs.max_name == 0 {
+                255
+            } else {
+                fs.max_name.min(255)
+            },
+        };
+        // A second mount of the same client keeps the first answer.
+        let _ = self.fs.set(fs);
+        Ok(())
+    }
+
+    /// What of `wanted` the server has.
+    pub(super) fn supported(&self, wanted: AttrSet) -> AttrSet {
+        wanted.and(self.fs().supported)
+    }
+
+    /// The attributes of an object, as far as the server has them.
+    pub(super) fn object(&self) -> AttrSet {
+        self.supported(attrs::OBJECT)
+    }
+}

@@ -1,0 +1,68 @@
+//! Keeping the lease (RFC 8881 §8.3): any request renews it; when nobody sends
+//! one, a lone SEQUENCE does.
+
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::client::{Client, Phase};
+use super::session::slots::Class;
+use crate::rpc::auth::Credential;
+
+/// Until the server has told its lease time, seconds.
+pub(super) const DEFAULT_LEASE: u32 = 90;
+
+/// When to look next, and whether to renew now: a third of the lease after the
+/// last request that was answered, so that two renewals may be lost.
+fn plan(lease: Duration, idle: Duration) -> (bool, Duration) {
+    let due = lease / 3;
+    match due.checked_sub(idle) {
+        Some(rest) if !rest.is_zero() => (false, rest),
+        _ => (true, due.max(Duration::from_millis(100))),
+    }
+}
+
+/// Renews the lease until the client is gone.
+pub(super) async fn renew(client: Weak<Client>) {
+    loop {
+        let pause = {
+            let Some(client) = client.upgrade() else {
+                return;
+            };
+            let lease = Duration::from_secs(client.lease.load(Ordering::Relaxed).max(1).into());
+            let phase = client.phase.borrow().clone();
+            match phase {
+                Phase::Down => return,
+                Phase::Recovering => lease / 3,
+                Phase::Up(session) => {
+                    let (now, pause) = plan(lease, session.idle());
+                    if now {
+                        let result = client
+                            .call(&Credential::machine(), Class::Control, |_| {})
+                            .await;
+                        if let Err(error) = result {
+                            tracing::warn!("renewing the lease: {error}");
+                        }
+                    }
+                    pause
+                }
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_renewed_at_a_third_of_its_time_unless_traffic_did() {
+        let lease = Duration::from_secs(90);
+        let secs = Duration::from_secs;
+        assert_eq!(plan(lease, secs(0)), (false, secs(30)));
+        assert_eq!(plan(lease, secs(20)), (false, secs(10)));
+        assert_eq!(plan(lease, secs(30)), (true, secs(30)));
+        assert_eq!(plan(lease, secs(500)), (true, secs(30)));
+    }
+}

@@ -1,0 +1,457 @@
+//! The request side of COMPOUND (RFC 8881 §16.2): operations in the order they
+//! will run.
+//!
+//! A [`Compound`] begins with a SEQUENCE whose slot is filled in when it is
+//! sent, so that the same compound can be sent again on another slot. One
+//! operation may carry bulk data (WRITE); they are not copied but sent from
+//! where they lie.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::attrs::{AttrSet, NewAttributes};
+use super::ops::{Claim, Create, Make, Op, WANT_NO_DELEG};
+use super::types::{FileHandle, SessionId, Stable, StateId, Verifier};
+use crate::rpc::auth::Credential;
+use crate::rpc::call::{self, Call, Procedure};
+use crate::xdr::Encoder;
+
+/// What SEQUENCE says about the slot a compound is sent on (RFC 8881 §18.46).
+#[derive(Clone, Copy, Debug)]
+pub struct SlotUse {
+    /// The session.
+    pub session: SessionId,
+    /// The sequence id of this use of the slot.
+    pub seqid: u32,
+    /// The slot.
+    pub slot: u32,
+    /// The highest slot in use now.
+    pub highest: u32,
+}
+
+/// A request under construction.
+#[derive(Debug)]
+pub struct Compound {
+    head: Encoder,
+    /// Set once bulk data were added: what follows them.
+    tail: Option<(SmallVec<[Bytes; 4]>, Encoder)>,
+    ops: SmallVec<[Op; 16]>,
+    /// Index of the last operation that must succeed; see [`Compound::then`].
+    essential: usize,
+    /// [`Compound::then`] was called.
+    optional: bool,
+    /// Ask the server to keep the reply for a replay.
+    cached: bool,
+    counts_at: usize,
+    sequence_at: Option<usize>,
+}
+
+/// Length of an encoded SEQUENCE.
+const SEQUENCE_LEN: usize = 4 + 16 + 4 + 4 + 4 + 4;
+
+impl Compound {
+    /// A compound that runs in a session: SEQUENCE is its first operation.
+    pub fn in_session(cred: &Credential, machine_name: &str) -> Self {
+        let mut compound = Self::bare(cred, machine_name);
+        compound.op(Op::Sequence);
+        compound.sequence_at = Some(compound.head.len());
+        compound.head.fixed(&[0; SEQUENCE_LEN - 4]);
+        compound
+    }
+
+    /// A compound outside of a session, for the operations that make or end
+    /// one.
+    pub fn bare(cred: &Credential, machine_name: &str) -> Self {
+        let mut head = call::begin(Procedure::Compound, cred, machine_name);
+        head.u32(0).u32(1); // empty tag, minor version 1
+        let counts_at = head.len();
+        head.u32(0);
+        Self {
+            head,
+            tail: None,
+            ops: SmallVec::new(),
+            essential: 0,
+            optional: false,
+            cached: false,
+            counts_at,
+            sequence_at: None,
+        }
+    }
+
+    /// Number of operations so far.
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// No operation yet.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// The operations, in order: what the reply is checked against.
+    pub fn ops(&self) -> &[Op] {
+        &self.ops
+    }
+
+    /// Index of the last operation that must succeed.
+    pub fn essential(&self) -> usize {
+        self.essential
+    }
+
+    /// The reply is asked to be kept for a replay.
+    pub fn is_cached(&self) -> bool {
+        self.cached
+    }
+
+    /// Marks the compound as one that must not run twice: the server keeps its
+    /// reply (sa_cachethis), and a replay after a lost reply returns that.
+    pub fn once(&mut self) -> &mut Self {
+        self.cached = true;
+        self
+    }
+
+    /// What follows is only welcome, not needed: a failure in it does not make
+    /// the compound fail, and above all does not make it run again.
+    pub fn then(&mut self) -> &mut Self {
+        self.optional = true;
+        self
+    }
+
+    fn out(&mut self) -> &mut Encoder {
+        match &mut self.tail {
+            Some((_, tail)) => tail,
+            None => &mut self.head,
+        }
+    }
+
+    fn op(&mut self, op: Op) -> &mut Encoder {
+        if !self.optional {
+            self.essential = self.ops.len();
+        }
+        self.ops.push(op);
+        let out = self.out();
+        out.u32(op as u32);
+        out
+    }
+
+    /// Ends the request. Several calls give the same request on other slots.
+    pub fn finish(&self, slot: Option<SlotUse>) -> Call {
+        let mut head = self.head.as_slice().to_vec();
+        let mut patch = |at: usize, data: &[u8]| head[at..at + data.len()].copy_from_slice(data);
+        patch(self.counts_at, &(self.ops.len() as u32).to_be_bytes());
+        if let (Some(at), Some(slot)) = (self.sequence_at, slot) {
+            patch(at, &slot.session);
+            patch(at + 16, &slot.seqid.to_be_bytes());
+            patch(at + 20, &slot.slot.to_be_bytes());
+            patch(at + 24, &slot.highest.to_be_bytes());
+            patch(at + 28, &u32::from(self.cached).to_be_bytes());
+        }
+        let mut rest = SmallVec::new();
+        if let Some((data, tail)) = &self.tail {
+            rest.extend(data.iter().cloned());
+            rest.push(Bytes::copy_from_slice(tail.as_slice()));
+        }
+        Call { head, rest }
+    }
+
+    /// PUTROOTFH (§18.21).
+    pub fn put_root(&mut self) -> &mut Self {
+        self.op(Op::PutRootFh);
+        self
+    }
+
+    /// PUTFH (§18.19).
+    pub fn put(&mut self, handle: &FileHandle) -> &mut Self {
+        self.op(Op::PutFh).opaque(handle.as_bytes());
+        self
+    }
+
+    /// GETFH (§18.8).
+    pub fn get_handle(&mut self) -> &mut Self {
+        self.op(Op::GetFh);
+        self
+    }
+
+    /// SAVEFH (§18.28).
+    pub fn save(&mut self) -> &mut Self {
+        self.op(Op::SaveFh);
+        self
+    }
+
+    /// RESTOREFH (§18.27).
+    pub fn restore(&mut self) -> &mut Self {
+        self.op(Op::RestoreFh);
+        self
+    }
+
+    /// LOOKUP (§18.13).
+    pub fn lookup(&mut self, name: &[u8]) -> &mut Self {
+        self.op(Op::Lookup).opaque(name);
+        self
+    }
+
+    /// GETATTR (§18.7).
+    pub fn get_attrs(&mut self, set: AttrSet) -> &mut Self {
+        set.encode(self.op(Op::GetAttr));
+        self
+    }
+
+    /// SETATTR (§18.30).
+    pub fn set_attrs(&mut self, stateid: StateId, attrs: &NewAttributes) -> &mut Self {
+        let out = self.op(Op::SetAttr);
+        stateid.encode(out);
+        attrs.encode(out);
+        self
+    }
+
+    /// ACCESS (§18.1).
+    pub fn access(&mut self, wanted: u32) -> &mut Self {
+        self.op(Op::Access).u32(wanted);
+        self
+    }
+
+    /// READLINK (§18.24).
+    pub fn read_link(&mut self) -> &mut Self {
+        self.op(Op::ReadLink);
+        self
+    }
+
+    /// CREATE (§18.4).
+    pub fn create(&mut self, make: Make<'_>, name: &[u8], attrs: &NewAttributes) -> &mut Self {
+        let out = self.op(Op::Create);
+        match make {
+            Make::Block(major, minor) => out.u32(3).u32(major).u32(minor),
+            Make::Char(major, minor) => out.u32(4).u32(major).u32(minor),
+            Make::Symlink(target) => out.u32(5).opaque(target),
+            Make::Directory => out.u32(2),
+            Make::Socket => out.u32(6),
+            Make::Fifo => out.u32(7),
+        };
+        out.opaque(name);
+        attrs.encode(out);
+        self
+    }
+
+    /// REMOVE (§18.25).
+    pub fn remove(&mut self, name: &[u8]) -> &mut Self {
+        self.op(Op::Remove).opaque(name);
+        self
+    }
+
+    /// RENAME (§18.26): from the saved directory to the current one.
+    pub fn rename(&mut self, from: &[u8], to: &[u8]) -> &mut Self {
+        self.op(Op::Rename).opaque(from).opaque(to);
+        self
+    }
+
+    /// LINK (§18.9): the saved object gets a name in the current directory.
+    pub fn link(&mut self, name: &[u8]) -> &mut Self {
+        self.op(Op::Link).opaque(name);
+        self
+    }
+
+    /// OPEN (§18.16). Nothing is denied to others, and no delegation wanted.
+    pub fn open(
+        &mut self,
+        owner: (u64, &[u8]),
+        access: u32,
+        create: &Create<'_>,
+        claim: Claim<'_>,
+    ) -> &mut Self {
+        let out = self.op(Op::Open);
+        let want = match claim {
+            Claim::Previous => 0,
+            Claim::Name(_) | Claim::Handle => WANT_NO_DELEG,
+        };
+        out.u32(0).u32(access | want).u32(0); // seqid (unused), access, deny none
+        out.u64(owner.0).opaque(owner.1);
+        match create {
+            Create::No => {
+                out.u32(0);
+            }
+            Create::Unchecked(attrs) => {
+                out.u32(1).u32(0);
+                attrs.encode(out);
+            }
+            Create::Exclusive(verifier, attrs) => {
+                out.u32(1).u32(3).fixed(verifier);
+                attrs.encode(out);
+            }
+        }
+        match claim {
+            Claim::Name(name) => out.u32(0).opaque(name),
+            Claim::Previous => out.u32(1).u32(0),
+            Claim::Handle => out.u32(4),
+        };
+        self
+    }
+
+    /// CLOSE (§18.2).
+    pub fn close(&mut self, stateid: StateId) -> &mut Self {
+        let out = self.op(Op::Close);
+        out.u32(0);
+        stateid.encode(out);
+        self
+    }
+
+    /// READ (§18.22).
+    pub fn read(&mut self, stateid: StateId, offset: u64, count: u32) -> &mut Self {
+        let out = self.op(Op::Read);
+        stateid.encode(out);
+        out.u64(offset).u32(count);
+        self
+    }
+
+    /// WRITE (§18.32). One a compound; the data are not copied.
+    ///
+    /// # Panics
+    /// If the compound has a WRITE already.
+    pub fn write(
+        &mut self,
+        stateid: StateId,
+        offset: u64,
+        stable: Stable,
+        data: &[Bytes],
+    ) -> &mut Self {
+        assert!(self.tail.is_none(), "a second WRITE in one compound");
+        let len: usize = data.iter().map(Bytes::len).sum();
+        let out = self.op(Op::Write);
+        stateid.encode(out);
+        out.u64(offset).u32(stable as u32).u32(len as u32);
+        let mut tail = Encoder::default();
+        tail.pad(len);
+        self.tail = Some((data.iter().cloned().collect(), tail));
+        self
+    }
+
+    /// COMMIT (§18.3). A count of 0 means to the end of the file.
+    pub fn commit(&mut self, offset: u64, count: u32) -> &mut Self {
+        self.op(Op::Commit).u64(offset).u32(count);
+        self
+    }
+
+    /// READDIR (§18.23). `dircount` is only a hint; we leave it at `maxcount`.
+    pub fn read_dir(
+        &mut self,
+        cookie: u64,
+        verifier: Verifier,
+        maxcount: u32,
+        attrs: AttrSet,
+    ) -> &mut Self {
+        let out = self.op(Op::ReadDir);
+        out.u64(cookie).fixed(&verifier).u32(maxcount).u32(maxcount);
+        attrs.encode(out);
+        self
+    }
+
+    /// An operation with arguments that the caller encodes, for the few that
+    /// are used once.
+    pub fn other(&mut self, op: Op, args: impl FnOnce(&mut Encoder)) -> &mut Self {
+        args(self.op(op));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nobody() -> Credential {
+        Credential {
+            uid: 0,
+            gid: 0,
+            gids: Vec::new(),
+        }
+    }
+
+    /// The compound alone: what follows the RPC header.
+    fn body(compound: &Compound, slot: Option<SlotUse>) -> Vec<u8> {
+        let header = call::begin(Procedure::Compound, &nobody(), "").len();
+        let call = compound.finish(slot);
+        [&call.head[header..], &call.rest.concat()].concat()
+    }
+
+    #[test]
+    fn sequence_carries_the_slot_it_is_sent_on() {
+        let mut compound = Compound::in_session(&nobody(), "");
+        compound.put_root().once();
+        let slot = |seqid| SlotUse {
+            session: [9; 16],
+            seqid,
+            slot: 2,
+            highest: 5,
+        };
+        let expected = |seqid: u8| {
+            [
+                &[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2][..], // tag, minor, two ops
+                &[0, 0, 0, 53],
+                &[9; 16],
+                &[0, 0, 0, seqid, 0, 0, 0, 2, 0, 0, 0, 5, 0, 0, 0, 1],
+                &[0, 0, 0, 24],
+            ]
+            .concat()
+        };
+        assert_eq!(body(&compound, Some(slot(3))), expected(3));
+        assert_eq!(body(&compound, Some(slot(4))), expected(4), "sent again");
+    }
+
+    #[test]
+    fn an_exclusive_open_carries_its_verifier_before_the_attributes() {
+        let mut compound = Compound::bare(&nobody(), "");
+        let attrs = NewAttributes {
+            mode: Some(0o600),
+            ..NewAttributes::default()
+        };
+        compound.open(
+            (0x11, b"ow"),
+            3,
+            &Create::Exclusive([8; 8], &attrs),
+            Claim::Name(b"f"),
+        );
+        assert_eq!(
+            body(&compound, None)[12..],
+            [
+                &[0, 0, 0, 18, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0, 0, 0][..],
+                &[0, 0, 0, 0, 0, 0, 0, 0x11, 0, 0, 0, 2, b'o', b'w', 0, 0],
+                &[0, 0, 0, 1, 0, 0, 0, 3, 8, 8, 8, 8, 8, 8, 8, 8],
+                &[
+                    0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 1, 0x80
+                ],
+                &[0, 0, 0, 0, 0, 0, 0, 1, b'f', 0, 0, 0],
+            ]
+            .concat()
+        );
+    }
+
+    #[test]
+    fn data_of_a_write_are_followed_by_padding_and_the_next_operation() {
+        let mut compound = Compound::bare(&nobody(), "");
+        let data = [Bytes::from_static(b"ab"), Bytes::from_static(b"cde")];
+        compound
+            .write(StateId::ANONYMOUS, 7, Stable::FileSync, &data)
+            .then()
+            .get_attrs(super::super::attrs::CHANGE_ONLY);
+        assert_eq!(
+            body(&compound, None)[12..],
+            [
+                &[0, 0, 0, 38][..],
+                &[0; 16],
+                &[0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0, 0, 5],
+                b"abcde\0\0\0",
+                &[0, 0, 0, 9, 0, 0, 0, 1, 0, 0, 0, 8],
+            ]
+            .concat()
+        );
+        assert_eq!(compound.essential(), 0);
+        assert_eq!(compound.len(), 2);
+    }
+
+    #[test]
+    fn every_operation_is_essential_until_then() {
+        let mut compound = Compound::in_session(&nobody(), "");
+        compound.put_root().lookup(b"a");
+        assert_eq!(compound.essential(), 2);
+        compound.then().get_handle().save();
+        assert_eq!(compound.essential(), 2);
+    }
+}

@@ -1,0 +1,206 @@
+//! Rebuilding the session and the state (RFC 8881 §8.4, §2.10.13).
+//!
+//! One task does it, in one order: session, client id, opens, RECLAIM_COMPLETE.
+//! While it runs the phase is `Recovering` and ordinary requests wait for the
+//! new session; if anything fails, the task starts over from the top, for ever.
+//! Who finds the session lost calls [`Client::recover`] with the generation it
+//! used, so that a late finding about an older session starts nothing.
+
+use std::sync::Arc;
+
+use super::client::{Backoff, Client, Phase, Session};
+use super::proto::ops::{self, Claim, Create, Op};
+use super::proto::reply::NfsError;
+use super::proto::status::Status;
+use super::session::establish::{self, ChannelAttrs};
+use super::state::OpenState;
+
+impl Client {
+    /// Starts recovery of the session with this generation, if it is still the
+    /// current one.
+    pub(super) fn recover(self: &Arc<Self>, generation: u64) {
+        let mut lost = None;
+        self.phase.send_if_modified(|phase| match phase {
+            Phase::Up(session) if session.generation == generation => {
+                lost = Some(Arc::clone(session));
+                *phase = Phase::Recovering;
+                true
+            }
+            _ => false,
+        });
+        if let Some(session) = lost {
+            tracing::info!("the session is lost, recovering");
+            self.metrics.recoveries.inc();
+            tokio::spawn(recover(Arc::clone(self), session));
+        }
+    }
+}
+
+async fn recover(client: Arc<Client>, lost: Arc<Session>) {
+    let mut backoff = Backoff::new();
+    let session = loop {
+        if matches!(&*client.phase.borrow(), Phase::Down) {
+            return;
+        }
+        match rebuild(&client, lost.generation + 1).await {
+            Ok(session) => break session,
+            Err(error) => {
+                tracing::warn!("recovery: {error}; trying again");
+                client.metrics.set_last_error(format!("recovery: {error}"));
+                backoff.pause().await;
+            }
+        }
+    };
+    tracing::info!("the session is back");
+    client.phase.send_if_modified(|phase| {
+        // A shutdown in the meantime stands.
+        let recovering = matches!(phase, Phase::Recovering);
+        if recovering {
+            *phase = Phase::Up(session);
+        }
+        recovering
+    });
+    // Whoever stood in line for a slot of the old session comes to the new.
+    lost.end();
+}
+
+/// A new session, and if need be a new client id with all its state.
+async fn rebuild(client: &Arc<Client>, generation: u64) -> Result<Arc<Session>, NfsError> {
+    let identity = &client.config.identity;
+    let wanted = ChannelAttrs::wanted(client.config.slots);
+    let known = client.client_id.lock().clone();
+    let mut id = known.clone();
+    let created = establish::create_session(&client.channel, identity, &mut id, wanted).await;
+    let (new, is_new_client) = match created {
+        Ok(new) => (new, false),
+        Err(NfsError::Status(Op::CreateSession, Status::DELAY)) => {
+            // The same sequence again, as if it had not been sent.
+            return Err(NfsError::Status(Op::CreateSession, Status::DELAY));
+        }
+        Err(NfsError::Status(Op::CreateSession, _)) => {
+            id = establish::exchange_id(&client.channel, identity).await?;
+            let new = establish::create_session(&client.channel, identity, &mut id, wanted).await?;
+            (new, id.id != known.id)
+        }
+        Err(error) => return Err(error),
+    };
+    *client.client_id.lock() = id;
+    let session = Arc::new(Session::new(&new, generation));
+    if is_new_client {
+        let opens = client.opens.live();
+        tracing::info!(opens = opens.len(), "the server forgot us, reclaiming");
+        for open in opens {
+            reclaim(client, &session, &open).await?;
+        }
+        client.reclaim_complete(&session).await?;
+    }
+    Ok(session)
+}
+
+/// Brings one open back: as it was before a restart of the server, or anew if
+/// the server says that there is nothing to reclaim.
+async fn reclaim(
+    client: &Arc<Client>,
+    session: &Arc<Session>,
+    open: &Arc<OpenState>,
+) -> Result<(), NfsError> {
+    for claim in [Claim::Previous, Claim::Handle] {
+        let mut reply = client
+            .call_on(session, &open.cred, |c| {
+                c.put(&open.handle).once().open(
+                    (client.client_id.lock().id, &open.owner.to_be_bytes()),
+                    open.access(),
+                    &Create::No,
+                    claim,
+                );
+            })
+            .await?;
+        let result = reply.ok(Op::PutFh).map(|_| ());
+        match result.and_then(|()| reply.open()) {
+            Ok(opened) => {
+                open.renewed(opened.stateid);
+                return Ok(());
+            }
+            Err(NfsError::Status(Op::Open, status))
+                if matches!(claim, Claim::Previous)
+                    && matches!(
+                        status,
+                        Status::NO_GRACE
+                            | Status::RECLAIM_BAD
+                            | Status::RECLAIM_CONFLICT
+                            | Status::NOTSUPP
+                            | Status::BAD_STATEID
+                    ) => {}
+            Err(NfsError::Status(Op::Sequence, status)) => {
+                return Err(NfsError::Status(Op::Sequence, status));
+            }
+            Err(error) => {
+                tracing::warn!("an open file is lost: {error}");
+                open.lose();
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Client {
+    /// An operation on `open` failed because the server does not know its
+    /// state (any more). `token` came with the stateid that was used. Returns
+    /// whether to try again with a fresh stateid.
+    pub(super) async fn renew_state(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        token: u32,
+        status: Status,
+    ) -> Result<(), NfsError> {
+        if open.is_lost() {
+            return Err(NfsError::StateLost);
+        }
+        if open.renewed_since(token) {
+            return Ok(());
+        }
+        if status == Status::STALE_STATEID {
+            // The server restarted under a session that it kept.
+            let session = self.session().await?;
+            self.recover(session.generation);
+            return Ok(());
+        }
+        tracing::warn!("the server dropped the state of an open file ({status}), opening it again");
+        let session = self.session().await?;
+        let mut reply = self
+            .call_on(&session, &open.cred, |c| {
+                c.put(&open.handle).once().open(
+                    (self.client_id.lock().id, &open.owner.to_be_bytes()),
+                    open.access().max(ops::ACCESS_READ),
+                    &Create::No,
+                    Claim::Handle,
+                );
+            })
+            .await?;
+        let put = reply.ok(Op::PutFh).map(|_| ());
+        match put.and_then(|()| reply.open()) {
+            Ok(opened) => {
+                open.renewed(opened.stateid);
+                Ok(())
+            }
+            Err(error) => {
+                open.lose();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Statuses that say that a stateid is of no more use.
+pub(super) fn state_is_gone(status: Status) -> bool {
+    matches!(
+        status,
+        Status::BAD_STATEID
+            | Status::STALE_STATEID
+            | Status::OLD_STATEID
+            | Status::EXPIRED
+            | Status::ADMIN_REVOKED
+            | Status::DELEG_REVOKED
+    )
+}

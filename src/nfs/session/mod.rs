@@ -1,0 +1,5 @@
+//! Sessions (RFC 8881 §2.10): how a client id and a session are made, and the
+//! slot table that gives every request exactly-once effect.
+
+pub mod establish;
+pub mod slots;

@@ -1,0 +1,224 @@
+//! What the server keeps for us: opens (RFC 8881 §9).
+//!
+//! An open is kept per file and identity: whoever opens the same file as the
+//! same user shares it. Its open owner is used for nothing else and never
+//! again, so an OPEN can never meet the CLOSE of an earlier open of the same
+//! owner, which is the race that other clients (and servers) got wrong.
+//!
+//! The stateid changes with every OPEN that is merged in; replies may come in
+//! any order, so only a newer seqid replaces an older one, and access bits are
+//! only ever added. I/O names the state with seqid 0 ("the newest").
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::proto::types::{FileHandle, StateId};
+use crate::rpc::auth::Credential;
+
+/// One open of one file by one identity.
+#[derive(Debug)]
+pub struct OpenState {
+    /// The file.
+    pub handle: FileHandle,
+    /// Who opened it; I/O is done in this name.
+    pub cred: Arc<Credential>,
+    /// The open owner, unique to this open.
+    pub(super) owner: u64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Inner {
+    stateid: Option<StateId>,
+    access: u32,
+    /// Moves whenever recovery replaced the stateid.
+    renewals: u32,
+    lost: bool,
+}
+
+impl OpenState {
+    /// The stateid for READ and WRITE, and a token for
+    /// [`OpenState::renewed_since`].
+    pub(super) fn for_io(&self) -> (StateId, u32) {
+        let inner = self.inner.lock();
+        let stateid = inner.stateid.map_or(StateId::ANONYMOUS, StateId::newest);
+        (stateid, inner.renewals)
+    }
+
+    /// The exact stateid, for CLOSE.
+    pub(super) fn exact(&self) -> Option<StateId> {
+        self.inner.lock().stateid
+    }
+
+    /// What the open allows (OPEN4_SHARE_ACCESS_*).
+    pub fn access(&self) -> u32 {
+        self.inner.lock().access
+    }
+
+    /// Another task has replaced the stateid since `token` was given out.
+    pub(super) fn renewed_since(&self, token: u32) -> bool {
+        self.inner.lock().renewals != token
+    }
+
+    /// The file cannot be opened again; its handles are dead.
+    pub(super) fn is_lost(&self) -> bool {
+        self.inner.lock().lost
+    }
+
+    /// Takes in the result of an OPEN.
+    pub(super) fn opened(&self, stateid: StateId, access: u32) {
+        let mut inner = self.inner.lock();
+        match inner.stateid {
+            Some(known) if known.other == stateid.other && !stateid.is_newer_than(known) => {}
+            _ => inner.stateid = Some(stateid),
+        }
+        inner.access |= access;
+    }
+
+    /// Takes in the result of an OPEN by recovery, which replaces what was.
+    pub(super) fn renewed(&self, stateid: StateId) {
+        let mut inner = self.inner.lock();
+        inner.stateid = Some(stateid);
+        inner.renewals = inner.renewals.wrapping_add(1);
+        inner.lost = false;
+    }
+
+    /// Marks the open as lost.
+    pub(super) fn lose(&self) {
+        let mut inner = self.inner.lock();
+        inner.lost = true;
+        inner.renewals = inner.renewals.wrapping_add(1);
+    }
+}
+
+/// All opens of a client, for recovery to find them.
+#[derive(Debug, Default)]
+pub struct OpenTable {
+    next_owner: AtomicU64,
+    opens: Mutex<HashMap<u64, Weak<OpenState>>>,
+}
+
+impl OpenTable {
+    /// A new open, with no state at the server yet.
+    pub fn prepare(&self, handle: FileHandle, cred: Arc<Credential>) -> Arc<OpenState> {
+        let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
+        let open = Arc::new(OpenState {
+            handle,
+            cred,
+            owner,
+            inner: Mutex::new(Inner {
+                stateid: None,
+                access: 0,
+                renewals: 0,
+                lost: false,
+            }),
+        });
+        self.opens.lock().insert(owner, Arc::downgrade(&open));
+        open
+    }
+
+    /// An owner for an OPEN whose file is not known yet.
+    pub(super) fn next_owner(&self) -> u64 {
+        self.next_owner.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A new open that the server has confirmed already.
+    pub(super) fn adopt(
+        &self,
+        handle: FileHandle,
+        cred: Arc<Credential>,
+        owner: u64,
+        stateid: StateId,
+        access: u32,
+    ) -> Arc<OpenState> {
+        let open = Arc::new(OpenState {
+            handle,
+            cred,
+            owner,
+            inner: Mutex::new(Inner {
+                stateid: Some(stateid),
+                access,
+                renewals: 0,
+                lost: false,
+            }),
+        });
+        self.opens.lock().insert(owner, Arc::downgrade(&open));
+        open
+    }
+
+    /// The open is closed; recovery need not think of it any more.
+    pub(super) fn forget(&self, open: &OpenState) {
+        self.opens.lock().remove(&open.owner);
+    }
+
+    /// Every open that has state at the server.
+    pub(super) fn live(&self) -> Vec<Arc<OpenState>> {
+        let mut opens = self.opens.lock();
+        opens.retain(|_, open| open.strong_count() > 0);
+        opens
+            .values()
+            .filter_map(Weak::upgrade)
+            .filter(|open| open.exact().is_some() && !open.is_lost())
+            .collect()
+    }
+
+    /// Number of opens.
+    pub fn len(&self) -> usize {
+        self.opens.lock().len()
+    }
+
+    /// Nothing is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xdr::{Decoder, Encoder};
+
+    fn handle() -> FileHandle {
+        let mut enc = Encoder::default();
+        enc.opaque(b"fh");
+        FileHandle::decode(&mut Decoder::new(enc.into_vec().into())).unwrap()
+    }
+
+    fn id(seqid: u32, tag: u8) -> StateId {
+        StateId {
+            seqid,
+            other: [tag; 12],
+        }
+    }
+
+    #[test]
+    fn a_late_reply_does_not_bring_an_older_seqid_back_but_adds_its_access() {
+        let table = OpenTable::default();
+        let open = table.prepare(handle(), Credential::machine());
+        open.opened(id(2, 1), 2);
+        open.opened(id(1, 1), 1);
+        assert_eq!(open.exact(), Some(id(2, 1)));
+        assert_eq!(open.access(), 3);
+        assert_eq!(open.for_io().0, id(0, 1));
+    }
+
+    #[test]
+    fn recovery_sees_what_is_open_and_nothing_else() {
+        let table = OpenTable::default();
+        let open = table.prepare(handle(), Credential::machine());
+        assert!(table.live().is_empty(), "no state at the server yet");
+        open.opened(id(1, 1), 1);
+        assert_eq!(table.live().len(), 1);
+        let token = open.for_io().1;
+        open.renewed(id(1, 9));
+        assert!(open.renewed_since(token));
+        assert_eq!(open.exact(), Some(id(1, 9)));
+        open.lose();
+        assert!(table.live().is_empty());
+        table.forget(&open);
+        assert!(table.is_empty());
+    }
+}
