@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(
             bytes,
             [
-                &[0x80, 0, 0, 76][..],
+                &[0x80, 0, 0, 72][..],
                 &[1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 2], // xid, CALL, version 2
                 &[0, 1, 0x86, 0xa3, 0, 0, 0, 4, 0, 0, 0, 0], // 100003, 4, NULL
                 &[0, 0, 0, 1, 0, 0, 0, 24, 0, 0, 0, 0], // AUTH_SYS, stamp
@@ -150,7 +150,7 @@ mod tests {
             ]
             .concat()
         );
-        assert_eq!(bytes.len(), 80);
+        assert_eq!(bytes.len(), 76);
     }
 
     fn reply(words: &[u32]) -> Result<Incoming, DecodeError> {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::client::Client;
-use super::super::proto::attrs::Attributes;
+use super::super::proto::attrs::{Attributes, CHANGE_ONLY};
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, ReadResult, WriteResult};
 use super::super::proto::types::{Stable, Verifier};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
+use super::names::{Moved, change_before};
 use super::objects::STATE_RETRIES;
 
 /// What a WRITE came to.
@@ -19,8 +20,8 @@ use super::objects::STATE_RETRIES;
 pub struct Written {
     /// What the server wrote; perhaps less than was sent.
     pub result: WriteResult,
-    /// The file after it, if it could be had.
-    pub attrs: Option<Attributes>,
+    /// How the file moved.
+    pub moved: Moved,
 }
 
 impl Client {
@@ -75,18 +76,22 @@ impl Client {
             let mut reply = self
                 .call(&open.cred, Class::Bulk, |c| {
                     c.put(&open.handle)
+                        .get_attrs(CHANGE_ONLY)
                         .write(stateid, offset, stable, data)
                         .then()
                         .get_attrs(self.object());
                 })
                 .await?;
-            reply.ok(Op::PutFh)?;
+            let before = change_before(&mut reply)?;
             match reply.written() {
                 Ok(result) => {
                     self.metrics.bytes_written(result.count.into());
                     return Ok(Written {
                         result,
-                        attrs: reply.attrs().ok(),
+                        moved: Moved {
+                            before,
+                            after: reply.attrs().ok(),
+                        },
                     });
                 }
                 Err(NfsError::Status(_, status)) if state_is_gone(status) => {

@@ -18,6 +18,6 @@ mod opens;
 mod root;
 
 pub use data::Written;
-pub use names::{Found, Made, Removed, Renamed};
+pub use names::{Found, Made, Moved};
 pub use opens::{HowToOpen, OpenedFile};
 pub use root::FileSystem;

@@ -7,7 +7,7 @@ use super::super::proto::attrs::{self, Attributes, NewAttributes};
 use super::super::proto::ops::{Make, Op};
 use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::status::Status;
-use super::super::proto::types::{ChangeInfo, FileHandle, FileType};
+use super::super::proto::types::{FileHandle, FileType};
 use super::super::session::slots::Class;
 use crate::rpc::auth::Credential;
 
@@ -20,6 +20,20 @@ pub struct Found {
     pub dir_change: u64,
 }
 
+/// How an object moved when we changed it: its change attribute taken just
+/// before, in the same compound, and its attributes just after. If nobody else
+/// was seen to have changed it up to `before`, what is known of it stays true.
+///
+/// change_info4 says the same of directories, but no server we know calls it
+/// atomic, and WRITE and SETATTR have none.
+#[derive(Clone, Debug, Default)]
+pub struct Moved {
+    /// The change attribute before; `None` if not known.
+    pub before: Option<u64>,
+    /// The attributes after; `None` if they could not be had.
+    pub after: Option<Attributes>,
+}
+
 /// An object that was made.
 #[derive(Clone, Debug)]
 pub struct Made {
@@ -27,28 +41,8 @@ pub struct Made {
     pub handle: FileHandle,
     /// Its attributes.
     pub attrs: Attributes,
-    /// The directory after it, if it could be had.
-    pub dir: Option<Attributes>,
     /// How the directory moved.
-    pub change: Option<ChangeInfo>,
-}
-
-/// A name that was removed.
-#[derive(Clone, Debug)]
-pub struct Removed {
-    /// The directory after it, if it could be had.
-    pub dir: Option<Attributes>,
-    /// How the directory moved.
-    pub change: Option<ChangeInfo>,
-}
-
-/// A name that was moved.
-#[derive(Clone, Debug)]
-pub struct Renamed {
-    /// The directory it left, if it could be had.
-    pub from: Option<Attributes>,
-    /// The directory it came to, if it could be had.
-    pub to: Option<Attributes>,
+    pub dir: Moved,
 }
 
 impl Client {
@@ -91,6 +85,7 @@ impl Client {
             .call(cred, Class::Metadata, |c| {
                 c.once()
                     .put(dir)
+                    .get_attrs(attrs::CHANGE_ONLY)
                     .save()
                     .create(make, name, new)
                     .get_handle()
@@ -100,13 +95,16 @@ impl Client {
                     .get_attrs(self.object());
             })
             .await?;
-        reply.skip(&[Op::PutFh, Op::SaveFh])?;
+        let before = change_before(&mut reply)?;
+        reply.ok(Op::SaveFh)?;
         match reply.created() {
-            Ok(change) => Ok(Made {
+            Ok(_) => Ok(Made {
                 handle: reply.handle()?,
                 attrs: reply.attrs()?,
-                dir: dir_after(&mut reply),
-                change: Some(change),
+                dir: Moved {
+                    before,
+                    after: saved_after(&mut reply),
+                },
             }),
             Err(NfsError::Status(op, Status::EXIST)) if reply.redone() => {
                 // Ours, if it is what we were making.
@@ -115,8 +113,7 @@ impl Client {
                     Some((handle, attrs)) if attrs.kind == Some(kind_of(make)) => Ok(Made {
                         handle,
                         attrs,
-                        dir: None,
-                        change: None,
+                        dir: Moved::default(),
                     }),
                     _ => Err(NfsError::Status(op, Status::EXIST)),
                 }
@@ -131,45 +128,46 @@ impl Client {
         cred: &Credential,
         dir: &FileHandle,
         name: &[u8],
-    ) -> Result<Removed, NfsError> {
+    ) -> Result<Moved, NfsError> {
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
                 c.once()
                     .put(dir)
+                    .get_attrs(attrs::CHANGE_ONLY)
                     .remove(name)
                     .then()
                     .get_attrs(self.object());
             })
             .await?;
-        reply.ok(Op::PutFh)?;
+        let before = change_before(&mut reply)?;
         match reply.change(Op::Remove) {
-            Ok(change) => Ok(Removed {
-                change: Some(change),
-                dir: reply.attrs().ok(),
+            Ok(_) => Ok(Moved {
+                before,
+                after: reply.attrs().ok(),
             }),
-            Err(NfsError::Status(_, Status::NOENT)) if reply.redone() => Ok(Removed {
-                change: None,
-                dir: None,
-            }),
+            Err(NfsError::Status(_, Status::NOENT)) if reply.redone() => Ok(Moved::default()),
             Err(error) => Err(error),
         }
     }
 
     /// RENAME, over whatever has the new name. `moved` is the object, if the
-    /// caller knows it, for the redo rule: two requests then.
+    /// caller knows it, for the redo rule: two requests then. Returns how both
+    /// directories moved, the one it left first.
     pub async fn rename(
         self: &Arc<Self>,
         cred: &Credential,
         from: (&FileHandle, &[u8]),
         to: (&FileHandle, &[u8]),
         moved: Option<&FileHandle>,
-    ) -> Result<Renamed, NfsError> {
+    ) -> Result<(Moved, Moved), NfsError> {
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
                 c.once()
                     .put(from.0)
+                    .get_attrs(attrs::CHANGE_ONLY)
                     .save()
                     .put(to.0)
+                    .get_attrs(attrs::CHANGE_ONLY)
                     .rename(from.1, to.1)
                     .then()
                     .get_attrs(self.object())
@@ -177,22 +175,24 @@ impl Client {
                     .get_attrs(self.object());
             })
             .await?;
-        reply.skip(&[Op::PutFh, Op::SaveFh, Op::PutFh])?;
+        let from_before = change_before(&mut reply)?;
+        reply.ok(Op::SaveFh)?;
+        let to_before = change_before(&mut reply)?;
         match reply.renamed() {
             Ok(_) => {
-                let to = reply.attrs().ok();
-                Ok(Renamed {
-                    from: dir_after(&mut reply),
-                    to,
-                })
+                let to_after = reply.attrs().ok();
+                let moved = |before, after| Moved { before, after };
+                Ok((
+                    moved(from_before, saved_after(&mut reply)),
+                    moved(to_before, to_after),
+                ))
             }
             Err(NfsError::Status(op, Status::NOENT)) if reply.redone() => {
                 let found = self.lookup(cred, to.0, to.1).await?;
                 match (found.object, moved) {
-                    (Some((handle, _)), Some(moved)) if handle == *moved => Ok(Renamed {
-                        from: None,
-                        to: None,
-                    }),
+                    (Some((handle, _)), Some(moved)) if handle == *moved => {
+                        Ok((Moved::default(), Moved::default()))
+                    }
                     _ => Err(NfsError::Status(op, Status::NOENT)),
                 }
             }
@@ -201,20 +201,21 @@ impl Client {
     }
 
     /// LINK: one more name for an object. Returns its attributes after it, and
-    /// those of the directory.
+    /// how the directory moved.
     pub async fn link(
         self: &Arc<Self>,
         cred: &Credential,
         object: &FileHandle,
         dir: &FileHandle,
         name: &[u8],
-    ) -> Result<(Attributes, Option<Attributes>), NfsError> {
+    ) -> Result<(Attributes, Moved), NfsError> {
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
                 c.once()
                     .put(object)
                     .save()
                     .put(dir)
+                    .get_attrs(attrs::CHANGE_ONLY)
                     .link(name)
                     .then()
                     .get_attrs(self.object())
@@ -222,19 +223,23 @@ impl Client {
                     .get_attrs(self.object());
             })
             .await?;
-        reply.skip(&[Op::PutFh, Op::SaveFh, Op::PutFh])?;
+        reply.skip(&[Op::PutFh, Op::SaveFh])?;
+        let before = change_before(&mut reply)?;
         match reply.change(Op::Link) {
             Ok(_) => {}
             Err(NfsError::Status(op, Status::EXIST)) if reply.redone() => {
                 let found = self.lookup(cred, dir, name).await?;
                 return match found.object {
-                    Some((handle, attrs)) if handle == *object => Ok((attrs, None)),
+                    Some((handle, attrs)) if handle == *object => Ok((attrs, Moved::default())),
                     _ => Err(NfsError::Status(op, Status::EXIST)),
                 };
             }
             Err(error) => return Err(error),
         }
-        let dir = reply.attrs().ok();
+        let dir = Moved {
+            before,
+            after: reply.attrs().ok(),
+        };
         let attrs = reply
             .ok(Op::RestoreFh)
             .map(|_| ())
@@ -246,8 +251,14 @@ impl Client {
     }
 }
 
-/// The attributes of the saved directory, at the end of a compound.
-pub(super) fn dir_after(reply: &mut Reply) -> Option<Attributes> {
+/// PUTFH, and the change attribute of what was put.
+pub(super) fn change_before(reply: &mut Reply) -> Result<Option<u64>, NfsError> {
+    reply.ok(Op::PutFh)?;
+    Ok(Some(reply.attrs()?.change))
+}
+
+/// The attributes of the saved object, at the end of a compound.
+pub(super) fn saved_after(reply: &mut Reply) -> Option<Attributes> {
     reply.ok(Op::RestoreFh).ok()?;
     reply.attrs().ok()
 }

@@ -12,6 +12,7 @@ use super::super::proto::types::{FileHandle, StateId};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
+use super::names::{Moved, change_before};
 use crate::rpc::auth::Credential;
 
 impl Client {
@@ -31,29 +32,35 @@ impl Client {
     }
 
     /// SETATTR. A new size is set under `open`, if the caller has the file
-    /// open for writing; else under the anonymous stateid. Returns the new
-    /// attributes, if they could be had.
+    /// open for writing; else under the anonymous stateid. Returns how the
+    /// object moved.
     pub async fn set_attrs(
         self: &Arc<Self>,
         cred: &Credential,
         handle: &FileHandle,
         open: Option<&Arc<OpenState>>,
         new: &NewAttributes,
-    ) -> Result<Option<Attributes>, NfsError> {
+    ) -> Result<Moved, NfsError> {
         for _ in 0..STATE_RETRIES {
             let (stateid, token) = open.map_or((StateId::ANONYMOUS, 0), |open| open.for_io());
             let mut reply = self
                 .call(cred, Class::Metadata, |c| {
                     c.once()
                         .put(handle)
+                        .get_attrs(attrs::CHANGE_ONLY)
                         .set_attrs(stateid, new)
                         .then()
                         .get_attrs(self.object());
                 })
                 .await?;
-            reply.ok(Op::PutFh)?;
+            let before = change_before(&mut reply)?;
             match reply.attrs_set() {
-                Ok(()) => return Ok(reply.attrs().ok()),
+                Ok(()) => {
+                    return Ok(Moved {
+                        before,
+                        after: reply.attrs().ok(),
+                    });
+                }
                 Err(NfsError::Status(op, status)) if state_is_gone(status) => match open {
                     Some(open) => self.renew_state(open, token, status).await?,
                     None => return Err(NfsError::Status(op, status)),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::super::client::Client;
-use super::super::proto::attrs::{AttrSet, Attributes, NewAttributes, NewTime, number as n};
+use super::super::proto::attrs::{
+    AttrSet, Attributes, CHANGE_ONLY, NewAttributes, NewTime, number as n,
+};
 use super::super::proto::compound::Compound;
 use super::super::proto::ops::{Claim, Create, Op, PRESERVE_UNLINKED};
 use super::super::proto::reply::NfsError;
@@ -11,7 +13,7 @@ use super::super::proto::status::Status;
 use super::super::proto::types::{FileHandle, StateId};
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
-use super::names::dir_after;
+use super::names::{Moved, change_before, saved_after};
 use crate::rpc::auth::Credential;
 
 /// How `create` treats a name that exists.
@@ -32,8 +34,8 @@ pub struct OpenedFile {
     pub open: Arc<OpenState>,
     /// The file's attributes.
     pub attrs: Attributes,
-    /// The directory after it, if it could be had.
-    pub dir: Option<Attributes>,
+    /// How the directory moved.
+    pub dir: Moved,
     /// The server promises to keep the file's data until the last CLOSE even
     /// if its name is removed.
     pub preserves_unlinked: bool,
@@ -75,10 +77,10 @@ impl Client {
                 Ok(()) => {}
                 // A server without the current stateid (RFC 8881 §16.2.3.1.2).
                 Err(NfsError::Status(_, Status::BAD_STATEID)) => {
-                    let attrs = self
+                    let moved = self
                         .set_attrs(&open.cred, &open.handle, Some(open), &empty)
                         .await?;
-                    if let Some(attrs) = attrs {
+                    if let Some(attrs) = moved.after {
                         return Ok((attrs, preserves));
                     }
                 }
@@ -121,6 +123,7 @@ impl Client {
                 };
                 c.once()
                     .put(dir)
+                    .get_attrs(CHANGE_ONLY)
                     .save()
                     .open(
                         self.open_owner(&owner_bytes),
@@ -138,7 +141,8 @@ impl Client {
                     .get_attrs(self.object());
             })
             .await?;
-        reply.skip(&[Op::PutFh, Op::SaveFh])?;
+        let before = change_before(&mut reply)?;
+        reply.ok(Op::SaveFh)?;
         let opened = reply.open()?;
         let handle = reply.handle()?;
         let open = self
@@ -152,10 +156,12 @@ impl Client {
                 self.set_attrs(cred, &open.handle, None, &plan.afterwards)
                     .await?;
             }
-            match reply.attrs() {
-                Ok(attrs) => Ok((attrs, dir_after(&mut reply))),
-                Err(_) => Ok((self.get_attrs(cred, &open.handle).await?, None)),
-            }
+            let attrs = match reply.attrs() {
+                Ok(attrs) => attrs,
+                Err(_) => self.get_attrs(cred, &open.handle).await?,
+            };
+            let after = saved_after(&mut reply);
+            Ok::<_, NfsError>((attrs, Moved { before, after }))
         };
         match finish.await {
             Ok((attrs, dir)) => Ok(OpenedFile {
