@@ -213,3 +213,27 @@ pub struct WriteFlags {
     /// The data come from the page cache (mmap write-back), not from write(2).
     pub from_cache: bool,
 }
+
+/// A byte range of a file lock, as `fcntl(2)` hands it over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockRange {
+    /// First byte.
+    pub start: u64,
+    /// Last byte, inclusive; `i64::MAX` is the end of any file.
+    pub end: u64,
+    /// `F_RDLCK`, `F_WRLCK` or `F_UNLCK`.
+    pub typ: i32,
+    /// The holder's process, 0 if it is not of this host.
+    pub pid: u32,
+}
+
+/// What the vfs tells the kernel about its caches. Calls return at once; the
+/// kernel is told by a thread of its own, since it may wait for locks that the
+/// current request holds.
+pub trait KernelCache: Send + Sync {
+    /// The pages and attributes of the inode are old.
+    fn inval_inode(&self, ino: Ino);
+
+    /// The name may lead elsewhere now.
+    fn inval_entry(&self, parent: Ino, name: &[u8]);
+}

@@ -1,0 +1,352 @@
+//! The attributes of one inode, and how long they may be believed: a plain
+//! state machine under the inode's lock.
+//!
+//! Replies overtake each other, so what a reply says is judged by when its
+//! request was *sent*:
+//! - Older than what is known already (its request left before the one that
+//!   brought it): dropped.
+//! - Sent before a change of ours was answered: it may be from before that
+//!   change, and is dropped, so that a host always sees its own changes.
+//!
+//! The change attribute says whether an object moved, and only equality means
+//! anything. Each change of ours brings a pair (before, after); if `before` is a
+//! value we can explain, nobody else has been at it, and `after` is explained
+//! too. What was cached of the object (pages of a file, names of a directory)
+//! is good as long as its change attribute is an explained one.
+
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::types::{FileKind, Ino, Stat, Timestamp};
+use crate::nfs::calls::Moved;
+use crate::nfs::proto::attrs::Attributes;
+use crate::nfs::proto::types::{FileType, NfsTime};
+
+/// How long attributes are believed, as nfs(5) names it.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// Files: at least.
+    pub reg_min: Duration,
+    /// Files: at most.
+    pub reg_max: Duration,
+    /// Directories: at least.
+    pub dir_min: Duration,
+    /// Directories: at most.
+    pub dir_max: Duration,
+}
+
+impl Timeouts {
+    fn range(&self, kind: FileKind) -> (Duration, Duration) {
+        if kind == FileKind::Directory {
+            (self.dir_min, self.dir_max.max(self.dir_min))
+        } else {
+            (self.reg_min, self.reg_max.max(self.reg_min))
+        }
+    }
+}
+
+/// So many values of the change attribute are remembered as explained.
+const EXPLAINED: usize = 8;
+
+/// What is known of an inode.
+#[derive(Debug)]
+pub struct AttrState {
+    stat: Stat,
+    /// The change attribute of `stat`.
+    change: u64,
+    /// When the request left that brought `stat`.
+    sent: Instant,
+    /// When our last change was answered.
+    changed: Instant,
+    /// Believed for so long after `sent`; grows while nothing changes.
+    timeout: Duration,
+    /// To be asked for again before it is believed.
+    expired: bool,
+    /// Values of the change attribute that what is cached belongs to.
+    explained: SmallVec<[u64; EXPLAINED]>,
+}
+
+/// What taking in a reply came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing that was cached is old.
+    Same,
+    /// Somebody else changed the object: what was cached of it is old.
+    Foreign,
+}
+
+impl AttrState {
+    /// From a first reply.
+    pub fn new(ino: Ino, attrs: &Attributes, sent: Instant, timeouts: &Timeouts) -> Self {
+        let stat = to_stat(ino, attrs);
+        let (min, _) = timeouts.range(stat.kind);
+        Self {
+            stat,
+            change: attrs.change,
+            sent,
+            changed: sent,
+            timeout: min,
+            expired: false,
+            explained: SmallVec::from_elem(attrs.change, 1),
+        }
+    }
+
+    /// The attributes, and whatever their age.
+    pub fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
+    /// The change attribute.
+    pub fn change(&self) -> u64 {
+        self.change
+    }
+
+    /// How long the attributes may still be believed; zero: ask again.
+    pub fn ttl(&self, now: Instant) -> Duration {
+        if self.expired {
+            return Duration::ZERO;
+        }
+        (self.sent + self.timeout).saturating_duration_since(now)
+    }
+
+    /// The attributes are to be asked for again.
+    pub fn expire(&mut self) {
+        self.expired = true;
+    }
+
+    /// Takes in what a request sent at `sent` learned.
+    pub fn learn(&mut self, attrs: &Attributes, sent: Instant, timeouts: &Timeouts) -> Seen {
+        if sent < self.sent || sent < self.changed {
+            return Seen::Same;
+        }
+        let (min, max) = timeouts.range(self.stat.kind);
+        self.timeout = if attrs.change == self.change {
+            // Undisturbed: believe it longer, the longer it stays so.
+            (self.timeout * 2).clamp(min, max)
+        } else {
+            min
+        };
+        self.take(attrs, sent);
+        if self.explained.contains(&attrs.change) {
+            return Seen::Same;
+        }
+        self.explain_only(attrs.change);
+        Seen::Foreign
+    }
+
+    /// Takes in what our own change came to, answered at `now`.
+    pub fn moved(
+        &mut self,
+        moved: &Moved,
+        sent: Instant,
+        now: Instant,
+        timeouts: &Timeouts,
+    ) -> Seen {
+        let raced = sent < self.changed || sent < self.sent;
+        self.changed = now;
+        let Some(after) = &moved.after else {
+            self.expired = true;
+            return Seen::Same;
+        };
+        let explained = moved
+            .before
+            .is_some_and(|before| self.explained.contains(&before));
+        if explained && !self.explained.contains(&after.change) {
+            if self.explained.len() == EXPLAINED {
+                self.explained.remove(0);
+            }
+            self.explained.push(after.change);
+        }
+        if raced {
+            // Which of two changes that were on their way together is the
+            // later one cannot be told from here. A file only grows by them.
+            let size = self.stat.size.max(after.size);
+            if (after.mtime, after.ctime) >= (ntime(self.stat.mtime), ntime(self.stat.ctime)) {
+                self.take(after, self.sent.max(sent));
+            }
+            self.stat.size = size;
+            self.expired = true;
+            return Seen::Same;
+        }
+        self.timeout = timeouts.range(self.stat.kind).0;
+        self.take(after, sent);
+        if explained {
+            Seen::Same
+        } else {
+            self.explain_only(after.change);
+            Seen::Foreign
+        }
+    }
+
+    /// We have written up to `end`, and the server will have it.
+    pub fn grow(&mut self, end: u64) {
+        self.stat.size = self.stat.size.max(end);
+    }
+
+    /// A name of the object is gone (or kept out of sight).
+    pub fn unlinked(&mut self) {
+        self.stat.nlink = self.stat.nlink.saturating_sub(1);
+    }
+
+    fn explain_only(&mut self, change: u64) {
+        self.explained.clear();
+        self.explained.push(change);
+    }
+
+    fn take(&mut self, attrs: &Attributes, sent: Instant) {
+        let kind = self.stat.kind;
+        self.stat = to_stat(self.stat.ino, attrs);
+        if attrs.kind.is_none() {
+            self.stat.kind = kind;
+        }
+        self.change = attrs.change;
+        self.sent = sent;
+        self.expired = false;
+    }
+}
+
+fn ntime(time: Timestamp) -> NfsTime {
+    NfsTime {
+        sec: time.sec,
+        nsec: time.nsec,
+    }
+}
+
+fn timestamp(time: NfsTime) -> Timestamp {
+    Timestamp {
+        sec: time.sec,
+        nsec: time.nsec,
+    }
+}
+
+/// The kind of an object.
+pub fn kind_of(kind: Option<FileType>) -> FileKind {
+    match kind {
+        Some(FileType::Directory) => FileKind::Directory,
+        Some(FileType::Block) => FileKind::BlockDevice,
+        Some(FileType::Char) => FileKind::CharDevice,
+        Some(FileType::Symlink) => FileKind::Symlink,
+        Some(FileType::Socket) => FileKind::Socket,
+        Some(FileType::Fifo) => FileKind::Fifo,
+        Some(FileType::Regular) | None => FileKind::Regular,
+    }
+}
+
+fn to_stat(ino: Ino, attrs: &Attributes) -> Stat {
+    let (major, minor) = attrs.rdev;
+    let kind = kind_of(attrs.kind);
+    let rdev = match kind {
+        FileKind::BlockDevice | FileKind::CharDevice => {
+            // The kernel's 32-bit encoding of the FUSE protocol.
+            (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+        }
+        _ => 0,
+    };
+    Stat {
+        ino,
+        kind,
+        perm: (attrs.mode & 0o7777) as u16,
+        nlink: attrs.nlink,
+        uid: attrs.uid,
+        gid: attrs.gid,
+        rdev,
+        size: attrs.size,
+        blocks: attrs.space_used.div_ceil(512),
+        // What one READ or WRITE carries best.
+        blksize: 1 << 20,
+        atime: timestamp(attrs.atime),
+        mtime: timestamp(attrs.mtime),
+        ctime: timestamp(attrs.ctime),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        reg_min: Duration::from_secs(3),
+        reg_max: Duration::from_secs(60),
+        dir_min: Duration::from_secs(30),
+        dir_max: Duration::from_secs(60),
+    };
+
+    fn attrs(change: u64, size: u64) -> Attributes {
+        Attributes {
+            kind: Some(FileType::Regular),
+            change,
+            size,
+            ..Attributes::default()
+        }
+    }
+
+    fn state(now: Instant) -> AttrState {
+        AttrState::new(7, &attrs(1, 100), now, &TIMEOUTS)
+    }
+
+    fn own(before: u64, after: Attributes) -> Moved {
+        Moved {
+            before: Some(before),
+            after: Some(after),
+        }
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn attributes_are_believed_longer_the_longer_they_stay_the_same() {
+        let t0 = Instant::now();
+        let mut state = state(t0);
+        assert_eq!(state.ttl(t0), Duration::from_secs(3));
+        assert_eq!(state.ttl(t0 + Duration::from_secs(4)), Duration::ZERO);
+        let mut at = t0;
+        for expected in [6, 12, 24, 48, 60, 60] {
+            at += Duration::from_secs(10);
+            assert_eq!(state.learn(&attrs(1, 100), at, &TIMEOUTS), Seen::Same);
+            assert_eq!(state.ttl(at), Duration::from_secs(expected));
+        }
+        at += MS;
+        assert_eq!(state.learn(&attrs(2, 100), at, &TIMEOUTS), Seen::Foreign);
+        assert_eq!(state.ttl(at), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_reply_sent_before_our_own_change_was_answered_is_dropped() {
+        let t0 = Instant::now();
+        let mut state = state(t0);
+        let seen = state.moved(&own(1, attrs(2, 5)), t0 + MS, t0 + 5 * MS, &TIMEOUTS);
+        assert_eq!(seen, Seen::Same);
+        state.learn(&attrs(1, 100), t0 + 3 * MS, &TIMEOUTS);
+        assert_eq!((state.stat().size, state.change()), (5, 2));
+    }
+
+    #[test]
+    fn own_changes_explain_themselves_and_foreign_ones_do_not() {
+        let t0 = Instant::now();
+        let mut state = state(t0);
+        state.moved(&own(1, attrs(2, 5)), t0, t0 + MS, &TIMEOUTS);
+        assert_eq!(
+            state.learn(&attrs(2, 5), t0 + 2 * MS, &TIMEOUTS),
+            Seen::Same
+        );
+        // Somebody else moved it from 2 to 3 before our next change.
+        let seen = state.moved(&own(3, attrs(4, 9)), t0 + 3 * MS, t0 + 4 * MS, &TIMEOUTS);
+        assert_eq!(seen, Seen::Foreign);
+        assert_eq!(
+            state.learn(&attrs(4, 9), t0 + 5 * MS, &TIMEOUTS),
+            Seen::Same
+        );
+    }
+
+    #[test]
+    fn parallel_writes_never_shrink_the_file_whatever_order_they_are_answered_in() {
+        let t0 = Instant::now();
+        let mut state = state(t0);
+        state.moved(&own(2, attrs(3, 300)), t0, t0 + 2 * MS, &TIMEOUTS);
+        state.moved(&own(1, attrs(2, 200)), t0, t0 + 3 * MS, &TIMEOUTS);
+        assert_eq!(state.stat().size, 300);
+        assert_eq!(state.ttl(t0 + 3 * MS), Duration::ZERO, "to be asked again");
+    }
+}
