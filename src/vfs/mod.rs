@@ -1,3 +1,5 @@
 //! What a file system means here.
 
+pub mod errseq;
+pub mod pipeline;
 pub mod types;
