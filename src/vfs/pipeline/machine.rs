@@ -183,9 +183,11 @@ impl<O: Clone + PartialEq> Machine<O> {
             return;
         }
         self.commit = None;
-        self.retained.take(id.0, |copy| copy.verifier == verifier);
-        let lost = self.retained.take(id.0, |_| true);
+        // The lost first: newer bytes that are proven now must still be there
+        // to keep older ones from being written over them.
+        let lost = self.retained.take(id.0, |copy| copy.verifier != verifier);
         self.write_again(lasting, lost);
+        self.retained.take(id.0, |_| true);
     }
 
     pub(super) fn commit_failed(&mut self, lasting: &mut Lasting, id: RequestId, errno: Errno) {
