@@ -2,4 +2,5 @@
 
 pub mod errseq;
 pub mod pipeline;
+pub mod readahead;
 pub mod types;
