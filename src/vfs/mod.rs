@@ -1,3 +1,6 @@
 //! What a file system means here.
 
+pub mod errseq;
+pub mod pipeline;
+pub mod readahead;
 pub mod types;

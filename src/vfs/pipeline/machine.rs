@@ -1,0 +1,433 @@
+//! A file with data pending: where each accepted byte is, and what happens to
+//! it next. See the module above for the rules; this is their one owner.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::queue::{Queue, Source};
+use super::retained::{Copy, Retained};
+use super::segment::Segment;
+use super::{Action, PipelineConfig, RequestId, Stable, Verifier};
+use crate::vfs::errseq::ErrSeq;
+use crate::vfs::types::Errno;
+
+/// Answers "0 bytes written" in a row before the data count as refused.
+const MAX_TRIES: u8 = 5;
+
+/// Times the server may lose the same data before they count as refused.
+const MAX_ROUNDS: u8 = 5;
+
+/// Retained copies that call for a COMMIT, however small they are.
+const MAX_COPIES: usize = 1024;
+
+/// What a file keeps when nothing is pending.
+#[derive(Debug, Default)]
+pub(super) struct Lasting {
+    /// Counts acceptances, requests and replies. One counter for all, so that
+    /// any two of them can be told apart by "before" and "after".
+    pub(super) tick: u64,
+    pub(super) errors: ErrSeq,
+}
+
+impl Lasting {
+    fn next_tick(&mut self) -> u64 {
+        self.tick += 1;
+        self.tick
+    }
+
+    fn record_eio(&mut self) {
+        self.errors.record(Errno(libc::EIO));
+    }
+}
+
+/// A WRITE without a reply yet. Its id is the tick at which it was sent.
+#[derive(Debug)]
+struct Flight<O> {
+    id: u64,
+    segment: Segment<O>,
+    /// Given up: the reply only frees the range and the memory.
+    forgotten: bool,
+}
+
+/// The drains under way, in at most two groups: all that begin while the first
+/// one runs form the next. The mark of a group that runs never moves, so
+/// drains and writes that come later cannot hold it up.
+#[derive(Clone, Copy, Debug)]
+struct Drains {
+    /// Being waited for: everything up to this tick.
+    current: u64,
+    /// What the next group waits for; not smaller.
+    next: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Machine<O> {
+    config: Arc<PipelineConfig>,
+    queue: Queue<O>,
+    flights: Vec<Flight<O>>,
+    retained: Retained<O>,
+    /// The COMMIT without a reply yet, by the tick at which it was sent.
+    commit: Option<u64>,
+    /// A COMMIT is wanted although no drain asks for it.
+    commit_soon: bool,
+    drains: Option<Drains>,
+    /// The wake-up the caller has been told of and that has not come yet.
+    alarm: Option<Instant>,
+    /// The latest time seen: ages must not run backwards.
+    clock: Instant,
+}
+
+impl<O: Clone + PartialEq> Machine<O> {
+    pub(super) fn new(now: Instant, config: Arc<PipelineConfig>) -> Machine<O> {
+        let wsize = config.wsize.clamp(1, u32::MAX as usize);
+        Machine {
+            config,
+            queue: Queue::new(wsize),
+            flights: Vec::new(),
+            retained: Retained::new(wsize),
+            commit: None,
+            commit_soon: false,
+            drains: None,
+            alarm: None,
+            clock: now,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+            && self.flights.is_empty()
+            && self.retained.is_empty()
+            && self.commit.is_none()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let flying: usize = self.flights.iter().map(|f| f.segment.charge()).sum();
+        self.queue.charge() + flying + self.retained.charge()
+    }
+
+    pub(super) fn uncommitted(&self) -> usize {
+        self.retained.charge()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    pub(super) fn end_offset(&self) -> Option<u64> {
+        let live = self.flights.iter().filter(|f| !f.forgotten);
+        live.map(|f| f.segment.end()).max().max(self.queue.end())
+    }
+
+    pub(super) fn accept(
+        &mut self,
+        lasting: &mut Lasting,
+        now: Instant,
+        origin: O,
+        offset: u64,
+        data: Bytes,
+        sync: bool,
+    ) {
+        self.clock = self.clock.max(now);
+        let source = Source {
+            origin,
+            sync,
+            seq: lasting.next_tick(),
+            since: self.clock,
+        };
+        let closed = self.awaited();
+        self.queue.accept(&source, offset, data, closed);
+    }
+
+    pub(super) fn next(&mut self, lasting: &mut Lasting, now: Instant) -> Option<Action<O>> {
+        self.clock = self.clock.max(now);
+        self.advance_drains();
+        if let Some(write) = self.next_write(lasting) {
+            return Some(write);
+        }
+        if let Some(commit) = self.next_commit(lasting) {
+            return Some(commit);
+        }
+        self.next_alarm().map(Action::WakeAt)
+    }
+
+    pub(super) fn written(
+        &mut self,
+        lasting: &mut Lasting,
+        id: RequestId,
+        count: u32,
+        committed: Stable,
+        verifier: Verifier,
+    ) {
+        let Some(flight) = self.land(id) else { return };
+        let range = flight.segment.range();
+        if !flight.forgotten {
+            self.acknowledge(lasting, flight, count, committed, verifier);
+        }
+        self.queue.unpark(&range);
+    }
+
+    pub(super) fn failed(&mut self, lasting: &mut Lasting, id: RequestId, errno: Errno) {
+        let Some(flight) = self.land(id) else { return };
+        if !flight.forgotten {
+            lasting.errors.record(errno);
+        }
+        self.queue.unpark(&flight.segment.range());
+    }
+
+    pub(super) fn committed(&mut self, lasting: &mut Lasting, id: RequestId, verifier: Verifier) {
+        if self.commit != Some(id.0) {
+            return;
+        }
+        self.commit = None;
+        // The lost first: newer bytes that are proven now must still be there
+        // to keep older ones from being written over them.
+        let lost = self.retained.take(id.0, |copy| copy.verifier != verifier);
+        self.write_again(lasting, lost);
+        self.retained.take(id.0, |_| true);
+    }
+
+    pub(super) fn commit_failed(&mut self, lasting: &mut Lasting, id: RequestId, errno: Errno) {
+        if self.commit != Some(id.0) {
+            return;
+        }
+        self.commit = None;
+        if !self.retained.take(id.0, |_| true).is_empty() {
+            lasting.errors.record(errno);
+        }
+    }
+
+    pub(super) fn commit_soon(&mut self) {
+        self.commit_soon = !self.retained.is_empty();
+    }
+
+    pub(super) fn begin_drain(&mut self, mark: u64) {
+        let current = self.drains.map_or(mark, |drains| drains.current);
+        self.drains = Some(Drains {
+            current,
+            next: mark,
+        });
+    }
+
+    /// Whether something accepted up to the tick `mark` is not yet stable.
+    pub(super) fn awaits(&self, mark: u64) -> bool {
+        self.unwritten(mark) || self.retained.holds(mark)
+    }
+
+    pub(super) fn hurry(&mut self, range: &Range<u64>) {
+        self.queue.hurry(range);
+    }
+
+    /// Whether something accepted up to the tick `mark` and inside `range` is
+    /// not yet acknowledged.
+    pub(super) fn pending(&self, range: &Range<u64>, mark: u64) -> bool {
+        let flying = self.flights.iter().map(|f| &f.segment);
+        !range.is_empty()
+            && (flying.filter(|s| s.overlaps(range)).any(|s| s.seq <= mark)
+                || self.queue.overlapping(range).any(|s| s.seq <= mark))
+    }
+
+    pub(super) fn forget(
+        &mut self,
+        lasting: &mut Lasting,
+        errno: Errno,
+        matches: &dyn Fn(&O) -> bool,
+    ) {
+        let mut lost = self.queue.forget(matches);
+        for flight in &mut self.flights {
+            if !flight.forgotten && matches(&flight.segment.origin) {
+                flight.forgotten = true;
+                lost = true;
+            }
+        }
+        let retained = self
+            .retained
+            .take(u64::MAX, |copy| matches(&copy.segment.origin));
+        if lost || !retained.is_empty() {
+            lasting.errors.record(errno);
+        }
+    }
+
+    /// The mark of the latest drain under way; 0 if there is none.
+    fn awaited(&self) -> u64 {
+        self.drains.map_or(0, |drains| drains.next)
+    }
+
+    fn unwritten(&self, mark: u64) -> bool {
+        self.queue.oldest().is_some_and(|seq| seq <= mark)
+            || self.flights.iter().any(|f| f.segment.seq <= mark)
+    }
+
+    fn advance_drains(&mut self) {
+        while let Some(Drains { current, next }) = self.drains
+            && !self.awaits(current)
+        {
+            self.drains = (next > current).then_some(Drains {
+                current: next,
+                next,
+            });
+        }
+    }
+
+    fn next_write(&mut self, lasting: &mut Lasting) -> Option<Action<O>> {
+        let linger = self.config.linger;
+        let urgent = self.awaited();
+        while self.flights.len() < self.config.max_in_flight.max(1) {
+            let offset = self.queue.candidate(self.clock, linger, urgent)?;
+            let range = self.queue.get(offset)?.range();
+            if self.flights.iter().any(|f| f.segment.overlaps(&range)) {
+                self.queue.park(offset);
+                continue;
+            }
+            let segment = self.queue.remove(offset)?;
+            // The last data a drain waits for: stable at once saves a COMMIT.
+            let stable = match segment.sync || segment.seq <= urgent && !self.awaits(urgent) {
+                true => Stable::FileSync,
+                false => Stable::Unstable,
+            };
+            let id = lasting.next_tick();
+            let write = Action::Write {
+                id: RequestId(id),
+                origin: segment.origin.clone(),
+                offset,
+                data: segment.data.chunks(),
+                stable,
+            };
+            self.flights.push(Flight {
+                id,
+                segment,
+                forgotten: false,
+            });
+            return Some(write);
+        }
+        None
+    }
+
+    fn next_commit(&mut self, lasting: &mut Lasting) -> Option<Action<O>> {
+        if self.commit.is_some() || !(self.commit_is_due() || self.drain_needs_commit()) {
+            return None;
+        }
+        let (range, origin) = self.retained.hull()?;
+        let id = lasting.next_tick();
+        self.commit = Some(id);
+        self.commit_soon = false;
+        Some(Action::Commit {
+            id: RequestId(id),
+            origin,
+            offset: range.start,
+            count: u32::try_from(range.end - range.start).unwrap_or(0),
+        })
+    }
+
+    fn commit_is_due(&self) -> bool {
+        let high = self.config.file_limit / 4 * 3;
+        self.commit_soon || self.retained.charge() > high || self.retained.len() >= MAX_COPIES
+    }
+
+    /// One COMMIT for a whole drain: not before all its data are written.
+    fn drain_needs_commit(&self) -> bool {
+        self.drains
+            .is_some_and(|d| !self.unwritten(d.current) && self.retained.holds(d.current))
+    }
+
+    fn next_alarm(&mut self) -> Option<Instant> {
+        if self.alarm.is_some_and(|at| at <= self.clock) {
+            self.alarm = None;
+        }
+        // Without a free place a reply will come first, and the caller with it.
+        if self.flights.len() >= self.config.max_in_flight.max(1) {
+            return None;
+        }
+        let deadline = self.queue.deadline(self.config.linger)?;
+        if self.alarm.is_some_and(|at| at <= deadline) {
+            return None;
+        }
+        self.alarm = Some(deadline);
+        self.alarm
+    }
+
+    fn land(&mut self, id: RequestId) -> Option<Flight<O>> {
+        let index = self.flights.iter().position(|f| f.id == id.0)?;
+        Some(self.flights.swap_remove(index))
+    }
+
+    fn acknowledge(
+        &mut self,
+        lasting: &mut Lasting,
+        flight: Flight<O>,
+        count: u32,
+        committed: Stable,
+        verifier: Verifier,
+    ) {
+        let Flight {
+            id, mut segment, ..
+        } = flight;
+        let count = count as usize;
+        if count == 0 {
+            segment.tries += 1;
+            match segment.tries < MAX_TRIES {
+                true => self.queue.put_back(segment),
+                false => lasting.record_eio(),
+            }
+            return;
+        }
+        if count > segment.data.len() {
+            lasting.record_eio();
+            return;
+        }
+        segment.tries = 0;
+        let rest = segment.split_off(segment.offset + count as u64);
+        if rest.data.len() > 0 {
+            self.queue.put_back(rest);
+        }
+        let stable = committed == Stable::FileSync;
+        self.retained
+            .supersede(&segment.range(), stable, self.awaited());
+        if stable {
+            return;
+        }
+        let lost = self.retained.take(id, |copy| copy.verifier != verifier);
+        self.retained.insert(Copy {
+            segment,
+            id,
+            acked: lasting.next_tick(),
+            verifier,
+        });
+        self.write_again(lasting, lost);
+    }
+
+    /// Queues what the server has lost, except for what newer bytes cover:
+    /// those, wherever they are, inherit the wait for the older ones.
+    fn write_again(&mut self, lasting: &mut Lasting, mut lost: Vec<Copy<O>>) {
+        // Newest first: then the queue always holds the newer version.
+        lost.sort_unstable_by_key(|copy| Reverse(copy.id));
+        for Copy {
+            mut segment, id, ..
+        } in lost
+        {
+            if segment.rounds >= MAX_ROUNDS {
+                lasting.record_eio();
+                continue;
+            }
+            segment.rounds += 1;
+            let mut newer = self.retained.succeed(&segment, id);
+            for flight in &mut self.flights {
+                if flight.segment.overlaps(&segment.range()) {
+                    flight.segment.stand_in_for(&segment);
+                    newer.push(flight.segment.range());
+                }
+            }
+            let mut pieces = vec![segment];
+            for range in newer {
+                let cut = pieces.into_iter().flat_map(|piece| piece.without(&range));
+                pieces = cut.flatten().collect();
+            }
+            for piece in pieces {
+                self.queue.put_back(piece);
+            }
+        }
+    }
+}

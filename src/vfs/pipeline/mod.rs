@@ -1,0 +1,350 @@
+//! The write pipeline of one file: takes what write(2) hands in, and says which
+//! WRITEs and COMMITs (RFC 8881 sections 18.32, 18.3) bring it to stable
+//! storage. A plain state machine: it does no I/O, has no clock and no lock of
+//! its own. Its owner (the vfs write path) keeps it under the inode's lock,
+//! reports events, and after each event performs what [`Pipeline::next`] asks
+//! for until it asks for nothing.
+//!
+//! ```text
+//!  accept ──► queue ──► in flight ──► retained ──► stable
+//!               ▲     written│  FILE_SYNC │  COMMIT   ▲
+//!               │            ├────────────┼───────────┘
+//!               └────────────┴────────────┘
+//!              short count      verifier changed
+//! ```
+//!
+//! # What is promised
+//!
+//! - An accepted byte ends up stable on the server, or replaced by a byte
+//!   accepted later, or an error is recorded in [`ErrSeq`]. Nothing else.
+//! - What is sent is exactly what was accepted, never widened.
+//! - Older bytes never overwrite newer ones on the server, not even when they
+//!   are written again after a crash.
+//! - A drain (fsync, close, unlock) ends when what was accepted before it is
+//!   stable or failed, whatever is accepted meanwhile.
+//!
+//! # Why it holds
+//!
+//! Each file position has at most one byte in the queue, at most one in
+//! flight, and any number retained, and they are of this age, newest first:
+//! *queue, in flight, retained by descending request id*. For:
+//!
+//! 1. Accepted bytes take the place of queued ones.
+//! 2. A segment that overlaps one in flight stays in the queue until that is
+//!    answered: the server gives no order to requests of different slots.
+//!    A request that was forgotten ([`Pipeline::forget`]) still keeps its range
+//!    closed, since it may yet be executed.
+//! 3. What comes back into the queue (a short count, a request that wrote
+//!    nothing, bytes that the server lost) gives way to every byte that is
+//!    newer by this order.
+//! 4. Retained bytes go when newer ones become stable in their place.
+//!
+//! Each position carries the age (`seq`) of the oldest byte accepted there
+//! that did not become stable: bytes that replace others before those were
+//! stable take over their age. A drain has a mark, and is done when nothing of
+//! an age up to the mark is left. What is retained is *not* replaced by newer
+//! unstable bytes while a drain waits for it, else a writer that rewrites one
+//! block without end would hold up every fsync. The set of positions a drain
+//! waits for never grows, except within the segments that a crash or a refusal
+//! sends again, which is bounded.
+//!
+//! # Verifiers
+//!
+//! A reply carries the verifier of the server instance that gave it. Since
+//! replies overtake each other, a reply proves something only about what was
+//! acknowledged before its request was sent. Of that, a COMMIT's reply makes
+//! stable what has the same verifier, and shows the rest to be lost; an
+//! unstable WRITE's reply shows what has another verifier to be lost. What is
+//! lost is written again, at most a few rounds, then it is an EIO.
+
+mod machine;
+#[cfg(test)]
+mod model_tests;
+mod queue;
+mod retained;
+mod rope;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use self::machine::{Lasting, Machine};
+use super::errseq::ErrSeq;
+use super::types::Errno;
+
+/// The data of one WRITE, in the buffers they were accepted in.
+pub type Chunks = SmallVec<[Bytes; 4]>;
+
+/// Names a server instance: `verifier4`, RFC 8881 section 3.1. Only equality
+/// means something.
+pub type Verifier = [u8; 8];
+
+/// How a pipeline behaves; one for all files of a mount.
+#[derive(Clone, Debug)]
+pub struct PipelineConfig {
+    /// The most bytes one WRITE may carry.
+    pub wsize: usize,
+    /// The most WRITEs of one file without a reply.
+    pub max_in_flight: usize,
+    /// How long a segment smaller than `wsize` waits to be joined by more.
+    pub linger: Duration,
+    /// The window of one file, bytes. The caller keeps [`Pipeline::bytes`]
+    /// below it; the pipeline commits in time for that to end.
+    pub file_limit: usize,
+}
+
+/// How stable written data are or have to be (`stable_how4`, RFC 8881 section
+/// 18.32).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stable {
+    /// In the server's memory: may be lost until a COMMIT.
+    Unstable,
+    /// The data are on stable storage, not all attributes. Only seen in
+    /// replies, and committed like unstable ones.
+    DataSync,
+    /// Data and attributes are on stable storage.
+    FileSync,
+}
+
+/// Names a WRITE or COMMIT from the [`Action`] that asks for it to the one
+/// event that ends it. Never used twice in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(u64);
+
+/// What the owner of a pipeline has to do.
+#[derive(Debug)]
+pub enum Action<O> {
+    /// Send a WRITE, and report [`Pipeline::written`] or [`Pipeline::failed`]
+    /// exactly once. Retries of the transport and of NFS4ERR_DELAY are the
+    /// sender's; it must not report before the request can no more be executed.
+    Write {
+        /// What to report under.
+        id: RequestId,
+        /// Whose open state and credential to use.
+        origin: O,
+        /// Where in the file.
+        offset: u64,
+        /// The bytes; never empty.
+        data: Chunks,
+        /// The `stable` argument.
+        stable: Stable,
+    },
+    /// Send a COMMIT, and report [`Pipeline::committed`] or
+    /// [`Pipeline::commit_failed`] exactly once. There is one at a time.
+    Commit {
+        /// What to report under.
+        id: RequestId,
+        /// Whose credential to use.
+        origin: O,
+        /// The start of the range.
+        offset: u64,
+        /// Its length in bytes; 0 means to the end of the file.
+        count: u32,
+    },
+    /// Call [`Pipeline::next`] at this time or later. Timers need not be
+    /// cancelled: an early or a superfluous call does no harm.
+    WakeAt(Instant),
+}
+
+/// Everything that was accepted before [`Pipeline::begin_drain`].
+#[derive(Clone, Copy, Debug)]
+pub struct DrainTicket {
+    mark: u64,
+}
+
+/// The part of a range that was pending at [`Pipeline::drain_range`].
+#[derive(Clone, Debug)]
+pub struct RangeTicket {
+    mark: u64,
+    range: Range<u64>,
+}
+
+/// The write pipeline of one file. `O` is the origin of a write: whichever
+/// open state and credential it has to be sent with. Bytes of different
+/// origins never share a WRITE.
+///
+/// While nothing is pending it is a few words and owns no memory.
+#[derive(Debug)]
+pub struct Pipeline<O> {
+    config: Arc<PipelineConfig>,
+    lasting: Lasting,
+    /// There while something is pending.
+    busy: Option<Box<Machine<O>>>,
+}
+
+impl<O: Clone + PartialEq> Pipeline<O> {
+    /// A pipeline with nothing in it.
+    pub fn new(config: Arc<PipelineConfig>) -> Pipeline<O> {
+        Pipeline {
+            config,
+            lasting: Lasting::default(),
+            busy: None,
+        }
+    }
+
+    /// Takes in `data` for `offset`. The buffer is kept, not copied, so it
+    /// should not be a small slice of a large one. With `sync` the data do not
+    /// linger and are written FILE_SYNC. A range that ends past 2^64 is refused
+    /// by an EFBIG in [`Pipeline::errors`].
+    pub fn accept(&mut self, now: Instant, origin: O, offset: u64, data: Bytes, sync: bool) {
+        if data.is_empty() {
+            return;
+        }
+        if offset.checked_add(data.len() as u64).is_none() {
+            self.lasting.errors.record(Errno(libc::EFBIG));
+            return;
+        }
+        self.busy
+            .get_or_insert_with(|| Box::new(Machine::new(now, self.config.clone())))
+            .accept(&mut self.lasting, now, origin, offset, data, sync);
+    }
+
+    /// What to do next, or `None` when nothing is to be done before the next
+    /// event. To be called until then after every other call that changes
+    /// something, and when a wake-up is due.
+    // Not an iterator: what it gives depends on the time and the events.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self, now: Instant) -> Option<Action<O>> {
+        self.busy.as_mut()?.next(&mut self.lasting, now)
+    }
+
+    /// A WRITE was answered: `count` bytes taken, as stable as `committed`, by
+    /// the server instance `verifier`. The rest of a short count is sent again;
+    /// more than was sent is an EIO, and so is nothing at all too often.
+    pub fn written(&mut self, id: RequestId, count: u32, committed: Stable, verifier: Verifier) {
+        self.event(|busy, lasting| busy.written(lasting, id, count, committed, verifier));
+    }
+
+    /// A WRITE failed for good: its data are dropped, the error is recorded.
+    pub fn failed(&mut self, id: RequestId, errno: Errno) {
+        self.event(|busy, lasting| busy.failed(lasting, id, errno));
+    }
+
+    /// A COMMIT was answered by the server instance `verifier`.
+    pub fn committed(&mut self, id: RequestId, verifier: Verifier) {
+        self.event(|busy, lasting| busy.committed(lasting, id, verifier));
+    }
+
+    /// A COMMIT failed for good: what it was to cover is dropped, the error is
+    /// recorded.
+    pub fn commit_failed(&mut self, id: RequestId, errno: Errno) {
+        self.event(|busy, lasting| busy.commit_failed(lasting, id, errno));
+    }
+
+    /// Sends everything that was accepted so far on its way, and to stable
+    /// storage. The ticket tells when that is done.
+    pub fn begin_drain(&mut self) -> DrainTicket {
+        let mark = self.lasting.tick;
+        if let Some(busy) = &mut self.busy {
+            busy.begin_drain(mark);
+        }
+        DrainTicket { mark }
+    }
+
+    /// Whether everything accepted before the ticket is stable or has failed.
+    /// Failures are in [`Pipeline::errors`].
+    pub fn drained(&self, ticket: &DrainTicket) -> bool {
+        self.busy.as_ref().is_none_or(|b| !b.awaits(ticket.mark))
+    }
+
+    /// Sends what is queued for `offset..offset + len` without lingering, for
+    /// a read of that range. The ticket tells when the server has it.
+    pub fn drain_range(&mut self, offset: u64, len: u64) -> RangeTicket {
+        let range = offset..offset.saturating_add(len);
+        if let Some(busy) = &mut self.busy {
+            busy.hurry(&range);
+        }
+        RangeTicket {
+            mark: self.lasting.tick,
+            range,
+        }
+    }
+
+    /// Whether the server has (or has refused) all that was pending in the
+    /// range at the time of the ticket.
+    pub fn range_drained(&self, ticket: &RangeTicket) -> bool {
+        let busy = self.busy.as_ref();
+        busy.is_none_or(|b| !b.pending(&ticket.range, ticket.mark))
+    }
+
+    /// Whether bytes of `range` are accepted that the server may not have yet.
+    pub fn overlaps_pending(&self, range: Range<u64>) -> bool {
+        let busy = self.busy.as_ref();
+        busy.is_some_and(|b| b.pending(&range, u64::MAX))
+    }
+
+    /// The highest end of accepted data that the server may not have yet: the
+    /// file is at least this long. `None` if there are none.
+    pub fn end_offset(&self) -> Option<u64> {
+        self.busy.as_ref()?.end_offset()
+    }
+
+    /// The memory held, queued, in flight and retained: the data and a fixed
+    /// cost for each segment. 0 when idle.
+    pub fn bytes(&self) -> usize {
+        self.busy.as_ref().map_or(0, |b| b.bytes())
+    }
+
+    /// The part of [`Pipeline::bytes`] that a COMMIT would free.
+    pub fn uncommitted_bytes(&self) -> usize {
+        self.busy.as_ref().map_or(0, |b| b.uncommitted())
+    }
+
+    /// WRITEs without a reply yet.
+    pub fn in_flight(&self) -> usize {
+        self.busy.as_ref().map_or(0, |b| b.in_flight())
+    }
+
+    /// Commits what is retained now without a drain: the mount's window is
+    /// short of memory. A file does so by itself at three quarters of its own.
+    pub fn commit_soon(&mut self) {
+        if let Some(busy) = &mut self.busy {
+            busy.commit_soon();
+        }
+    }
+
+    /// Drops all data of the origins that `matches` names, and records `errno`
+    /// if there were any: their state is lost. Requests in flight cannot be
+    /// called back. They still have to be reported, and until then nothing
+    /// else is written in their range and drains wait for them.
+    pub fn forget(&mut self, errno: Errno, matches: impl Fn(&O) -> bool) {
+        self.event(|busy, lasting| busy.forget(lasting, errno, &matches));
+    }
+
+    /// [`Pipeline::forget`] for all origins.
+    pub fn forget_all(&mut self, errno: Errno) {
+        self.forget(errno, |_| true);
+    }
+
+    /// Whether nothing is pending: no data, no request.
+    pub fn is_idle(&self) -> bool {
+        self.busy.is_none()
+    }
+
+    /// The write errors of the file, for handles to sample and check.
+    pub fn errors(&self) -> &ErrSeq {
+        &self.lasting.errors
+    }
+
+    /// The same, to record an error that was found elsewhere.
+    pub fn errors_mut(&mut self) -> &mut ErrSeq {
+        &mut self.lasting.errors
+    }
+
+    /// Reports something to a busy pipeline, and lets go of its memory when
+    /// that was the last thing pending.
+    fn event(&mut self, report: impl FnOnce(&mut Machine<O>, &mut Lasting)) {
+        if let Some(busy) = &mut self.busy {
+            report(busy, &mut self.lasting);
+            if busy.is_idle() {
+                self.busy = None;
+            }
+        }
+    }
+}

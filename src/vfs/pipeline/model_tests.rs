@@ -1,0 +1,511 @@
+//! The pipeline against a model server that is slow, reorders, answers short,
+//! crashes and fails. Every byte value tells which acceptance it is from (and,
+//! coarsely, where it belongs), so that the server notices when older bytes
+//! arrive after newer ones.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SIZE: usize = 96;
+const ERROR: Errno = Errno(libc::ENOSPC);
+/// Stays below the rounds and tries after which the pipeline itself gives up,
+/// so that every error is one that the test injected.
+const MAX_CRASHES: usize = 4;
+const MAX_ZEROES: usize = 4;
+
+fn value(version: u8, position: usize) -> u8 {
+    version * 3 + (position % 3) as u8
+}
+
+fn version(value: u8) -> u8 {
+    value / 3
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Accept {
+        origin: u8,
+        offset: usize,
+        len: usize,
+        sync: bool,
+    },
+    Advance(u64),
+    /// The server executes one of the requests.
+    Execute {
+        pick: usize,
+        /// How much of it, in eighths.
+        count: usize,
+        stable: Option<Stable>,
+    },
+    /// One of the executed requests is answered.
+    Reply(usize),
+    Fail {
+        pick: usize,
+        applied: bool,
+    },
+    /// The server restarts; what it had in memory survives where the bit is set.
+    Crash(u64),
+    Drain,
+    DrainRange(usize, usize),
+    CommitSoon,
+    Forget(u8),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let stable = prop_oneof![
+        5 => Just(Some(Stable::Unstable)),
+        1 => Just(Some(Stable::DataSync)),
+        1 => Just(Some(Stable::FileSync)),
+        1 => Just(None),
+    ];
+    let count = prop_oneof![4 => Just(8usize), 1 => 0..8usize];
+    let op = prop_oneof![
+        60 => (0..2u8, 0..SIZE, 1..24usize, prop::bool::weighted(0.1))
+            .prop_map(|(origin, offset, len, sync)| Op::Accept { origin, offset, len, sync }),
+        15 => (0..1500u64).prop_map(Op::Advance),
+        50 => (any::<usize>(), count, stable)
+            .prop_map(|(pick, count, stable)| Op::Execute { pick, count, stable }),
+        50 => any::<usize>().prop_map(Op::Reply),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(pick, applied)| Op::Fail { pick, applied }),
+        6 => any::<u64>().prop_map(Op::Crash),
+        10 => Just(Op::Drain),
+        6 => (0..SIZE, 1..24usize).prop_map(|(at, len)| Op::DrainRange(at, len)),
+        3 => Just(Op::CommitSoon),
+        1 => (0..2u8).prop_map(Op::Forget),
+    ];
+    prop::collection::vec(op, 1..150)
+}
+
+/// What travels to the server.
+#[derive(Debug)]
+enum Body {
+    Write { data: Vec<u8>, stable: Stable },
+    Commit { len: usize },
+}
+
+#[derive(Debug)]
+struct Request {
+    id: RequestId,
+    offset: usize,
+    body: Body,
+    /// Executed: count, stability and verifier of the reply to come.
+    reply: Option<(u32, Stable, Verifier)>,
+}
+
+impl Request {
+    fn range(&self) -> Range<usize> {
+        match &self.body {
+            Body::Write { data, .. } => self.offset..self.offset + data.len(),
+            Body::Commit { len } => self.offset..self.offset + len,
+        }
+    }
+
+    fn is_write(&self) -> bool {
+        matches!(self.body, Body::Write { .. })
+    }
+}
+
+struct World {
+    pipeline: Pipeline<u8>,
+    config: Arc<PipelineConfig>,
+    now: Instant,
+    alarm: Option<Instant>,
+    requests: Vec<Request>,
+    /// What readers of the server see, and what survives a crash.
+    cache: [u8; SIZE],
+    stable: [u8; SIZE],
+    instance: u64,
+    /// What was accepted last at each position.
+    latest: [u8; SIZE],
+    /// Origin and range of each acceptance; the version is the index plus one.
+    accepted: Vec<(u8, Range<usize>, bool)>,
+    /// An injected failure may have hit the latest bytes here.
+    tainted: [bool; SIZE],
+    /// An injected failure hit something here once.
+    failed: [bool; SIZE],
+    drains: Vec<(DrainTicket, [u8; SIZE])>,
+    ranges: Vec<(RangeTicket, Range<usize>, [u8; SIZE])>,
+    crashes: usize,
+    zeroes: usize,
+    injected: bool,
+}
+
+impl World {
+    fn new(config: PipelineConfig) -> World {
+        let config = Arc::new(config);
+        World {
+            pipeline: Pipeline::new(config.clone()),
+            config,
+            now: Instant::now(),
+            alarm: None,
+            requests: Vec::new(),
+            cache: [0; SIZE],
+            stable: [0; SIZE],
+            instance: 1,
+            latest: [0; SIZE],
+            accepted: Vec::new(),
+            tainted: [false; SIZE],
+            failed: [false; SIZE],
+            drains: Vec::new(),
+            ranges: Vec::new(),
+            crashes: 0,
+            zeroes: 0,
+            injected: false,
+        }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Accept {
+                origin,
+                offset,
+                len,
+                sync,
+            } => self.accept(origin, offset..(offset + len).min(SIZE), sync),
+            Op::Advance(us) => self.now += Duration::from_micros(us),
+            Op::Execute {
+                pick,
+                count,
+                stable,
+            } => self.execute(pick, count, stable),
+            Op::Reply(pick) => self.reply(pick),
+            Op::Fail { pick, applied } => self.fail(pick, applied),
+            Op::Crash(survives) => self.crash(survives),
+            Op::Drain => {
+                let ticket = self.pipeline.begin_drain();
+                self.drains.push((ticket, self.latest));
+            }
+            Op::DrainRange(at, len) => {
+                let ticket = self.pipeline.drain_range(at as u64, len as u64);
+                let range = at..(at + len).min(SIZE);
+                self.ranges.push((ticket, range, self.latest));
+            }
+            Op::CommitSoon => self.pipeline.commit_soon(),
+            Op::Forget(origin) => self.forget(origin),
+        }
+        self.pump();
+        self.check();
+    }
+
+    fn accept(&mut self, origin: u8, range: Range<usize>, sync: bool) {
+        if self.accepted.len() >= 80 || range.is_empty() {
+            return;
+        }
+        self.accepted.push((origin, range.clone(), sync));
+        let version = self.accepted.len() as u8;
+        for p in range.clone() {
+            self.latest[p] = value(version, p);
+            self.tainted[p] = false;
+        }
+        let data = Bytes::copy_from_slice(&self.latest[range.clone()]);
+        self.pipeline
+            .accept(self.now, origin, range.start as u64, data, sync);
+    }
+
+    /// Performs all actions, as the owner of the pipeline has to.
+    fn pump(&mut self) {
+        if self.alarm.is_some_and(|at| at <= self.now) {
+            self.alarm = None;
+        }
+        while let Some(action) = self.pipeline.next(self.now) {
+            match action {
+                Action::Write {
+                    id,
+                    origin,
+                    offset,
+                    data,
+                    stable,
+                } => self.send_write(id, origin, offset as usize, data.concat(), stable),
+                Action::Commit {
+                    id, offset, count, ..
+                } => {
+                    assert!(
+                        self.requests.iter().all(Request::is_write),
+                        "two COMMITs at once"
+                    );
+                    self.requests.push(Request {
+                        id,
+                        offset: offset as usize,
+                        body: Body::Commit {
+                            len: count as usize,
+                        },
+                        reply: None,
+                    });
+                }
+                Action::WakeAt(at) => {
+                    assert!(at > self.now, "woken for what could be sent at once");
+                    self.alarm = Some(at);
+                }
+            }
+        }
+    }
+
+    fn send_write(
+        &mut self,
+        id: RequestId,
+        origin: u8,
+        offset: usize,
+        data: Vec<u8>,
+        stable: Stable,
+    ) {
+        assert!(!data.is_empty() && data.len() <= self.config.wsize);
+        let request = Request {
+            id,
+            offset,
+            body: Body::Write { data, stable },
+            reply: None,
+        };
+        let range = request.range();
+        for other in self.requests.iter().filter(|r| r.is_write()) {
+            let other = other.range();
+            assert!(
+                other.end <= range.start || range.end <= other.start,
+                "overlapping writes in flight"
+            );
+        }
+        if let Body::Write { data, .. } = &request.body {
+            for (p, &byte) in range.zip(data) {
+                let (from, accepted, sync) = &self.accepted[version(byte) as usize - 1];
+                assert_eq!(byte, value(version(byte), p), "a byte moved");
+                assert_eq!(*from, origin, "sent with a foreign credential");
+                assert!(accepted.contains(&p), "a write was widened");
+                assert!(!sync || stable == Stable::FileSync);
+            }
+        }
+        self.requests.push(request);
+        let writes = self.requests.iter().filter(|r| r.is_write()).count();
+        assert!(writes <= self.config.max_in_flight);
+        assert_eq!(writes, self.pipeline.in_flight());
+    }
+
+    fn pick(&self, pick: usize, executed: bool) -> Option<usize> {
+        let matching: Vec<usize> = (0..self.requests.len())
+            .filter(|&i| self.requests[i].reply.is_some() == executed)
+            .collect();
+        (!matching.is_empty()).then(|| matching[pick % matching.len()])
+    }
+
+    fn execute(&mut self, pick: usize, eighths: usize, answer: Option<Stable>) {
+        let Some(index) = self.pick(pick, false) else {
+            return;
+        };
+        let request = &mut self.requests[index];
+        let (start, end) = (request.range().start, request.range().end);
+        let verifier = self.instance.to_be_bytes();
+        let (data, stable) = match &request.body {
+            Body::Commit { .. } => {
+                self.stable[start..end].copy_from_slice(&self.cache[start..end]);
+                request.reply = Some((0, Stable::FileSync, verifier));
+                return;
+            }
+            Body::Write { data, stable } => (data, *stable),
+        };
+        let mut count = (data.len() * eighths).div_ceil(8);
+        if count == 0 {
+            self.zeroes += 1;
+            if self.zeroes > MAX_ZEROES {
+                count = data.len();
+            }
+        }
+        let stable = match (stable, answer) {
+            (Stable::FileSync, _) => Stable::FileSync,
+            (_, answer) => answer.unwrap_or(Stable::Unstable),
+        };
+        for (p, &byte) in (start..start + count).zip(data) {
+            assert!(
+                self.failed[p] || version(self.cache[p]) <= version(byte),
+                "older bytes arrived after newer ones at {p}"
+            );
+            self.cache[p] = byte;
+            if stable != Stable::Unstable {
+                self.stable[p] = byte;
+            }
+        }
+        request.reply = Some((count as u32, stable, verifier));
+    }
+
+    fn reply(&mut self, pick: usize) {
+        let Some(index) = self.pick(pick, true) else {
+            return;
+        };
+        let request = self.requests.swap_remove(index);
+        let Some((count, stable, verifier)) = request.reply else {
+            return;
+        };
+        match request.body {
+            Body::Write { .. } => self.pipeline.written(request.id, count, stable, verifier),
+            Body::Commit { .. } => self.pipeline.committed(request.id, verifier),
+        }
+    }
+
+    fn fail(&mut self, pick: usize, applied: bool) {
+        let Some(index) = self.pick(pick, false) else {
+            return;
+        };
+        if applied {
+            self.execute_at(index);
+        }
+        let request = self.requests.swap_remove(index);
+        self.injected = true;
+        match &request.body {
+            Body::Write { data, .. } => {
+                for (p, &byte) in request.range().zip(data) {
+                    self.failed[p] = true;
+                    self.tainted[p] |= byte == self.latest[p];
+                }
+                self.pipeline.failed(request.id, ERROR);
+            }
+            Body::Commit { .. } => {
+                // Whatever was retained may be gone.
+                self.failed = [true; SIZE];
+                self.tainted = [true; SIZE];
+                self.pipeline.commit_failed(request.id, ERROR);
+            }
+        }
+    }
+
+    fn execute_at(&mut self, index: usize) {
+        let request = &self.requests[index];
+        if let Body::Write { data, .. } = &request.body {
+            self.cache[request.range()].copy_from_slice(data);
+        }
+    }
+
+    fn crash(&mut self, survives: u64) {
+        if self.crashes >= MAX_CRASHES {
+            return;
+        }
+        self.crashes += 1;
+        self.instance += 1;
+        for p in 0..SIZE {
+            match survives >> (p % 64) & 1 {
+                1 => self.stable[p] = self.cache[p],
+                _ => self.cache[p] = self.stable[p],
+            }
+        }
+    }
+
+    fn forget(&mut self, origin: u8) {
+        self.injected = true;
+        for p in 0..SIZE {
+            // Bytes of the other origin may have been replaced by forgotten ones.
+            self.failed[p] = true;
+            if self.latest[p] > 0 {
+                self.tainted[p] |= self.accepted[version(self.latest[p]) as usize - 1].0 == origin;
+            }
+        }
+        self.pipeline.forget(ERROR, |o| *o == origin);
+    }
+
+    fn check(&mut self) {
+        let pipeline = &self.pipeline;
+        let fresh = |content: &[u8; SIZE], snapshot: &[u8; SIZE], p: usize| {
+            self.failed[p] || version(content[p]) >= version(snapshot[p])
+        };
+        self.drains.retain(|(ticket, snapshot)| {
+            let done = pipeline.drained(ticket);
+            assert!(
+                !done || (0..SIZE).all(|p| fresh(&self.stable, snapshot, p)),
+                "a drain ended before its data were stable"
+            );
+            !done
+        });
+        self.ranges.retain(|(ticket, range, snapshot)| {
+            let done = pipeline.range_drained(ticket);
+            assert!(
+                !done || self.crashes > 0 || range.clone().all(|p| fresh(&self.cache, snapshot, p)),
+                "a range was called written before the server had it"
+            );
+            !done
+        });
+        for p in 0..SIZE {
+            let pending = pipeline.overlaps_pending(p as u64..p as u64 + 1);
+            assert!(
+                pending || self.crashes > 0 || fresh(&self.cache, &self.latest, p),
+                "a byte is neither pending nor on the server"
+            );
+        }
+        assert_eq!(
+            pipeline.is_idle(),
+            pipeline.bytes() == 0 && self.requests.is_empty()
+        );
+    }
+
+    /// The server answers everything in full, in any order, and time passes
+    /// only when nothing else happens.
+    fn settle(&mut self, mut pick: usize) {
+        for _ in 0..2000 {
+            if self.requests.is_empty() {
+                match self.alarm {
+                    Some(at) => self.now = at,
+                    None => return,
+                }
+            }
+            self.execute(pick, 8, None);
+            self.reply(pick / 2);
+            self.pump();
+            self.check();
+            pick = pick
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407)
+                >> 1;
+        }
+        panic!("does not come to rest");
+    }
+
+    fn finish(mut self, pick: usize, quiet: bool) {
+        if quiet {
+            self.settle(pick);
+            assert!(!self.pipeline.overlaps_pending(0..SIZE as u64));
+            assert_eq!(self.pipeline.end_offset(), None);
+            assert_eq!(self.pipeline.bytes(), self.pipeline.uncommitted_bytes());
+        }
+        self.apply(&Op::Drain);
+        self.settle(pick);
+        assert!(self.drains.is_empty() && self.ranges.is_empty());
+        assert!(self.pipeline.is_idle());
+        assert_eq!(self.pipeline.bytes(), 0);
+        for p in 0..SIZE {
+            assert!(
+                self.tainted[p] || self.stable[p] == self.latest[p],
+                "wrong byte at {p}"
+            );
+        }
+        let mut seen = ErrSeq::default().sample();
+        let error = self.pipeline.errors().check(&mut seen);
+        assert!(error.is_none() || self.injected);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_accepted_is_stable_after_a_drain_or_an_error_is_known(
+        ops in ops(),
+        wsize in 4..40usize,
+        max_in_flight in 1..6usize,
+        linger in 0..1200u64,
+        file_limit in 500..40_000usize,
+        pick in any::<usize>(),
+        quiet in any::<bool>(),
+        faulty in prop::bool::weighted(0.3),
+    ) {
+        let mut world = World::new(PipelineConfig {
+            wsize,
+            max_in_flight,
+            linger: Duration::from_micros(linger),
+            file_limit,
+        });
+        for op in &ops {
+            if faulty || !matches!(op, Op::Fail { .. } | Op::Forget(_)) {
+                world.apply(op);
+            }
+        }
+        world.finish(pick, quiet);
+    }
+}

@@ -1,0 +1,346 @@
+//! Accepted bytes that no request carries yet.
+//!
+//! Segments here never overlap: newer bytes take the place of older ones, and
+//! with the place their age, so that a drain begun in between still waits.
+//! Fresh bytes beside a segment join it while it is *open*: of the same origin,
+//! not full, not in a hurry and not older than a drain. A segment that
+//! somebody waits for therefore never covers more of the file than it did when
+//! the wait began.
+//!
+//! A segment that overlaps a request in flight is *parked* until that is
+//! answered; it is in no other index meanwhile, so choosing what to send next
+//! never walks over what cannot be sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::rope::Rope;
+use super::segment::Segment;
+
+/// Age and offset of a segment: unique, and ordered oldest first.
+type Key = (u64, u64);
+
+/// Where freshly accepted bytes come from, and when.
+#[derive(Clone, Debug)]
+pub(super) struct Source<O> {
+    pub(super) origin: O,
+    pub(super) sync: bool,
+    pub(super) seq: u64,
+    pub(super) since: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Queue<O> {
+    wsize: usize,
+    segments: BTreeMap<u64, Segment<O>>,
+    /// All that are not parked. Age and clock agree, so the first one is also
+    /// the one whose linger ends first.
+    by_age: BTreeSet<Key>,
+    /// Those of `by_age` that need not linger: full, or in a hurry.
+    due: BTreeSet<Key>,
+    /// Those that wait for a request in flight.
+    parked: BTreeSet<Key>,
+    charge: usize,
+}
+
+impl<O: Clone + PartialEq> Queue<O> {
+    pub(super) fn new(wsize: usize) -> Queue<O> {
+        Queue {
+            wsize,
+            segments: BTreeMap::new(),
+            by_age: BTreeSet::new(),
+            due: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            charge: 0,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// The memory of all segments.
+    pub(super) fn charge(&self) -> usize {
+        self.charge
+    }
+
+    /// The end of the last segment.
+    pub(super) fn end(&self) -> Option<u64> {
+        self.segments.values().next_back().map(Segment::end)
+    }
+
+    /// The age of the oldest segment, parked or not.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        let firsts = [self.by_age.first(), self.parked.first()];
+        firsts.into_iter().flatten().map(|&(seq, _)| seq).min()
+    }
+
+    pub(super) fn overlapping(&self, range: &Range<u64>) -> impl Iterator<Item = &Segment<O>> {
+        let from = match self.segments.range(..=range.start).next_back() {
+            Some((&offset, before)) if before.end() > range.start => offset,
+            _ => range.start,
+        };
+        // An empty range may start behind its end once moved back to a segment.
+        let to = range.end.max(from);
+        self.segments.range(from..to).map(|(_, segment)| segment)
+    }
+
+    /// Takes in fresh bytes. Segments up to the age `closed` do not grow.
+    pub(super) fn accept(&mut self, source: &Source<O>, offset: u64, mut data: Bytes, closed: u64) {
+        let mut at = offset;
+        while !data.is_empty() {
+            let end = at + data.len() as u64;
+            let old = self.overlapping(&(at..end)).next().map(Segment::range);
+            let stop = match &old {
+                Some(old) if old.start <= at => old.end.min(end),
+                Some(old) => old.start,
+                None => end,
+            };
+            let piece = data.split_to((stop - at) as usize);
+            match old {
+                Some(old) if old.start <= at => self.replace(source, old.start, at, piece),
+                _ => self.fill(source, at, piece, closed),
+            }
+            at = stop;
+        }
+    }
+
+    /// Takes back a segment that has to be sent (again). What was accepted
+    /// over it since is newer: it stays, and inherits the older bytes' duties.
+    pub(super) fn put_back(&mut self, mut segment: Segment<O>) {
+        segment.hurry = true;
+        let newer: Vec<Range<u64>> = self
+            .overlapping(&segment.range())
+            .map(Segment::range)
+            .collect();
+        let mut rest = Some(segment);
+        for newer in newer {
+            let Some(segment) = rest else { return };
+            let covered = newer.start.max(segment.offset)..newer.end.min(segment.end());
+            if let Some(mut heir) = self.remove(newer.start) {
+                let after = (heir.end() > covered.end).then(|| heir.split_off(covered.end));
+                if heir.offset < covered.start {
+                    let middle = heir.split_off(covered.start);
+                    self.insert(std::mem::replace(&mut heir, middle));
+                }
+                heir.stand_in_for(&segment);
+                self.insert(heir);
+                after.into_iter().for_each(|after| self.insert(after));
+            }
+            let [before, after] = segment.without(&covered);
+            before.into_iter().for_each(|before| self.insert(before));
+            rest = after;
+        }
+        rest.into_iter().for_each(|rest| self.insert(rest));
+    }
+
+    /// The segment to send next: one that a drain waits for (age up to
+    /// `urgent`) or whose linger is over, oldest first; else a full or hurried
+    /// one.
+    pub(super) fn candidate(&self, now: Instant, linger: Duration, urgent: u64) -> Option<u64> {
+        let &(seq, offset) = self.by_age.first()?;
+        if seq <= urgent || self.deadline(linger).is_some_and(|at| at <= now) {
+            return Some(offset);
+        }
+        self.due.first().map(|&(_, offset)| offset)
+    }
+
+    /// When the next linger ends.
+    pub(super) fn deadline(&self, linger: Duration) -> Option<Instant> {
+        let (_, offset) = self.by_age.first()?;
+        self.segments.get(offset)?.since.checked_add(linger)
+    }
+
+    pub(super) fn get(&self, offset: u64) -> Option<&Segment<O>> {
+        self.segments.get(&offset)
+    }
+
+    pub(super) fn remove(&mut self, offset: u64) -> Option<Segment<O>> {
+        let segment = self.segments.remove(&offset)?;
+        let key = (segment.seq, offset);
+        self.by_age.remove(&key);
+        self.due.remove(&key);
+        self.parked.remove(&key);
+        self.charge -= segment.charge();
+        Some(segment)
+    }
+
+    /// Sets the segment at `offset` aside until [`Queue::unpark`].
+    pub(super) fn park(&mut self, offset: u64) {
+        if let Some(segment) = self.segments.get(&offset) {
+            let key = (segment.seq, offset);
+            self.by_age.remove(&key);
+            self.due.remove(&key);
+            self.parked.insert(key);
+        }
+    }
+
+    /// Lets the segments that overlap `range` take part again.
+    pub(super) fn unpark(&mut self, range: &Range<u64>) {
+        if self.parked.is_empty() {
+            return;
+        }
+        let keys: Vec<Key> = self.overlapping(range).map(|s| (s.seq, s.offset)).collect();
+        for key in keys {
+            if self.parked.remove(&key) {
+                self.index(key);
+            }
+        }
+    }
+
+    /// Ends the linger of all segments that overlap `range`.
+    pub(super) fn hurry(&mut self, range: &Range<u64>) {
+        let keys: Vec<Key> = self.overlapping(range).map(|s| (s.seq, s.offset)).collect();
+        for key in keys {
+            if let Some(segment) = self.segments.get_mut(&key.1) {
+                segment.hurry = true;
+            }
+            if self.by_age.contains(&key) {
+                self.due.insert(key);
+            }
+        }
+    }
+
+    /// Removes the segments of the origins that `matches` names; true if there
+    /// were any.
+    pub(super) fn forget(&mut self, matches: &dyn Fn(&O) -> bool) -> bool {
+        let offsets: Vec<u64> = self
+            .segments
+            .values()
+            .filter(|s| matches(&s.origin))
+            .map(|s| s.offset)
+            .collect();
+        for &offset in &offsets {
+            self.remove(offset);
+        }
+        !offsets.is_empty()
+    }
+
+    /// Puts `piece` in the place of bytes of the segment at `start`, which
+    /// covers it.
+    fn replace(&mut self, source: &Source<O>, start: u64, at: u64, piece: Bytes) {
+        let Some(old) = self.segments.get_mut(&start) else {
+            return;
+        };
+        if old.origin == source.origin && old.sync == source.sync {
+            old.data.overwrite((at - start) as usize, piece);
+            return;
+        }
+        let Some(old) = self.remove(start) else {
+            return;
+        };
+        let range = at..at + piece.len() as u64;
+        self.insert(Segment {
+            offset: at,
+            data: Rope::from(piece),
+            origin: source.origin.clone(),
+            sync: source.sync,
+            hurry: old.hurry || source.sync,
+            ..old
+        });
+        for rest in old.without(&range).into_iter().flatten() {
+            self.insert(rest);
+        }
+    }
+
+    /// Puts `piece` where there is no segment, joining it to its neighbours.
+    fn fill(&mut self, source: &Source<O>, mut at: u64, mut piece: Bytes, closed: u64) {
+        let mut last = at;
+        if let Some((&offset, before)) = self.segments.range(..at).next_back()
+            && before.end() == at
+            && self.is_open(before, source, closed)
+        {
+            let room = self.wsize - before.data.len();
+            let head = piece.split_to(room.min(piece.len()));
+            at += head.len() as u64;
+            last = offset;
+            self.extend(offset, head);
+        }
+        while !piece.is_empty() {
+            last = at;
+            let data = Rope::from(piece.split_to(self.wsize.min(piece.len())));
+            at += data.len() as u64;
+            self.insert(Segment {
+                offset: last,
+                data,
+                origin: source.origin.clone(),
+                seq: source.seq,
+                since: source.since,
+                sync: source.sync,
+                hurry: source.sync,
+                tries: 0,
+                rounds: 0,
+            });
+        }
+        self.join_next(source, last, closed);
+    }
+
+    /// Appends to the segment at `offset`.
+    fn extend(&mut self, offset: u64, piece: Bytes) {
+        if let Some(segment) = self.segments.get_mut(&offset) {
+            self.charge += piece.len();
+            segment.data.push(piece);
+            let key = (segment.seq, offset);
+            if segment.data.len() >= self.wsize && self.by_age.contains(&key) {
+                self.due.insert(key);
+            }
+        }
+    }
+
+    /// Makes one of the segment at `offset` and the one it touches, if both
+    /// are open and fit.
+    fn join_next(&mut self, source: &Source<O>, offset: u64, closed: u64) {
+        let Some(left) = self.segments.get(&offset) else {
+            return;
+        };
+        let Some(right) = self.segments.get(&left.end()) else {
+            return;
+        };
+        if left.data.len() + right.data.len() > self.wsize
+            || !self.is_open(left, source, closed)
+            || !self.is_open(right, source, closed)
+        {
+            return;
+        }
+        let next = right.offset;
+        if let (Some(mut left), Some(right)) = (self.remove(offset), self.remove(next)) {
+            if right.seq < left.seq {
+                left.seq = right.seq;
+                left.since = right.since;
+            }
+            left.data.append(right.data);
+            self.insert(left);
+        }
+    }
+
+    fn is_open(&self, segment: &Segment<O>, source: &Source<O>, closed: u64) -> bool {
+        segment.seq > closed
+            && !segment.hurry
+            && segment.data.len() < self.wsize
+            && segment.sync == source.sync
+            && segment.origin == source.origin
+    }
+
+    /// Adds a segment that overlaps none. It is not parked, whatever it was
+    /// made of: what it overlaps in flight is found when it is its turn.
+    fn insert(&mut self, segment: Segment<O>) {
+        debug_assert!(self.overlapping(&segment.range()).next().is_none());
+        debug_assert!(segment.data.len() > 0 && segment.data.len() <= self.wsize);
+        let key = (segment.seq, segment.offset);
+        self.charge += segment.charge();
+        self.segments.insert(segment.offset, segment);
+        self.index(key);
+    }
+
+    fn index(&mut self, key: Key) {
+        self.by_age.insert(key);
+        if let Some(segment) = self.segments.get(&key.1)
+            && (segment.hurry || segment.data.len() >= self.wsize)
+        {
+            self.due.insert(key);
+        }
+    }
+}
