@@ -1,1 +1,39 @@
-//! fuse layer.
+//! fuser callbacks ⇄ vfs calls.
+//!
+//! This layer is thin on purpose: it owns reply objects, the identities of the
+//! callers and the thread that talks back to the kernel, and nothing of what a
+//! file system means.
+//!
+//! ```text
+//! kernel ─► session   reader threads, mount and unmount
+//!             └─► adapter   one short method per operation
+//!                   ├─ identity    pid, uid, gid → Credential
+//!                   ├─ cache hit:  answered on the reader thread
+//!                   └─ dispatch    else one tokio task, which runs to its end
+//!                        └─ interrupt   answers EINTR when the caller is killed
+//! kernel ◄─ notify    invalidations, from a thread of their own
+//! ```
+//!
+//! Invariants:
+//! - A request is answered exactly once, whatever panics.
+//! - A reader thread never waits for the server.
+//! - A task is never aborted; an answer that came too late is undone.
+//! - Nothing here holds a lock while it talks to the kernel, except the reply
+//!   cell of a directory listing, which only its own request can want.
+
+mod adapter;
+mod answer;
+mod convert;
+mod dispatch;
+mod identity;
+mod interrupt;
+mod kernel;
+mod listing;
+mod notify;
+mod proc;
+mod session;
+
+pub use adapter::Adapter;
+pub use kernel::KernelOptions;
+pub use notify::Notify;
+pub use session::{Running, SessionOptions, Unmount, start};

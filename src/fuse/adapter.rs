@@ -1,0 +1,752 @@
+//! One short method per FUSE operation: who asks, is it cached, else a task.
+//!
+//! READ, WRITE, FLUSH, FSYNC and RELEASE carry no identity down: pages are read
+//! and written by whichever process the kernel finds, so the vfs uses the
+//! identity of the OPEN.
+//!
+//! ENOSYS is an answer for good: the kernel remembers it for the whole mount
+//! and does without the operation. Extended attributes, SEEK_HOLE, copy,
+//! preallocation, ioctl and poll get it, since EFS has none of them; nothing
+//! else ever does.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow,
+};
+use tokio::runtime::Handle;
+
+use super::answer;
+use super::convert;
+use super::dispatch::{Call, Dispatcher, attempt, keep};
+use super::identity::IdentityCache;
+use super::interrupt::{InterruptWatcher, Patience};
+use super::kernel::KernelOptions;
+use super::listing::{NO_NODE, NameSink, PlusSink};
+use crate::rpc::auth::Credential;
+use crate::telemetry::{FuseOp, Metrics};
+use crate::vfs::Vfs;
+use crate::vfs::types::{self, Entry, LockRange, Lookup, Opened, SetAttr, WriteFlags};
+
+/// The file system as fuser calls it.
+pub struct Adapter {
+    vfs: Arc<Vfs>,
+    identity: IdentityCache,
+    dispatch: Dispatcher,
+    watcher: Arc<InterruptWatcher>,
+    options: KernelOptions,
+}
+
+type VfsResult<T> = Result<T, types::Errno>;
+
+/// A name that outlives the buffer of the reader thread.
+fn owned(name: &OsStr) -> Box<[u8]> {
+    name.as_bytes().into()
+}
+
+impl Adapter {
+    /// Requests that no cache answers run as tasks of `runtime`.
+    ///
+    /// # Errors
+    /// The thread that watches for signals could not be made.
+    pub fn new(
+        vfs: Arc<Vfs>,
+        runtime: Handle,
+        metrics: Arc<Metrics>,
+        options: KernelOptions,
+    ) -> io::Result<Self> {
+        let watcher = InterruptWatcher::start(Arc::clone(&metrics))?;
+        Ok(Self {
+            vfs,
+            identity: IdentityCache::new(),
+            dispatch: Dispatcher::new(runtime, Arc::clone(&watcher), metrics),
+            watcher,
+            options,
+        })
+    }
+
+    fn vfs(&self) -> Arc<Vfs> {
+        Arc::clone(&self.vfs)
+    }
+
+    fn who(&self, req: &Request) -> Arc<Credential> {
+        self.identity.of(req.pid(), req.uid(), req.gid())
+    }
+
+    /// An operation that makes one name; it counts as a lookup.
+    fn entry(
+        &self,
+        call: Call,
+        reply: ReplyEntry,
+        work: impl Future<Output = VfsResult<Entry>> + Send + 'static,
+    ) {
+        let vfs = self.vfs();
+        let undo = move |entry: Entry| {
+            vfs.forget(entry.ino, 1);
+            keep(())
+        };
+        self.dispatch.run(call, reply, work, answer::entry, undo);
+    }
+
+    /// An operation that only succeeds or fails.
+    fn done(
+        &self,
+        call: Call,
+        reply: ReplyEmpty,
+        work: impl Future<Output = VfsResult<()>> + Send + 'static,
+    ) {
+        self.dispatch.run(call, reply, work, answer::done, keep);
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.options.negotiate(config);
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        self.watcher.stop();
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let call = Call::new(FuseOp::Lookup, req, parent.0);
+        let cred = self.who(req);
+        let cached = attempt(|| self.vfs.lookup_cached(&cred, parent.0, name.as_bytes()));
+        if let Some(found) = cached {
+            let ok = found.is_ok();
+            match found {
+                Ok(found) => answer::lookup(reply, found),
+                Err(error) => reply.error(convert::errno(error)),
+            }
+            return self.dispatch.answered(&call, ok);
+        }
+        let (vfs, name) = (self.vfs(), owned(name));
+        let work = async move { vfs.lookup(&cred, parent.0, &name).await };
+        let vfs = self.vfs();
+        let undo = move |found| {
+            if let Lookup::Found(entry) = found {
+                vfs.forget(entry.ino, 1);
+            }
+            keep(())
+        };
+        self.dispatch.run(call, reply, work, answer::lookup, undo);
+    }
+
+    fn forget(&self, req: &Request, ino: INodeNo, nlookup: u64) {
+        if ino.0 == NO_NODE {
+            return;
+        }
+        let call = Call::new(FuseOp::Forget, req, ino.0);
+        let ok = attempt(|| {
+            self.vfs.forget(ino.0, nlookup);
+            Some(())
+        })
+        .is_some();
+        self.dispatch.answered(&call, ok);
+    }
+
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        let call = Call::new(FuseOp::GetAttr, req, ino.0);
+        let fh = fh.map(|fh| fh.0);
+        if let Some((stat, ttl)) = attempt(|| self.vfs.getattr_cached(ino.0, fh)) {
+            reply.attr(&ttl, &convert::attr_of_node(ino.0, &stat));
+            return self.dispatch.answered(&call, true);
+        }
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        let work = async move { vfs.getattr(&cred, ino.0, fh).await };
+        self.dispatch
+            .run(call, reply, work, answer::attr(ino.0), keep);
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let call = Call::new(FuseOp::SetAttr, req, ino.0);
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+        };
+        let (vfs, cred, fh) = (self.vfs(), self.who(req), fh.map(|fh| fh.0));
+        let work = async move { vfs.setattr(&cred, ino.0, fh, set).await };
+        self.dispatch
+            .run(call, reply, work, answer::attr(ino.0), keep);
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let call = Call::new(FuseOp::ReadLink, req, ino.0);
+        if let Some(target) = attempt(|| self.vfs.readlink_cached(ino.0)) {
+            reply.data(&target);
+            return self.dispatch.answered(&call, true);
+        }
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        let work = async move { vfs.readlink(&cred, ino.0).await };
+        let answer = |reply: ReplyData, target: Bytes| reply.data(&target);
+        self.dispatch.run(call, reply, work, answer, keep);
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32, // applied by the kernel
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let call = Call::new(FuseOp::MkNod, req, parent.0);
+        let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
+        self.entry(call, reply, async move {
+            vfs.mknod(&cred, parent.0, &name, mode, rdev).await
+        });
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let call = Call::new(FuseOp::MkDir, req, parent.0);
+        let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
+        self.entry(call, reply, async move {
+            vfs.mkdir(&cred, parent.0, &name, mode).await
+        });
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let call = Call::new(FuseOp::Symlink, req, parent.0);
+        let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
+        let target = owned(target.as_os_str());
+        self.entry(call, reply, async move {
+            vfs.symlink(&cred, parent.0, &name, &target).await
+        });
+    }
+
+    fn link(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let call = Call::new(FuseOp::Link, req, ino.0);
+        let (vfs, cred, name) = (self.vfs(), self.who(req), owned(new_name));
+        self.entry(call, reply, async move {
+            vfs.link(&cred, ino.0, new_parent.0, &name).await
+        });
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let call = Call::new(FuseOp::Unlink, req, parent.0);
+        let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
+        self.done(call, reply, async move {
+            vfs.unlink(&cred, parent.0, &name).await
+        });
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let call = Call::new(FuseOp::RmDir, req, parent.0);
+        let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
+        self.done(call, reply, async move {
+            vfs.rmdir(&cred, parent.0, &name).await
+        });
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let call = Call::new(FuseOp::Rename, req, parent.0);
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        let (name, new_name) = (owned(name), owned(new_name));
+        self.done(call, reply, async move {
+            vfs.rename(
+                &cred,
+                parent.0,
+                &name,
+                new_parent.0,
+                &new_name,
+                flags.bits(),
+            )
+            .await
+        });
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let call = Call::new(FuseOp::Open, req, ino.0);
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        let work = async move { vfs.open(&cred, ino.0, flags.0).await };
+        let vfs = self.vfs();
+        let undo = move |opened: Opened| async move {
+            let _ = vfs.release(ino.0, opened.fh, None).await;
+        };
+        self.dispatch.run(call, reply, work, answer::opened, undo);
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let call = Call::new(FuseOp::Create, req, parent.0);
+        let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
+        let work = async move { vfs.create(&cred, parent.0, &name, mode, flags).await };
+        let vfs = self.vfs();
+        let undo = move |(entry, opened): (Entry, Opened)| async move {
+            let _ = vfs.release(entry.ino, opened.fh, None).await;
+            vfs.forget(entry.ino, 1);
+        };
+        self.dispatch.run(call, reply, work, answer::created, undo);
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let call = Call::new(FuseOp::Read, req, ino.0);
+        let vfs = self.vfs();
+        let work = async move { vfs.read(ino.0, fh.0, offset, size, flags.0).await };
+        self.dispatch
+            .run(call, reply, work, answer::data(size), keep);
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: fuser::WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let from_cache = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE);
+        // An error for write-back drops the pages: a killed process must not
+        // cost others what they mapped.
+        let patience = if from_cache {
+            Patience::Endless
+        } else {
+            Patience::UntilKilled
+        };
+        let call = Call::new(FuseOp::Write, req, ino.0).patience(patience);
+        // The one copy: `data` lies in the reader thread's buffer.
+        let (vfs, data) = (self.vfs(), Bytes::copy_from_slice(data));
+        let flags = WriteFlags {
+            open_flags: flags.0,
+            from_cache,
+        };
+        let work = async move { vfs.write(ino.0, fh.0, offset, data, flags).await };
+        self.dispatch.run(call, reply, work, answer::written, keep);
+    }
+
+    fn flush(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let call = Call::new(FuseOp::Flush, req, ino.0);
+        let vfs = self.vfs();
+        self.done(call, reply, async move {
+            vfs.flush(ino.0, fh.0, lock_owner.0).await
+        });
+    }
+
+    fn fsync(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let call = Call::new(FuseOp::Fsync, req, ino.0);
+        let vfs = self.vfs();
+        self.done(call, reply, async move {
+            vfs.fsync(ino.0, fh.0, datasync).await
+        });
+    }
+
+    fn release(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let call = Call::new(FuseOp::Release, req, ino.0).patience(Patience::Endless);
+        let (vfs, owner) = (self.vfs(), lock_owner.map(|owner| owner.0));
+        self.done(
+            call,
+            reply,
+            async move { vfs.release(ino.0, fh.0, owner).await },
+        );
+    }
+
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let call = Call::new(FuseOp::OpenDir, req, ino.0);
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        let work = async move { vfs.opendir(&cred, ino.0).await };
+        let vfs = self.vfs();
+        let undo = move |opened: Opened| async move {
+            let _ = vfs.releasedir(ino.0, opened.fh).await;
+        };
+        self.dispatch
+            .run(call, reply, work, answer::opened_dir, undo);
+    }
+
+    fn readdir(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        let call = Call::new(FuseOp::ReadDir, req, ino.0);
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        self.dispatch.run_with(
+            call,
+            reply,
+            |pending| {
+                let mut sink = NameSink::new(pending);
+                async move {
+                    let listed = vfs
+                        .readdir(&cred, ino.0, fh.0, offset, false, &mut sink)
+                        .await;
+                    // What was listed before an error is shown; the error
+                    // comes when the listing goes on.
+                    if sink.any() { Ok(()) } else { listed }
+                }
+            },
+            |reply: ReplyDirectory, ()| reply.ok(),
+            keep,
+        );
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        let call = Call::new(FuseOp::ReadDirPlus, req, ino.0);
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        self.dispatch.run_with(
+            call,
+            reply,
+            |pending| {
+                let forgetful = Arc::clone(&vfs);
+                let mut sink = PlusSink::new(pending, move |ino| forgetful.forget(ino, 1));
+                async move {
+                    let listed = vfs
+                        .readdir(&cred, ino.0, fh.0, offset, true, &mut sink)
+                        .await;
+                    if sink.any() {
+                        Ok(Some(sink))
+                    } else {
+                        listed.map(|()| None)
+                    }
+                }
+            },
+            |reply: ReplyDirectoryPlus, sink| {
+                reply.ok();
+                if let Some(sink) = sink {
+                    sink.delivered();
+                }
+            },
+            // Dropping the sink forgets what it holds.
+            keep,
+        );
+    }
+
+    fn releasedir(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let call = Call::new(FuseOp::ReleaseDir, req, ino.0).patience(Patience::Endless);
+        let vfs = self.vfs();
+        self.done(
+            call,
+            reply,
+            async move { vfs.releasedir(ino.0, fh.0).await },
+        );
+    }
+
+    fn fsyncdir(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let call = Call::new(FuseOp::FsyncDir, req, ino.0);
+        let vfs = self.vfs();
+        self.done(call, reply, async move { vfs.fsyncdir(ino.0, fh.0).await });
+    }
+
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let call = Call::new(FuseOp::StatFs, req, ino.0);
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        let work = async move { vfs.statfs(&cred, ino.0).await };
+        self.dispatch.run(call, reply, work, answer::statfs, keep);
+    }
+
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let call = Call::new(FuseOp::Access, req, ino.0);
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        self.done(call, reply, async move {
+            vfs.access(&cred, ino.0, mask.bits().cast_unsigned()).await
+        });
+    }
+
+    fn getlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let call = Call::new(FuseOp::GetLk, req, ino.0);
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        let range = LockRange {
+            start,
+            end,
+            typ,
+            pid,
+        };
+        let work = async move { vfs.getlk(&cred, ino.0, fh.0, lock_owner.0, range).await };
+        self.dispatch.run(call, reply, work, answer::lock, keep);
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        // Only F_SETLKW is documented to end with EINTR.
+        let patience = if sleep && typ != libc::F_UNLCK {
+            Patience::UntilSignal
+        } else {
+            Patience::UntilKilled
+        };
+        let call = Call::new(FuseOp::SetLk, req, ino.0).patience(patience);
+        let range = LockRange {
+            start,
+            end,
+            typ,
+            pid,
+        };
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        let (undo_vfs, undo_cred) = (self.vfs(), Arc::clone(&cred));
+        let work = async move {
+            vfs.setlk(&cred, ino.0, fh.0, lock_owner.0, range, sleep)
+                .await
+        };
+        // A lock granted after EINTR is one nobody knows of.
+        let undo = move |()| async move {
+            if typ != libc::F_UNLCK {
+                let unlock = LockRange {
+                    typ: libc::F_UNLCK,
+                    ..range
+                };
+                let _ = undo_vfs
+                    .setlk(&undo_cred, ino.0, fh.0, lock_owner.0, unlock, false)
+                    .await;
+            }
+        };
+        self.dispatch.run(call, reply, work, answer::done, undo);
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _size: u32,
+        reply: ReplyXattr,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _req: &Request, _ino: INodeNo, _size: u32, _index: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}

@@ -1,0 +1,439 @@
+//! Runs one request: exactly one answer, never an aborted call.
+//!
+//! A request that no cache answers becomes a tokio task which runs to its end,
+//! even when its caller is gone: the session slot of an NFS call must stay
+//! taken until the reply is in. The reply object lies in a cell that can be
+//! emptied once. The task and the interrupt watcher share it; whoever takes
+//! the reply answers. If that was the watcher, the task's result is undone
+//! (a handle released, a lookup forgotten, a lock given back), because the
+//! kernel knows nothing of it.
+//!
+//! A panic ends one request: the task owns an [`InFlight`], and dropping that
+//! without an answer answers EIO. Tokio catches the unwinding. On a reader
+//! thread [`attempt`] does.
+//!
+//! The number of tasks is bounded by the kernel: one per thread that waits,
+//! plus `max_background`.
+
+use std::future::{Future, Ready, ready};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tracing::Instrument;
+
+use super::convert;
+use super::interrupt::{Interrupt, InterruptWatcher, Patience, Ticket};
+use crate::telemetry::{FuseOp, Metrics};
+use crate::vfs::types::{Errno, Ino};
+
+/// A reply object: what all of fuser's have in common.
+pub(super) trait Reply: Send + 'static {
+    /// Answers with an error.
+    fn refuse(self, errno: fuser::Errno);
+}
+
+macro_rules! replies {
+    ($($reply:ident)*) => {$(
+        impl Reply for fuser::$reply {
+            fn refuse(self, errno: fuser::Errno) {
+                self.error(errno);
+            }
+        }
+    )*};
+}
+
+replies! {
+    ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyDirectoryPlus ReplyEmpty
+    ReplyEntry ReplyLock ReplyOpen ReplyStatfs ReplyWrite
+}
+
+/// What is known of a request before it is worked on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    /// The operation, for the counters.
+    pub(super) op: FuseOp,
+    /// The kernel's number of the request, which ties log lines together.
+    pub(super) unique: u64,
+    /// The inode it is about.
+    pub(super) ino: Ino,
+    /// The caller's thread id; 0 if it cannot be seen from here.
+    pub(super) tid: u32,
+    /// What may end the caller's wait.
+    pub(super) patience: Patience,
+    /// When it came in.
+    pub(super) started: Instant,
+}
+
+impl Call {
+    /// A request whose caller waits until it is killed.
+    pub(super) fn new(op: FuseOp, request: &fuser::Request, ino: Ino) -> Self {
+        Self {
+            op,
+            unique: request.unique().0,
+            ino,
+            tid: request.pid(),
+            patience: Patience::UntilKilled,
+            started: Instant::now(),
+        }
+    }
+
+    /// The same with another patience.
+    pub(super) fn patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
+    }
+}
+
+/// The reply of a request in flight, until somebody takes it.
+pub(super) struct Pending<R>(Mutex<Option<R>>);
+
+impl<R> Pending<R> {
+    fn take(&self) -> Option<R> {
+        self.0.lock().take()
+    }
+
+    /// Works on the reply in its place; `None` if the request has its answer
+    /// already.
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut R) -> T) -> Option<T> {
+        self.0.lock().as_mut().map(work)
+    }
+}
+
+impl<R: Reply> Interrupt for Pending<R> {
+    fn interrupt(&self) -> bool {
+        let taken = self.take();
+        let any = taken.is_some();
+        if let Some(reply) = taken {
+            reply.refuse(fuser::Errno::EINTR);
+        }
+        any
+    }
+}
+
+/// What a request leaves behind whichever way it ends.
+struct InFlight<R: Reply> {
+    pending: Arc<Pending<R>>,
+    _ticket: Option<Ticket>,
+    metrics: Arc<Metrics>,
+    call: Call,
+    ok: bool,
+}
+
+impl<R: Reply> InFlight<R> {
+    fn succeed(&mut self) {
+        self.ok = true;
+    }
+}
+
+impl<R: Reply> Drop for InFlight<R> {
+    fn drop(&mut self) {
+        if let Some(reply) = self.pending.take() {
+            tracing::error!(op = ?self.call.op, ino = self.call.ino, "request ended without an answer");
+            reply.refuse(fuser::Errno::EIO);
+        }
+        self.metrics.gauges.fuse_in_flight.dec();
+        self.metrics
+            .fuse_op(self.call.op, self.ok, self.call.started.elapsed());
+    }
+}
+
+/// Undoes nothing: for results that the kernel need not know of.
+pub(super) fn keep<T>(_result: T) -> Ready<()> {
+    ready(())
+}
+
+/// Asks a cache on the reader thread. A panic is a miss: fuser would lose the
+/// thread by it.
+pub(super) fn attempt<T>(ask: impl FnOnce() -> Option<T>) -> Option<T> {
+    // What the closure may leave half-done are caches of the vfs, whose locks
+    // do not poison either.
+    catch_unwind(AssertUnwindSafe(ask)).ok().flatten()
+}
+
+/// Starts the tasks.
+pub(super) struct Dispatcher {
+    runtime: Handle,
+    watcher: Arc<InterruptWatcher>,
+    metrics: Arc<Metrics>,
+}
+
+impl Dispatcher {
+    /// Tasks go to `runtime`.
+    pub(super) fn new(
+        runtime: Handle,
+        watcher: Arc<InterruptWatcher>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            runtime,
+            watcher,
+            metrics,
+        }
+    }
+
+    /// Counts a request that was answered on the reader thread.
+    pub(super) fn answered(&self, call: &Call, ok: bool) {
+        self.metrics.fuse_op(call.op, ok, call.started.elapsed());
+    }
+
+    /// Runs `work` in a task and gives its result to `answer`, or, if the
+    /// caller has been answered meanwhile, to `undo`.
+    pub(super) fn run<R, T, W, U>(
+        &self,
+        call: Call,
+        reply: R,
+        work: W,
+        answer: impl FnOnce(R, T) + Send + 'static,
+        undo: impl FnOnce(T) -> U + Send + 'static,
+    ) where
+        R: Reply,
+        T: Send + 'static,
+        W: Future<Output = Result<T, Errno>> + Send + 'static,
+        U: Future<Output = ()> + Send + 'static,
+    {
+        self.run_with(call, reply, |_| work, answer, undo);
+    }
+
+    /// The same for work that fills its reply as it goes.
+    pub(super) fn run_with<R, T, W, U>(
+        &self,
+        call: Call,
+        reply: R,
+        work: impl FnOnce(&Arc<Pending<R>>) -> W,
+        answer: impl FnOnce(R, T) + Send + 'static,
+        undo: impl FnOnce(T) -> U + Send + 'static,
+    ) where
+        R: Reply,
+        T: Send + 'static,
+        W: Future<Output = Result<T, Errno>> + Send + 'static,
+        U: Future<Output = ()> + Send + 'static,
+    {
+        let pending = Arc::new(Pending(Mutex::new(Some(reply))));
+        let work = work(&pending);
+        self.metrics.gauges.fuse_in_flight.inc();
+        // Before the spawn: a runtime that shuts down drops the task at once.
+        let flight = InFlight {
+            _ticket: self.watcher.list(
+                Arc::clone(&pending) as Arc<dyn Interrupt>,
+                call.tid,
+                call.patience,
+                call.started,
+            ),
+            pending,
+            metrics: Arc::clone(&self.metrics),
+            call,
+            ok: false,
+        };
+        // Costs one load unless debug is enabled for this module.
+        let span = tracing::debug_span!("fuse", id = call.unique, op = ?call.op, ino = call.ino);
+        let task = async move {
+            let mut flight = flight;
+            let result = work.await;
+            match (flight.pending.take(), result) {
+                (Some(reply), Ok(result)) => {
+                    flight.succeed();
+                    answer(reply, result);
+                }
+                (Some(reply), Err(error)) => {
+                    tracing::debug!(%error, "refused");
+                    reply.refuse(convert::errno(error));
+                }
+                (None, Ok(result)) => {
+                    tracing::debug!("the caller is gone, undone");
+                    undo(result).await;
+                }
+                (None, Err(_)) => {}
+            }
+        };
+        drop(self.runtime.spawn(task.instrument(span)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// What a test reply saw; `Dropped` is fuser's own EIO.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Said {
+        Ok(u32),
+        Error(i32),
+        Dropped,
+    }
+
+    struct Probe(Option<mpsc::Sender<Said>>);
+
+    impl Probe {
+        fn new() -> (Self, mpsc::Receiver<Said>) {
+            let (tx, rx) = mpsc::channel();
+            (Self(Some(tx)), rx)
+        }
+
+        fn say(mut self, what: Said) {
+            self.0.take().unwrap().send(what).unwrap();
+        }
+    }
+
+    impl Reply for Probe {
+        fn refuse(self, errno: fuser::Errno) {
+            self.say(Said::Error(errno.code()));
+        }
+    }
+
+    impl Drop for Probe {
+        fn drop(&mut self) {
+            if let Some(tx) = self.0.take() {
+                let _ = tx.send(Said::Dropped);
+            }
+        }
+    }
+
+    struct Bench {
+        runtime: tokio::runtime::Runtime,
+        metrics: Arc<Metrics>,
+        dispatch: Dispatcher,
+    }
+
+    fn bench() -> Bench {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .unwrap();
+        let metrics = Arc::<Metrics>::default();
+        let watcher = InterruptWatcher::start(Arc::clone(&metrics)).unwrap();
+        let dispatch = Dispatcher::new(runtime.handle().clone(), watcher, Arc::clone(&metrics));
+        Bench {
+            runtime,
+            metrics,
+            dispatch,
+        }
+    }
+
+    fn call() -> Call {
+        Call {
+            op: FuseOp::Open,
+            unique: 1,
+            ino: 2,
+            tid: 0,
+            patience: Patience::UntilKilled,
+            started: Instant::now(),
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn say_ok(reply: Probe, n: u32) {
+        reply.say(Said::Ok(n));
+    }
+
+    #[test]
+    fn a_result_is_answered_once_and_not_undone() {
+        let bench = bench();
+        let (reply, said) = Probe::new();
+        bench
+            .dispatch
+            .run(call(), reply, async { Ok(7) }, say_ok, |_| async {
+                panic!("undone")
+            });
+        assert_eq!(said.recv_timeout(SOON).unwrap(), Said::Ok(7));
+        assert!(said.recv_timeout(SOON).is_err(), "a second answer");
+    }
+
+    #[test]
+    fn an_error_is_answered_as_the_kernel_understands_it() {
+        let bench = bench();
+        let (reply, said) = Probe::new();
+        let work = async { Err(Errno(libc::ENOSYS)) };
+        bench.dispatch.run(call(), reply, work, say_ok, keep);
+        assert_eq!(
+            said.recv_timeout(SOON).unwrap(),
+            Said::Error(libc::EOPNOTSUPP)
+        );
+    }
+
+    #[test]
+    fn a_panic_answers_eio_and_leaves_the_runtime_running() {
+        let bench = bench();
+        for late in [false, true] {
+            let (reply, said) = Probe::new();
+            let work = async move { if late { Ok(1) } else { panic!("in the work") } };
+            bench.dispatch.run(
+                call(),
+                reply,
+                work,
+                |_reply: Probe, _n: u32| panic!("in the answer"),
+                keep,
+            );
+            let expected = if late {
+                // fuser's reply objects answer EIO when they are dropped.
+                Said::Dropped
+            } else {
+                Said::Error(libc::EIO)
+            };
+            assert_eq!(said.recv_timeout(SOON).unwrap(), expected);
+        }
+        let (reply, said) = Probe::new();
+        bench
+            .dispatch
+            .run(call(), reply, async { Ok(3) }, say_ok, keep);
+        assert_eq!(said.recv_timeout(SOON).unwrap(), Said::Ok(3));
+        while bench.metrics.gauges.fuse_in_flight.get() != 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_runtime_that_is_gone_answers_eio() {
+        let bench = bench();
+        bench.runtime.shutdown_timeout(SOON);
+        let (reply, said) = Probe::new();
+        bench
+            .dispatch
+            .run(call(), reply, async { Ok(3) }, say_ok, keep);
+        assert_eq!(said.recv_timeout(SOON).unwrap(), Said::Error(libc::EIO));
+    }
+
+    #[test]
+    fn a_result_that_comes_after_eintr_is_undone_and_not_answered() {
+        let bench = bench();
+        let (reply, said) = Probe::new();
+        let (go, gone) = oneshot::channel::<()>();
+        let (undone_tx, undone) = mpsc::channel();
+        let mut cell = None;
+        bench.dispatch.run_with(
+            call(),
+            reply,
+            |pending| {
+                cell = Some(Arc::clone(pending));
+                async move {
+                    gone.await.unwrap();
+                    Ok(9)
+                }
+            },
+            say_ok,
+            move |n| async move { undone_tx.send(n).unwrap() },
+        );
+        let pending = cell.unwrap();
+        assert_eq!(pending.with(|_| ()), Some(()));
+        assert!(pending.interrupt());
+        assert!(!pending.interrupt(), "interrupted twice");
+        assert_eq!(pending.with(|_| ()), None);
+        assert_eq!(said.recv_timeout(SOON).unwrap(), Said::Error(libc::EINTR));
+        go.send(()).unwrap();
+        assert_eq!(undone.recv_timeout(SOON).unwrap(), 9);
+        assert!(said.recv_timeout(SOON).is_err(), "a second answer");
+    }
+
+    #[test]
+    fn a_panic_in_a_cache_is_a_miss() {
+        assert_eq!(attempt(|| -> Option<u32> { panic!("in the cache") }), None);
+        assert_eq!(attempt(|| Some(1)), Some(1));
+    }
+}

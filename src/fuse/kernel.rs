@@ -1,0 +1,99 @@
+//! What is agreed with the kernel at FUSE_INIT.
+
+use std::time::Duration;
+
+use fuser::{InitFlags, KernelConfig};
+
+/// The server's largest READ and WRITE, and what 256 pages (the kernel's
+/// default `max_pages_limit`) hold.
+const MAX_WRITE: u32 = 1 << 20;
+
+/// Requests nobody waits for (read-ahead, direct I/O of aio) in flight at the
+/// same time. The kernel's default of 12 would throttle read-ahead.
+const MAX_BACKGROUND: u16 = 128;
+
+/// What of the negotiation can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelOptions {
+    /// `fcntl` and `flock` locks go to the server; else the kernel keeps them
+    /// to this host (as `nolock` wants).
+    pub locks: bool,
+}
+
+impl Default for KernelOptions {
+    fn default() -> Self {
+        Self { locks: true }
+    }
+}
+
+impl KernelOptions {
+    /// The capabilities to ask for. Not among them, with reasons:
+    /// - WRITEBACK_CACHE: the kernel would own size and times and delay
+    ///   writes past unlock and close;
+    /// - AUTO_INVAL_DATA: it drops our own pages after each own write;
+    /// - NO_OPEN_SUPPORT: OPEN is where close-to-open consistency lives;
+    /// - HANDLE_KILLPRIV: the kernel clears setuid itself, by SETATTR.
+    fn capabilities(self) -> Vec<InitFlags> {
+        let mut flags = vec![
+            // Lookups and listings in one directory at the same time.
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            // Direct I/O of aio and io_uring in parallel.
+            InitFlags::FUSE_ASYNC_DIO,
+            // O_TRUNC rides in our OPEN.
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            // `ls -l` without a lookup per name, `ls` without attributes.
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            // Pages are dropped when we say so, not when a size changes.
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            // A file that must bypass the page cache can still be mapped.
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ];
+        if self.locks {
+            flags.push(InitFlags::FUSE_POSIX_LOCKS);
+            flags.push(InitFlags::FUSE_FLOCK_LOCKS);
+        }
+        flags
+    }
+
+    /// Asks for what the kernel has of it.
+    pub(super) fn negotiate(self, config: &mut KernelConfig) {
+        // One by one: fuser adds none of a set that is not wholly supported.
+        for flag in self.capabilities() {
+            if config.add_capabilities(flag).is_err() {
+                tracing::info!(?flag, "the kernel lacks a FUSE capability");
+            }
+        }
+        // Each setter refuses only values out of its range, and says which
+        // would do.
+        let _ = config.set_max_write(MAX_WRITE);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND);
+        let _ = config.set_time_granularity(Duration::from_nanos(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(options: KernelOptions) -> InitFlags {
+        options.capabilities().into_iter().collect()
+    }
+
+    #[test]
+    fn locks_go_to_the_server_unless_told_not_to() {
+        let locks = InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS;
+        assert!(asked(KernelOptions::default()).contains(locks));
+        assert!(!asked(KernelOptions { locks: false }).intersects(locks));
+    }
+
+    #[test]
+    fn nothing_is_asked_that_breaks_close_to_open() {
+        let never = InitFlags::FUSE_WRITEBACK_CACHE
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_NO_OPEN_SUPPORT;
+        assert!(!asked(KernelOptions::default()).intersects(never));
+    }
+}

@@ -1,0 +1,271 @@
+//! Tells the kernel to forget what it cached.
+//!
+//! An invalidation can wait inside the kernel: for the directory's lock, which
+//! the caller of a request in our hands may hold, or for a page whose READ we
+//! have not answered. So nothing that a request depends on may send one. They
+//! are queued, and a thread sends them.
+//!
+//! The queue holds each inode and each name at most once: a second
+//! invalidation of what is queued adds nothing. One that arrives while its like
+//! is being sent is queued again, since it may stand for a newer change.
+//!
+//! Bounds: inodes by the number the kernel knows, which is that of the vfs's
+//! table, so no inode invalidation is ever lost. Names by [`MAX_NAMES`]; one
+//! beyond is dropped and counted, and its staleness ends with the entry's TTL.
+
+use std::collections::{HashSet, VecDeque};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::thread;
+
+use fuser::INodeNo;
+use parking_lot::{Condvar, Mutex};
+
+use crate::vfs::types::{Ino, KernelCache};
+
+/// Names queued at the same time.
+const MAX_NAMES: usize = 16_384;
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Stale {
+    Inode(Ino),
+    Name(Ino, Arc<[u8]>),
+}
+
+/// The other end: the kernel, or a test.
+trait Kernel: Send + 'static {
+    fn inval_inode(&self, ino: Ino) -> io::Result<()>;
+    fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()>;
+}
+
+impl Kernel for fuser::Notifier {
+    fn inval_inode(&self, ino: Ino) -> io::Result<()> {
+        // Offset 0 and length 0: attributes and all pages.
+        fuser::Notifier::inval_inode(self, INodeNo(ino), 0, 0)
+    }
+
+    fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
+        fuser::Notifier::inval_entry(self, INodeNo(parent), OsStr::from_bytes(name))
+    }
+}
+
+#[derive(Default)]
+struct State {
+    /// There is a kernel to tell. Before and after, nothing is cached.
+    open: bool,
+    order: VecDeque<Stale>,
+    queued: HashSet<Stale>,
+    names: usize,
+    dropped: u64,
+}
+
+/// The queue. It is made before the mount, so that the vfs can be given it,
+/// and does nothing until the session connects it.
+#[derive(Default)]
+pub struct Notify {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+impl Notify {
+    /// A queue that is not connected yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Names whose invalidation was dropped because the queue was full.
+    pub fn dropped(&self) -> u64 {
+        self.state.lock().dropped
+    }
+
+    /// Begins to send.
+    ///
+    /// # Errors
+    /// No thread could be made.
+    pub(super) fn connect(self: &Arc<Self>, notifier: fuser::Notifier) -> io::Result<()> {
+        self.connect_to(notifier)
+    }
+
+    fn connect_to(self: &Arc<Self>, kernel: impl Kernel) -> io::Result<()> {
+        self.state.lock().open = true;
+        let queue = Arc::clone(self);
+        let thread = thread::Builder::new().name("fuse-notify".into());
+        match thread.spawn(move || queue.send_all(&kernel)) {
+            Ok(_detached) => Ok(()),
+            Err(e) => {
+                self.close();
+                Err(e)
+            }
+        }
+    }
+
+    /// Ends the thread, after the one notification it may be in. Not joined:
+    /// the kernel may hold it until the mount is gone.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        *state = State {
+            dropped: state.dropped,
+            ..State::default()
+        };
+        drop(state);
+        self.wake.notify_all();
+    }
+
+    fn push(&self, stale: Stale) {
+        let mut state = self.state.lock();
+        if !state.open || state.queued.contains(&stale) {
+            return;
+        }
+        if matches!(stale, Stale::Name(..)) {
+            if state.names == MAX_NAMES {
+                state.dropped += 1;
+                if state.dropped.is_power_of_two() {
+                    tracing::warn!(
+                        dropped = state.dropped,
+                        "the kernel is slow to take invalidations; names stay until their TTL"
+                    );
+                }
+                return;
+            }
+            state.names += 1;
+        }
+        state.queued.insert(stale.clone());
+        state.order.push_back(stale);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// The next one, which is out of the queue then; `None` when closed.
+    fn pop(&self) -> Option<Stale> {
+        let mut state = self.state.lock();
+        loop {
+            if !state.open {
+                return None;
+            }
+            if let Some(stale) = state.order.pop_front() {
+                state.queued.remove(&stale);
+                if matches!(stale, Stale::Name(..)) {
+                    state.names -= 1;
+                }
+                return Some(stale);
+            }
+            self.wake.wait(&mut state);
+        }
+    }
+
+    fn send_all(&self, kernel: &impl Kernel) {
+        while let Some(stale) = self.pop() {
+            // fuser takes ENOENT, "not cached", for success.
+            let (sent, ino) = match &stale {
+                Stale::Inode(ino) => (kernel.inval_inode(*ino), *ino),
+                Stale::Name(parent, name) => (kernel.inval_entry(*parent, name), *parent),
+            };
+            if let Err(error) = sent {
+                tracing::debug!(ino, %error, "the kernel refused an invalidation");
+            }
+        }
+    }
+}
+
+impl KernelCache for Notify {
+    fn inval_inode(&self, ino: Ino) {
+        self.push(Stale::Inode(ino));
+    }
+
+    fn inval_entry(&self, parent: Ino, name: &[u8]) {
+        self.push(Stale::Name(parent, name.into()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    type Seen = mpsc::Receiver<(Ino, Vec<u8>)>;
+
+    /// A kernel that takes an invalidation only when the test lets it.
+    struct Slow {
+        sent: mpsc::Sender<(Ino, Vec<u8>)>,
+        go: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Slow {
+        fn take(&self, ino: Ino, name: &[u8]) -> io::Result<()> {
+            self.sent.send((ino, name.to_vec())).unwrap();
+            let _ = self.go.lock().recv_timeout(SOON);
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    impl Kernel for Slow {
+        fn inval_inode(&self, ino: Ino) -> io::Result<()> {
+            self.take(ino, b"")
+        }
+
+        fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
+            self.take(parent, name)
+        }
+    }
+
+    fn slow() -> (Arc<Notify>, Seen, mpsc::Sender<()>) {
+        let (sent, seen) = mpsc::channel();
+        let (let_go, go) = mpsc::channel();
+        let queue = Notify::new();
+        let go = Mutex::new(go);
+        queue.connect_to(Slow { sent, go }).unwrap();
+        (queue, seen, let_go)
+    }
+
+    #[test]
+    fn nothing_is_queued_without_a_kernel() {
+        let queue = Notify::new();
+        queue.inval_inode(5);
+        assert!(queue.state.lock().order.is_empty());
+    }
+
+    #[test]
+    fn repeated_invalidations_are_sent_once_and_none_is_lost() {
+        let (queue, seen, go) = slow();
+        queue.inval_inode(5);
+        assert_eq!(seen.recv_timeout(SOON).unwrap(), (5, vec![]));
+        // 5 is being sent: a new one must follow. The rest merges.
+        for _ in 0..100 {
+            queue.inval_inode(5);
+            queue.inval_inode(6);
+            queue.inval_entry(1, b"name");
+        }
+        for _ in 0..4 {
+            go.send(()).unwrap();
+        }
+        let rest: Vec<_> = (0..3).map(|_| seen.recv_timeout(SOON).unwrap()).collect();
+        assert_eq!(rest, [(5, vec![]), (6, vec![]), (1, b"name".to_vec())]);
+        queue.close();
+        assert!(seen.recv_timeout(SOON).is_err(), "more than was queued");
+    }
+
+    #[test]
+    fn names_beyond_the_bound_are_dropped_and_counted_but_inodes_never() {
+        let (queue, seen, go) = slow();
+        queue.inval_inode(1);
+        seen.recv_timeout(SOON).unwrap();
+        for n in 0..MAX_NAMES + 10 {
+            queue.inval_entry(1, format!("{n}").as_bytes());
+        }
+        for ino in 0..100_000 {
+            queue.inval_inode(ino);
+        }
+        assert_eq!(queue.dropped(), 10);
+        assert_eq!(queue.state.lock().order.len(), MAX_NAMES + 100_000);
+        queue.close();
+        assert!(queue.state.lock().order.is_empty());
+        go.send(()).unwrap();
+        assert!(seen.recv_timeout(SOON).is_err(), "sent after the end");
+    }
+}
