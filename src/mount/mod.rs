@@ -1,1 +1,30 @@
-//! mount layer.
+//! Mounting and unmounting on this machine: what surrounds the file system.
+//!
+//! ```text
+//! mount:   checks ─► daemon (fork) ─► log, runtime ─► assembly ─► Ready
+//! umount:  mountinfo, registry ─► umount2 ─► wait for the daemon
+//! ```
+//!
+//! [`launch`] runs the first line; [`unmount`] is the second. The kernel's
+//! mount table ([`mountinfo`]) is the truth about what is mounted, the
+//! [`registry`] adds who serves it. No function here asks a mounted file system
+//! anything that could hang ([`place`], [`checks`]).
+
+pub mod assembly;
+pub mod checks;
+pub mod daemon;
+pub mod error;
+pub mod launch;
+pub mod mountinfo;
+pub mod notify;
+pub mod options;
+pub mod place;
+pub mod process;
+pub mod registry;
+pub mod signals;
+pub mod unmount;
+
+pub use daemon::Ready;
+pub use error::MountError;
+pub use launch::MountRequest;
+pub use options::MountOptions;

@@ -1,0 +1,259 @@
+//! What can be found wrong on this machine before anything is sent to a server.
+
+use std::ffi::CString;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::error::MountError;
+use super::mountinfo::{Mount, MountTable};
+use super::registry::{Registry, StartLock};
+use super::{place, unmount};
+
+/// How long an unmount that is about to end, or a mount that is about to be
+/// ready, may keep the place from us.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a mount that nobody is registered for may take to show that it lives.
+const LIFE_SIGN: Duration = Duration::from_secs(2);
+/// More dead mounts than this on top of each other are somebody else's problem.
+const MAX_STACKED: usize = 16;
+
+/// A mount point that is fit to be mounted on.
+#[derive(Debug)]
+pub struct Place {
+    /// Its canonical path.
+    pub mountpoint: PathBuf,
+    /// What the user should know, each for a line of its own.
+    pub warnings: Vec<String>,
+    /// Keeps other mounts away from it until ours is there.
+    pub lock: StartLock,
+}
+
+/// Checks `mountpoint`, reserves it, and clears it of dead mounts of ours.
+///
+/// # Errors
+/// It does not exist, is no directory, is mounted by us and alive, or is just
+/// being mounted.
+pub fn prepare(mountpoint: &Path, registry: &Registry) -> Result<Place, MountError> {
+    let what = || format!("mounting on {}", mountpoint.display());
+    let canonical = place::canonical(mountpoint).map_err(|why| unusable(mountpoint, &why))?;
+    let lock = registry
+        .lock(&canonical, START_PATIENCE)
+        .map_err(|why| MountError::system("reserving the mount point", why))?
+        .ok_or_else(|| MountError::mount(what(), "another mount is just being made there"))?;
+    let mut warnings = Vec::new();
+    for _ in 0..MAX_STACKED {
+        let table =
+            MountTable::read().map_err(|why| MountError::system("reading the mount table", why))?;
+        let Some(mount) = table.at(&canonical).filter(|mount| mount.is_ours()) else {
+            break;
+        };
+        if is_alive(mount, registry) {
+            let why = format!("{} is already mounted there", mount.source);
+            return Err(MountError::mount(what(), why)
+                .remedy(format_args!("efs-fuse umount {}", canonical.display())));
+        }
+        unmount::detach(&canonical).map_err(|why| MountError::mounting(&canonical, &why))?;
+        warnings.push(format!(
+            "replacing a dead mount of {} on {}",
+            mount.source,
+            canonical.display()
+        ));
+    }
+    check_directory(mountpoint, &canonical, &mut warnings)?;
+    Ok(Place {
+        mountpoint: canonical,
+        warnings,
+        lock,
+    })
+}
+
+/// Checks that this machine has FUSE and lets us use it.
+///
+/// # Errors
+/// Status 2: `/dev/fuse` is missing or not for us.
+pub fn fuse_device() -> Result<(), MountError> {
+    let why = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => return Ok(()),
+        Err(why) => why,
+    };
+    let what = "opening /dev/fuse";
+    Err(match why.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            MountError::system(what, "this machine has no FUSE device").remedy(
+                "modprobe fuse; a container needs --device /dev/fuse and --cap-add SYS_ADMIN",
+            )
+        }
+        Some(libc::EPERM | libc::EACCES) => MountError::system(what, "not permitted")
+            .remedy("mount as root, or in a container with --device /dev/fuse"),
+        _ => MountError::system(what, why),
+    })
+}
+
+fn check_directory(
+    written: &Path,
+    canonical: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<(), MountError> {
+    let about = fs::metadata(canonical).map_err(|why| unusable(written, &why))?;
+    if !about.is_dir() {
+        return Err(unusable(
+            written,
+            &io::Error::from_raw_os_error(libc::ENOTDIR),
+        ));
+    }
+    // Unreadable is no reason not to mount, and tells nothing.
+    if fs::read_dir(canonical).is_ok_and(|mut names| names.next().is_some()) {
+        warnings.push(format!(
+            "{} is not empty; what is in it is hidden while the mount is there",
+            written.display()
+        ));
+    }
+    Ok(())
+}
+
+fn unusable(mountpoint: &Path, why: &io::Error) -> MountError {
+    let shown = mountpoint.display();
+    let error =
+        |why: &dyn std::fmt::Display| MountError::mount(format_args!("mounting on {shown}"), why);
+    match why.raw_os_error() {
+        Some(libc::ENOENT) => {
+            error(&"the mount point does not exist").remedy(format_args!("mkdir -p {shown}"))
+        }
+        Some(libc::ENOTDIR) => error(&"it is not a directory"),
+        Some(libc::ENOTCONN) => {
+            error(&"a dead FUSE mount is there").remedy(format_args!("fusermount3 -u -z {shown}"))
+        }
+        Some(libc::EACCES) => error(&"permission denied"),
+        _ => error(why),
+    }
+}
+
+/// Whether somebody serves one of our mounts. The registry knows; for a mount
+/// that is not in it (another user's, another namespace's) its root is asked.
+fn is_alive(mount: &Mount, registry: &Registry) -> bool {
+    let mut registries = Registry::visible();
+    registries.push(registry.clone());
+    registries
+        .iter()
+        .any(|registry| registry.find(&mount.mountpoint).is_some())
+        || shows_life(&mount.mountpoint)
+}
+
+/// Asks the root of a mount for its attributes, in a process of its own that
+/// can be left behind if it hangs. Only a clear ENOTCONN counts as dead: to
+/// take away a mount that is merely slow would be worse than not to mount.
+fn shows_life(mountpoint: &Path) -> bool {
+    let Ok(path) = CString::new(mountpoint.as_os_str().as_bytes()) else {
+        return true;
+    };
+    // SAFETY: the child makes two system calls, which are async-signal-safe.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: a valid string and a statfs to be written; _exit runs nothing.
+        unsafe {
+            let mut about: libc::statfs = std::mem::zeroed();
+            let dead = libc::statfs(path.as_ptr(), &raw mut about) != 0
+                && *libc::__errno_location() == libc::ENOTCONN;
+            libc::_exit(i32::from(dead));
+        }
+    }
+    if child < 0 {
+        return true;
+    }
+    let end = Instant::now() + LIFE_SIGN;
+    loop {
+        let mut status = 0;
+        // SAFETY: waitpid writes one int.
+        let reaped = unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) };
+        if reaped != 0 {
+            return !(reaped == child && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1);
+        }
+        if Instant::now() >= end {
+            // SAFETY: our own child, not reaped yet.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture() -> io::Result<(tempfile::TempDir, Registry)> {
+        let dir = tempfile::tempdir()?;
+        let registry = Registry::at(dir.path().join("registry"));
+        Ok((dir, registry))
+    }
+
+    #[test]
+    fn an_empty_directory_is_fit_without_warning() -> io::Result<()> {
+        let (dir, registry) = fixture()?;
+        let target = dir.path().join("a");
+        fs::create_dir(&target)?;
+        let place = prepare(&target, &registry).map_err(io::Error::other)?;
+        assert_eq!(place.mountpoint, target.canonicalize()?);
+        assert_eq!(place.warnings, Vec::<String>::new());
+        Ok(())
+    }
+
+    #[test]
+    fn a_directory_that_is_not_empty_is_fit_with_a_warning() -> io::Result<()> {
+        let (dir, registry) = fixture()?;
+        fs::create_dir_all(dir.path().join("a/b"))?;
+        let place = prepare(&dir.path().join("a"), &registry).map_err(io::Error::other)?;
+        assert!(
+            place.warnings[0].contains("not empty"),
+            "{:?}",
+            place.warnings
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn missing_mount_points_and_files_are_named_with_status_32() -> io::Result<()> {
+        let (dir, registry) = fixture()?;
+        let file = dir.path().join("file");
+        fs::write(&file, "")?;
+        for (path, because) in [
+            (dir.path().join("missing"), "does not exist"),
+            (dir.path().join("no/where"), "does not exist"),
+            (file.clone(), "not a directory"),
+            (file.join("below"), "not a directory"),
+        ] {
+            let Err(error) = prepare(&path, &registry) else {
+                panic!("{} is fit", path.display());
+            };
+            assert!(error.message.contains(because), "{error}");
+            assert!(
+                error.message.contains(&path.display().to_string()),
+                "{error}"
+            );
+            assert_eq!(error.status, 32);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn two_mounts_cannot_begin_at_one_place() -> io::Result<()> {
+        let (dir, registry) = fixture()?;
+        let first = prepare(dir.path(), &registry).map_err(io::Error::other)?;
+        let Err(error) = prepare(dir.path(), &registry) else {
+            panic!("both began");
+        };
+        assert_eq!(error.status, 32);
+        drop(first);
+        assert!(prepare(dir.path(), &registry).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn an_ordinary_directory_shows_life() {
+        assert!(shows_life(Path::new("/")));
+        assert!(shows_life(Path::new("/nonexistent")));
+    }
+}

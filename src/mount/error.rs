@@ -1,0 +1,225 @@
+//! Why a mount (or unmount) did not happen, in the words and with the exit
+//! status that the user sees.
+//!
+//! The text of every failure on the way of a mount is made here, so that the
+//! same cause reads the same wherever it is noticed.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+/// Exit status: arguments, options, device; not our mount.
+pub const USAGE: u8 = 1;
+/// Exit status: no /dev/fuse, not permitted, no fork.
+pub const SYSTEM: u8 = 2;
+/// Exit status: everything else on the way of a mount.
+pub const MOUNT: u8 = 32;
+
+/// A failure, as its line on stderr says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountError {
+    /// `WHAT failed: WHY`, one line, no full stop.
+    pub message: String,
+    /// What the user can do, as an imperative or a command; no full stop.
+    pub remedy: Option<String>,
+    /// The exit status: [`USAGE`], [`SYSTEM`] or [`MOUNT`].
+    pub status: u8,
+}
+
+impl fmt::Display for MountError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.message)?;
+        match &self.remedy {
+            Some(remedy) => write!(out, ". Try: {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for MountError {}
+
+impl MountError {
+    /// `WHAT failed: WHY` with the given status.
+    pub fn new(status: u8, what: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self {
+            message: format!("{what} failed: {why}"),
+            remedy: None,
+            status,
+        }
+    }
+
+    /// A mistake in what the user wrote (status 1).
+    pub fn usage(what: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self::new(USAGE, what, why)
+    }
+
+    /// Something this machine lacks or forbids (status 2).
+    pub fn system(what: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self::new(SYSTEM, what, why)
+    }
+
+    /// Anything else on the way of a mount (status 32).
+    pub fn mount(what: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self::new(MOUNT, what, why)
+    }
+
+    /// Adds what the user can do.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl fmt::Display) -> Self {
+        self.remedy = Some(remedy.to_string());
+        self
+    }
+
+    /// mount(2), `fusermount3` or opening `/dev/fuse` said no.
+    pub fn mounting(mountpoint: &Path, why: &io::Error) -> Self {
+        let what = format!("mounting on {}", mountpoint.display());
+        let error = |status| Self::new(status, &what, plain(why));
+        match why.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => error(SYSTEM).remedy(
+                "mount as root, in a container with CAP_SYS_ADMIN and /dev/fuse; other users need fusermount3 and, \
+                 for allow_other, user_allow_other in /etc/fuse.conf",
+            ),
+            Some(libc::ENODEV | libc::ENXIO) => error(SYSTEM).remedy("modprobe fuse"),
+            Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EAGAIN) => error(SYSTEM),
+            _ if why.kind() == io::ErrorKind::NotFound => {
+                error(SYSTEM).remedy("install the package fuse3 and check that /dev/fuse exists")
+            }
+            _ if why.kind() == io::ErrorKind::PermissionDenied => error(SYSTEM).remedy("mount as root"),
+            _ => error(MOUNT),
+        }
+    }
+
+    /// No connection to `peer` (`HOST:PORT`); `why` as `efs::TcpConnector`
+    /// gives it.
+    pub fn connecting(peer: &str, why: &io::Error) -> Self {
+        let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
+        let error = || Self::mount(format_args!("connecting to {peer}"), plain(why));
+        match why.kind() {
+            io::ErrorKind::NotFound => Self::mount(format_args!("resolving {host}"), plain(why))
+                .remedy(format_args!(
+                    "check the name and this machine's DNS (getent hosts {host})"
+                )),
+            io::ErrorKind::ConnectionRefused => error()
+                .remedy("check that an NFS server listens there, and -o port= if it is not 2049"),
+            io::ErrorKind::TimedOut
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable => error().remedy(
+                "check the route, security groups and firewalls between here and the server",
+            ),
+            _ => error(),
+        }
+    }
+
+    /// `peer` accepted the connection and did not answer within `limit`.
+    pub fn silent(peer: &str, limit: Duration) -> Self {
+        let seconds = limit.as_secs_f64();
+        Self::mount("mounting", format_args!("{peer} did not answer within {seconds} s"))
+            .remedy("check that it is an NFS server, or go on waiting with -o wait=SECONDS or -o wait=forever")
+    }
+
+    /// What came back from `peer` is no ONC RPC.
+    pub fn not_nfs(peer: &str) -> Self {
+        Self::mount(
+            "mounting",
+            format_args!("what listens at {peer} is no NFS server"),
+        )
+        .remedy("check the host and -o port=")
+    }
+
+    /// The server at `peer` speaks NFS, but not version 4.1.
+    pub fn no_minor_version(peer: &str) -> Self {
+        Self::mount(
+            "mounting",
+            format_args!("the server at {peer} does not speak NFSv4.1"),
+        )
+        .remedy("enable NFSv4.1 on the server; versions 3 and 4.0 are not supported here")
+    }
+
+    /// The directory of the device does not exist on the server.
+    pub fn no_directory(path: &str) -> Self {
+        Self::mount(
+            "mounting",
+            format_args!("the server has no directory {path}"),
+        )
+        .remedy("check the part of the device after the colon, or the server's exports")
+    }
+
+    /// The device names something that is there and is no directory.
+    pub fn not_a_directory(path: &str) -> Self {
+        Self::mount(
+            "mounting",
+            format_args!("{path} on the server is not a directory"),
+        )
+    }
+
+    /// The server does not let us at the directory.
+    pub fn denied(path: &str) -> Self {
+        Self::mount(
+            "mounting",
+            format_args!("the server denies access to {path}"),
+        )
+        .remedy("check the export's client list, its root squashing and the file system policy")
+    }
+
+    /// A signal ended mounting before it was done.
+    pub fn interrupted() -> Self {
+        Self::mount("mounting", "interrupted by a signal")
+    }
+}
+
+/// An I/O error's words without the number that std appends.
+fn plain(why: &io::Error) -> String {
+    let text = why.to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_lowercase(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_reads_what_failed_why_and_what_to_try() {
+        let error = MountError::mount("mounting", "the moon is full").remedy("wait a day");
+        assert_eq!(
+            error.to_string(),
+            "mounting failed: the moon is full. Try: wait a day"
+        );
+        assert_eq!(error.status, 32);
+    }
+
+    #[test]
+    fn a_forbidden_mount_is_the_systems_fault() {
+        let on = Path::new("/mnt");
+        for errno in [libc::EPERM, libc::EACCES, libc::ENODEV, libc::ENOENT] {
+            let error = MountError::mounting(on, &io::Error::from_raw_os_error(errno));
+            assert_eq!(error.status, SYSTEM, "{error}");
+            assert!(
+                error.remedy.is_some() && !error.message.contains("os error"),
+                "{error}"
+            );
+        }
+        assert_eq!(
+            MountError::mounting(on, &io::Error::from_raw_os_error(libc::EBUSY)).status,
+            MOUNT
+        );
+    }
+
+    #[test]
+    fn a_failed_connection_says_which_step_it_was() {
+        let refused = MountError::connecting("h:2049", &io::ErrorKind::ConnectionRefused.into());
+        assert!(
+            refused.message.starts_with("connecting to h:2049 failed: "),
+            "{refused}"
+        );
+        let unknown = MountError::connecting("[::1]:2049", &io::ErrorKind::NotFound.into());
+        assert!(
+            unknown.message.starts_with("resolving [::1] failed: "),
+            "{unknown}"
+        );
+        assert_eq!((refused.status, unknown.status), (MOUNT, MOUNT));
+    }
+}

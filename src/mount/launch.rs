@@ -1,0 +1,100 @@
+//! From a checked request to a running mount: fork, log, runtime, assembly.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process;
+
+use super::assembly;
+use super::checks::{self, Place};
+use super::daemon::{self, Announcer, Side};
+use super::error::{MOUNT, MountError};
+use super::options::MountOptions;
+use super::registry::Registry;
+use crate::efs::device::Device;
+use crate::telemetry::{Metrics, log};
+
+/// Everything the assembly has to know.
+#[derive(Debug, Clone)]
+pub struct MountRequest {
+    /// The server and the directory; a file system id has its host name.
+    pub device: Device,
+    /// The canonical mount point.
+    pub mountpoint: PathBuf,
+    /// The options, complete.
+    pub options: MountOptions,
+    /// Stay in the foreground (`--foreground`).
+    pub foreground: bool,
+}
+
+/// Checks this machine and mounts. In the foreground it returns when the mount
+/// has ended; otherwise when it is usable, leaving a daemon behind. `warn`
+/// prints a warning for the user.
+///
+/// # Errors
+/// The one line that the user sees.
+pub fn mount(mut request: MountRequest, warn: impl Fn(&str)) -> Result<(), MountError> {
+    let place = checks::prepare(&request.mountpoint, &Registry::of_user())?;
+    place.warnings.iter().for_each(|warning| warn(warning));
+    checks::fuse_device()?;
+    let Place {
+        mountpoint, lock, ..
+    } = place;
+    request.mountpoint = mountpoint;
+    if request.foreground {
+        return serve(request, &Announcer::foreground(lock));
+    }
+    match daemon::fork(lock).map_err(|why| MountError::system("starting the daemon", why))? {
+        Side::Parent(waiter) => waiter.wait(),
+        Side::Child(announcer) => {
+            let outcome = serve(request, &announcer);
+            // Not by returning: the runtime's blocking threads may hang in a
+            // resolver, and the command's own cleanup is the parent's.
+            process::exit(outcome.map_or_else(|error| report(&announcer, error), |()| 0))
+        }
+    }
+}
+
+/// Passes an error on to the parent or, if that has gone its way, to the log.
+fn report(announcer: &Announcer, error: MountError) -> i32 {
+    let status = i32::from(error.status);
+    if let Some(unheard) = announcer.failed(error) {
+        tracing::error!("{unheard}");
+    }
+    // What is still buffered for stderr would be lost by exit.
+    let _ = std::io::stderr().flush();
+    status
+}
+
+fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError> {
+    let destination =
+        log::Destination::choose(request.foreground, request.options.log_file.as_deref());
+    log::init(&destination, request.options.debug).map_err(|why| {
+        let error = MountError::system("starting the log", why);
+        match &request.options.log_file {
+            Some(file) => error.remedy(format_args!("another file than {}", file.display())),
+            None => error.remedy("-o log=FILE"),
+        }
+    })?;
+    announcer
+        .watch_parent()
+        .map_err(|why| MountError::system("starting a thread", why))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("efs-fuse")
+        .enable_all()
+        .build()
+        .map_err(|why| MountError::system("starting the runtime", why))?;
+    let outcome = runtime.block_on(async {
+        // A panic in the assembly is a bug, but not a reason to leave the
+        // parent without an answer.
+        let task = tokio::spawn(assembly::run(request, Metrics::new(), announcer.ready()));
+        task.await.unwrap_or_else(|_| {
+            Err(MountError::new(
+                MOUNT,
+                "mounting",
+                "an internal error, which is a bug",
+            ))
+        })
+    });
+    runtime.shutdown_background();
+    outcome
+}

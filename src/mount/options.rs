@@ -1,0 +1,204 @@
+//! What the mount options mean, after all names and defaults are resolved.
+//!
+//! How they are written is the business of the command line
+//! (`cli::options`), which fills in this struct. Everything below it reads
+//! values here and never an option's name.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The NFS port (RFC 8881 section 2.9.3).
+pub const DEFAULT_PORT: u16 = 2049;
+/// The largest READ and WRITE asked for, and the largest that FUSE carries in
+/// one request. EFS grants as much.
+pub const MAX_IO: u32 = 1 << 20;
+/// The smallest: a page.
+pub const MIN_IO: u32 = 4 << 10;
+
+/// How long mounting goes on against a server that does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// One attempt, given up after this time (`mount_timeout=`).
+    GiveUpAfter(Duration),
+    /// Attempt after attempt, with progress lines, for this time (`wait=SECONDS`).
+    WaitFor(Duration),
+    /// The same without end (`wait=forever`).
+    WaitForever,
+}
+
+impl Patience {
+    /// The time after which mounting is given up; `None` for never.
+    pub fn limit(self) -> Option<Duration> {
+        match self {
+            Self::GiveUpAfter(time) | Self::WaitFor(time) => Some(time),
+            Self::WaitForever => None,
+        }
+    }
+
+    /// Whether a failed attempt is repeated.
+    pub fn retries(self) -> bool {
+        !matches!(self, Self::GiveUpAfter(_))
+    }
+}
+
+/// How long attributes may be believed without asking, as in `nfs(5)`: an
+/// inode that was seen to change lately is believed for the minimum, one that
+/// has been quiet for up to the maximum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheTimes {
+    /// Files, shortest.
+    pub reg_min: Duration,
+    /// Files, longest. Never less than `reg_min`.
+    pub reg_max: Duration,
+    /// Directories, shortest.
+    pub dir_min: Duration,
+    /// Directories, longest. Never less than `dir_min`.
+    pub dir_max: Duration,
+}
+
+impl CacheTimes {
+    /// The defaults of `nfs(5)`.
+    pub const DEFAULT: Self = Self {
+        reg_min: Duration::from_secs(3),
+        reg_max: Duration::from_secs(60),
+        dir_min: Duration::from_secs(30),
+        dir_max: Duration::from_secs(60),
+    };
+    /// Nothing is believed without asking (`noac`).
+    pub const NONE: Self = Self {
+        reg_min: Duration::ZERO,
+        reg_max: Duration::ZERO,
+        dir_min: Duration::ZERO,
+        dir_max: Duration::ZERO,
+    };
+}
+
+/// Which names may be answered from the cache (`lookupcache=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameCache {
+    /// Names that exist and names that do not.
+    All,
+    /// Only names that exist.
+    Positive,
+    /// None: every lookup asks the server.
+    None,
+}
+
+/// Access times, as far as the kernel is concerned: the server keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Atime {
+    /// Nothing was said.
+    Default,
+    /// `noatime`
+    Never,
+    /// `relatime`
+    Relative,
+    /// `atime`, `strictatime`
+    Strict,
+}
+
+/// All options of one mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountOptions {
+    /// `ro`: nothing can be changed through this mount.
+    pub read_only: bool,
+    /// `port=`: the server's TCP port.
+    pub port: u16,
+    /// `mount_timeout=`, `wait=`.
+    pub patience: Patience,
+    /// `rsize=`: most bytes of a READ. [`MIN_IO`]`..=`[`MAX_IO`], multiple of 1024.
+    pub rsize: u32,
+    /// `wsize=`: most bytes of a WRITE, same limits.
+    pub wsize: u32,
+    /// `acregmin=` ... `actimeo=`; all zero with `noac`.
+    pub cache_times: CacheTimes,
+    /// `lookupcache=`; `None` with `noac`.
+    pub name_cache: NameCache,
+    /// `write_window=`: bytes that may be on their way to the server after
+    /// their `write(2)` has returned. 0 (also by `sync`): every write waits.
+    pub write_window: u64,
+    /// `fuse_threads=`: threads that read requests from the kernel, at least 1.
+    pub fuse_threads: usize,
+    /// `max_requests=`: session slots to ask the server for, at least 1.
+    pub max_requests: u32,
+    /// `region=`, for a bare file system id.
+    pub region: Option<String>,
+    /// `notls`: the user accepts an unencrypted connection to a file system id.
+    pub notls: bool,
+    /// `timeo=`: how long a call may take before its connection is suspected;
+    /// a hint, `None` for our own judgement.
+    pub timeo: Option<Duration>,
+    /// `retrans=`: a hint as well.
+    pub retrans: Option<u32>,
+    /// `debug`: log at debug level.
+    pub debug: bool,
+    /// `log=FILE`, absolute: the daemon changes its directory.
+    pub log_file: Option<PathBuf>,
+    /// `dev`: device nodes work. As with every mount by root, unless `nodev`.
+    pub dev: bool,
+    /// `suid`: set-user-id bits work. As with every mount by root, unless `nosuid`.
+    pub suid: bool,
+    /// `exec`: programs can be run. Unless `noexec`.
+    pub exec: bool,
+    /// `atime`, `noatime`, `relatime`.
+    pub atime: Atime,
+    /// `allow_other`: users other than the mounting one have access. `None`:
+    /// yes for root, else no (`user_allow_other` of `fuse.conf` is needed).
+    pub allow_other: Option<bool>,
+    /// `default_permissions`: the kernel checks mode bits itself and asks for
+    /// no ACCESS.
+    pub default_permissions: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            port: DEFAULT_PORT,
+            patience: Patience::GiveUpAfter(Duration::from_secs(30)),
+            rsize: MAX_IO,
+            wsize: MAX_IO,
+            cache_times: CacheTimes::DEFAULT,
+            name_cache: NameCache::All,
+            write_window: 64 << 20,
+            fuse_threads: default_fuse_threads(),
+            max_requests: 64,
+            region: None,
+            notls: false,
+            timeo: None,
+            retrans: None,
+            debug: false,
+            log_file: None,
+            dev: true,
+            suid: true,
+            exec: true,
+            atime: Atime::Default,
+            allow_other: None,
+            default_permissions: true,
+        }
+    }
+}
+
+/// More than four threads never helped; one alone makes every request wait for
+/// the wake-up of the thread that just went to sleep.
+fn default_fuse_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_that_the_manual_states() {
+        let options = MountOptions::default();
+        assert_eq!(options.patience.limit(), Some(Duration::from_secs(30)));
+        assert!(!options.patience.retries());
+        assert_eq!(options.cache_times.reg_min, Duration::from_secs(3));
+        assert_eq!(options.cache_times.dir_max, Duration::from_secs(60));
+        assert_eq!(options.write_window, 67_108_864);
+        assert!((1..=4).contains(&options.fuse_threads));
+        assert_eq!(options.max_requests, 64);
+        assert_eq!((options.rsize, options.wsize), (1_048_576, 1_048_576));
+    }
+}
