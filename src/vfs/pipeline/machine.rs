@@ -310,10 +310,10 @@ impl<O: Clone + PartialEq> Machine<O> {
         if self.commit.is_some() || !(self.commit_is_due() || self.drain_needs_commit()) {
             return None;
         }
+        self.commit_soon = false;
         let (range, origin) = self.retained.hull()?;
         let id = lasting.next_tick();
         self.commit = Some(id);
-        self.commit_soon = false;
         Some(Action::Commit {
             id: RequestId(id),
             origin,
