@@ -103,6 +103,11 @@ impl AttrState {
         self.change
     }
 
+    /// What was cached under this value of the change attribute is good.
+    pub fn explains(&self, change: u64) -> bool {
+        self.explained.contains(&change)
+    }
+
     /// How long the attributes may still be believed; zero: ask again.
     pub fn ttl(&self, now: Instant) -> Duration {
         if self.expired {
@@ -133,6 +138,32 @@ impl AttrState {
             return Seen::Same;
         }
         self.explain_only(attrs.change);
+        Seen::Foreign
+    }
+
+    /// Takes in the change attribute alone, taken by a request sent at `sent`:
+    /// if it has not moved, everything known is as good as new.
+    pub fn validate(&mut self, change: u64, sent: Instant, timeouts: &Timeouts) -> Seen {
+        if sent < self.sent || sent < self.changed {
+            return Seen::Same;
+        }
+        if change == self.change {
+            if !self.expired {
+                let (min, max) = timeouts.range(self.stat.kind);
+                // As `learn`, but many lookups at a time must not stretch the
+                // time out at once.
+                if sent.saturating_duration_since(self.sent) >= self.timeout {
+                    self.timeout = (self.timeout * 2).clamp(min, max);
+                }
+                self.sent = sent;
+            }
+            return Seen::Same;
+        }
+        self.expired = true;
+        if self.explained.contains(&change) {
+            return Seen::Same;
+        }
+        self.explain_only(change);
         Seen::Foreign
     }
 

@@ -1,6 +1,243 @@
-//! What a file system means here.
+//! What a file system means here: inodes and names, open files and what is on
+//! its way to them, and what may be believed without asking the server.
+//!
+//! One file a concern; to find an operation, take its name:
+//!
+//! | operation | file |
+//! |---|---|
+//! | lookup, forget, mknod, mkdir, symlink, link | [`name`] |
+//! | unlink, rmdir, rename | [`unlink`] |
+//! | getattr, setattr, readlink, access, statfs | [`object`] |
+//! | open, create, flush, fsync, release | [`open`] |
+//! | read | [`read`], [`readahead`] |
+//! | write | [`write`], [`pipeline`], [`window`], [`errseq`] |
+//! | opendir, readdir, readdirplus, releasedir | [`dir`] |
+//! | what is cached | [`attr`], [`inode`], [`namecache`] |
+//!
+//! Ownership and order of locks: the inode table's shards, then an inode's
+//! `attr`, and separately an inode's `FileState` lock, then the window's. No
+//! two inodes are locked at once and nothing is locked across an await; what
+//! has to be waited for is waited for by `Notify`, with the condition checked
+//! again after each wake-up.
+//!
+//! Operations run in tasks that are never aborted; who was interrupted is
+//! answered by the layer above, and the operation goes on to its end.
 
+pub mod attr;
+pub mod dir;
 pub mod errseq;
+pub mod inode;
+pub mod name;
+pub mod namecache;
+pub mod object;
+pub mod open;
 pub mod pipeline;
+pub mod read;
 pub mod readahead;
 pub mod types;
+pub mod unlink;
+pub mod window;
+pub mod write;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use tokio::time::Instant;
+
+use self::attr::{Seen, Timeouts};
+use self::dir::DirHandle;
+use self::inode::{Inode, InodeTable};
+use self::namecache::NameCache;
+use self::object::SpaceCache;
+use self::open::OpenHandle;
+use self::pipeline::PipelineConfig;
+use self::types::{Entry, Errno, Ino, KernelCache};
+use self::unlink::Silly;
+use self::window::Window;
+use crate::nfs::calls::Moved;
+use crate::nfs::proto::attrs::Attributes;
+use crate::nfs::{Client, NfsError};
+use crate::telemetry::Metrics;
+
+/// How a mount behaves.
+#[derive(Clone, Debug)]
+pub struct VfsConfig {
+    /// How long attributes are believed.
+    pub timeouts: Timeouts,
+    /// Bytes that may be on their way to the server or not yet committed; 0
+    /// makes every write wait until it is stable.
+    pub write_window: usize,
+    /// Bytes read ahead for one sequential reader.
+    pub read_ahead: u64,
+    /// Names remembered, found ones and missing ones.
+    pub max_names: u64,
+}
+
+/// A mounted file system.
+pub struct Vfs {
+    client: Arc<Client>,
+    config: VfsConfig,
+    inodes: InodeTable,
+    names: NameCache,
+    files: DashMap<u64, Arc<OpenHandle>>,
+    dirs: DashMap<u64, Arc<DirHandle>>,
+    next_fh: AtomicU64,
+    window: Window,
+    pipeline: Arc<PipelineConfig>,
+    silly: Silly,
+    space: SpaceCache,
+    kernel: OnceLock<Arc<dyn KernelCache>>,
+    metrics: Arc<Metrics>,
+}
+
+impl std::fmt::Debug for Vfs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vfs")
+            .field("inodes", &self.inodes.len())
+            .field("files", &self.files.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Names longer than this are refused here, as the server would
+/// (NAME_MAX of the kernel's VFS).
+const NAME_MAX: usize = 255;
+
+/// WRITEs of one file without a reply. Enough to fill the window of one file
+/// at 1 MiB each over a round trip of some milliseconds.
+const WRITES_IN_FLIGHT: usize = 16;
+
+/// How long a small write waits to be joined by the next one, or by the close
+/// that lets it go as the one and only, stable WRITE.
+const LINGER: Duration = Duration::from_millis(2);
+
+impl Vfs {
+    /// A file system on what `client` has found at its root. `sent` is when
+    /// the request left that found it.
+    pub fn new(
+        client: Arc<Client>,
+        config: VfsConfig,
+        sent: Instant,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let fs = client.fs();
+        let inodes = InodeTable::new(fs.root.clone(), &fs.root_attrs, sent, config.timeouts);
+        let pipeline = Arc::new(PipelineConfig {
+            wsize: fs.wsize as usize,
+            max_in_flight: WRITES_IN_FLIGHT,
+            linger: LINGER,
+            // One file may not take the whole window, so that others get
+            // through while it is being copied.
+            file_limit: (config.write_window - config.write_window / 4).max(1 << 20),
+        });
+        Arc::new(Self {
+            inodes,
+            names: NameCache::new(config.max_names),
+            files: DashMap::new(),
+            dirs: DashMap::new(),
+            next_fh: AtomicU64::new(1),
+            window: Window::new(config.write_window),
+            pipeline,
+            silly: Silly::default(),
+            space: SpaceCache::default(),
+            kernel: OnceLock::new(),
+            metrics,
+            client,
+            config,
+        })
+    }
+
+    /// Whom to tell that the kernel's caches are old.
+    pub fn set_kernel(&self, kernel: Arc<dyn KernelCache>) {
+        // The second of two is ignored; there is only one kernel.
+        let _ = self.kernel.set(kernel);
+    }
+
+    /// The client below.
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// Bytes accepted and not yet safe at the server, and the limit.
+    pub fn write_window(&self) -> (usize, usize) {
+        (self.window.used(), self.config.write_window)
+    }
+
+    fn inode(&self, ino: Ino) -> Result<Arc<Inode>, Errno> {
+        self.inodes.get(ino).ok_or(Errno(libc::ESTALE))
+    }
+
+    fn new_fh(&self) -> u64 {
+        self.next_fh.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// What an error of the server is to the caller. An object that the server
+    /// does not know any more is not looked for by name again.
+    fn failed(&self, error: &NfsError, inode: &Inode) -> Errno {
+        let errno = error.errno();
+        match errno {
+            libc::ESTALE => inode.mark_stale(),
+            libc::EIO => {
+                tracing::warn!(ino = inode.ino, "{error}");
+                self.metrics.set_last_error(error.to_string());
+            }
+            _ => {}
+        }
+        Errno(errno)
+    }
+
+    /// Takes in what a request sent at `sent` learned about `inode`.
+    fn learn(&self, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) {
+        let seen = inode
+            .attr
+            .lock()
+            .learn(attrs, sent, self.inodes.timeouts());
+        self.heed(inode, seen);
+    }
+
+    /// Takes in what a change of ours, sent at `sent`, came to.
+    fn moved(&self, inode: &Arc<Inode>, moved: &Moved, sent: Instant) {
+        let seen =
+            inode
+                .attr
+                .lock()
+                .moved(moved, sent, Instant::now(), self.inodes.timeouts());
+        self.heed(inode, seen);
+    }
+
+    fn heed(&self, inode: &Arc<Inode>, seen: Seen) {
+        if seen == Seen::Same {
+            return;
+        }
+        if let Some(file) = inode.opened() {
+            file.foreign_change();
+        }
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode(inode.ino);
+        }
+    }
+
+    /// The answer for a name that leads to `inode`, which has been counted as
+    /// looked up. `dir` says how long the name may be believed.
+    fn entry(&self, inode: &Arc<Inode>, dir: &Inode) -> Entry {
+        let now = Instant::now();
+        let entry_ttl = dir.attr.lock().ttl(now);
+        let attr = inode.attr.lock();
+        Entry {
+            ino: inode.ino,
+            generation: inode.generation,
+            stat: attr.stat().clone(),
+            attr_ttl: attr.ttl(now),
+            entry_ttl,
+        }
+    }
+
+    fn check_name(name: &[u8]) -> Result<(), Errno> {
+        if name.len() > NAME_MAX {
+            return Err(Errno(libc::ENAMETOOLONG));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,280 @@
+//! Names: looking them up and making them.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::inode::Inode;
+use super::namecache::Target;
+use super::types::{Entry, Errno, FileKind, Ino, Lookup};
+use super::{NAME_MAX, Vfs};
+use crate::nfs::calls::{HowToOpen, Made, Moved};
+use crate::nfs::proto::attrs::{Attributes, NewAttributes};
+use crate::nfs::proto::ops::{ACCESS_WRITE, Make};
+use crate::nfs::proto::types::FileHandle;
+use crate::rpc::auth::Credential;
+use crate::telemetry::Cache;
+
+impl Vfs {
+    /// Answers a lookup from what is remembered, if that may be believed.
+    /// A found name counts as looked up.
+    pub fn lookup_cached(
+        &self,
+        _cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+    ) -> Option<Result<Lookup, Errno>> {
+        if name.len() > NAME_MAX {
+            return Some(Err(Errno(libc::ENAMETOOLONG)));
+        }
+        let dir = self.inodes.get(parent)?;
+        let answer = self.remembered(&dir, name);
+        self.metrics.cache(Cache::Dentry, answer.is_some());
+        answer.map(Ok)
+    }
+
+    fn remembered(&self, dir: &Arc<Inode>, name: &[u8]) -> Option<Lookup> {
+        let now = Instant::now();
+        let known = self.names.get(dir, name)?;
+        let ttl = {
+            let attr = dir.attr.lock();
+            if known.dir.0 != dir.generation || !attr.explains(known.dir.1) {
+                return None;
+            }
+            attr.ttl(now)
+        };
+        if ttl.is_zero() {
+            return None;
+        }
+        match known.target {
+            Target::Missing => Some(Lookup::Missing { ttl }),
+            Target::Inode(inode) => {
+                let fresh = !inode.attr.lock().ttl(now).is_zero();
+                if !fresh || inode.is_stale() || !self.inodes.look_up_again(&inode) {
+                    return None;
+                }
+                Some(Lookup::Found(self.entry(&inode, dir)))
+            }
+        }
+    }
+
+    /// LOOKUP: one round trip.
+    pub async fn lookup(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<Lookup, Errno> {
+        Self::check_name(name)?;
+        let dir = self.inode(parent)?;
+        let sent = Instant::now();
+        let found = self
+            .client
+            .lookup(cred, &dir.handle, name)
+            .await
+            .map_err(|error| self.failed(&error, &dir))?;
+        self.learn_change(&dir, found.dir_change, sent);
+        match found.object {
+            Some((handle, attrs)) => {
+                let inode = self.known(&handle, &attrs, sent);
+                let target = Target::Inode(Arc::clone(&inode));
+                self.names.put(&dir, name, target, found.dir_change);
+                Ok(Lookup::Found(self.entry(&inode, &dir)))
+            }
+            None => {
+                self.names
+                    .put(&dir, name, Target::Missing, found.dir_change);
+                let ttl = dir.attr.lock().ttl(Instant::now());
+                Ok(Lookup::Missing { ttl })
+            }
+        }
+    }
+
+    /// The inode of an object that a reply named, counted as looked up, with
+    /// what the reply said about it.
+    pub(super) fn known(
+        &self,
+        handle: &FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+    ) -> Arc<Inode> {
+        let (inode, new) = self.inodes.look_up(handle, attrs, sent);
+        if !new {
+            self.learn(&inode, attrs, sent);
+        }
+        inode
+    }
+
+    /// A lookup brings the change attribute of its directory with it, and with
+    /// that the directory's names are validated. Its other attributes are as
+    /// old as they were.
+    fn learn_change(&self, dir: &Arc<Inode>, change: u64, sent: Instant) {
+        let foreign = dir
+            .attr
+            .lock()
+            .validate(change, sent, self.inodes.timeouts());
+        self.heed(dir, foreign);
+    }
+
+    /// FORGET.
+    pub fn forget(&self, ino: Ino, nlookup: u64) {
+        self.inodes.forget(ino, nlookup);
+        self.metrics.gauges.inodes.set(self.inodes.len() as i64);
+    }
+
+    /// Takes in a name that we made.
+    pub(super) fn made(
+        &self,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        made: &Made,
+        sent: Instant,
+    ) -> Arc<Inode> {
+        let inode = self.known(&made.handle, &made.attrs, sent);
+        self.named(dir, name, &made.dir, Target::Inode(Arc::clone(&inode)), sent);
+        inode
+    }
+
+    /// Takes in how a directory moved when we changed one of its names, and
+    /// where that name leads now.
+    pub(super) fn named(
+        &self,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        moved: &Moved,
+        target: Target,
+        sent: Instant,
+    ) {
+        self.moved(dir, moved, sent);
+        match &moved.after {
+            Some(after) => self.names.put(dir, name, target, after.change),
+            None => self.names.remove(dir, name),
+        }
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        make: Make<'_>,
+        mode: Option<u32>,
+    ) -> Result<Entry, Errno> {
+        Self::check_name(name)?;
+        let dir = self.inode(parent)?;
+        let new = NewAttributes {
+            mode,
+            ..NewAttributes::default()
+        };
+        let sent = Instant::now();
+        let made = self
+            .client
+            .make(cred, &dir.handle, name, make, &new)
+            .await
+            .map_err(|error| self.failed(&error, &dir))?;
+        let inode = self.made(&dir, name, &made, sent);
+        Ok(self.entry(&inode, &dir))
+    }
+
+    /// CREATE of a FIFO, a socket or a device (which EFS refuses), or of a
+    /// regular file by OPEN and CLOSE: two round trips.
+    pub async fn mknod(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Entry, Errno> {
+        let major = (rdev >> 8) & 0xfff;
+        let minor = (rdev & 0xff) | ((rdev >> 12) & 0xfff00);
+        let make = match mode & libc::S_IFMT {
+            libc::S_IFIFO => Make::Fifo,
+            libc::S_IFSOCK => Make::Socket,
+            libc::S_IFBLK => Make::Block(major, minor),
+            libc::S_IFCHR => Make::Char(major, minor),
+            libc::S_IFREG | 0 => {
+                Self::check_name(name)?;
+                let dir = self.inode(parent)?;
+                let sent = Instant::now();
+                let how = HowToOpen::Exclusive;
+                let file = self
+                    .client
+                    .create(cred, &dir.handle, name, ACCESS_WRITE, mode & 0o7777, how)
+                    .await
+                    .map_err(|error| self.failed(&error, &dir))?;
+                let made = Made {
+                    handle: file.open.handle.clone(),
+                    attrs: file.attrs,
+                    dir: file.dir,
+                };
+                let inode = self.made(&dir, name, &made, sent);
+                if let Err(error) = self.client.close(&file.open).await {
+                    tracing::debug!("closing a new file: {error}");
+                }
+                return Ok(self.entry(&inode, &dir));
+            }
+            _ => return Err(Errno(libc::EINVAL)),
+        };
+        self.make(cred, parent, name, make, Some(mode & 0o7777))
+            .await
+    }
+
+    /// CREATE of a directory.
+    pub async fn mkdir(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<Entry, Errno> {
+        self.make(cred, parent, name, Make::Directory, Some(mode & 0o7777))
+            .await
+    }
+
+    /// CREATE of a symbolic link.
+    pub async fn symlink(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Entry, Errno> {
+        self.make(cred, parent, name, Make::Symlink(target), Some(0o777))
+            .await
+    }
+
+    /// LINK.
+    pub async fn link(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        new_parent: Ino,
+        new_name: &[u8],
+    ) -> Result<Entry, Errno> {
+        Self::check_name(new_name)?;
+        let inode = self.inode(ino)?;
+        let dir = self.inode(new_parent)?;
+        if inode.kind == FileKind::Directory {
+            return Err(Errno(libc::EPERM));
+        }
+        let sent = Instant::now();
+        let (attrs, moved) = self
+            .client
+            .link(cred, &inode.handle, &dir.handle, new_name)
+            .await
+            .map_err(|error| self.failed(&error, &inode))?;
+        let own = Moved {
+            // A link does not touch the data, whoever else did.
+            before: Some(inode.attr.lock().change()),
+            after: Some(attrs),
+        };
+        self.moved(&inode, &own, sent);
+        let target = Target::Inode(Arc::clone(&inode));
+        self.named(&dir, new_name, &moved, target, sent);
+        if !self.inodes.look_up_again(&inode) {
+            return Err(Errno(libc::ESTALE));
+        }
+        Ok(self.entry(&inode, &dir))
+    }
+}

@@ -1,0 +1,231 @@
+//! One object: getattr, setattr, readlink, access; and statfs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::inode::Inode;
+use super::types::{Errno, FileKind, Ino, SetAttr, SetTime, Stat, StatFs, Timestamp};
+use super::{NAME_MAX, Vfs};
+use crate::nfs::proto::attrs::{NewAttributes, NewTime};
+use crate::nfs::proto::ops;
+use crate::nfs::proto::types::NfsTime;
+use crate::rpc::auth::Credential;
+use crate::telemetry::Cache;
+
+/// `df` and file managers ask often; space does not move that fast.
+const SPACE_TTL: Duration = Duration::from_secs(1);
+
+/// What EFS and others without limits say: unlimited, in the field's size.
+const BLOCK: u64 = 1 << 20;
+
+/// The last answer to statfs.
+#[derive(Debug, Default)]
+pub struct SpaceCache(Mutex<Option<(Instant, StatFs)>>);
+
+impl Vfs {
+    fn is_writing(inode: &Inode) -> bool {
+        inode
+            .opened()
+            .is_some_and(|file| file.inner.lock().pipeline.end_offset().is_some())
+    }
+
+    /// The attributes, if they may be believed and nothing is on its way that
+    /// changes them.
+    pub fn getattr_cached(&self, ino: Ino, _fh: Option<u64>) -> Option<(Stat, Duration)> {
+        let inode = self.inodes.get(ino)?;
+        let answer = {
+            let attr = inode.attr.lock();
+            let ttl = attr.ttl(Instant::now());
+            (!ttl.is_zero()).then(|| (attr.stat().clone(), ttl))
+        };
+        let answer = answer.filter(|_| !Self::is_writing(&inode));
+        self.metrics.cache(Cache::Attr, answer.is_some());
+        answer
+    }
+
+    /// GETATTR. What was written is at the server before it is asked, so that
+    /// times and size are those after the last write(2).
+    pub async fn getattr(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        fh: Option<u64>,
+    ) -> Result<(Stat, Duration), Errno> {
+        let inode = match self.inodes.get(ino) {
+            Some(inode) => inode,
+            // An open file may have lost its number to another one.
+            None => Arc::clone(&self.handle(fh.ok_or(Errno(libc::ESTALE))?)?.inode),
+        };
+        self.settle(&inode, 0, u64::MAX).await;
+        {
+            let attr = inode.attr.lock();
+            let ttl = attr.ttl(Instant::now());
+            if !ttl.is_zero() {
+                return Ok((attr.stat().clone(), ttl));
+            }
+        }
+        let sent = Instant::now();
+        let attrs = self
+            .client
+            .get_attrs(cred, &inode.handle)
+            .await
+            .map_err(|error| self.failed(&error, &inode))?;
+        self.learn(&inode, &attrs, sent);
+        let attr = inode.attr.lock();
+        Ok((attr.stat().clone(), attr.ttl(Instant::now())))
+    }
+
+    /// SETATTR: one round trip. Before a new size everything written is made
+    /// stable, so that nothing of it can come back behind the new end.
+    pub async fn setattr(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        fh: Option<u64>,
+        set: SetAttr,
+    ) -> Result<(Stat, Duration), Errno> {
+        let inode = self.inode(ino)?;
+        let new = NewAttributes {
+            size: set.size,
+            mode: set.mode.map(|mode| mode & 0o7777),
+            uid: set.uid,
+            gid: set.gid,
+            atime: set.atime.map(new_time),
+            mtime: set.mtime.map(new_time),
+        };
+        let mut open = None;
+        if set.size.is_some() {
+            if inode.kind != FileKind::Regular {
+                return Err(Errno(libc::EINVAL));
+            }
+            self.drain(&inode).await;
+            open = match fh {
+                // ftruncate(2): permission was checked when it was opened.
+                Some(fh) => Some(Arc::clone(&self.handle(fh)?.open)),
+                None => inode.opened().and_then(|file| file.writable(cred)),
+            };
+        } else if set.mtime.is_some() || set.atime.is_some() {
+            // A write that reaches the server later would move them again.
+            self.settle(&inode, 0, u64::MAX).await;
+        }
+        let caller = match (&open, fh) {
+            (Some(open), Some(_)) => &open.cred,
+            _ => cred,
+        };
+        let sent = Instant::now();
+        let moved = self
+            .client
+            .set_attrs(caller, &inode.handle, open.as_ref(), &new)
+            .await
+            .map_err(|error| self.failed(&error, &inode))?;
+        self.moved(&inode, &moved, sent);
+        if moved.after.is_none() {
+            return self.getattr(cred, ino, fh).await;
+        }
+        let attr = inode.attr.lock();
+        Ok((attr.stat().clone(), attr.ttl(Instant::now())))
+    }
+
+    /// The text of a symbolic link, if it was read before.
+    pub fn readlink_cached(&self, ino: Ino) -> Option<Bytes> {
+        self.inodes.get(ino)?.link.get().cloned()
+    }
+
+    /// READLINK: one round trip, once in the life of the inode.
+    pub async fn readlink(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+    ) -> Result<Bytes, Errno> {
+        let inode = self.inode(ino)?;
+        if inode.kind != FileKind::Symlink {
+            return Err(Errno(libc::EINVAL));
+        }
+        let text = self
+            .client
+            .read_link(cred, &inode.handle)
+            .await
+            .map_err(|error| self.failed(&error, &inode))?;
+        // Not a slice of the record, which would stay alive with it.
+        let text = Bytes::copy_from_slice(&text);
+        Ok(inode.link.get_or_init(|| text).clone())
+    }
+
+    /// ACCESS. Asked only where the kernel does not decide by mode bits.
+    pub async fn access(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        mask: u32,
+    ) -> Result<(), Errno> {
+        let inode = self.inode(ino)?;
+        let is_dir = inode.kind == FileKind::Directory;
+        let mut wanted = 0;
+        if mask & libc::R_OK as u32 != 0 {
+            wanted |= ops::CAN_READ;
+        }
+        if mask & libc::W_OK as u32 != 0 {
+            wanted |= ops::CAN_MODIFY | ops::CAN_EXTEND;
+        }
+        if mask & libc::X_OK as u32 != 0 {
+            wanted |= if is_dir {
+                ops::CAN_LOOKUP
+            } else {
+                ops::CAN_EXECUTE
+            };
+        }
+        if wanted == 0 {
+            return Ok(());
+        }
+        let granted = self
+            .client
+            .access(cred, &inode.handle, wanted)
+            .await
+            .map_err(|error| self.failed(&error, &inode))?;
+        if granted & wanted == wanted {
+            Ok(())
+        } else {
+            Err(Errno(libc::EACCES))
+        }
+    }
+
+    /// The space of the file system: one round trip a second at most.
+    pub async fn statfs(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        _ino: Ino,
+    ) -> Result<StatFs, Errno> {
+        if let Some((at, space)) = &*self.space.0.lock()
+            && at.elapsed() < SPACE_TTL
+        {
+            return Ok(*space);
+        }
+        let fs = self
+            .client
+            .space(cred)
+            .await
+            .map_err(|error| self.failed(&error, self.inodes.root()))?;
+        let space = StatFs {
+            blocks: fs.space_total / BLOCK,
+            bfree: fs.space_free / BLOCK,
+            bavail: fs.space_avail / BLOCK,
+            files: fs.files_total,
+            ffree: fs.files_free,
+            bsize: BLOCK as u32,
+            namelen: NAME_MAX as u32,
+        };
+        *self.space.0.lock() = Some((Instant::now(), space));
+        Ok(space)
+    }
+}
+
+fn new_time(time: SetTime) -> NewTime {
+    match time {
+        SetTime::Now => NewTime::Server,
+        SetTime::At(Timestamp { sec, nsec }) => NewTime::At(NfsTime { sec, nsec }),
+    }
+}

@@ -1,0 +1,382 @@
+//! Open files: OPEN, CLOSE and what lies between.
+//!
+//! Handles of one file opened by one identity share one open at the server
+//! (`SharedOpen`); its access grows with each of them, and it is closed when the
+//! last handle is released. Between the last release and the CLOSE the open is
+//! out of the table already, so a new handle starts a new one.
+//!
+//! close(2) is FLUSH: there every write is made stable and errors are told.
+//! RELEASE comes later and nobody waits for it.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Vfs;
+use super::errseq::Seen;
+use super::inode::Inode;
+use super::namecache::Target;
+use super::pipeline::Pipeline;
+use super::read::Ahead;
+use super::types::{Entry, Errno, FileKind, Ino, Opened};
+use crate::nfs::calls::{HowToOpen, Moved};
+use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
+use crate::nfs::state::OpenState;
+use crate::rpc::auth::Credential;
+
+/// Whose open a write is sent with.
+#[derive(Clone, Debug)]
+pub struct Origin(pub Arc<OpenState>);
+
+impl PartialEq for Origin {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// What a regular file needs once it was opened.
+#[derive(Debug)]
+pub struct FileState {
+    /// Owned by this lock: the opens, what is being written, and what the
+    /// kernel's pages belong to.
+    pub(super) inner: Mutex<FileInner>,
+    /// A write or commit was answered.
+    pub(super) progress: Notify,
+}
+
+#[derive(Debug)]
+pub(super) struct FileInner {
+    opens: Vec<SharedOpen>,
+    pub(super) pipeline: Pipeline<Origin>,
+    /// When the pipeline is to be looked at again; `None` if no timer runs.
+    pub(super) wake_at: Option<std::time::Instant>,
+    /// The kernel may hold pages, and this change attribute explains them.
+    pages: Option<u64>,
+    /// Moves with every foreign change: what was read ahead before is old.
+    pub(super) epoch: u64,
+    /// The server keeps a removed file until its last CLOSE.
+    pub(super) preserved: bool,
+    /// Where the file is kept out of sight after its last name was removed.
+    pub(super) silly: Option<super::unlink::SillyName>,
+}
+
+#[derive(Debug)]
+struct SharedOpen {
+    open: Arc<OpenState>,
+    /// Handles, and OPENs on their way.
+    users: usize,
+}
+
+impl FileState {
+    fn new(vfs: &Vfs) -> Self {
+        Self {
+            inner: Mutex::new(FileInner {
+                opens: Vec::new(),
+                pipeline: Pipeline::new(Arc::clone(&vfs.pipeline)),
+                wake_at: None,
+                pages: None,
+                epoch: 0,
+                preserved: false,
+                silly: None,
+            }),
+            progress: Notify::new(),
+        }
+    }
+
+    /// Somebody else changed the file: what was read of it is old.
+    pub(super) fn foreign_change(&self) {
+        let mut inner = self.inner.lock();
+        inner.epoch += 1;
+        inner.pages = None;
+    }
+
+    /// Handles are open.
+    pub(super) fn is_open(&self) -> bool {
+        !self.inner.lock().opens.is_empty()
+    }
+
+    /// An open of the file that allows writing, for SETATTR of the size.
+    pub(super) fn writable(&self, cred: &Credential) -> Option<Arc<OpenState>> {
+        let inner = self.inner.lock();
+        inner
+            .opens
+            .iter()
+            .find(|shared| {
+                *shared.open.cred == *cred && shared.open.access() & ACCESS_WRITE != 0
+            })
+            .map(|shared| Arc::clone(&shared.open))
+    }
+}
+
+/// One open(2).
+#[derive(Debug)]
+pub struct OpenHandle {
+    pub(super) inode: Arc<Inode>,
+    pub(super) open: Arc<OpenState>,
+    /// What this handle may do (OPEN4_SHARE_ACCESS_*).
+    pub(super) access: u32,
+    /// Write errors that this handle has told of.
+    pub(super) seen: Mutex<Seen>,
+    pub(super) ahead: Ahead,
+}
+
+fn access_of(flags: i32) -> u32 {
+    match flags & libc::O_ACCMODE {
+        libc::O_WRONLY => ACCESS_WRITE,
+        libc::O_RDWR => ACCESS_READ | ACCESS_WRITE,
+        _ => ACCESS_READ,
+    }
+}
+
+impl Vfs {
+    pub(super) fn file_state<'a>(&self, inode: &'a Inode) -> &'a FileState {
+        inode.file(|| FileState::new(self))
+    }
+
+    pub(super) fn handle(&self, fh: u64) -> Result<Arc<OpenHandle>, Errno> {
+        self.files
+            .get(&fh)
+            .map(|handle| Arc::clone(&handle))
+            .ok_or(Errno(libc::EBADF))
+    }
+
+    /// OPEN by handle: one round trip, in which the file's attributes come
+    /// along, so that the kernel's pages are kept exactly if the file has not
+    /// moved (close-to-open).
+    pub async fn open(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        flags: i32,
+    ) -> Result<Opened, Errno> {
+        let inode = self.inode(ino)?;
+        match inode.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Errno(libc::EISDIR)),
+            _ => return Err(Errno(libc::ENXIO)),
+        }
+        let access = access_of(flags);
+        // O_TRUNC with O_RDONLY is left undefined by POSIX; Linux truncates if
+        // the caller may write.
+        let truncate = flags & libc::O_TRUNC != 0;
+        let share = if truncate {
+            access | ACCESS_WRITE
+        } else {
+            access
+        };
+        if truncate {
+            self.drain(&inode).await;
+        }
+        let open = self.join(&inode, cred);
+        let sent = Instant::now();
+        match self.client.open_handle(&open, share, truncate).await {
+            Ok((attrs, preserved)) => {
+                let file = self.file_state(&inode);
+                file.inner.lock().preserved = preserved;
+                if truncate {
+                    let own = Moved {
+                        before: None,
+                        after: Some(attrs),
+                    };
+                    self.moved(&inode, &own, sent);
+                } else {
+                    self.learn(&inode, &attrs, sent);
+                }
+                Ok(self.opened(&inode, open, access, flags))
+            }
+            Err(error) => {
+                let errno = self.failed(&error, &inode);
+                self.leave(&inode, &open).await;
+                Err(errno)
+            }
+        }
+    }
+
+    /// OPEN with creation: one round trip.
+    pub async fn create(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened), Errno> {
+        Self::check_name(name)?;
+        let dir = self.inode(parent)?;
+        let how = if flags & libc::O_EXCL != 0 {
+            HowToOpen::Exclusive
+        } else if flags & libc::O_TRUNC != 0 {
+            HowToOpen::Truncate
+        } else {
+            HowToOpen::Existing
+        };
+        let access = access_of(flags);
+        let sent = Instant::now();
+        let file = self
+            .client
+            .create(cred, &dir.handle, name, access, mode & 0o7777, how)
+            .await
+            .map_err(|error| self.failed(&error, &dir))?;
+        let inode = self.known(&file.open.handle, &file.attrs, sent);
+        let target = Target::Inode(Arc::clone(&inode));
+        self.named(&dir, name, &file.dir, target, sent);
+        let state = self.file_state(&inode);
+        {
+            let mut inner = state.inner.lock();
+            inner.preserved = file.preserves_unlinked;
+            inner.opens.push(SharedOpen {
+                open: Arc::clone(&file.open),
+                users: 1,
+            });
+        }
+        let entry = self.entry(&inode, &dir);
+        Ok((entry, self.opened(&inode, file.open, access, flags)))
+    }
+
+    fn opened(
+        &self,
+        inode: &Arc<Inode>,
+        open: Arc<OpenState>,
+        access: u32,
+        flags: i32,
+    ) -> Opened {
+        let change = inode.attr.lock().change();
+        let state = self.file_state(inode);
+        let mut inner = state.inner.lock();
+        // Pages survive if every move of the file since they were read is our
+        // own: then its present change attribute explains the old one.
+        let keep_cache = match inner.pages {
+            Some(pages) => pages == change || inode.attr.lock().explains(pages),
+            None => false,
+        };
+        inner.pages = Some(change);
+        let handle = OpenHandle {
+            inode: Arc::clone(inode),
+            open,
+            access,
+            seen: Mutex::new(inner.pipeline.errors().sample()),
+            ahead: Ahead::new(self.config.read_ahead),
+        };
+        drop(inner);
+        let fh = self.new_fh();
+        self.files.insert(fh, Arc::new(handle));
+        self.metrics.gauges.open_files.inc();
+        self.metrics
+            .cache(crate::telemetry::Cache::Page, keep_cache);
+        Opened {
+            fh,
+            keep_cache,
+            direct_io: flags & libc::O_DIRECT != 0,
+        }
+    }
+
+    /// The open of this file and identity, with one more user.
+    fn join(&self, inode: &Arc<Inode>, cred: &Arc<Credential>) -> Arc<OpenState> {
+        let mut inner = self.file_state(inode).inner.lock();
+        if let Some(shared) = inner
+            .opens
+            .iter_mut()
+            .find(|shared| *shared.open.cred == **cred)
+        {
+            shared.users += 1;
+            return Arc::clone(&shared.open);
+        }
+        let open = self
+            .client
+            .prepare_open(inode.handle.clone(), Arc::clone(cred));
+        inner.opens.push(SharedOpen {
+            open: Arc::clone(&open),
+            users: 1,
+        });
+        open
+    }
+
+    /// One user less; the last one closes.
+    async fn leave(self: &Arc<Self>, inode: &Arc<Inode>, open: &Arc<OpenState>) {
+        let (close, silly) = {
+            let mut inner = self.file_state(inode).inner.lock();
+            let Some(at) = inner
+                .opens
+                .iter()
+                .position(|shared| Arc::ptr_eq(&shared.open, open))
+            else {
+                return;
+            };
+            inner.opens[at].users -= 1;
+            let close = inner.opens[at].users == 0;
+            if close {
+                inner.opens.swap_remove(at);
+            }
+            let silly = if inner.opens.is_empty() {
+                inner.silly.take()
+            } else {
+                None
+            };
+            (close, silly)
+        };
+        if close && let Err(error) = self.client.close(open).await {
+            tracing::debug!(ino = inode.ino, "{error}");
+        }
+        if let Some(silly) = silly {
+            self.remove_silly(silly).await;
+        }
+    }
+
+    /// FLUSH, at every close(2): all writes of the file become stable, and a
+    /// write error that this handle has not told of is told.
+    pub async fn flush(
+        self: &Arc<Self>,
+        _ino: Ino,
+        fh: u64,
+        _lock_owner: u64,
+    ) -> Result<(), Errno> {
+        let handle = self.handle(fh)?;
+        self.drain(&handle.inode).await;
+        self.tell_error(&handle)
+    }
+
+    /// FSYNC: as FLUSH. Data and metadata are not told apart: the server is
+    /// asked for both.
+    pub async fn fsync(
+        self: &Arc<Self>,
+        ino: Ino,
+        fh: u64,
+        _datasync: bool,
+    ) -> Result<(), Errno> {
+        self.flush(ino, fh, 0).await
+    }
+
+    /// RELEASE: the handle is gone. What FLUSH did not see (writes of a shared
+    /// mapping) is written first.
+    pub async fn release(
+        self: &Arc<Self>,
+        _ino: Ino,
+        fh: u64,
+        _lock_owner: Option<u64>,
+    ) -> Result<(), Errno> {
+        let Some((_, handle)) = self.files.remove(&fh) else {
+            return Err(Errno(libc::EBADF));
+        };
+        self.metrics.gauges.open_files.dec();
+        self.drain(&handle.inode).await;
+        if self.tell_error(&handle).is_err() {
+            tracing::error!(
+                ino = handle.inode.ino,
+                "data written through a mapping were lost after the last close"
+            );
+        }
+        self.leave(&handle.inode, &handle.open).await;
+        Ok(())
+    }
+
+    /// The write error that this handle has to tell of, if there is one.
+    pub(super) fn tell_error(&self, handle: &OpenHandle) -> Result<(), Errno> {
+        let inner = self.file_state(&handle.inode).inner.lock();
+        match inner.pipeline.errors().check(&mut handle.seen.lock()) {
+            Some(errno) => Err(errno),
+            None => Ok(()),
+        }
+    }
+}

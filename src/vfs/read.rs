@@ -1,0 +1,210 @@
+//! Reading: what is pending is settled first, then a READ as large as the
+//! request; for a sequential reader more is fetched than was asked for.
+//!
+//! Data read ahead belong to the file as it was when they were asked for. They
+//! are dropped when the file is seen to have moved by other hands (`epoch`), and
+//! where this host writes; and they live only as long as the handle.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::Vfs;
+use super::open::OpenHandle;
+use super::readahead::{CHUNK, Chunk, ChunkCache, Fetch, Readahead};
+use super::types::{Errno, Ino};
+use crate::nfs::state::OpenState;
+
+/// A server that says neither data nor end of file so many times in a row has
+/// lost its way.
+const EMPTY_READS: usize = 3;
+
+/// What is read ahead for one handle.
+#[derive(Debug)]
+pub struct Ahead {
+    inner: Mutex<AheadInner>,
+    arrived: Notify,
+}
+
+#[derive(Debug)]
+struct AheadInner {
+    detector: Readahead,
+    chunks: ChunkCache<Bytes>,
+    /// The file's epoch that the chunks belong to.
+    epoch: u64,
+}
+
+impl Ahead {
+    /// At most `window` bytes ahead.
+    pub fn new(window: u64) -> Self {
+        Self {
+            inner: Mutex::new(AheadInner {
+                detector: Readahead::new(window),
+                chunks: ChunkCache::new((window / CHUNK) as usize + 2),
+                epoch: 0,
+            }),
+            arrived: Notify::new(),
+        }
+    }
+
+    /// The range was written to by this handle.
+    pub fn written(&self, range: Range<u64>) {
+        self.inner.lock().chunks.drop_range(&range);
+    }
+}
+
+impl Vfs {
+    /// READ. Fewer bytes than asked for mean the end of the file.
+    pub async fn read(
+        self: &Arc<Self>,
+        _ino: Ino,
+        fh: u64,
+        offset: u64,
+        size: u32,
+        open_flags: i32,
+    ) -> Result<Bytes, Errno> {
+        let handle = self.handle(fh)?;
+        let inode = &handle.inode;
+        let size = u64::from(size);
+        // Before the end of the file, only what overlaps matters. Beyond what
+        // the server has of it, a hole of ours may be in the making: a short
+        // answer would make the kernel cut the file.
+        let server_has = inode.attr.lock().stat().size;
+        let len = if offset + size <= server_has {
+            size
+        } else {
+            u64::MAX - offset
+        };
+        self.settle(inode, offset, len).await;
+        if open_flags & libc::O_DIRECT == 0
+            && let Some(data) = self.from_ahead(&handle, offset, size).await
+        {
+            return Ok(data);
+        }
+        self.read_through(&handle.open, &handle, offset, size).await
+    }
+
+    /// READs until the request is satisfied or the file ends.
+    async fn read_through(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        handle: &OpenHandle,
+        offset: u64,
+        size: u64,
+    ) -> Result<Bytes, Errno> {
+        let rsize = u64::from(self.client.rsize());
+        let mut joined: Option<BytesMut> = None;
+        let mut at = offset;
+        let mut empty = 0;
+        loop {
+            let want = (offset + size - at).min(rsize) as u32;
+            let read = self
+                .client
+                .read(open, at, want)
+                .await
+                .map_err(|error| self.failed(&error, &handle.inode))?;
+            at += read.data.len() as u64;
+            let done = read.eof || at == offset + size;
+            if done && joined.is_none() {
+                return Ok(read.data);
+            }
+            empty = if read.data.is_empty() { empty + 1 } else { 0 };
+            if !done && empty == EMPTY_READS {
+                tracing::warn!(
+                    ino = handle.inode.ino,
+                    "the server answers READ with neither data nor the end of the file"
+                );
+                return Err(Errno(libc::EIO));
+            }
+            let joined = joined.get_or_insert_with(|| BytesMut::with_capacity(size as usize));
+            joined.extend_from_slice(&read.data);
+            if done {
+                return Ok(joined.split().freeze());
+            }
+        }
+    }
+
+    /// Answers from what was read ahead, and reads on ahead.
+    async fn from_ahead(
+        self: &Arc<Self>,
+        handle: &Arc<OpenHandle>,
+        offset: u64,
+        size: u64,
+    ) -> Option<Bytes> {
+        let file_size = handle.inode.attr.lock().stat().size;
+        let epoch = self.file_state(&handle.inode).inner.lock().epoch;
+        let fetches: Vec<Fetch> = {
+            let mut inner = handle.ahead.inner.lock();
+            if inner.epoch != epoch {
+                inner.epoch = epoch;
+                inner.chunks.drop_all();
+                inner.detector.forget_asked();
+            }
+            let ranges = inner.detector.on_read(offset, size, file_size);
+            ranges
+                .into_iter()
+                // The chunk of this very request is fetched too, unless the
+                // request is the whole of it.
+                .filter(|range| !(range.start == offset && size >= CHUNK))
+                .filter_map(|range| inner.chunks.want(range.start))
+                .collect()
+        };
+        for fetch in fetches {
+            let (vfs, handle) = (Arc::clone(self), Arc::clone(handle));
+            tokio::spawn(async move { vfs.fetch(&handle, fetch).await });
+        }
+        loop {
+            let arrived = handle.ahead.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            {
+                let mut inner = handle.ahead.inner.lock();
+                match inner.chunks.lookup(offset) {
+                    Chunk::Missing => return None,
+                    Chunk::Ready { start, data } => {
+                        let from = (offset - start) as usize;
+                        let wanted = size.min(start + CHUNK - offset);
+                        let whole = data.len() as u64 == CHUNK;
+                        if wanted < size && whole {
+                            // Over the edge of the chunk: not worth joining.
+                            return None;
+                        }
+                        let to = (from + size as usize).min(data.len());
+                        let slice = data.slice(from.min(to)..to);
+                        inner.chunks.handed_out(offset, slice.len() as u64);
+                        // A chunk that is not whole ends with the file, but
+                        // the file may have grown since.
+                        if (slice.len() as u64) < size {
+                            inner.chunks.drop_range(&(offset..offset + size));
+                            return None;
+                        }
+                        return Some(slice);
+                    }
+                    Chunk::Fetching => {}
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    async fn fetch(self: &Arc<Self>, handle: &Arc<OpenHandle>, fetch: Fetch) {
+        let range = fetch.range();
+        self.settle(&handle.inode, range.start, range.end - range.start)
+            .await;
+        let read = self
+            .read_through(&handle.open, handle, range.start, range.end - range.start)
+            .await;
+        let mut inner = handle.ahead.inner.lock();
+        match read {
+            Ok(data) => {
+                inner.chunks.arrived(fetch, data);
+            }
+            Err(_) => inner.chunks.failed(fetch),
+        }
+        drop(inner);
+        handle.ahead.arrived.notify_waiters();
+    }
+}

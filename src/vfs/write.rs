@@ -1,0 +1,289 @@
+//! Writing: the shell around the [pipeline](super::pipeline).
+//!
+//! write(2) is answered when its data are accepted into the pipeline; WRITEs
+//! and COMMITs run as tasks of their own, which take the file's lock for a
+//! moment when they are answered and then see what is to be done next
+//! ([`Vfs::pump`]). Who has to wait (for room, for a drain, for a range) waits
+//! on the file's `progress` and looks again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::Vfs;
+use super::inode::Inode;
+use super::open::{FileInner, Origin};
+use super::pipeline::{Action, Chunks, RequestId, Stable};
+use super::types::{Errno, Ino, WriteFlags};
+use crate::nfs::proto::ops::ACCESS_WRITE;
+use crate::nfs::proto::types::Stable as Committed;
+
+/// Open flags whose writes are stable before they are answered. O_DIRECT is
+/// among them: EFS's promise is that such data are durable.
+const SYNCHRONOUS: i32 = libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT;
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+impl Vfs {
+    /// WRITE. Returns at once while the window has room, unless the file was
+    /// opened for synchronous writing or the window is 0.
+    pub async fn write(
+        self: &Arc<Self>,
+        _ino: Ino,
+        fh: u64,
+        offset: u64,
+        data: Bytes,
+        flags: WriteFlags,
+    ) -> Result<u32, Errno> {
+        let handle = self.handle(fh)?;
+        // Pages of a shared mapping come by any handle that may write.
+        if handle.access & ACCESS_WRITE == 0 {
+            return Err(Errno(libc::EBADF));
+        }
+        let len = data.len();
+        let end = offset
+            .checked_add(len as u64)
+            .ok_or(Errno(libc::EFBIG))?;
+        self.tell_error(&handle)?;
+        let inode = &handle.inode;
+        let sync = flags.open_flags & SYNCHRONOUS != 0 || self.config.write_window == 0;
+        if !sync {
+            self.wait_for_room(inode, len).await;
+        }
+        let ticket = self.with_pipeline(inode, |inner| {
+            let origin = Origin(Arc::clone(&handle.open));
+            inner.pipeline.accept(now(), origin, offset, data, sync);
+            sync.then(|| inner.pipeline.begin_drain())
+        });
+        inode.attr.lock().grow(end);
+        handle.ahead.written(offset..end);
+        self.pump(inode);
+        if let Some(ticket) = ticket {
+            self.wait_until(inode, |inner| inner.pipeline.drained(&ticket))
+                .await;
+            self.tell_error(&handle)?;
+        }
+        Ok(len as u32)
+    }
+
+    /// Waits until the mount and the file may hold `len` bytes more.
+    async fn wait_for_room(self: &Arc<Self>, inode: &Arc<Inode>, len: usize) {
+        let limit = self.pipeline.file_limit;
+        loop {
+            let freed = self.window.freed();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            let held = self.file_state(inode).inner.lock().pipeline.bytes();
+            let file_has_room = held == 0 || held + len <= limit;
+            if file_has_room && self.window.has_room(len) {
+                return;
+            }
+            // What is acknowledged is held until it is committed, and nobody
+            // else would ask for that now.
+            if file_has_room {
+                for busy in self.window.busy() {
+                    self.with_pipeline(&busy, |inner| inner.pipeline.commit_soon());
+                    self.pump(&busy);
+                }
+            } else {
+                self.with_pipeline(inode, |inner| inner.pipeline.commit_soon());
+                self.pump(inode);
+            }
+            freed.await;
+        }
+    }
+
+    /// Changes the pipeline of a file and accounts for what it holds.
+    pub(super) fn with_pipeline<T>(
+        &self,
+        inode: &Arc<Inode>,
+        change: impl FnOnce(&mut FileInner) -> T,
+    ) -> T {
+        let mut inner = self.file_state(inode).inner.lock();
+        let before = inner.pipeline.bytes();
+        let result = change(&mut inner);
+        let after = inner.pipeline.bytes();
+        // Under the file's lock, so that differences are taken in order.
+        self.window.account(inode, before, after);
+        drop(inner);
+        self.metrics
+            .gauges
+            .window_bytes
+            .set(self.window.used() as i64);
+        result
+    }
+
+    /// Does what the pipeline of a file asks for.
+    pub(super) fn pump(self: &Arc<Self>, inode: &Arc<Inode>) {
+        loop {
+            let action = self.with_pipeline(inode, |inner| {
+                let action = inner.pipeline.next(now());
+                if let Some(Action::WakeAt(at)) = action {
+                    // One timer a file: an earlier one looks again by itself.
+                    if inner.wake_at.is_some_and(|set| set <= at) {
+                        return None;
+                    }
+                    inner.wake_at = Some(at);
+                }
+                action
+            });
+            match action {
+                None => return,
+                Some(Action::Write {
+                    id,
+                    origin,
+                    offset,
+                    data,
+                    stable,
+                }) => {
+                    let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
+                    tokio::spawn(async move {
+                        vfs.send_write(&inode, id, origin, offset, data, stable)
+                            .await;
+                    });
+                }
+                Some(Action::Commit {
+                    id,
+                    origin,
+                    offset,
+                    count,
+                }) => {
+                    let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
+                    tokio::spawn(async move {
+                        vfs.send_commit(&inode, id, origin, offset, count).await;
+                    });
+                }
+                Some(Action::WakeAt(at)) => {
+                    let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
+                    tokio::spawn(async move {
+                        tokio::time::sleep_until(Instant::from_std(at)).await;
+                        vfs.with_pipeline(&inode, |inner| {
+                            if inner.wake_at == Some(at) {
+                                inner.wake_at = None;
+                            }
+                        });
+                        vfs.pump(&inode);
+                    });
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn send_write(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        id: RequestId,
+        origin: Origin,
+        offset: u64,
+        data: Chunks,
+        stable: Stable,
+    ) {
+        let stable = match stable {
+            Stable::Unstable => Committed::Unstable,
+            Stable::DataSync => Committed::DataSync,
+            Stable::FileSync => Committed::FileSync,
+        };
+        let sent = Instant::now();
+        match self.client.write(&origin.0, offset, stable, &data).await {
+            Ok(written) => {
+                self.moved(inode, &written.moved, sent);
+                let result = written.result;
+                let committed = match result.committed {
+                    Committed::Unstable => Stable::Unstable,
+                    Committed::DataSync => Stable::DataSync,
+                    Committed::FileSync => Stable::FileSync,
+                };
+                self.with_pipeline(inode, |inner| {
+                    inner
+                        .pipeline
+                        .written(id, result.count, committed, result.verifier);
+                });
+            }
+            Err(error) => {
+                let errno = self.failed(&error, inode);
+                // The local size has run ahead of what the server has.
+                inode.attr.lock().expire();
+                self.with_pipeline(inode, |inner| inner.pipeline.failed(id, errno));
+            }
+        }
+        self.file_state(inode).progress.notify_waiters();
+        self.pump(inode);
+    }
+
+    async fn send_commit(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        id: RequestId,
+        origin: Origin,
+        offset: u64,
+        count: u32,
+    ) {
+        let sent = Instant::now();
+        match self.client.commit(&origin.0, offset, count).await {
+            Ok((verifier, attrs)) => {
+                if let Some(attrs) = attrs {
+                    self.learn(inode, &attrs, sent);
+                }
+                self.with_pipeline(inode, |inner| inner.pipeline.committed(id, verifier));
+            }
+            Err(error) => {
+                let errno = self.failed(&error, inode);
+                self.with_pipeline(inode, |inner| inner.pipeline.commit_failed(id, errno));
+            }
+        }
+        self.file_state(inode).progress.notify_waiters();
+        self.pump(inode);
+    }
+
+    /// Waits until everything written to the file so far is stable or failed.
+    pub(super) async fn drain(self: &Arc<Self>, inode: &Arc<Inode>) {
+        if inode.opened().is_none() {
+            return;
+        }
+        let ticket = self.with_pipeline(inode, |inner| {
+            (!inner.pipeline.is_idle()).then(|| inner.pipeline.begin_drain())
+        });
+        if let Some(ticket) = ticket {
+            self.pump(inode);
+            self.wait_until(inode, |inner| inner.pipeline.drained(&ticket))
+                .await;
+        }
+    }
+
+    /// Waits until the server has (stable or not) what was written to a range
+    /// so far, so that a READ sees it.
+    pub(super) async fn settle(self: &Arc<Self>, inode: &Arc<Inode>, offset: u64, len: u64) {
+        if inode.opened().is_none() {
+            return;
+        }
+        let ticket = self.with_pipeline(inode, |inner| {
+            let end = offset.saturating_add(len);
+            inner
+                .pipeline
+                .overlaps_pending(offset..end)
+                .then(|| inner.pipeline.drain_range(offset, len))
+        });
+        if let Some(ticket) = ticket {
+            self.pump(inode);
+            self.wait_until(inode, |inner| inner.pipeline.range_drained(&ticket))
+                .await;
+        }
+    }
+
+    async fn wait_until(&self, inode: &Arc<Inode>, done: impl Fn(&FileInner) -> bool) {
+        let file = self.file_state(inode);
+        loop {
+            let progress = file.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            if done(&file.inner.lock()) {
+                return;
+            }
+            progress.await;
+        }
+    }
+}
