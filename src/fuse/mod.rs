@@ -30,10 +30,12 @@ mod interrupt;
 mod kernel;
 mod listing;
 mod notify;
+mod place;
 mod proc;
 mod session;
 
 pub use adapter::Adapter;
 pub use kernel::KernelOptions;
 pub use notify::Notify;
-pub use session::{Running, SessionOptions, Unmount, start};
+pub use place::Unmount;
+pub use session::{Running, SessionOptions, start};

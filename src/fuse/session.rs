@@ -1,23 +1,24 @@
 //! The mount: made, tuned, watched until it is gone, and unmade.
 //!
-//! fuser's own unmounter gives up the mount at the first refusal (EBUSY), so
-//! unmounting is done here, by path, after a look into mountinfo that what
-//! lies there is still ours. Nothing here touches a path below the mount
-//! point once it is mounted: our own reader threads would have to answer.
+//! fuser 0.18 must not unmount. At the end of a session it takes a dead
+//! connection for a live one (`is_mounted` in its mnt/mod.rs has POLLERR the
+//! wrong way round) and unmounts whatever lies at the path by then: the mount
+//! below ours, or the next one. Its unmounter also gives up for good at the
+//! first EBUSY. So its handle of the mount is leaked, and [`Place`] unmounts.
 
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::mem::ManuallyDrop;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
 use super::notify::Notify;
+use super::place::{Place, Unmount};
 
 /// How a file system is mounted.
 #[derive(Clone, Debug)]
@@ -105,24 +106,11 @@ impl SessionOptions {
     }
 }
 
-/// How much force an unmount uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmount {
-    /// Only if nothing is open.
-    Clean,
-    /// Out of sight now, gone when the last file is closed.
-    Lazy,
-    /// Requests in flight fail with ECONNABORTED; root only.
-    Force,
-}
-
 /// A mount that is being served. Dropping it unmounts lazily, so that no way
 /// out of the program leaves a dead mount behind.
 #[derive(Debug)]
 pub struct Running {
-    mountpoint: PathBuf,
-    /// `major:minor`; `None` if mountinfo could not be read.
-    device: Option<String>,
+    place: Place,
     ended: watch::Receiver<Option<Result<(), Arc<io::Error>>>>,
 }
 
@@ -141,42 +129,56 @@ pub fn start(
 ) -> io::Result<Running> {
     let mountpoint = mountpoint.canonicalize()?;
     let session = Session::new(adapter, &mountpoint, &options.config())?;
+    let place = Place::find(mountpoint);
     notify.connect(session.notifier())?;
+    let serving = session.spawn().inspect_err(|_| notify.close())?;
     let (end, ended) = watch::channel(None);
-    let queue = Arc::clone(notify);
-    let serving = thread::Builder::new()
+    // From here on, dropping this unmounts.
+    let running = Running {
+        place: place.clone(),
+        ended,
+    };
+    let (serving, queue) = (ManuallyDrop::new(serving), Arc::clone(notify));
+    thread::Builder::new()
         .name("fuse-session".into())
         .spawn(move || {
-            let result = session.run().map_err(Arc::new);
+            let result = join(serving).map_err(Arc::new);
             queue.close();
-            if let Err(error) = &result {
-                tracing::error!(%error, "the FUSE session failed");
+            match &result {
+                Ok(()) => place.clear(),
+                Err(error) => {
+                    tracing::error!(%error, "the FUSE session failed");
+                    place.abandon();
+                }
             }
             end.send_replace(Some(result));
-        });
-    if let Err(error) = serving {
-        notify.close();
-        return Err(error);
-    }
-    let device = fs::read("/proc/self/mountinfo")
-        .ok()
-        .and_then(|table| device_at(&table, &mountpoint));
+        })
+        .inspect_err(|_| notify.close())?;
     if let Some(kib) = options.read_ahead_kib
         && is_root()
     {
-        set_read_ahead(device.as_deref(), kib);
+        running.place.set_read_ahead(kib);
     }
-    Ok(Running {
-        mountpoint,
-        device,
-        ended,
-    })
+    Ok(running)
+}
+
+/// Waits for fuser's threads, and for nothing else that its handle does.
+///
+/// # Errors
+/// Reading from the kernel failed, or a reader thread panicked.
+fn join(serving: ManuallyDrop<BackgroundSession>) -> io::Result<()> {
+    // SAFETY: `serving` is not used again, and never dropped: the join handle
+    // has one owner.
+    let threads = unsafe { std::ptr::read(&raw const serving.guard) };
+    threads
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the FUSE session panicked")))
 }
 
 impl Running {
     /// Where it is mounted.
     pub fn mountpoint(&self) -> &Path {
-        &self.mountpoint
+        self.place.mountpoint()
     }
 
     /// The kernel has let go of the mount.
@@ -193,13 +195,13 @@ impl Running {
         let mut ended = self.ended.clone();
         let result = match ended.wait_for(Option::is_some).await {
             Ok(result) => result.clone(),
-            // The session thread panicked; fuser unmounts on its way out.
+            // The sender is gone, but only after it was used or when the
+            // thread could not be made.
             Err(_) => None,
         };
         match result {
-            Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(io::Error::new(error.kind(), error)),
-            None => Err(io::Error::other("the FUSE session panicked")),
+            Some(Ok(())) | None => Ok(()),
         }
     }
 
@@ -209,62 +211,21 @@ impl Running {
     /// through.
     ///
     /// # Errors
-    /// EBUSY: something is in use ([`Unmount::Clean`] and [`Unmount::Force`]).
+    /// EBUSY: something is in use. After [`Unmount::Force`] the mount is dead
+    /// all the same, and goes when the session has ended.
     /// EPERM: neither root nor, by way of `fusermount3`, the owner.
     pub fn unmount(&self, how: Unmount) -> io::Result<()> {
-        if self.has_ended() || !self.is_on_top()? {
+        if self.has_ended() {
             return Ok(());
         }
-        let path = std::ffi::CString::new(self.mountpoint.as_os_str().as_bytes())?;
-        let flags = libc::UMOUNT_NOFOLLOW
-            | match how {
-                Unmount::Clean => 0,
-                Unmount::Lazy => libc::MNT_DETACH,
-                Unmount::Force => libc::MNT_FORCE,
-            };
-        // SAFETY: `path` is a C string that lives through the call.
-        if unsafe { libc::umount2(path.as_ptr(), flags) } == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            // Unmounted by another hand since the look.
-            Some(libc::EINVAL) => Ok(()),
-            Some(libc::EPERM) if how != Unmount::Force => self.unmount_by_helper(how),
-            _ => Err(error),
-        }
-    }
-
-    /// Is our mount there, and not hidden by another?
-    fn is_on_top(&self) -> io::Result<bool> {
-        let Some(device) = &self.device else {
-            return Ok(true);
-        };
-        let table = fs::read("/proc/self/mountinfo")?;
-        Ok(device_at(&table, &self.mountpoint).as_ref() == Some(device))
-    }
-
-    /// What an unprivileged user mounted only the setuid helper can unmount.
-    fn unmount_by_helper(&self, how: Unmount) -> io::Result<()> {
-        let helper = std::env::var_os("FUSERMOUNT_PATH").unwrap_or_else(|| "fusermount3".into());
-        let mut command = Command::new(helper);
-        command.arg("-u").arg("-q");
-        if how == Unmount::Lazy {
-            command.arg("-z");
-        }
-        let status = command.arg("--").arg(&self.mountpoint).status()?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(io::Error::from_raw_os_error(libc::EBUSY))
-        }
+        self.place.unmount(how)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         if let Err(error) = self.unmount(Unmount::Lazy) {
-            tracing::warn!(%error, mountpoint = %self.mountpoint.display(), "not unmounted");
+            tracing::warn!(%error, mountpoint = %self.mountpoint().display(), "not unmounted");
         }
     }
 }
@@ -292,91 +253,9 @@ fn release(text: &str) -> (u32, u32) {
     (next(), next())
 }
 
-/// The kernel's read-ahead is 128 KiB and FUSE_INIT can only lower it, while
-/// a round trip to the server holds megabytes. It belongs to the mount and
-/// goes with it.
-fn set_read_ahead(device: Option<&str>, kib: u32) {
-    let set = match device {
-        Some(device) => fs::write(
-            format!("/sys/class/bdi/{device}/read_ahead_kb"),
-            kib.to_string(),
-        ),
-        None => Err(io::ErrorKind::NotFound.into()),
-    };
-    if let Err(error) = set {
-        tracing::warn!(%error, "read-ahead stays small: cannot set read_ahead_kb");
-    }
-}
-
-/// `major:minor` of the topmost mount at `mountpoint` if that is a FUSE one,
-/// from the text of mountinfo (proc(5)). stat(2) would have to be answered by
-/// ourselves.
-fn device_at(mountinfo: &[u8], mountpoint: &Path) -> Option<String> {
-    let mut found = None;
-    for line in mountinfo.split(|&b| b == b'\n') {
-        let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
-        let Some(dash) = fields.iter().position(|field| *field == b"-") else {
-            continue;
-        };
-        if dash < 6 || unescaped(fields[4]) != mountpoint.as_os_str().as_bytes() {
-            continue;
-        }
-        let fuse = fields
-            .get(dash + 1)
-            .is_some_and(|kind| *kind == b"fuse" || kind.starts_with(b"fuse."));
-        let device = std::str::from_utf8(fields[2]).ok();
-        found = device.filter(|_| fuse).map(str::to_owned);
-    }
-    found
-}
-
-/// A path in mountinfo: blanks and backslashes are three octal digits.
-fn unescaped(field: &[u8]) -> Vec<u8> {
-    let mut path = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|_| byte == b'\\').and_then(|digits| {
-            let digits = std::str::from_utf8(digits).ok()?;
-            u8::from_str_radix(digits, 8).ok()
-        });
-        path.push(octal.unwrap_or(byte));
-        rest = if octal.is_some() { &tail[3..] } else { tail };
-    }
-    path
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TABLE: &[u8] = b"\
-22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-40 22 0:41 / /mnt/a rw,nosuid,nodev shared:9 master:2 - fuse.efs-fuse fs-1:/ rw,user_id=0
-41 22 0:42 / /mnt/with\\040blank\\134 rw - fuse efs rw
-42 22 0:43 / /mnt/b rw - fuse.efs-fuse x rw
-43 42 0:44 / /mnt/b rw - tmpfs tmpfs rw
-44 22 0:45 / /mnt/c rw - fuse.efs-fuse x rw
-45 44 0:46 / /mnt/c rw - fuse.efs-fuse x rw
-torn 0:47 / /mnt/d";
-
-    fn at(path: &str) -> Option<String> {
-        device_at(TABLE, Path::new(path))
-    }
-
-    #[test]
-    fn a_mount_is_found_by_its_path_whatever_is_in_it() {
-        assert_eq!(at("/mnt/a").as_deref(), Some("0:41"));
-        assert_eq!(at("/mnt/with blank\\").as_deref(), Some("0:42"));
-        assert_eq!(at("/mnt"), None);
-        assert_eq!(at("/mnt/d"), None);
-    }
-
-    #[test]
-    fn a_mount_under_another_is_not_taken_for_it() {
-        assert_eq!(at("/mnt/b"), None);
-        assert_eq!(at("/mnt/c").as_deref(), Some("0:46"));
-        assert_eq!(at("/"), None);
-    }
 
     #[test]
     fn kernel_releases_are_compared_by_number() {
