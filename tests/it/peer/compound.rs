@@ -11,7 +11,7 @@ use super::args::{Args, Call, Compound, Sequence};
 use super::fs::{Cred, Status};
 use super::proto::{op, st};
 use super::script::{Action, Executed, OpEvent, Rewrite};
-use super::server::{Ctx, OpError, stands_alone, worst_result};
+use super::server::{Ctx, OpError, Server, stands_alone, worst_result};
 use super::session::{Begin, End, Request};
 use super::xdr::{Dec, Decoded, Enc};
 
@@ -167,6 +167,9 @@ struct Run<'a> {
     request: Request,
     epoch: u32,
     ctx: Ctx,
+    /// The SEQUENCE as sent, for the log.
+    asked: Option<Sequence>,
+    /// The SEQUENCE that made this compound the owner of its slot.
     sequence: Option<Sequence>,
     /// Results so far.
     out: Enc,
@@ -196,6 +199,7 @@ impl<'a> Run<'a> {
             epoch: peer.server().epoch,
             compound,
             request,
+            asked: None,
             sequence: None,
             out: Enc::new(),
             statuses: Vec::new(),
@@ -333,8 +337,9 @@ impl<'a> Run<'a> {
             return Ok(server.execute(&mut self.ctx, &call.args, &mut self.out));
         };
         let now = server.now();
-        let cfg = server.cfg.clone();
-        match server.clients.begin(sequence, &self.request, &cfg, now) {
+        self.asked = Some(*sequence);
+        let Server { clients, cfg, .. } = &mut *server;
+        match clients.begin(sequence, &self.request, cfg, now) {
             Err(status) => return Ok(Err(status.into())),
             Ok(Begin::Replay(reply)) => {
                 self.replay = Some(reply);
@@ -409,8 +414,8 @@ impl<'a> Run<'a> {
             uid: cred.uid,
             gid: cred.gid,
             gids: cred.gids,
-            slot: self.sequence.map(|s| s.slot),
-            seqid: self.sequence.map(|s| s.seqid),
+            slot: self.asked.map(|s| s.slot),
+            seqid: self.asked.map(|s| s.seqid),
             conn_id: self.request.conn,
             xid: self.xid,
             at: self.peer.server().fs.elapsed(),

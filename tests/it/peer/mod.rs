@@ -30,6 +30,7 @@ mod ops_io;
 mod ops_lock;
 pub(crate) mod proto;
 pub(crate) mod script;
+#[cfg(test)]
 mod selftest;
 mod server;
 mod session;

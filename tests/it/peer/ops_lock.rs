@@ -129,8 +129,8 @@ pub(super) fn bounds(range: Range) -> Result<(u64, u64), Status> {
     match range.length {
         0 => Err(st::INVAL),
         u64::MAX => Ok((range.offset, u64::MAX)),
-        n => match range.offset.checked_add(n - 1) {
-            Some(end) => Ok((range.offset, end)),
+        n => match range.offset.checked_add(n) {
+            Some(end) => Ok((range.offset, end - 1)),
             None => Err(st::INVAL),
         },
     }

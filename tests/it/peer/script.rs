@@ -82,6 +82,7 @@ pub(crate) struct Executed {
     /// Operation numbers as sent.
     pub(crate) ops: Vec<u32>,
     /// Status of each operation that ran; the last is that of the compound.
+    /// Empty if the compound was replayed.
     pub(crate) statuses: Vec<Status>,
     pub(crate) uid: u32,
     pub(crate) gid: u32,

@@ -330,13 +330,7 @@ impl Clients {
         if !cfg.implicit_bind && !session.conns.contains(&conn) {
             return Err(st::CONN_NOT_BOUND_TO_SESSION);
         }
-        // The compounds that still run there must not keep the lease alive.
-        let running = session.slots.iter().filter(|s| s.busy).count() as u32;
-        let client = session.client;
-        self.sessions.remove(id);
-        if let Some(client) = self.clients.get_mut(&client) {
-            client.running = client.running.saturating_sub(running);
-        }
+        self.evict_session(id);
         Ok(())
     }
 
@@ -369,7 +363,14 @@ impl Clients {
     }
 
     pub(crate) fn evict_session(&mut self, id: &SessionId) {
-        self.sessions.remove(id);
+        let Some(session) = self.sessions.remove(id) else {
+            return;
+        };
+        // What still runs there cannot report its end any more.
+        let running = session.slots.iter().filter(|s| s.busy).count() as u32;
+        if let Some(client) = self.clients.get_mut(&session.client) {
+            client.running = client.running.saturating_sub(running);
+        }
     }
 
     /// Cuts or grows all slot tables; a slot that comes back is a fresh one.
