@@ -116,7 +116,7 @@ fn value(out: &mut Enc, node: &Node, number: u32, cfg: &PeerConfig) {
         fattr::TIME_METADATA => time(out, node.ctime),
         fattr::TIME_MODIFY => time(out, node.mtime),
         fattr::TIME_DELTA => time(out, Time { secs: 0, nanos: 1 }),
-        // Not what a client should take for st_ino, see the notes on ganesha.
+        // Zero for the root, as ganesha says: no client should take it for st_ino.
         fattr::MOUNTED_ON_FILEID => out.u64(if node.id == ROOT { 0 } else { node.id }),
         fattr::SUPPATTR_EXCLCREAT => out.bitmap(Bits::of(EXCLCREAT)),
         _ => out,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::Peer;
 use super::args::{Args, Call, Compound, Sequence};
+use super::conn::Conn;
 use super::fs::{Cred, Status};
 use super::proto::{op, st};
 use super::script::{Action, Executed, OpEvent, Rewrite};
@@ -80,7 +81,7 @@ fn auth_sys(d: &mut Dec) -> Decoded<Cred> {
 }
 
 /// Answers one record. A record that is no RPC call ends the connection.
-pub(super) async fn answer(peer: &Arc<Peer>, conn: u64, record: Bytes) -> Outcome {
+pub(super) async fn answer(peer: &Arc<Peer>, conn: Conn, record: Bytes) -> Outcome {
     let mut d = Dec::new(record.clone());
     let Ok(Some(head)) = Head::decode(&mut d) else {
         return Outcome::Cut;
@@ -121,12 +122,12 @@ pub(super) async fn answer(peer: &Arc<Peer>, conn: u64, record: Bytes) -> Outcom
     cred.gids.iter().for_each(|gid| hasher.write_u32(*gid));
     hasher.write(&record[start..]);
     let request = Request {
-        conn,
+        conn: conn.id,
         size: record.len(),
         ops: compound.claimed,
         fingerprint: hasher.finish(),
     };
-    Run::new(peer, head.xid, cred, compound, request)
+    Run::new((peer, conn.epoch), head.xid, cred, compound, request)
         .run()
         .await
 }
@@ -136,6 +137,13 @@ fn reply_head(xid: u32, stat: u32) -> Enc {
     out.u32(xid).u32(1).u32(0); // REPLY, MSG_ACCEPTED
     out.u32(0).u32(0).u32(stat); // verifier, accept_stat
     out
+}
+
+/// LOCK4denied for a DENIED that only the script knows the reason of.
+fn denied_by_script() -> Vec<u8> {
+    let mut body = Enc::new();
+    body.u64(0).u64(u64::MAX).u32(2).u64(0).opaque(b"script");
+    body.0
 }
 
 /// What the script wants done with the reply.
@@ -165,6 +173,7 @@ struct Run<'a> {
     compound: Compound,
     ops: Vec<u32>,
     request: Request,
+    /// Of the server that the call was sent to.
     epoch: u32,
     ctx: Ctx,
     /// The SEQUENCE as sent, for the log.
@@ -185,7 +194,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(
-        peer: &'a Arc<Peer>,
+        (peer, epoch): (&'a Arc<Peer>, u32),
         xid: u32,
         cred: Cred,
         compound: Compound,
@@ -196,7 +205,7 @@ impl<'a> Run<'a> {
             xid,
             ops: compound.calls.iter().map(|c| c.op).collect(),
             ctx: Ctx::new(cred, request.conn),
-            epoch: peer.server().epoch,
+            epoch,
             compound,
             request,
             asked: None,
@@ -234,6 +243,9 @@ impl<'a> Run<'a> {
 
     /// Runs one operation and appends its result.
     async fn one(&mut self, index: usize, call: &Call) -> Result<(), Stop> {
+        if self.peer.server().epoch != self.epoch {
+            return Err(Stop::Crashed);
+        }
         let mut forced = None;
         let mut lie = None;
         match self.ask_script(index, call) {
@@ -272,8 +284,9 @@ impl<'a> Run<'a> {
         }
         if let Some(OpError { status, body: rest }) = failed {
             // SETATTR and a denied lock carry something in their failures.
-            let rest = match (call.op, rest.is_empty()) {
-                (op::SETATTR, true) => vec![0; 4],
+            let rest = match (call.op, status, rest.is_empty()) {
+                (op::SETATTR, _, true) => vec![0; 4],
+                (op::LOCK | op::LOCKT, st::DENIED, true) => denied_by_script(),
                 _ => rest,
             };
             self.out.0.truncate(body);

@@ -19,6 +19,14 @@ const MAX_RECORD: usize = 64 << 20;
 /// Requests of one connection that may run at once.
 const MAX_RUNNING: usize = 4096;
 
+/// Which connection, and to which incarnation of the server: what was under
+/// way in a crash must not reach the server that comes after it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Conn {
+    pub(super) id: u64,
+    pub(super) epoch: u32,
+}
+
 /// Makes connections to a [`Peer`].
 pub(super) struct PeerConnector(pub(super) Arc<Peer>);
 
@@ -45,7 +53,7 @@ impl Connector for PeerConnector {
 
 /// Serves one connection until either side ends it or `cut` says so. Requests
 /// that run by then run on; their replies are lost.
-pub(super) async fn serve<S>(peer: Arc<Peer>, conn: u64, stream: S, mut cut: watch::Receiver<bool>)
+pub(super) async fn serve<S>(peer: Arc<Peer>, conn: Conn, stream: S, mut cut: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -57,12 +65,12 @@ where
         _ = cut.wait_for(|cut| *cut) => {}
         () = async { tokio::join!(reading, write_replies(writer, queue, fragment)); } => {}
     }
-    peer.disconnected(conn);
+    peer.disconnected(conn.id);
 }
 
 async fn read_requests(
     peer: &Arc<Peer>,
-    conn: u64,
+    conn: Conn,
     mut reader: impl AsyncRead + Unpin,
     replies: mpsc::Sender<Vec<u8>>,
 ) {
@@ -85,7 +93,7 @@ async fn read_requests(
                     }
                 }
                 Outcome::Silence => {}
-                Outcome::Cut => peer.cut_connection(conn),
+                Outcome::Cut => peer.cut_connection(conn.id),
             }
             drop(permit);
         });

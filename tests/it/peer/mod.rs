@@ -30,7 +30,6 @@ mod ops_io;
 mod ops_lock;
 pub(crate) mod proto;
 pub(crate) mod script;
-#[cfg(test)]
 mod selftest;
 mod server;
 mod session;
@@ -93,7 +92,9 @@ impl Peer {
         let id = self.next_conn.fetch_add(1, Ordering::Relaxed);
         let (cut, cut_seen) = watch::channel(false);
         self.conns.lock().insert(id, cut);
-        tokio::spawn(conn::serve(self.clone(), id, stream, cut_seen));
+        let epoch = self.server().epoch;
+        let conn = conn::Conn { id, epoch };
+        tokio::spawn(conn::serve(self.clone(), conn, stream, cut_seen));
         id
     }
 

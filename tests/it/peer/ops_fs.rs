@@ -100,7 +100,10 @@ impl Server {
             CreateType::Link(target) if target.len() > 4080 => {
                 return Err(st::NAMETOOLONG.into());
             }
-            CreateType::Link(target) => Kind::Lnk(target.to_vec()),
+            CreateType::Link(target) => {
+                self.check_utf8(target)?;
+                Kind::Lnk(target.to_vec())
+            }
             CreateType::Special(t, _) if attr::is_device(*t) && !self.cfg.devices => {
                 return Err(st::PERM.into());
             }
@@ -400,9 +403,15 @@ impl Server {
             b"." | b".." => Err(st::BADNAME),
             _ if name.len() > 255 => Err(st::NAMETOOLONG),
             _ if name.iter().any(|b| matches!(b, b'/' | 0)) => Err(st::BADCHAR),
-            _ if self.cfg.utf8_only && std::str::from_utf8(name).is_err() => Err(st::INVAL),
-            _ => Ok(()),
+            _ => self.check_utf8(name),
         }
+    }
+
+    fn check_utf8(&self, text: &[u8]) -> Result<(), Status> {
+        if self.cfg.utf8_only && std::str::from_utf8(text).is_err() {
+            return Err(st::INVAL);
+        }
+        Ok(())
     }
 
     /// May `cred` look `name` up here?

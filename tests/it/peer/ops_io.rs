@@ -44,7 +44,7 @@ impl Server {
         }
         let before = self.fs.node(here)?.change;
         let target = match &args.claim {
-            Claim::Null(name) => self.open_name(ctx, here, name, &args.how)?,
+            Claim::Null(name) => self.open_name(ctx, here, name, args)?,
             _ if !matches!(args.how, HowOpen::NoCreate) => return Err(st::INVAL.into()),
             _ => Target {
                 file: here,
@@ -85,8 +85,9 @@ impl Server {
         ctx: &Ctx,
         dir: u64,
         name: &Bytes,
-        how: &HowOpen,
+        args: &Open,
     ) -> Result<Target, Status> {
+        let how = &args.how;
         let found = match how {
             HowOpen::NoCreate => {
                 self.searchable(dir, &ctx.cred, name)?;
@@ -108,6 +109,7 @@ impl Server {
             (HowOpen::Unchecked(attrs), Some(file)) => {
                 let node = self.fs.node(file)?;
                 node.data()?;
+                node.allows(&ctx.cred, wanted(args.access & 3))?;
                 // Of a file that is there only the size is set, and only to zero.
                 if attrs.parse(&self.cfg)?.size != Some(0) {
                     return Ok(existing(file, Bits::default()));

@@ -45,7 +45,7 @@ pub(crate) enum Action {
     /// The compound runs to its end; no reply comes, the connection stays.
     SwallowReply,
     /// Nothing runs any more and no reply comes: a server that hangs. A retry
-    /// of the call finds its slot in use.
+    /// of the call finds its slot in use, and the client's lease does not end.
     Hang,
     /// The reply comes with everything behind its xid damaged.
     Garble,
