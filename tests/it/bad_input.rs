@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{
     COMMAND_LIMIT, EFS_FUSE, Mount, MountRequest, Mountpoint, daemons_of, mounted_at,
-    umount_command,
+    umount_command, unmount_by,
 };
 use crate::fixtures::process::{Finished, run};
 use crate::fixtures::sys::{self, Identity};
@@ -114,7 +114,7 @@ fn mountpoint_not_empty_is_a_warning_and_mounts() {
     message(&done, 0, &["efs-fuse: warning: ", "empty"]);
     assert_eq!(at.mounted().len(), 1);
     assert!(!at.path().join("hidden").exists(), "the mount covers it");
-    run(&mut umount_command(at.path()), COMMAND_LIMIT).expect_success("umount");
+    unmount_by(|| umount_command(at.path())).expect_success("umount");
     assert!(at.path().join("hidden").exists());
 }
 
@@ -170,7 +170,11 @@ fn not_permitted_to_mount() {
     let dir = tempfile::tempdir().expect("temporary directory");
     sys::chmod(dir.path(), 0o755).expect("chmod");
     let program = dir.path().join("efs-fuse");
-    fs::copy(EFS_FUSE, &program).expect("copy");
+    run(
+        Command::new("cp").arg(EFS_FUSE).arg(&program),
+        COMMAND_LIMIT,
+    )
+    .expect_success("cp");
     let inner = MountRequest::of(&server).command(at.path());
     let mut command = Command::new(&program);
     // Without PATH there is no setuid fusermount3 to help.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{
     COMMAND_LIMIT, DAEMON_END, EFS_FUSE, Mount, MountRequest, Mountpoint, umount_command,
+    unmount_by,
 };
 use crate::fixtures::process::{Background, eventually, run};
 use crate::fixtures::proxy::{Proxy, Way};
@@ -73,7 +74,7 @@ fn mount_returns_when_the_first_read_succeeds_and_the_daemon_goes_on() {
             .to_str(),
         Some("/")
     );
-    run(&mut umount_command(at.path()), COMMAND_LIMIT).expect_success("umount");
+    unmount_by(|| umount_command(at.path())).expect_success("umount");
     daemon_ends(&at, DAEMON_END);
 }
 
@@ -87,7 +88,7 @@ fn the_daemon_lets_go_of_the_callers_pipes() {
     let mut command = MountRequest::of(&server).command(at.path());
     std::thread::spawn(move || done.send(command.stdin(Stdio::null()).output()));
     let output = finished.recv_timeout(Duration::from_secs(20));
-    run(&mut umount_command(at.path()), COMMAND_LIMIT).expect_success("umount");
+    unmount_by(|| umount_command(at.path())).expect_success("umount");
     let output = output.expect("the pipes were closed").expect("run");
     assert!(output.status.success());
     assert_eq!(
@@ -206,7 +207,7 @@ fn every_way_to_unmount_flushes_and_ends_the_daemon() {
         let mount = Mount::new(&server);
         let file = format!("file{i}");
         fs::write(mount.join(&file), noise(i as u64, 3 << 20)).expect("write");
-        let done = run(&mut way(mount.path()), COMMAND_LIMIT).expect_success(name);
+        let done = unmount_by(|| way(mount.path())).expect_success(name);
         assert!(
             done.took < Duration::from_secs(5),
             "{name} took {:?}",
@@ -347,7 +348,7 @@ fn wait_goes_on_until_the_server_is_there() {
     let done = waiting.join().expect("thread").expect_success("mount");
     assert!(done.took < Duration::from_secs(20), "{:?}", done.took);
     assert_eq!(at.mounted().len(), 1);
-    run(&mut umount_command(at.path()), COMMAND_LIMIT).expect_success("umount");
+    unmount_by(|| umount_command(at.path())).expect_success("umount");
 }
 
 #[test]
@@ -366,7 +367,7 @@ fn a_mount_is_ready_within_its_time_also_a_millisecond_away() {
                 let request = MountRequest::new(server.device("/"), port);
                 let done =
                     run(&mut request.command(at.path()), COMMAND_LIMIT).expect_success("mount");
-                run(&mut umount_command(at.path()), COMMAND_LIMIT).expect_success("umount");
+                unmount_by(|| umount_command(at.path())).expect_success("umount");
                 daemon_ends(&at, DAEMON_END);
                 done.took
             })
@@ -408,7 +409,7 @@ fn mount_with_the_helper_name_takes_the_arguments_of_mount_8() {
         .args(["-o", &format!("rw,port={},_netdev", server.port())]);
     run(&mut command, COMMAND_LIMIT).expect_success("mount.efs-fuse");
     assert_eq!(at.mounted()[0].kind, "fuse.efs-fuse");
-    run(&mut umount_command(at.path()), COMMAND_LIMIT).expect_success("umount");
+    unmount_by(|| umount_command(at.path())).expect_success("umount");
     daemon_ends(&at, DAEMON_END);
 }
 

@@ -104,7 +104,7 @@ fn work(root: &Path, thread: u64, round: u64) {
         .write(true)
         .open(own.join("file"))
         .expect("open");
-    let at = len / 3;
+    let at = len / 2;
     file.write_all_at(b"patched", at as u64).expect("write");
     let mut piece = [0; 7];
     file.read_exact_at(&mut piece, at as u64).expect("read");

@@ -2,7 +2,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::time::Duration;
 
+use crate::fixtures::process::run;
 use crate::fixtures::sys::Mapping;
 use crate::fixtures::{World, noise};
 
@@ -90,10 +93,16 @@ fn a_mapped_file_that_shrinks_and_grows_shows_zeros() {
 #[test]
 fn programs_run_from_the_mount() {
     let world = World::new();
-    fs::copy("/bin/sh", world.path("program")).expect("copy");
-    let output = std::process::Command::new(world.path("program"))
-        .args(["-c", "echo from the mount"])
-        .output()
-        .expect("run");
-    assert_eq!(output.stdout, b"from the mount\n");
+    // By another process: a descriptor of ours, open for writing, could be
+    // shared with a child of another test and make the program "busy".
+    run(
+        Command::new("cp").arg("/bin/sh").arg(world.path("program")),
+        Duration::from_secs(30),
+    )
+    .expect_success("cp");
+    let done = run(
+        Command::new(world.path("program")).args(["-c", "echo from the mount"]),
+        Duration::from_secs(30),
+    );
+    assert_eq!(done.stdout, "from the mount\n");
 }
