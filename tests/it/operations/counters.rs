@@ -16,6 +16,10 @@ fn stats_have_the_promised_keys() {
     let mount = mount.remount();
     assert!(fs::read(mount.join("file")).expect("read") == noise(1, 100_000));
     fs::write(mount.join("file"), b"x").expect("write");
+    // CLOSE belongs to RELEASE, which close(2) does not wait for.
+    eventually(Duration::from_secs(5), || {
+        (mount.stat("/nfs_ops/CLOSE/count") >= 2).then_some(())
+    });
     let stats = mount.stats();
     assert!(number(&stats, "/round_trips") > 0);
     for op in ["READ", "WRITE", "OPEN", "CLOSE", "SEQUENCE"] {

@@ -19,17 +19,21 @@ fn shell(script: &str, world: &World) -> Background {
 
 #[test]
 fn kill_9_ends_a_process_that_waits_on_a_stopped_server() {
-    let world = World::new();
-    fs::write(world.path("file"), vec![1; 1 << 20]).expect("write");
-    let stopped = world.server.stopped();
-    // Each blocks in another operation: open for read, create, mkdir, unlink.
+    let world = World::with(|request| request.option("actimeo=60"));
+    // Each blocks in another operation, and in a directory of its own: the
+    // kernel's lock of a directory lets no signal through, on any file system.
     let scripts = [
-        "exec cat \"$DIR/file\"",
-        "exec touch \"$DIR/new\"",
-        "exec mkdir \"$DIR/dir\"",
-        "exec rm -f \"$DIR/file\"",
-        "exec stat \"$DIR/never-seen\"",
+        "exec cat \"$DIR/0/file\"",
+        "exec touch \"$DIR/1/new\"",
+        "exec mkdir \"$DIR/2/dir\"",
+        "exec rm -f \"$DIR/3/file\"",
+        "exec stat \"$DIR/4/never-seen\"",
     ];
+    for i in 0..scripts.len() {
+        fs::create_dir(world.path(format!("{i}"))).expect("mkdir");
+        fs::write(world.path(format!("{i}/file")), vec![1; 1 << 20]).expect("write");
+    }
+    let stopped = world.server.stopped();
     let mut children = scripts.map(|script| shell(script, &world));
     std::thread::sleep(Duration::from_millis(500));
     for (child, script) in children.iter_mut().zip(scripts) {
