@@ -4,6 +4,7 @@
 //! `fixtures` starts real servers and real mounts (root, /dev/fuse, nfs-ganesha).
 
 mod bad_input;
+mod copies;
 mod faults;
 mod fixtures;
 mod lifecycle;

@@ -201,33 +201,6 @@ fn threads_that_write_their_own_parts_of_one_file_do_not_disturb_each_other() {
 }
 
 #[test]
-fn a_big_random_file_compares_equal_after_remount() {
-    let world = World::new();
-    const PIECE: usize = 4 << 20;
-    let mut file = File::create(world.path("big")).expect("create");
-    for piece in 0..16 {
-        file.write_all(&noise(piece, PIECE)).expect("write");
-    }
-    drop(file);
-    let World { mount, server } = world;
-    let mount = mount.remount();
-    for path in [mount.join("big"), server.export().join("big")] {
-        let file = File::open(&path).expect("open");
-        assert_eq!(file.metadata().expect("fstat").len(), 16 * PIECE as u64);
-        let mut bytes = vec![0; PIECE];
-        for piece in 0..16 {
-            file.read_exact_at(&mut bytes, piece * PIECE as u64)
-                .expect("read");
-            assert!(
-                bytes == noise(piece, PIECE),
-                "piece {piece} of {}",
-                path.display()
-            );
-        }
-    }
-}
-
-#[test]
 fn a_write_the_server_refuses_is_reported_once_and_poisons_nothing() {
     // Beyond the largest offset of the server's file system: the kernel here
     // lets it pass, WRITE itself is refused.
