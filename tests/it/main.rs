@@ -3,5 +3,12 @@
 //! `peer` is a scripted NFSv4.1 server in memory (no root, no network);
 //! `fixtures` starts real servers and real mounts (root, /dev/fuse, nfs-ganesha).
 
+mod bad_input;
+mod copies;
+mod faults;
 mod fixtures;
+mod lifecycle;
+mod operations;
 mod peer;
+mod posix;
+mod stress;

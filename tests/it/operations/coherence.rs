@@ -1,0 +1,157 @@
+//! Two mounts as two hosts: close-to-open.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use crate::fixtures::mount::Mount;
+use crate::fixtures::{World, noise};
+
+fn two() -> (World, Mount) {
+    let world = World::new();
+    let other = Mount::new(&world.server);
+    (world, other)
+}
+
+#[test]
+fn what_one_host_closed_another_host_opens() {
+    let (world, other) = two();
+    for round in 0..20 {
+        let data = noise(round, 1000 * (round as usize + 1));
+        fs::write(world.path("file"), &data).expect("write");
+        assert!(
+            fs::read(other.join("file")).expect("read") == data,
+            "round {round}"
+        );
+    }
+}
+
+#[test]
+fn an_overwrite_of_the_same_size_is_seen_at_the_next_open() {
+    let (world, other) = two();
+    let (mut writer, mut reader) = (world.mount.path().to_owned(), other.path().to_owned());
+    fs::write(writer.join("file"), noise(0, 100_000)).expect("write");
+    for round in 1..20 {
+        // Pages of the last round are cached at the reader.
+        let _ = fs::read(reader.join("file")).expect("read");
+        let file = OpenOptions::new()
+            .write(true)
+            .open(writer.join("file"))
+            .expect("open");
+        file.write_all_at(&noise(round, 100_000), 0).expect("write");
+        drop(file);
+        assert!(
+            fs::read(reader.join("file")).expect("read") == noise(round, 100_000),
+            "{round}"
+        );
+        std::mem::swap(&mut writer, &mut reader);
+    }
+}
+
+#[test]
+fn fsync_is_enough_for_a_host_that_opens_afterwards() {
+    let (world, other) = two();
+    let mut file = File::create(world.path("log")).expect("create");
+    let mut expected = String::new();
+    for i in 0..10 {
+        writeln!(file, "line {i}").expect("write");
+        file.sync_all().expect("fsync");
+        expected += &format!("line {i}\n");
+        assert_eq!(
+            fs::read_to_string(other.join("log")).expect("read"),
+            expected
+        );
+    }
+}
+
+#[test]
+fn names_of_another_host_appear_and_vanish_within_the_cache_time() {
+    let world = World::with(|request| request.option("acdirmin=1").option("acdirmax=1"));
+    assert!(
+        !world.path("new").exists(),
+        "a negative answer is cached now"
+    );
+    let wait = |there: bool| {
+        let start = Instant::now();
+        while world.path("new").exists() != there {
+            assert!(
+                start.elapsed() < Duration::from_secs(3),
+                "stale for {:?}",
+                start.elapsed()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    fs::write(world.behind("new"), b"x").expect("write behind");
+    wait(true);
+    fs::remove_file(world.behind("new")).expect("unlink behind");
+    wait(false);
+}
+
+#[test]
+fn with_noac_nothing_is_ever_stale() {
+    let world = World::with(|request| request.option("noac"));
+    let other = Mount::new(&world.server);
+    for round in 0..10 {
+        let name = format!("file{round}");
+        assert!(!world.path(&name).exists());
+        fs::write(other.join(&name), noise(round, 10 + round as usize)).expect("write");
+        assert_eq!(
+            fs::metadata(world.path(&name)).expect("stat").len(),
+            10 + round
+        );
+        fs::write(other.join(&name), b"1").expect("write");
+        assert_eq!(fs::metadata(world.path(&name)).expect("stat").len(), 1);
+        fs::remove_file(other.join(&name)).expect("unlink");
+        assert!(!world.path(&name).exists());
+    }
+}
+
+#[test]
+fn a_host_sees_its_own_changes_at_once() {
+    let world = World::with(|request| request.option("actimeo=3600"));
+    for round in 0..20_u64 {
+        let path = world.path("file");
+        assert!(!path.exists());
+        fs::write(&path, noise(round, 100)).expect("write");
+        assert_eq!(fs::metadata(&path).expect("stat").len(), 100);
+        let mut file = OpenOptions::new()
+            .append(true)
+            .read(true)
+            .open(&path)
+            .expect("open");
+        file.write_all(b"more").expect("write");
+        assert_eq!(
+            fs::metadata(&path).expect("stat").len(),
+            104,
+            "before the close"
+        );
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).expect("read");
+        assert_eq!(content.len(), 0, "append left the position at the end");
+        drop(file);
+        fs::rename(&path, world.path("moved")).expect("rename");
+        assert!(!path.exists() && world.path("moved").exists());
+        fs::remove_file(world.path("moved")).expect("unlink");
+        assert!(!world.path("moved").exists());
+    }
+}
+
+#[test]
+fn a_mount_of_a_subdirectory_shows_that_directory() {
+    let world = World::new();
+    fs::create_dir_all(world.path("a/b")).expect("mkdir");
+    fs::write(world.path("a/b/file"), b"deep").expect("write");
+    let sub =
+        crate::fixtures::mount::MountRequest::new(world.server.device("/a/b"), world.server.port())
+            .mount();
+    assert_eq!(fs::read(sub.join("file")).expect("read"), b"deep");
+    fs::write(sub.join("other"), b"from below").expect("write");
+    assert_eq!(
+        fs::read(world.path("a/b/other")).expect("read"),
+        b"from below"
+    );
+    let line = &sub.at().mounted()[0];
+    assert_eq!(line.source, world.server.device("/a/b"));
+}

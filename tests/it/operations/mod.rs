@@ -1,0 +1,16 @@
+//! Every operation of the file system, through the kernel, against a real
+//! server. The directory behind the export is the oracle wherever it can be:
+//! what a test did through the mount must be what the server holds.
+
+mod attributes;
+mod coherence;
+pub(crate) mod counters;
+mod create;
+mod data;
+mod directories;
+mod identity;
+mod interrupts;
+mod mapping;
+mod names;
+mod rename;
+mod unlink;
