@@ -8,6 +8,7 @@ mod arguments;
 pub mod exit;
 mod format;
 mod mount;
+pub mod option_list;
 mod option_value;
 pub mod options;
 mod running;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::arguments::{Helper, Mount};
 use super::exit::{self, Failure};
-use super::options;
+use super::option_list::{self, OptionError};
 use crate::efs::device::{Device, RegionError};
 use crate::mount::launch;
 use crate::mount::{MountError, MountOptions, MountRequest, daemon};
@@ -83,7 +83,7 @@ fn say(asked: &Asked, spec: &str, how: &str) -> Result<(), Failure> {
 }
 
 fn read_options(asked: &Asked) -> Result<MountOptions, Failure> {
-    let wrong = |why: options::OptionError| {
+    let wrong = |why: OptionError| {
         let remedy = why.remedy();
         let failure = Failure::usage("reading the mount options", why);
         match remedy {
@@ -91,11 +91,11 @@ fn read_options(asked: &Asked) -> Result<MountOptions, Failure> {
             None => failure,
         }
     };
-    let read = options::read(&asked.options, asked.sloppy).map_err(wrong)?;
+    let read = option_list::read(&asked.options, asked.sloppy).map_err(wrong)?;
     for name in &read.ignored {
         exit::warn(&format!("unknown option {name:?} is ignored"));
     }
-    options::mean(&read.typed).map_err(wrong)
+    option_list::mean(&read.typed).map_err(wrong)
 }
 
 fn find_device(written: &str, options: &MountOptions) -> Result<Device, Failure> {
@@ -124,7 +124,8 @@ mod tests {
     use super::*;
 
     fn found(device: &str, options: &str) -> Result<Device, Failure> {
-        let typed = options::read(&[options], false).and_then(|read| options::mean(&read.typed));
+        let typed =
+            option_list::read(&[options], false).and_then(|read| option_list::mean(&read.typed));
         find_device(device, &typed.unwrap_or_default())
     }
 
