@@ -1,1 +1,59 @@
-//! cli layer.
+//! The commands: what a user types, turned into calls of the layers below, and
+//! what comes back, turned into text and an exit status.
+//!
+//! One file per command. [`options`] is the one table of `-o` options,
+//! [`exit`] the one place where failures become lines and statuses.
+
+mod arguments;
+pub mod exit;
+mod format;
+mod mount;
+pub mod option_list;
+mod option_value;
+pub mod options;
+mod running;
+mod stats;
+mod status;
+mod umount;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Cli, Command, Helper};
+use exit::Failure;
+
+/// The name under which `mount(8)` calls this program.
+const HELPER_NAME: &str = "mount.efs-fuse";
+
+/// Runs the command that `arguments` (the program's name first) ask for.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    exit::install_panic_hook();
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let as_helper = arguments.first().is_some_and(|name| {
+        Path::new(name)
+            .file_name()
+            .is_some_and(|name| name == HELPER_NAME)
+    });
+    let outcome = if as_helper {
+        Helper::try_parse_from(arguments)
+            .map_err(Box::new)
+            .map(|helper| mount::run(&helper.into()))
+    } else {
+        Cli::try_parse_from(arguments)
+            .map_err(Box::new)
+            .map(dispatch)
+    };
+    exit::finish(outcome.unwrap_or_else(|error| arguments::explain(&error)))
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Mount(arguments) => mount::run(&arguments.into()),
+        Command::Umount(arguments) => umount::run(&arguments),
+        Command::Stats(arguments) => stats::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+    }
+}

@@ -20,6 +20,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -30,6 +31,9 @@ use super::registry::StartLock;
 /// The longest error text that is passed on; fits its two-byte length and, with
 /// it, into the pipe, so that writing never waits.
 const MAX_TEXT: usize = 8 << 10;
+
+/// How long a child that has failed may take to end.
+const LAST_BREATH: Duration = Duration::from_secs(2);
 
 /// What a message on the pipe says.
 #[derive(Debug, PartialEq, Eq)]
@@ -136,22 +140,34 @@ impl Waiter {
     pub fn wait(mut self) -> Result<(), MountError> {
         match read_verdict(&mut self.reader) {
             Verdict::Ready => Ok(()),
-            Verdict::Failed(error) => Err(error),
+            Verdict::Failed(error) => {
+                // It has nothing left to do but to end: nothing of it shall be
+                // left running when the command returns.
+                self.reap();
+                Err(error)
+            }
             Verdict::Silence => {
-                Err(MountError::mount("mounting", self.how_it_ended())
-                    .remedy("--foreground -o debug"))
+                let how = match self.reap() {
+                    Some(status) if libc::WIFSIGNALED(status) => {
+                        format!("the daemon was ended by signal {}", libc::WTERMSIG(status))
+                    }
+                    _ => "the daemon ended without a word".to_owned(),
+                };
+                Err(MountError::mount("mounting", how).remedy("--foreground -o debug"))
             }
         }
     }
 
-    fn how_it_ended(&self) -> String {
-        let mut status = 0;
-        // SAFETY: waitpid writes one int.
-        let reaped = unsafe { libc::waitpid(self.child, &raw mut status, 0) } == self.child;
-        if reaped && libc::WIFSIGNALED(status) {
-            format!("the daemon was ended by signal {}", libc::WTERMSIG(status))
-        } else {
-            "the daemon ended without a word".to_owned()
+    /// Waits, but not for ever, until the child has ended; its wait status.
+    fn reap(&self) -> Option<i32> {
+        let end = Instant::now() + LAST_BREATH;
+        loop {
+            let mut status = 0;
+            // SAFETY: waitpid writes one int.
+            match unsafe { libc::waitpid(self.child, &raw mut status, libc::WNOHANG) } {
+                0 if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
+                reaped => return (reaped == self.child).then_some(status),
+            }
         }
     }
 }
@@ -350,8 +366,6 @@ fn detach() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::mount::registry::Registry;
 

@@ -42,6 +42,7 @@ impl std::error::Error for MountError {}
 impl MountError {
     /// `WHAT failed: WHY` with the given status.
     pub fn new(status: u8, what: impl fmt::Display, why: impl fmt::Display) -> Self {
+        let why = plain(&why.to_string());
         Self {
             message: format!("{what} failed: {why}"),
             remedy: None,
@@ -74,7 +75,7 @@ impl MountError {
     /// mount(2), `fusermount3` or opening `/dev/fuse` said no.
     pub fn mounting(mountpoint: &Path, why: &io::Error) -> Self {
         let what = format!("mounting on {}", mountpoint.display());
-        let error = |status| Self::new(status, &what, plain(why));
+        let error = |status| Self::new(status, &what, why);
         match why.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => error(SYSTEM).remedy(
                 "mount as root, in a container with CAP_SYS_ADMIN and /dev/fuse; other users need fusermount3 and, \
@@ -94,12 +95,11 @@ impl MountError {
     /// gives it.
     pub fn connecting(peer: &str, why: &io::Error) -> Self {
         let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
-        let error = || Self::mount(format_args!("connecting to {peer}"), plain(why));
+        let error = || Self::mount(format_args!("connecting to {peer}"), why);
         match why.kind() {
-            io::ErrorKind::NotFound => Self::mount(format_args!("resolving {host}"), plain(why))
-                .remedy(format_args!(
-                    "check the name and this machine's DNS (getent hosts {host})"
-                )),
+            io::ErrorKind::NotFound => Self::mount(format_args!("resolving {host}"), why).remedy(
+                format_args!("check the name and this machine's DNS (getent hosts {host})"),
+            ),
             io::ErrorKind::ConnectionRefused => error()
                 .remedy("check that an NFS server listens there, and -o port= if it is not 2049"),
             io::ErrorKind::TimedOut
@@ -168,12 +168,14 @@ impl MountError {
     }
 }
 
-/// An I/O error's words without the number that std appends.
-fn plain(why: &io::Error) -> String {
-    let text = why.to_string();
-    match text.split_once(" (os error") {
-        Some((words, _)) => words.to_lowercase(),
-        None => text,
+/// The system's words without the number that std appends to them.
+fn plain(why: &str) -> String {
+    match why.split_once(" (os error ") {
+        Some((words, rest)) => {
+            let behind = rest.split_once(')').map_or("", |(_, behind)| behind);
+            format!("{}{behind}", words.to_lowercase())
+        }
+        None => why.to_owned(),
     }
 }
 

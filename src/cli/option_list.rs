@@ -1,0 +1,550 @@
+//! From option lists as they are written to what they mean.
+//!
+//! Two steps: [`read`] turns text into [`Typed`] options, checked against the
+//! table ([`super::options`]) one by one; [`mean`] turns them into
+//! [`MountOptions`], checked against each other. An option given twice counts
+//! as its last (fstab lines are extended by the command line); two that
+//! contradict each other are an error.
+
+use std::time::Duration;
+
+use super::option_value as value;
+use super::options::{Meaning, OptionSpec, TABLE, Value};
+use crate::mount::options::{CacheTimes, MountOptions, NameCache};
+
+/// An option as the user wrote it.
+#[derive(Debug, Clone)]
+pub struct Typed {
+    spec: &'static OptionSpec,
+    value: String,
+}
+
+/// What is wrong with the options. The text is the WHY of an error line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// Not in the table.
+    #[error("unknown option {name:?}")]
+    Unknown {
+        /// What was written.
+        name: String,
+        /// A name of the table that is close to it.
+        nearest: Option<&'static str>,
+    },
+    /// A value that cannot be understood.
+    #[error("{name}={value:?} is malformed: {expected}")]
+    Malformed {
+        /// The option.
+        name: &'static str,
+        /// What was written.
+        value: String,
+        /// What can be written.
+        expected: String,
+    },
+    /// A value is missing.
+    #[error("option {name} needs a value, {name}={placeholder}")]
+    NeedsValue {
+        /// The option.
+        name: &'static str,
+        /// What the value is.
+        placeholder: &'static str,
+    },
+    /// A value where none belongs.
+    #[error("option {0} takes no value")]
+    TakesNoValue(&'static str),
+    /// Known, and not supported.
+    #[error("option {name} is not supported: {why}")]
+    Unsupported {
+        /// The option, with its value if that is the point.
+        name: String,
+        /// The reason.
+        why: String,
+    },
+    /// Two options contradict each other.
+    #[error("options {0} and {1} contradict each other")]
+    Conflict(String, String),
+}
+
+impl OptionError {
+    /// What the user can do about it.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Unknown {
+                nearest: Some(name),
+                ..
+            } => Some(format!("-o {name}, or -o sloppy to ignore it")),
+            Self::Unknown { .. } => {
+                Some("efs-fuse mount --help for the list, or -o sloppy to ignore it".to_owned())
+            }
+            Self::Conflict(_, second) => Some(format!("leave out {second}")),
+            _ => None,
+        }
+    }
+}
+
+/// What [`read`] found.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// Known options, in order.
+    pub typed: Vec<Typed>,
+    /// Names that `sloppy` let pass.
+    pub ignored: Vec<String>,
+}
+
+/// Reads option lists (`a,b=c`), each checked against the table. A value may
+/// stand in double quotes if there is a comma in it. `sloppy` (also as an
+/// option in the lists) lets unknown names pass.
+///
+/// # Errors
+/// The first option that is unknown, unsupported, or has a wrong value.
+pub fn read<S: AsRef<str>>(lists: &[S], sloppy: bool) -> Result<Read, OptionError> {
+    let words: Vec<&str> = lists.iter().flat_map(|list| split(list.as_ref())).collect();
+    let sloppy = sloppy || words.contains(&"sloppy");
+    let mut found = Read::default();
+    for word in words {
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, Some(unquoted(value))),
+            None => (word, None),
+        };
+        match TABLE.iter().find(|spec| spec.name == name) {
+            Some(spec) => found.typed.push(Typed {
+                spec,
+                value: checked(spec, value)?,
+            }),
+            // mount(8) and systemd keep notes for themselves under these.
+            None if name.starts_with("x-") || name.starts_with("X-") => {}
+            None if sloppy => found.ignored.push(name.to_owned()),
+            None => {
+                return Err(OptionError::Unknown {
+                    name: name.to_owned(),
+                    nearest: nearest(name),
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn checked(spec: &'static OptionSpec, value: Option<&str>) -> Result<String, OptionError> {
+    let name = spec.name;
+    if let Meaning::Refused(why) = spec.meaning {
+        return Err(OptionError::Unsupported {
+            name: name.to_owned(),
+            why: why.to_owned(),
+        });
+    }
+    match (spec.value, value) {
+        (Value::Needed(placeholder), None | Some("")) => {
+            return Err(OptionError::NeedsValue { name, placeholder });
+        }
+        (Value::No, Some(_)) => return Err(OptionError::TakesNoValue(name)),
+        _ => {}
+    }
+    let value = value.unwrap_or_default();
+    if let Meaning::Only(values) = spec.meaning
+        && !values.contains(&value)
+    {
+        return Err(OptionError::Unsupported {
+            name: format!("{name}={value}"),
+            why: format!("only {name}={} is", values.join(&format!(", {name}="))),
+        });
+    }
+    Ok(value.to_owned())
+}
+
+/// Turns what was written into what it means.
+///
+/// # Errors
+/// A malformed value, or two options that contradict each other.
+pub fn mean(typed: &[Typed]) -> Result<MountOptions, OptionError> {
+    let last = |name: &str| typed.iter().rev().find(|option| option.spec.name == name);
+    for (one, other) in CONTRADICTIONS {
+        if let (Some(_), Some(_)) = (last(one), last(other)) {
+            return Err(OptionError::Conflict(
+                (*one).to_owned(),
+                (*other).to_owned(),
+            ));
+        }
+    }
+    let mut options = MountOptions::default();
+    for option in typed {
+        match option.spec.meaning {
+            Meaning::Flag(set) => set(&mut options),
+            Meaning::Set(set) => {
+                set(&mut options, &option.value).map_err(|expected| OptionError::Malformed {
+                    name: option.spec.name,
+                    value: option.value.clone(),
+                    expected,
+                })?
+            }
+            _ => {}
+        }
+    }
+    let given = |name: &str| last(name).map(|option| format!("{name}={}", option.value));
+    if let Some(noac) = last("noac") {
+        // nfs(5) users write "noac,actimeo=0", which says the same twice.
+        let nonzero =
+            |name| given(name).filter(|times| times.bytes().any(|c| matches!(c, b'1'..=b'9')));
+        if let Some(times) = CACHE_TIMES.iter().find_map(|name| nonzero(name)) {
+            return Err(OptionError::Conflict(noac.spec.name.to_owned(), times));
+        }
+        options.cache_times = CacheTimes::NONE;
+        options.name_cache = NameCache::None;
+    }
+    order(
+        &mut options.cache_times.reg_min,
+        &mut options.cache_times.reg_max,
+        "acregmin",
+        "acregmax",
+        given,
+    )?;
+    order(
+        &mut options.cache_times.dir_min,
+        &mut options.cache_times.dir_max,
+        "acdirmin",
+        "acdirmax",
+        given,
+    )?;
+    if let (Some(_), Some(window), true) = (
+        last("sync"),
+        given("write_window"),
+        options.write_window > 0,
+    ) {
+        return Err(OptionError::Conflict("sync".to_owned(), window));
+    }
+    if last("sync").is_some() {
+        options.write_window = 0;
+    }
+    Ok(options)
+}
+
+/// The smaller of two times must not exceed the larger. If the user gave only
+/// one of them, the default of the other gives way.
+fn order(
+    min: &mut Duration,
+    max: &mut Duration,
+    min_name: &str,
+    max_name: &str,
+    given: impl Fn(&str) -> Option<String>,
+) -> Result<(), OptionError> {
+    if *min <= *max {
+        return Ok(());
+    }
+    match (given(min_name), given(max_name)) {
+        (Some(min), Some(max)) => return Err(OptionError::Conflict(min, max)),
+        (None, Some(_)) => *min = *max,
+        _ => *max = *min,
+    }
+    Ok(())
+}
+
+fn split(list: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    list.split(move |c| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    })
+    .map(str::trim)
+    .filter(|word| !word.is_empty())
+}
+
+fn unquoted(value: &str) -> &str {
+    value
+        .strip_prefix('"')
+        .and_then(|value| value.strip_suffix('"'))
+        .unwrap_or(value)
+}
+
+/// The name of the table that `written` was probably meant to be.
+fn nearest(written: &str) -> Option<&'static str> {
+    let far = (written.chars().count() / 3).clamp(1, 3);
+    TABLE
+        .iter()
+        .map(|spec| (value::distance(written, spec.name), spec.name))
+        .filter(|(distance, _)| *distance <= far)
+        .min()
+        .map(|(_, name)| name)
+}
+
+const CONTRADICTIONS: &[(&str, &str)] = &[
+    ("ro", "rw"),
+    ("ac", "noac"),
+    ("sync", "async"),
+    ("mount_timeout", "wait"),
+];
+
+const CACHE_TIMES: &[&str] = &["actimeo", "acregmin", "acregmax", "acdirmin", "acdirmax"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::options::{Atime, MAX_IO, MIN_IO, Patience};
+
+    fn meant(list: &str) -> Result<MountOptions, OptionError> {
+        mean(&read(&[list], false)?.typed)
+    }
+
+    #[track_caller]
+    fn taken(list: &str) -> MountOptions {
+        meant(list).unwrap_or_else(|why| panic!("{list}: {why}"))
+    }
+
+    #[track_caller]
+    fn wrong(list: &str, because: &str) -> OptionError {
+        match meant(list) {
+            Ok(options) => panic!("{list} was taken for {options:?}"),
+            Err(why) => {
+                assert!(why.to_string().contains(because), "{list}: {why}");
+                why
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_given_means_the_defaults() {
+        for list in ["", ",", "defaults", "rw", "hard,ac,dev,suid,exec,async"] {
+            assert_eq!(taken(list), MountOptions::default(), "{list}");
+        }
+    }
+
+    #[test]
+    fn every_supported_option_reaches_its_field() {
+        let o = taken(
+            "ro,nodev,nosuid,noexec,noatime,allow_other,nodefault_permissions,port=12049,region=eu-west-1,notls,\
+             mount_timeout=7,timeo=600,retrans=2,rsize=64k,wsize=131072,write_window=8m,max_requests=16,fuse_threads=3,\
+             acregmin=1,acregmax=2,acdirmin=4,acdirmax=5,lookupcache=pos,debug,log=/var/log/e",
+        );
+        assert!(
+            o.read_only
+                && !o.dev
+                && !o.suid
+                && !o.exec
+                && o.notls
+                && o.debug
+                && !o.default_permissions
+        );
+        assert_eq!(
+            (o.atime, o.allow_other, o.port),
+            (Atime::Never, Some(true), 12049)
+        );
+        assert_eq!(o.region.as_deref(), Some("eu-west-1"));
+        assert_eq!(o.patience, Patience::GiveUpAfter(Duration::from_secs(7)));
+        assert_eq!(
+            (o.timeo, o.retrans),
+            (Some(Duration::from_secs(60)), Some(2))
+        );
+        assert_eq!(
+            (o.rsize, o.wsize, o.write_window),
+            (65_536, 131_072, 8 << 20)
+        );
+        assert_eq!((o.max_requests, o.fuse_threads), (16, 3));
+        let seconds = |s| Duration::from_secs(s);
+        let times = CacheTimes {
+            reg_min: seconds(1),
+            reg_max: seconds(2),
+            dir_min: seconds(4),
+            dir_max: seconds(5),
+        };
+        assert_eq!((o.cache_times, o.name_cache), (times, NameCache::Positive));
+        assert_eq!(o.log_file.as_deref(), Some("/var/log/e".as_ref()));
+    }
+
+    #[test]
+    fn waiting_is_for_a_time_or_forever() {
+        assert_eq!(
+            taken("wait=90").patience,
+            Patience::WaitFor(Duration::from_secs(90))
+        );
+        assert_eq!(taken("wait=forever").patience, Patience::WaitForever);
+        wrong("wait=never", "forever");
+        wrong("wait=0", "at least 1");
+        wrong("wait=5,mount_timeout=5", "mount_timeout and wait");
+    }
+
+    #[test]
+    fn what_mount_and_fstab_add_is_tolerated() {
+        taken("defaults,_netdev,nofail,noauto,auto,user,user=joe,users,owner,group,comment=x");
+        taken(
+            "x-systemd.automount,x-systemd.idle-timeout=60,X-mount.mkdir,noresvport,nointr,intr,tcp",
+        );
+        taken(
+            "vers=4.1,nfsvers=4.1,minorversion=1,proto=tcp,sec=sys,timeo=600,retrans=2,lookupcache=all,cto,fg",
+        );
+    }
+
+    #[test]
+    fn another_protocol_is_a_clear_error() {
+        for list in [
+            "vers=3",
+            "nfsvers=4",
+            "vers=4.2",
+            "minorversion=0",
+            "proto=udp",
+            "sec=krb5",
+            "udp",
+        ] {
+            let why = wrong(list, "not supported");
+            assert!(
+                why.to_string()
+                    .contains(list.split('=').next().unwrap_or(list)),
+                "{why}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_later_versions_bring_is_refused_by_name() {
+        for list in [
+            "tls",
+            "iam",
+            "accesspoint=fsap-1",
+            "soft",
+            "nconnect=4",
+            "mounttargetip=1.2.3.4",
+            "metrics=:9",
+        ] {
+            let why = wrong(list, "not supported").to_string();
+            assert!(why.contains("this version"), "{why}");
+            // Sloppiness is for what is unknown, not for what would be missed.
+            assert!(read(&[list], true).is_err());
+        }
+        assert!(taken("notls").notls);
+    }
+
+    #[test]
+    fn an_unknown_option_is_named_with_its_nearest_neighbour() {
+        let why = wrong("rszie=4096", "unknown option \"rszie\"");
+        assert!(
+            why.remedy()
+                .is_some_and(|remedy| remedy.contains("-o rsize"))
+        );
+        let why = wrong("frobnicate", "\"frobnicate\"");
+        assert!(why.remedy().is_some_and(|remedy| remedy.contains("--help")));
+        // Case matters.
+        wrong("RO", "\"RO\"");
+    }
+
+    #[test]
+    fn sloppy_turns_unknown_options_into_warnings() {
+        let by_flag = read(&["frobnicate=1,ro"], true);
+        let by_name = read(&["frobnicate=1", "ro,sloppy"], false);
+        for found in [by_flag, by_name] {
+            let found = found.unwrap_or_else(|why| panic!("{why}"));
+            assert_eq!(found.ignored, ["frobnicate"]);
+            assert!(mean(&found.typed).is_ok_and(|options| options.read_only));
+        }
+        assert!(read(&["port=x"], true).is_ok_and(|found| mean(&found.typed).is_err()));
+    }
+
+    #[test]
+    fn malformed_values_are_named() {
+        for list in [
+            "port=0",
+            "port=65536",
+            "port=nfs",
+            "rsize=big",
+            "rsize=0",
+            "acregmin=-1",
+            "acdirmax=1.5",
+            "write_window=1x",
+            "fuse_threads=0",
+            "max_requests=0",
+            "mount_timeout=0",
+            "lookupcache=some",
+            "region=EU",
+            "timeo=0",
+            "retrans=many",
+        ] {
+            let name = list.split('=').next().unwrap_or(list);
+            let why = wrong(list, "malformed").to_string();
+            assert!(why.starts_with(&format!("{name}=")), "{why}");
+        }
+        wrong("port", "needs a value, port=PORT");
+        wrong("port=", "needs a value");
+        wrong("ro=1", "takes no value");
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        for (list, because) in [
+            ("ro,rw", "ro and rw"),
+            ("noac,ac", "ac and noac"),
+            ("noac,actimeo=30", "noac and actimeo=30"),
+            ("acregmax=9,noac", "noac and acregmax=9"),
+            ("acregmin=10,acregmax=5", "acregmin=10 and acregmax=5"),
+            ("acdirmin=2,acdirmax=1", "acdirmin=2 and acdirmax=1"),
+            ("sync,async", "sync and async"),
+            ("sync,write_window=1m", "sync and write_window=1m"),
+        ] {
+            assert!(wrong(list, because).remedy().is_some());
+        }
+    }
+
+    #[test]
+    fn the_last_of_several_counts() {
+        assert_eq!(taken("port=1,port=2").port, 2);
+        assert!(taken("nosuid,suid").suid);
+        let two_lists =
+            read(&["acregmin=1", "acregmin=2"], false).and_then(|found| mean(&found.typed));
+        assert!(two_lists.is_ok_and(|o| o.cache_times.reg_min == Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_default_gives_way_to_what_was_given() {
+        assert_eq!(
+            taken("acregmax=1").cache_times.reg_min,
+            Duration::from_secs(1)
+        );
+        assert_eq!(
+            taken("acdirmin=600").cache_times.dir_max,
+            Duration::from_secs(600)
+        );
+    }
+
+    #[test]
+    fn noac_believes_nothing() {
+        for list in ["noac", "noac,actimeo=0"] {
+            let options = taken(list);
+            assert_eq!(
+                (options.cache_times, options.name_cache),
+                (CacheTimes::NONE, NameCache::None)
+            );
+        }
+        let options = taken("actimeo=0");
+        assert_eq!(
+            (options.cache_times, options.name_cache),
+            (CacheTimes::NONE, NameCache::All)
+        );
+    }
+
+    #[test]
+    fn sizes_are_brought_within_the_limits() {
+        assert_eq!(taken("rsize=1024").rsize, MIN_IO);
+        assert_eq!(taken("wsize=1g").wsize, MAX_IO);
+        assert_eq!(taken("rsize=5000").rsize, 4096);
+        assert_eq!(taken("sync").write_window, 0);
+        assert_eq!(taken("sync,write_window=0").write_window, 0);
+    }
+
+    #[test]
+    fn a_quoted_value_may_contain_commas_and_equals_signs() {
+        assert_eq!(
+            taken("log=\"/a,b=c\",ro").log_file.as_deref(),
+            Some("/a,b=c".as_ref())
+        );
+        // Split at the first equals sign only.
+        assert_eq!(taken("log=/a=b").log_file.as_deref(), Some("/a=b".as_ref()));
+    }
+
+    #[test]
+    fn a_relative_log_file_is_of_the_directory_of_the_command() {
+        let expected = std::env::current_dir().map(|dir| dir.join("x.log")).ok();
+        assert_eq!(taken("log=x.log").log_file, expected);
+    }
+
+    #[test]
+    fn contradictions_are_between_options_that_exist() {
+        let exists = |name: &str| TABLE.iter().any(|spec| spec.name == name);
+        let pairs = CONTRADICTIONS.iter().flat_map(|(one, other)| [one, other]);
+        assert!(pairs.chain(CACHE_TIMES).all(|name| exists(name)));
+    }
+}

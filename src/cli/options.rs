@@ -1,0 +1,458 @@
+//! The one table of `-o` options: how each is written, what it is for, what it
+//! means. The help text, the parser ([`super::option_list`]) and its
+//! suggestions come from it.
+//!
+//! The names are those of `mount.efs`, `nfs(5)` and `mount(8)`. What those
+//! accept and what changes nothing here is accepted silently; what would
+//! change the meaning of the mount and is not there yet is an error.
+
+use std::time::Duration;
+
+use Value::{Allowed, Needed, No};
+
+use super::option_value as value;
+use crate::mount::options::{Atime, CacheTimes, MAX_IO, MIN_IO, MountOptions, NameCache, Patience};
+
+/// One option of the table.
+#[derive(Debug)]
+pub struct OptionSpec {
+    /// As it is written, without value.
+    pub name: &'static str,
+    /// Whether a value follows.
+    pub value: Value,
+    /// One line for the help; empty for what is merely tolerated.
+    pub help: &'static str,
+    pub(super) meaning: Meaning,
+}
+
+/// Whether `=VALUE` follows a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value {
+    /// Never.
+    No,
+    /// Always; the text names it in the help.
+    Needed(&'static str),
+    /// As the user likes.
+    Allowed,
+}
+
+/// What an option does.
+#[derive(Debug)]
+pub(super) enum Meaning {
+    /// Changes the options; the error says what was expected.
+    Set(fn(&mut MountOptions, &str) -> Result<(), String>),
+    /// Changes the options, without a value.
+    Flag(fn(&mut MountOptions)),
+    /// Changes nothing.
+    Tolerated,
+    /// Only these values are what this program does anyway.
+    Only(&'static [&'static str]),
+    /// Says why this version refuses it.
+    Refused(&'static str),
+}
+
+/// The help of all options that have one.
+pub fn help() -> String {
+    let mut text = String::from("Options (-o NAME[=VALUE],...):\n");
+    for spec in TABLE.iter().filter(|spec| !spec.help.is_empty()) {
+        let written = match spec.value {
+            Needed(placeholder) => format!("{}={placeholder}", spec.name),
+            _ => spec.name.to_owned(),
+        };
+        text.push_str(&format!("  {written:<24} {}\n", spec.help));
+    }
+    text.push_str("Further options of nfs(5) and mount(8) that change nothing here are accepted.");
+    text
+}
+
+const NEEDS_TLS: &str = "this version has no TLS yet";
+const LATER: &str = "this version does not have it yet";
+const NOT_V41: &str = "this is an NFSv4.1 client over TCP";
+
+const fn set(
+    name: &'static str,
+    value: &'static str,
+    help: &'static str,
+    meaning: fn(&mut MountOptions, &str) -> Result<(), String>,
+) -> OptionSpec {
+    OptionSpec {
+        name,
+        value: Needed(value),
+        help,
+        meaning: Meaning::Set(meaning),
+    }
+}
+
+const fn flag(
+    name: &'static str,
+    help: &'static str,
+    meaning: fn(&mut MountOptions),
+) -> OptionSpec {
+    OptionSpec {
+        name,
+        value: No,
+        help,
+        meaning: Meaning::Flag(meaning),
+    }
+}
+
+const fn tolerated(name: &'static str, value: Value) -> OptionSpec {
+    OptionSpec {
+        name,
+        value,
+        help: "",
+        meaning: Meaning::Tolerated,
+    }
+}
+
+const fn only(name: &'static str, values: &'static [&'static str]) -> OptionSpec {
+    OptionSpec {
+        name,
+        value: Needed("VALUE"),
+        help: "",
+        meaning: Meaning::Only(values),
+    }
+}
+
+const fn refused(name: &'static str, why: &'static str) -> OptionSpec {
+    OptionSpec {
+        name,
+        value: Allowed,
+        help: "",
+        meaning: Meaning::Refused(why),
+    }
+}
+
+/// All options. Those of one concern stand together.
+pub static TABLE: &[OptionSpec] = &[
+    // What may be done through the mount.
+    flag("ro", "mount read-only", |o| o.read_only = true),
+    flag("rw", "mount read-write (default)", |o| o.read_only = false),
+    flag("dev", "device nodes work (default)", |o| o.dev = true),
+    flag("nodev", "device nodes do not work", |o| o.dev = false),
+    flag("suid", "set-user-id bits work (default)", |o| o.suid = true),
+    flag("nosuid", "set-user-id bits do not work", |o| o.suid = false),
+    flag("exec", "programs can be run (default)", |o| o.exec = true),
+    flag("noexec", "programs cannot be run", |o| o.exec = false),
+    flag(
+        "atime",
+        "access times are the server's business (default)",
+        |o| o.atime = Atime::Strict,
+    ),
+    flag("strictatime", "", |o| o.atime = Atime::Strict),
+    flag(
+        "noatime",
+        "shown in the mount table; the server decides",
+        |o| o.atime = Atime::Never,
+    ),
+    flag("relatime", "the same", |o| o.atime = Atime::Relative),
+    flag(
+        "allow_other",
+        "all users have access (default for root)",
+        |o| o.allow_other = Some(true),
+    ),
+    flag("noallow_other", "only the mounting user has access", |o| {
+        o.allow_other = Some(false)
+    }),
+    flag(
+        "default_permissions",
+        "the kernel checks mode bits itself (default)",
+        |o| o.default_permissions = true,
+    ),
+    flag(
+        "nodefault_permissions",
+        "every access is checked by the server",
+        |o| o.default_permissions = false,
+    ),
+    // The server, and how long to try.
+    set("port", "PORT", "the server's TCP port (2049)", |o, text| {
+        o.port = value::number(text, 1, u16::MAX)?;
+        Ok(())
+    }),
+    set(
+        "region",
+        "REGION",
+        "AWS region of a bare file system id (AWS_REGION)",
+        |o, text| {
+            if !crate::efs::region::is_valid(text) {
+                return Err("expected a region such as eu-west-1".to_owned());
+            }
+            o.region = Some(text.to_owned());
+            Ok(())
+        },
+    ),
+    flag("notls", "an unencrypted connection is wanted", |o| {
+        o.notls = true
+    }),
+    set(
+        "mount_timeout",
+        "SECONDS",
+        "give up mounting after this time (30)",
+        |o, text| {
+            o.patience = Patience::GiveUpAfter(value::seconds(text, 1)?);
+            Ok(())
+        },
+    ),
+    set(
+        "wait",
+        "SECONDS|forever",
+        "keep trying to mount for this time",
+        |o, text| {
+            o.patience = match text {
+                "forever" => Patience::WaitForever,
+                _ => Patience::WaitFor(
+                    value::seconds(text, 1).map_err(|why| format!("{why}, or forever"))?,
+                ),
+            };
+            Ok(())
+        },
+    ),
+    flag(
+        "hard",
+        "calls wait for an unreachable server (default)",
+        |_| (),
+    ),
+    set(
+        "timeo",
+        "DECISECONDS",
+        "hint: when to suspect a connection",
+        |o, text| {
+            o.timeo = Some(Duration::from_millis(
+                100 * value::number::<u64>(text, 1, 36_000)?,
+            ));
+            Ok(())
+        },
+    ),
+    set("retrans", "N", "hint, as in nfs(5)", |o, text| {
+        o.retrans = Some(value::number(text, 0, 1000)?);
+        Ok(())
+    }),
+    // How much at once.
+    set(
+        "rsize",
+        "BYTES",
+        "most bytes of one READ (1m)",
+        |o, text| {
+            o.rsize = io_size(text)?;
+            Ok(())
+        },
+    ),
+    set(
+        "wsize",
+        "BYTES",
+        "most bytes of one WRITE (1m)",
+        |o, text| {
+            o.wsize = io_size(text)?;
+            Ok(())
+        },
+    ),
+    set(
+        "write_window",
+        "BYTES",
+        "bytes on their way when write() returns (64m; 0: none)",
+        |o, text| {
+            o.write_window = value::size(text, 0, 1 << 40)?;
+            Ok(())
+        },
+    ),
+    set(
+        "max_requests",
+        "N",
+        "session slots to ask for (64)",
+        |o, text| {
+            o.max_requests = value::number(text, 1, 1024)?;
+            Ok(())
+        },
+    ),
+    set(
+        "fuse_threads",
+        "N",
+        "threads that read requests (4, or the cores if fewer)",
+        |o, text| {
+            o.fuse_threads = value::number(text, 1, 64)?;
+            Ok(())
+        },
+    ),
+    flag(
+        "sync",
+        "every write waits for the server (write_window=0)",
+        |_| (),
+    ),
+    // What may be believed without asking.
+    set(
+        "actimeo",
+        "SECONDS",
+        "sets the four times below",
+        |o, text| {
+            let time = value::seconds(text, 0)?;
+            o.cache_times = CacheTimes {
+                reg_min: time,
+                reg_max: time,
+                dir_min: time,
+                dir_max: time,
+            };
+            Ok(())
+        },
+    ),
+    set(
+        "acregmin",
+        "SECONDS",
+        "least time to believe a file's attributes (3)",
+        |o, text| {
+            o.cache_times.reg_min = value::seconds(text, 0)?;
+            Ok(())
+        },
+    ),
+    set("acregmax", "SECONDS", "longest time (60)", |o, text| {
+        o.cache_times.reg_max = value::seconds(text, 0)?;
+        Ok(())
+    }),
+    set(
+        "acdirmin",
+        "SECONDS",
+        "least time to believe a directory's (30)",
+        |o, text| {
+            o.cache_times.dir_min = value::seconds(text, 0)?;
+            Ok(())
+        },
+    ),
+    set("acdirmax", "SECONDS", "longest time (60)", |o, text| {
+        o.cache_times.dir_max = value::seconds(text, 0)?;
+        Ok(())
+    }),
+    flag("noac", "believe nothing without asking", |_| ()),
+    flag("ac", "believe for the times above (default)", |_| ()),
+    set(
+        "lookupcache",
+        "all|positive|none",
+        "names answered from the cache (all)",
+        |o, text| {
+            o.name_cache = match text {
+                "all" => NameCache::All,
+                "pos" | "positive" => NameCache::Positive,
+                "none" => NameCache::None,
+                _ => return Err("expected all, positive or none".to_owned()),
+            };
+            Ok(())
+        },
+    ),
+    // Logs.
+    flag("debug", "log more", |o| o.debug = true),
+    set("log", "FILE", "log to this file", |o, text| {
+        let path = std::path::absolute(text).map_err(|why| why.to_string())?;
+        o.log_file = Some(path);
+        Ok(())
+    }),
+    OptionSpec {
+        name: "sloppy",
+        value: No,
+        help: "unknown options are warnings (as -s)",
+        meaning: Meaning::Tolerated,
+    },
+    // What this program does anyway.
+    only("vers", &["4.1"]),
+    only("nfsvers", &["4.1"]),
+    only("minorversion", &["1"]),
+    only("proto", &["tcp", "tcp6"]),
+    only("sec", &["sys"]),
+    only("local_lock", &["none"]),
+    tolerated("tcp", No),
+    tolerated("async", No),
+    tolerated("lock", No),
+    tolerated("cto", No),
+    tolerated("noacl", No),
+    tolerated("fg", No),
+    // mount(8)'s, systemd's and init's own.
+    tolerated("defaults", No),
+    tolerated("auto", No),
+    tolerated("noauto", No),
+    tolerated("_netdev", No),
+    tolerated("nofail", No),
+    tolerated("user", Allowed),
+    tolerated("nouser", No),
+    tolerated("users", No),
+    tolerated("owner", No),
+    tolerated("group", No),
+    tolerated("comment", Allowed),
+    tolerated("norelatime", No),
+    tolerated("nostrictatime", No),
+    tolerated("diratime", No),
+    tolerated("nodiratime", No),
+    tolerated("lazytime", No),
+    tolerated("nolazytime", No),
+    tolerated("iversion", No),
+    tolerated("noiversion", No),
+    tolerated("silent", No),
+    tolerated("loud", No),
+    // Of nfs(5), without a counterpart here.
+    tolerated("intr", No),
+    tolerated("nointr", No),
+    tolerated("resvport", No),
+    tolerated("noresvport", No),
+    tolerated("rdirplus", Allowed),
+    tolerated("nordirplus", No),
+    tolerated("sharecache", No),
+    tolerated("nosharecache", No),
+    tolerated("clientaddr", Needed("ADDRESS")),
+    tolerated("addr", Needed("ADDRESS")),
+    tolerated("nosoftreval", No),
+    // What later versions bring.
+    refused("tls", NEEDS_TLS),
+    refused("iam", NEEDS_TLS),
+    refused("accesspoint", NEEDS_TLS),
+    refused("cafile", NEEDS_TLS),
+    refused("verify", NEEDS_TLS),
+    refused("ocsp", NEEDS_TLS),
+    refused("noocsp", NEEDS_TLS),
+    refused("stunnel", NEEDS_TLS),
+    refused("tlsport", NEEDS_TLS),
+    refused("awsprofile", NEEDS_TLS),
+    refused("awscredsuri", NEEDS_TLS),
+    refused("rolearn", NEEDS_TLS),
+    refused("jwtpath", NEEDS_TLS),
+    refused("az", LATER),
+    refused("azid", LATER),
+    refused("crossaccount", LATER),
+    refused("mounttargetip", LATER),
+    refused("netns", LATER),
+    refused("soft", LATER),
+    refused("softerr", LATER),
+    refused("softreval", LATER),
+    refused("nconnect", LATER),
+    refused("max_connect", LATER),
+    refused("trunkdiscovery", LATER),
+    refused("metrics", LATER),
+    refused("slow_op_ms", LATER),
+    // What it will never be.
+    refused("remount", "unmount and mount again to change options"),
+    refused("bg", "use wait=forever, or nofail in fstab"),
+    refused("nocto", "close-to-open consistency is always kept"),
+    refused("nolock", "locks are always the server's"),
+    refused("acl", "there are no ACLs"),
+    refused("fsc", "there is no cache on local disk"),
+    refused("udp", NOT_V41),
+    refused("rdma", NOT_V41),
+    refused("mountproto", NOT_V41),
+    refused("mountport", NOT_V41),
+    refused("mountvers", NOT_V41),
+    refused("mounthost", NOT_V41),
+];
+
+/// As `nfs(5)` treats them: rounded down to 1024, brought within the limits.
+fn io_size(text: &str) -> Result<u32, String> {
+    let size = value::size(text, 1024, 1 << 40)?;
+    Ok(u32::try_from(size).unwrap_or(MAX_IO).clamp(MIN_IO, MAX_IO) & !1023)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_stands_twice_in_the_table_and_the_help_lists_them() {
+        let mut names: Vec<_> = TABLE.iter().map(|spec| spec.name).collect();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+        assert!(help().contains("write_window=BYTES"));
+    }
+}

@@ -1,0 +1,117 @@
+//! `efs-fuse stats`.
+
+use serde_json::Value;
+
+use super::arguments::Stats;
+use super::exit::{self, Failure};
+use super::format::{bytes, count, micros, table};
+use super::running::Running;
+
+pub(super) fn run(asked: &Stats) -> Result<(), Failure> {
+    // A reset answers with the last numbers before it: none is lost between.
+    let command = if asked.reset { "reset" } else { "stats" };
+    let numbers = Running::at(&asked.mountpoint)?.ask(command)?;
+    exit::print(&if asked.json {
+        format!("{numbers}\n")
+    } else {
+        show(&numbers)
+    })
+}
+
+fn show(numbers: &Value) -> String {
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let mut text = format!(
+        "round trips {}   read {}   written {}   in {:.0} s\n",
+        count(number(&numbers["round_trips"])),
+        bytes(number(&numbers["bytes"]["read"])),
+        bytes(number(&numbers["bytes"]["written"])),
+        numbers["seconds"].as_f64().unwrap_or(0.0),
+    );
+    for (title, key) in [("FUSE operation", "fuse_ops"), ("NFS operation", "nfs_ops")] {
+        let Some(operations) = numbers[key]
+            .as_object()
+            .filter(|operations| !operations.is_empty())
+        else {
+            continue;
+        };
+        let mut operations: Vec<_> = operations.iter().collect();
+        operations.sort_by_key(|(_, numbers)| std::cmp::Reverse(number(&numbers["count"])));
+        let rows = operations.into_iter().map(|(name, numbers)| {
+            let latency = |key: &str| micros(numbers[key].as_f64().unwrap_or(0.0));
+            vec![
+                name.clone(),
+                count(number(&numbers["count"])),
+                count(number(&numbers["errors"])),
+                latency("p50_us"),
+                latency("p99_us"),
+            ]
+        });
+        text.push('\n');
+        text.push_str(&table(&[title, "count", "errors", "p50", "p99"], rows));
+    }
+    if let Some(caches) = numbers["cache"].as_object() {
+        let rows = caches.iter().map(|(name, cache)| {
+            let (hits, misses) = (number(&cache["hits"]), number(&cache["misses"]));
+            let ratio = match hits + misses {
+                0 => "-".to_owned(),
+                all => format!("{:.1} %", 100.0 * hits as f64 / all as f64),
+            };
+            vec![name.clone(), count(hits), count(misses), ratio]
+        });
+        text.push('\n');
+        text.push_str(&table(&["cache", "hits", "misses", "hit ratio"], rows));
+    }
+    let now = numbers["gauges"].as_object().into_iter().flatten();
+    let events = ["reconnects", "recoveries", "interrupts"]
+        .map(|key| (key.to_owned(), numbers[key].clone()));
+    let now = now
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .chain(events);
+    let rows = now.map(|(name, value)| vec![name, value.to_string()]);
+    text.push('\n');
+    text.push_str(&table(&["now", "value"], rows));
+    if let Some(error) = numbers["last_error"].as_str() {
+        text.push_str(&format!("\nlast error: {error}\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::telemetry::{Cache, FuseOp, Metrics};
+
+    #[test]
+    fn the_table_shows_what_happened() {
+        let metrics = Metrics::new();
+        metrics.round_trip();
+        metrics.fuse_op(FuseOp::GetAttr, true, Duration::from_micros(15));
+        metrics.nfs_op(25, false, Duration::from_millis(3));
+        metrics.cache(Cache::Attr, true);
+        metrics.bytes_read(3 << 20);
+        metrics.set_last_error("the server went away".to_owned());
+        let text = show(&metrics.snapshot());
+        for expected in [
+            "round trips 1",
+            "getattr",
+            "READ",
+            "3.0 MiB",
+            "100.0 %",
+            "the server went away",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_odd_answer_is_shown_without_panic() {
+        for odd in [
+            Value::Null,
+            serde_json::json!({"nfs_ops": {"READ": 3}, "cache": {"attr": []}}),
+        ] {
+            assert!(show(&odd).contains("round trips 0"));
+        }
+    }
+}
