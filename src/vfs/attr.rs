@@ -64,6 +64,8 @@ pub struct AttrState {
     timeout: Duration,
     /// To be asked for again before it is believed.
     expired: bool,
+    /// Its last name is a hidden one, not to be counted.
+    hidden: bool,
     /// Values of the change attribute that what is cached belongs to.
     explained: SmallVec<[u64; EXPLAINED]>,
 }
@@ -89,6 +91,7 @@ impl AttrState {
             changed: sent,
             timeout: min,
             expired: false,
+            hidden: false,
             explained: SmallVec::from_elem(attrs.change, 1),
         }
     }
@@ -221,6 +224,11 @@ impl AttrState {
         self.stat.nlink = self.stat.nlink.saturating_sub(1);
     }
 
+    /// The object is kept under a hidden name only: it has none for programs.
+    pub fn hide_name(&mut self, hidden: bool) {
+        self.hidden = hidden;
+    }
+
     fn explain_only(&mut self, change: u64) {
         self.explained.clear();
         self.explained.push(change);
@@ -229,6 +237,9 @@ impl AttrState {
     fn take(&mut self, attrs: &Attributes, sent: Instant) {
         let kind = self.stat.kind;
         self.stat = to_stat(self.stat.ino, attrs);
+        if self.hidden {
+            self.stat.nlink = self.stat.nlink.saturating_sub(1);
+        }
         if attrs.kind.is_none() {
             self.stat.kind = kind;
         }

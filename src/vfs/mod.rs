@@ -27,6 +27,7 @@ pub mod attr;
 pub mod dir;
 pub mod errseq;
 pub mod inode;
+pub mod lock;
 pub mod name;
 pub mod namecache;
 pub mod object;

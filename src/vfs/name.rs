@@ -119,7 +119,7 @@ impl Vfs {
     /// FORGET.
     pub fn forget(&self, ino: Ino, nlookup: u64) {
         self.inodes.forget(ino, nlookup);
-        self.metrics.gauges.inodes.set(self.inodes.len() as i64);
+        self.metrics.gauges.inodes.set(self.inodes.len() as u64);
     }
 
     /// Takes in a name that we made.

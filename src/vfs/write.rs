@@ -112,7 +112,7 @@ impl Vfs {
         self.metrics
             .gauges
             .window_bytes
-            .set(self.window.used() as i64);
+            .set(self.window.used() as u64);
         result
     }
 

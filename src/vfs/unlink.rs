@@ -1,0 +1,427 @@
+//! Removing and moving names: unlink, rmdir, rename.
+//!
+//! A file that is open here must stay readable after its last name is gone
+//! (POSIX). A server may promise to keep it until the last CLOSE
+//! (OPEN4_RESULT_PRESERVE_UNLINKED); where it does not, the name is not removed
+//! but moved out of sight (`.nfs` and numbers, "silly rename" as every NFS client
+//! does it), and removed when the file is closed. Other hosts see that name.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Vfs;
+use super::inode::Inode;
+use super::namecache::Target;
+use super::types::{Errno, FileKind, Ino};
+use crate::nfs::NfsError;
+use crate::nfs::calls::Moved;
+use crate::nfs::proto::status::Status;
+use crate::rpc::auth::Credential;
+
+/// Where a removed file is kept while it is open.
+#[derive(Clone, Debug)]
+pub struct SillyName {
+    dir: Arc<Inode>,
+    name: Vec<u8>,
+    /// In whose name it is removed: who removed it first.
+    cred: Arc<Credential>,
+}
+
+/// The files that are kept out of sight.
+#[derive(Debug, Default)]
+pub struct Silly {
+    counter: AtomicU64,
+    /// By directory: how many of its names are about to be removed.
+    closing: Mutex<HashMap<Ino, usize>>,
+    removed: Notify,
+}
+
+/// renameat2(2) flags: nothing of it can be said in NFS.
+const NO_FLAGS: u32 = 0;
+
+impl Vfs {
+    /// REMOVE of a file: one round trip, or RENAME if it is open here.
+    pub async fn unlink(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<(), Errno> {
+        Self::check_name(name)?;
+        let dir = self.inode(parent)?;
+        let victim = self.who_is(cred, &dir, name).await?;
+        if let Some(victim) = &victim
+            && Self::must_hide(victim)
+        {
+            self.hide(cred, &dir, name, victim).await?;
+            return Ok(());
+        }
+        let sent = Instant::now();
+        let moved = self
+            .client
+            .remove(cred, &dir.handle, name)
+            .await
+            .map_err(|error| self.failed(&error, &dir))?;
+        if let Some(victim) = victim {
+            Self::lost_a_name(&victim);
+        }
+        self.named(&dir, name, &moved, Target::Missing, sent);
+        Ok(())
+    }
+
+    /// REMOVE of an empty directory: one round trip.
+    pub async fn rmdir(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<(), Errno> {
+        Self::check_name(name)?;
+        let dir = self.inode(parent)?;
+        let victim = self
+            .names
+            .get(&dir, name)
+            .and_then(|known| match known.target {
+                Target::Inode(inode) => Some(inode),
+                Target::Missing => None,
+            });
+        let mut waited = false;
+        loop {
+            let sent = Instant::now();
+            match self.client.remove(cred, &dir.handle, name).await {
+                Ok(moved) => {
+                    self.named(&dir, name, &moved, Target::Missing, sent);
+                    return Ok(());
+                }
+                // The directory may hold nothing but a file that a process has
+                // just closed and whose hidden name is being removed.
+                Err(error)
+                    if !waited
+                        && matches!(error.status(), Some(Status::NOTEMPTY | Status::EXIST)) =>
+                {
+                    waited = true;
+                    let pending = match &victim {
+                        Some(victim) => self.silly_removals_end(victim.ino).await,
+                        None => false,
+                    };
+                    if !pending {
+                        return Err(Errno(libc::ENOTEMPTY));
+                    }
+                }
+                Err(error) => {
+                    // RFC 8881 §18.25.4 allows either for a directory with names
+                    // in it; rmdir(2) says ENOTEMPTY.
+                    if error.status() == Some(Status::EXIST) {
+                        return Err(Errno(libc::ENOTEMPTY));
+                    }
+                    return Err(self.failed(&error, &dir));
+                }
+            }
+        }
+    }
+
+    /// RENAME: one round trip; one more if it replaces a file that is open
+    /// here. RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT cannot be
+    /// said in NFS and are refused, so that programs fall back.
+    pub async fn rename(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: u32,
+    ) -> Result<(), Errno> {
+        if flags != NO_FLAGS {
+            return Err(Errno(libc::EINVAL));
+        }
+        Self::check_name(name)?;
+        Self::check_name(new_name)?;
+        let from = self.inode(parent)?;
+        let to = self.inode(new_parent)?;
+        let source = self.remembered_inode(&from, name);
+        let victim = self.who_is(cred, &to, new_name).await?;
+        let same = matches!((&source, &victim), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
+        let mut hidden = None;
+        if let Some(victim) = &victim
+            && !same
+            && Self::must_hide(victim)
+        {
+            hidden = Some(self.hide(cred, &to, new_name, victim).await?);
+        }
+        let sent = Instant::now();
+        let renamed = self
+            .client
+            .rename(
+                cred,
+                (&from.handle, name),
+                (&to.handle, new_name),
+                source.as_ref().map(|inode| &inode.handle),
+            )
+            .await;
+        let (left, entered) = match renamed {
+            Ok(moved) => moved,
+            Err(error) => {
+                if let (Some(hidden), Some(victim)) = (hidden, &victim) {
+                    self.bring_back(&hidden, new_name, victim).await;
+                }
+                // RFC 8881 §18.26.3 has EXIST for a target that cannot be
+                // replaced; rename(2) tells more.
+                if error.status() == Some(Status::EXIST) {
+                    let errno = match victim.map(|victim| victim.kind) {
+                        Some(FileKind::Directory)
+                            if source
+                                .is_none_or(|source| source.kind == FileKind::Directory) =>
+                        {
+                            libc::ENOTEMPTY
+                        }
+                        Some(FileKind::Directory) => libc::EISDIR,
+                        Some(_) => libc::ENOTDIR,
+                        None => libc::EEXIST,
+                    };
+                    return Err(Errno(errno));
+                }
+                return Err(self.failed(&error, &from));
+            }
+        };
+        if same {
+            // Two names of one file: rename(2) does nothing, nor did the server.
+            self.moved(&from, &left, sent);
+            return Ok(());
+        }
+        if let Some(victim) = victim
+            && hidden.is_none()
+        {
+            Self::lost_a_name(&victim);
+        }
+        if Arc::ptr_eq(&from, &to) {
+            // Both halves tell of the same directory; the later one counts.
+            let whole = Moved {
+                before: left.before,
+                after: left.after.or(entered.after),
+            };
+            self.named(&from, name, &whole, Target::Missing, sent);
+            self.rename_target(&from, new_name, source.as_ref(), &whole);
+        } else {
+            self.named(&from, name, &left, Target::Missing, sent);
+            self.moved(&to, &entered, sent);
+            self.rename_target(&to, new_name, source.as_ref(), &entered);
+        }
+        if let Some(source) = source {
+            // Its ctime, and for a directory its "..", may have moved.
+            source.attr.lock().expire();
+        }
+        Ok(())
+    }
+
+    fn rename_target(
+        &self,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        source: Option<&Arc<Inode>>,
+        moved: &Moved,
+    ) {
+        match (source, &moved.after) {
+            (Some(source), Some(after)) => {
+                let target = Target::Inode(Arc::clone(source));
+                self.names.put(dir, name, target, after.change);
+            }
+            _ => self.names.remove(dir, name),
+        }
+    }
+
+    fn remembered_inode(&self, dir: &Arc<Inode>, name: &[u8]) -> Option<Arc<Inode>> {
+        match self.names.get(dir, name)?.target {
+            Target::Inode(inode) => Some(inode),
+            Target::Missing => None,
+        }
+    }
+
+    /// The inode that a name leads to, if it matters: only a file that is open
+    /// here has to be kept. The kernel has looked the name up just before, so it
+    /// is remembered as a rule; if not, and something is open, the server is
+    /// asked.
+    async fn who_is(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+    ) -> Result<Option<Arc<Inode>>, Errno> {
+        if let Some(inode) = self.remembered_inode(dir, name) {
+            return Ok(Some(inode));
+        }
+        if self.files.is_empty() {
+            return Ok(None);
+        }
+        match self.client.lookup(cred, &dir.handle, name).await {
+            Ok(found) => Ok(found.object.and_then(|(handle, attrs)| {
+                self.inodes
+                    .get(self.inodes.ino_of(&attrs))
+                    .filter(|inode| inode.handle == handle)
+            })),
+            Err(error) => Err(self.failed(&error, dir)),
+        }
+    }
+
+    /// The file is open here, this is its last name, and the server does not
+    /// promise to keep it.
+    fn must_hide(inode: &Arc<Inode>) -> bool {
+        let Some(file) = inode.opened() else {
+            return false;
+        };
+        if !file.is_open() || inode.attr.lock().stat().nlink > 1 {
+            return false;
+        }
+        let inner = file.inner.lock();
+        !inner.preserved && inner.silly.is_none()
+    }
+
+    fn lost_a_name(inode: &Arc<Inode>) {
+        let mut attr = inode.attr.lock();
+        attr.unlinked();
+        if attr.stat().nlink > 0 {
+            attr.expire();
+        }
+    }
+
+    /// Moves a name out of sight.
+    async fn hide(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        victim: &Arc<Inode>,
+    ) -> Result<SillyName, Errno> {
+        loop {
+            let number = self.silly.counter.fetch_add(1, Ordering::Relaxed);
+            let hidden = format!(
+                ".nfs{:016x}{:08x}{number:04x}",
+                victim.ino,
+                std::process::id()
+            );
+            // RENAME would replace what has that name.
+            match self
+                .client
+                .lookup(cred, &dir.handle, hidden.as_bytes())
+                .await
+            {
+                Ok(found) if found.object.is_none() => {}
+                Ok(_) => continue,
+                Err(error) => return Err(self.failed(&error, dir)),
+            }
+            let sent = Instant::now();
+            let (_, moved) = self
+                .client
+                .rename(
+                    cred,
+                    (&dir.handle, name),
+                    (&dir.handle, hidden.as_bytes()),
+                    Some(&victim.handle),
+                )
+                .await
+                .map_err(|error| self.failed(&error, dir))?;
+            self.named(dir, name, &moved, Target::Missing, sent);
+            let silly = SillyName {
+                dir: Arc::clone(dir),
+                name: hidden.into_bytes(),
+                cred: Arc::clone(cred),
+            };
+            let orphan = {
+                let file = self.file_state(victim);
+                if file.is_open() {
+                    file.inner.lock().silly = Some(silly.clone());
+                    false
+                } else {
+                    true
+                }
+            };
+            {
+                let mut attr = victim.attr.lock();
+                attr.hide_name(true);
+                attr.unlinked();
+                attr.expire();
+            }
+            if orphan {
+                // Closed in the meantime.
+                self.remove_silly(silly.clone()).await;
+            }
+            return Ok(silly);
+        }
+    }
+
+    /// Undoes `hide`.
+    async fn bring_back(
+        self: &Arc<Self>,
+        silly: &SillyName,
+        name: &[u8],
+        victim: &Arc<Inode>,
+    ) {
+        self.file_state(victim).inner.lock().silly = None;
+        let back = self
+            .client
+            .rename(
+                &silly.cred,
+                (&silly.dir.handle, &silly.name),
+                (&silly.dir.handle, name),
+                Some(&victim.handle),
+            )
+            .await;
+        if let Err(error) = back {
+            tracing::error!(
+                "a file is left as {} in its directory: {error}",
+                String::from_utf8_lossy(&silly.name)
+            );
+        }
+        self.names.remove(&silly.dir, name);
+        silly.dir.attr.lock().expire();
+        let mut attr = victim.attr.lock();
+        attr.hide_name(false);
+        attr.expire();
+    }
+
+    /// The file is closed: its hidden name goes.
+    pub(super) async fn remove_silly(self: &Arc<Self>, silly: SillyName) {
+        let SillyName { dir, name, cred } = silly;
+        *self.silly.closing.lock().entry(dir.ino).or_insert(0) += 1;
+        let sent = Instant::now();
+        match self.client.remove(&cred, &dir.handle, &name).await {
+            Ok(moved) => self.named(&dir, &name, &moved, Target::Missing, sent),
+            Err(NfsError::Status(_, Status::NOENT | Status::STALE)) => {}
+            Err(error) => tracing::warn!(
+                "the hidden name {} stays: {error}",
+                String::from_utf8_lossy(&name)
+            ),
+        }
+        {
+            let mut closing = self.silly.closing.lock();
+            if let Some(count) = closing.get_mut(&dir.ino) {
+                *count -= 1;
+                if *count == 0 {
+                    closing.remove(&dir.ino);
+                }
+            }
+        }
+        self.silly.removed.notify_waiters();
+    }
+
+    /// Waits for the removals under way in a directory. False if there are
+    /// none.
+    async fn silly_removals_end(&self, dir: Ino) -> bool {
+        let mut any = false;
+        loop {
+            let removed = self.silly.removed.notified();
+            tokio::pin!(removed);
+            removed.as_mut().enable();
+            if !self.silly.closing.lock().contains_key(&dir) {
+                return any;
+            }
+            any = true;
+            removed.await;
+        }
+    }
+}
