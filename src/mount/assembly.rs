@@ -1,11 +1,56 @@
-//! Puts the layers together for one mount.
+//! Puts the layers together for one mount, and takes them apart in the
+//! opposite order.
+//!
+//! ```text
+//! connect ─► session ─► root ─► first READDIR ─► FUSE ─► registry, control ─► ready
+//!                                    ... until unmounted or told to end ...
+//! unmount ─► everything written and closed ─► DESTROY_SESSION ─► gone
+//! ```
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::daemon::Ready;
 use super::error::MountError;
 use super::launch::MountRequest;
-use crate::telemetry::Metrics;
+use super::options::{CacheTimes, MountOptions, NameCache, Patience};
+use super::registry::{Entry, Registry};
+use super::signals::Shutdown;
+use crate::efs::TcpConnector;
+use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions, Unmount};
+use crate::nfs::proto::ops::Op;
+use crate::nfs::proto::status::Status;
+use crate::nfs::session::establish::Identity;
+use crate::nfs::{Client, ClientConfig, ConnectError, NfsError};
+use crate::rpc::RpcError;
+use crate::rpc::auth::Credential;
+use crate::telemetry::{Metrics, control};
+use crate::vfs::attr::Timeouts;
+use crate::vfs::types::FileKind;
+use crate::vfs::{Vfs, VfsConfig};
+
+/// How long writing and closing may take once the kernel has let go. Nothing is
+/// lost that a program has closed or synced: it was waited for then.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How long the server may take over our farewell.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// After SIGTERM, how long programs may go on using the mount's open files.
+const GRACE: Duration = Duration::from_secs(10);
+/// A progress line while waiting for the server.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// Between two attempts of `wait=`.
+const RETRY: Duration = Duration::from_secs(1);
+/// What the kernel reads ahead of a sequential reader.
+const KERNEL_READ_AHEAD_KIB: u32 = 8 << 10;
+/// The same by us, where the kernel cannot be told.
+const OWN_READ_AHEAD: u64 = 8 << 20;
+/// Names remembered: some 20 MiB at the most.
+const MAX_NAMES: u64 = 100_000;
 
 /// Mounts, serves until the mount ends, and cleans up.
 ///
@@ -13,11 +58,388 @@ use crate::telemetry::Metrics;
 /// The mount did not come about, or ended in a way the user should know of.
 pub async fn run(
     request: MountRequest,
-    _metrics: Arc<Metrics>,
-    _ready: Ready,
+    metrics: Arc<Metrics>,
+    ready: Ready,
 ) -> Result<(), MountError> {
-    Err(MountError::mount(
-        format_args!("mounting {}", request.device),
-        "this build has no file system in it",
-    ))
+    let shutdown = Shutdown::on_signals()
+        .map_err(|why| MountError::system("installing signal handlers", why))?;
+    let (client, sent) = tokio::select! {
+        connected = connect_patiently(&request, &metrics) => connected?,
+        () = shutdown.asked() => return Err(MountError::interrupted()),
+    };
+    let outcome = serve(&request, &client, sent, &metrics, ready, &shutdown).await;
+    client.shut_down(FAREWELL).await;
+    outcome
+}
+
+async fn serve(
+    request: &MountRequest,
+    client: &Arc<Client>,
+    sent: Instant,
+    metrics: &Arc<Metrics>,
+    ready: Ready,
+    shutdown: &Shutdown,
+) -> Result<(), MountError> {
+    let options = &request.options;
+    let root = is_root();
+    let config = VfsConfig {
+        timeouts: timeouts(options),
+        write_window: usize::try_from(options.write_window).unwrap_or(usize::MAX),
+        read_ahead: if root { 0 } else { OWN_READ_AHEAD },
+        max_names: match options.name_cache {
+            NameCache::None => 0,
+            NameCache::All | NameCache::Positive => MAX_NAMES,
+        },
+    };
+    let vfs = Vfs::new(Arc::clone(client), config, sent, Arc::clone(metrics));
+    let notify = Notify::new();
+    vfs.set_kernel(Arc::clone(&notify) as _);
+    // Locks are the kernel's until the client has them.
+    let adapter = Adapter::new(
+        Arc::clone(&vfs),
+        tokio::runtime::Handle::current(),
+        Arc::clone(metrics),
+        KernelOptions { locks: false },
+    )
+    .map_err(|why| MountError::system("starting a thread", why))?;
+    let session = session_options(request, root);
+    let running = {
+        let (mountpoint, notify) = (request.mountpoint.clone(), Arc::clone(&notify));
+        tokio::task::spawn_blocking(move || fuse::start(adapter, &notify, &mountpoint, &session))
+            .await
+            .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+            .map_err(|why| MountError::mounting(&request.mountpoint, &why))?
+    };
+    let running = Arc::new(running);
+    let published = publish(request, client, &vfs, metrics);
+    if let Err(why) = &published {
+        tracing::warn!("stats and status will not find this mount: {why}");
+    }
+    ready.ready();
+    tracing::info!(
+        "{} is mounted on {}",
+        request.device.spec,
+        request.mountpoint.display()
+    );
+    let ended = tokio::select! {
+        ended = running.ended() => ended,
+        () = shutdown.asked() => leave(&running).await,
+    };
+    if let Err(why) = ended {
+        tracing::error!("the FUSE session ended: {why}");
+    }
+    if tokio::time::timeout(SETTLE, vfs.settled()).await.is_err() {
+        tracing::warn!("the server did not take everything that was open");
+    }
+    tracing::info!("{} is unmounted", request.mountpoint.display());
+    Ok(())
+}
+
+/// Unmounts because we were told to end: at once if nothing is in use, else
+/// out of sight at once and for good when the last user is gone or the grace
+/// time over.
+async fn leave(running: &Arc<Running>) -> io::Result<()> {
+    let unmount = |how| {
+        let running = Arc::clone(running);
+        tokio::task::spawn_blocking(move || running.unmount(how))
+    };
+    let busy = |result: Result<io::Result<()>, tokio::task::JoinError>| {
+        result.is_ok_and(|result| result.is_err())
+    };
+    if busy(unmount(Unmount::Clean).await) {
+        tracing::warn!("the mount is in use; it is taken out of sight");
+        if busy(unmount(Unmount::Lazy).await) {
+            tracing::warn!("it could not be");
+        }
+    }
+    if let Ok(ended) = tokio::time::timeout(GRACE, running.ended()).await {
+        return ended;
+    }
+    tracing::warn!("files are still in use; their processes get ENOTCONN");
+    // Not waited for: the end of this process closes the connection.
+    drop(unmount(Unmount::Force));
+    Ok(())
+}
+
+/// Connects as often and as long as the options say.
+async fn connect_patiently(
+    request: &MountRequest,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<Client>, Instant), MountError> {
+    let patience = request.options.patience;
+    let begun = Instant::now();
+    let connector = Arc::new(TcpConnector::new(
+        request.device.host.clone(),
+        request.options.port,
+    ));
+    let peer = crate::rpc::transport::Connector::peer(&*connector);
+    let mut told = begun;
+    loop {
+        let rest = patience
+            .limit()
+            .map(|limit| limit.saturating_sub(begun.elapsed()));
+        // With `wait=` no attempt takes so long that nothing is told.
+        let time = match patience {
+            Patience::GiveUpAfter(_) => rest.unwrap_or(PROGRESS),
+            Patience::WaitFor(_) | Patience::WaitForever => {
+                rest.map_or(PROGRESS, |rest| rest.min(PROGRESS))
+            }
+        };
+        let attempt = connect(request, Arc::clone(&connector) as _, &peer, metrics);
+        let error = match tokio::time::timeout(time, attempt).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => error,
+            Err(_) => MountError::silent(&peer, begun.elapsed()),
+        };
+        let over = patience
+            .limit()
+            .is_some_and(|limit| begun.elapsed() + RETRY >= limit);
+        if !patience.retries() || over || !is_passing(&error) {
+            return Err(error);
+        }
+        if told == begun || told.elapsed() >= PROGRESS {
+            told = Instant::now();
+            eprintln!(
+                "efs-fuse: waiting for {peer}: {} ({} s so far)",
+                error.message,
+                begun.elapsed().as_secs()
+            );
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Waiting may help: the server is not up yet, or the network.
+fn is_passing(error: &MountError) -> bool {
+    error.status == super::error::MOUNT
+}
+
+async fn connect(
+    request: &MountRequest,
+    connector: Arc<dyn crate::rpc::transport::Connector>,
+    peer: &str,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<Client>, Instant), MountError> {
+    let config = ClientConfig {
+        identity: identity(request)
+            .map_err(|why| MountError::system("making a client identity", why))?,
+        slots: request.options.max_requests,
+        rsize: request.options.rsize,
+        wsize: request.options.wsize,
+    };
+    let client = Client::connect(connector, config, Arc::clone(metrics))
+        .await
+        .map_err(|error| match error {
+            ConnectError::Io(why) => MountError::connecting(peer, &why),
+            ConnectError::NotNfs { .. } => MountError::not_nfs(peer),
+            ConnectError::Nfs(error) => refused(peer, &error),
+        })?;
+    let sent = Instant::now();
+    let found = find_root(request, &client).await;
+    match found {
+        Ok(()) => Ok((client, sent)),
+        Err(error) => {
+            client.shut_down(FAREWELL).await;
+            Err(error)
+        }
+    }
+}
+
+async fn find_root(request: &MountRequest, client: &Arc<Client>) -> Result<(), MountError> {
+    let path = &request.device.path;
+    let cred = Credential::of_process();
+    let explain = |error: NfsError| match error.status() {
+        Some(Status::NOENT) => MountError::no_directory(path),
+        Some(Status::NOTDIR | Status::SYMLINK) => MountError::not_a_directory(path),
+        Some(Status::ACCESS | Status::PERM | Status::WRONGSEC) => MountError::denied(path),
+        _ => MountError::mount("mounting", error),
+    };
+    client
+        .find_root(&cred, path.as_bytes())
+        .await
+        .map_err(explain)?;
+    let fs = client.fs();
+    if crate::vfs::attr::kind_of(fs.root_attrs.kind) != FileKind::Directory {
+        return Err(MountError::not_a_directory(path));
+    }
+    // The promise of a mount that succeeds.
+    client
+        .read_dir(&cred, &fs.root, 0, [0; 8])
+        .await
+        .map_err(explain)?;
+    Ok(())
+}
+
+fn refused(peer: &str, error: &NfsError) -> MountError {
+    match error {
+        NfsError::Rpc(RpcError::NotSpoken(_)) => MountError::no_minor_version(peer),
+        NfsError::Compound(Status::MINOR_VERS_MISMATCH)
+        | NfsError::Status(_, Status::MINOR_VERS_MISMATCH | Status::OP_ILLEGAL)
+        | NfsError::Status(Op::ExchangeId, Status::NOTSUPP) => MountError::no_minor_version(peer),
+        NfsError::Garbled(..) => MountError::not_nfs(peer),
+        NfsError::Status(_, Status::ACCESS | Status::PERM | Status::WRONGSEC)
+        | NfsError::Rpc(RpcError::AuthRefused(_)) => {
+            MountError::mount("mounting", format_args!("{peer} refuses this client: {error}"))
+                .remedy("check the server's list of allowed clients")
+        }
+        error => MountError::mount("mounting", format_args!("{peer}: {error}")),
+    }
+}
+
+/// Who we are to the server. The owner is the same when this place is mounted
+/// again, so that the server lets go of what a killed daemon held; and differs
+/// between hosts, clones of one machine (by boot id) and namespaces.
+fn identity(request: &MountRequest) -> io::Result<Identity> {
+    let read = |path: &str| {
+        std::fs::read_to_string(path).map_or_else(|_| String::new(), |text| text.trim().to_owned())
+    };
+    let link = |path: &str| {
+        std::fs::read_link(path).map_or_else(
+            |_| String::new(),
+            |link| link.to_string_lossy().into_owned(),
+        )
+    };
+    let machine_name = read("/proc/sys/kernel/hostname");
+    let owner = format!(
+        "efs-fuse {machine_name} {} {} {} {} {} {}",
+        read("/proc/sys/kernel/random/boot_id"),
+        link("/proc/self/ns/net"),
+        link("/proc/self/ns/mnt"),
+        request.device.spec,
+        request.options.port,
+        request.mountpoint.display(),
+    );
+    let mut verifier = [0; 8];
+    getrandom::fill(&mut verifier).map_err(io::Error::other)?;
+    Ok(Identity {
+        owner: bounded(owner),
+        verifier,
+        machine_name,
+    })
+}
+
+/// co_ownerid is at most 1,024 bytes (NFS4_OPAQUE_LIMIT); a longer one keeps
+/// its beginning and end and says what lay between by a hash.
+fn bounded(owner: String) -> Vec<u8> {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    const LIMIT: usize = 1024;
+    let owner = owner.into_bytes();
+    if owner.len() <= LIMIT {
+        return owner;
+    }
+    let mut hasher = DefaultHasher::new();
+    owner.hash(&mut hasher);
+    let hash = format!("#{:016x}", hasher.finish());
+    [&owner[..LIMIT - hash.len()], hash.as_bytes()].concat()
+}
+
+fn timeouts(options: &MountOptions) -> Timeouts {
+    let CacheTimes {
+        reg_min,
+        reg_max,
+        dir_min,
+        dir_max,
+    } = options.cache_times;
+    Timeouts {
+        reg_min,
+        reg_max,
+        dir_min,
+        dir_max,
+    }
+}
+
+fn session_options(request: &MountRequest, root: bool) -> SessionOptions {
+    let options = &request.options;
+    SessionOptions {
+        device: request.device.spec.clone(),
+        read_only: options.read_only,
+        dev: options.dev && root,
+        suid: options.suid && root,
+        noexec: !options.exec,
+        noatime: options.atime == super::options::Atime::Never,
+        default_permissions: options.default_permissions,
+        allow_other: options.allow_other.unwrap_or(root),
+        threads: options.fuse_threads,
+        clone_fd: options.fuse_threads > 1,
+        read_ahead_kib: Some(KERNEL_READ_AHEAD_KIB),
+    }
+}
+
+fn is_root() -> bool {
+    // SAFETY: geteuid has no preconditions.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Makes the mount known to `stats` and `status`, as long as what is returned
+/// lives.
+fn publish(
+    request: &MountRequest,
+    client: &Arc<Client>,
+    vfs: &Arc<Vfs>,
+    metrics: &Arc<Metrics>,
+) -> io::Result<impl Drop + use<>> {
+    struct Published {
+        _control: control::ControlServer,
+        _registration: super::registry::Registration,
+    }
+    impl Drop for Published {
+        fn drop(&mut self) {}
+    }
+    let peer = client.channel().peer();
+    let entry = Entry::own(&request.mountpoint, &request.device.spec, &peer)?;
+    let since = entry.since;
+    let registration = Registry::of_user().register(&entry)?;
+    let (client, vfs) = (Arc::clone(client), Arc::clone(vfs));
+    let (device, mountpoint) = (request.device.spec.clone(), request.mountpoint.clone());
+    let counted = Arc::clone(metrics);
+    let status =
+        move || status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
+    let control = control::serve(registration.socket(), Arc::clone(metrics), Arc::new(status))?;
+    Ok(Published {
+        _control: control,
+        _registration: registration,
+    })
+}
+
+/// What `efs-fuse status` shows of one mount.
+fn status(
+    client: &Client,
+    vfs: &Vfs,
+    metrics: &Metrics,
+    device: &str,
+    mountpoint: &Path,
+    server: &str,
+    since: u64,
+) -> Value {
+    let session = client.session_info();
+    let link = client.channel().link();
+    let (window, limit) = vfs.write_window();
+    let stats = metrics.snapshot();
+    json!({
+        "mountpoint": mountpoint.display().to_string(),
+        "device": device,
+        "server": server,
+        "since": since,
+        "session": {
+            "state": session.state,
+            "lease_s": session.lease,
+            "idle_s": session.idle.as_secs_f64(),
+            "slots": session.slots,
+            "in_use": session.in_use,
+            "max_ops": session.max_ops,
+            "rsize": session.rsize,
+            "wsize": session.wsize,
+        },
+        "connections": [{
+            "peer": server,
+            "state": if link.connected { "up" } else { "down" },
+            "made": link.connections,
+            "last_error": link.last_error,
+        }],
+        "tls": null,
+        "iam": null,
+        "caches": stats["cache"],
+        "write_window": { "bytes": window, "limit": limit },
+        "last_error": stats["last_error"],
+    })
 }

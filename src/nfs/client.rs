@@ -205,7 +205,17 @@ impl Client {
     ) -> Result<Arc<Self>, ConnectError> {
         let max_record = (establish::MAX_IO + 8 * establish::OVERHEAD) as usize;
         let channel = Channel::connect(connector, max_record, Arc::clone(&metrics)).await?;
-        let mut client_id = exchange_id_patiently(&channel, &config.identity).await?;
+        // What listens there may be no NFS server at all. A channel would try
+        // for ever; a mount must not.
+        let mut client_id = tokio::select! {
+            client_id = exchange_id_patiently(&channel, &config.identity) => client_id?,
+            link = channel.fruitless(FRUITLESS) => {
+                return Err(ConnectError::NotNfs {
+                    garbled: link.garbled,
+                    why: link.last_error.unwrap_or_default(),
+                });
+            }
+        };
         let wanted = ChannelAttrs::wanted(config.slots);
         let new =
             establish::create_session(&channel, &config.identity, &mut client_id, wanted).await?;
@@ -246,6 +256,11 @@ impl Client {
             rsize: self.rsize(),
             wsize: self.wsize(),
         }
+    }
+
+    /// Files open at the server.
+    pub fn opens(&self) -> usize {
+        self.opens.len()
     }
 
     /// The connection, for people.
@@ -560,6 +575,9 @@ impl Drop for HeldSlot<'_> {
     }
 }
 
+/// So many first connections may come to nothing.
+const FRUITLESS: u32 = 3;
+
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -569,4 +587,12 @@ pub enum ConnectError {
     /// The server was reached and refused, or talks something else.
     #[error(transparent)]
     Nfs(#[from] NfsError),
+    /// Whatever accepts connections there does not answer as an NFS server.
+    #[error("no NFS server: {why}")]
+    NotNfs {
+        /// It answered, with something else.
+        garbled: bool,
+        /// How the last connection ended.
+        why: String,
+    },
 }

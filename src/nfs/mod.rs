@@ -24,5 +24,5 @@ mod recovery;
 pub mod session;
 pub mod state;
 
-pub use client::{Client, ClientConfig, SessionInfo};
+pub use client::{Client, ClientConfig, ConnectError, SessionInfo};
 pub use proto::reply::NfsError;

@@ -47,8 +47,8 @@ struct Shared {
     submitted: Notify,
     /// True once the channel is to end.
     closing: watch::Sender<bool>,
-    /// What the channel is doing, for `status`.
-    link: Mutex<Link>,
+    /// What the channel is doing, for `status` and for who waits on it.
+    link: watch::Sender<Link>,
     connector: Arc<dyn Connector>,
     metrics: Arc<Metrics>,
     max_record: usize,
@@ -61,8 +61,12 @@ pub struct Link {
     pub connected: bool,
     /// Connections made so far.
     pub connections: u64,
+    /// Connections in a row, up to now, that failed or ended without a reply.
+    pub fruitless: u32,
     /// Why the last one ended, or could not be made.
     pub last_error: Option<String>,
+    /// What came over it was no RPC.
+    pub garbled: bool,
 }
 
 /// A connection to the server that replaces itself when it breaks.
@@ -73,7 +77,7 @@ pub struct Channel {
 impl std::fmt::Debug for Channel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Channel")
-            .field("link", &*self.shared.link.lock())
+            .field("link", &*self.shared.link.borrow())
             .finish_non_exhaustive()
     }
 }
@@ -96,10 +100,12 @@ impl Channel {
             pending: Mutex::new(Pending::new(u32::from_ne_bytes(seed))),
             submitted: Notify::new(),
             closing: watch::Sender::new(false),
-            link: Mutex::new(Link {
+            link: watch::Sender::new(Link {
                 connected: true,
                 connections: 1,
+                fruitless: 0,
                 last_error: None,
+                garbled: false,
             }),
             connector,
             metrics,
@@ -127,7 +133,16 @@ impl Channel {
 
     /// What the connection is doing.
     pub fn link(&self) -> Link {
-        self.shared.link.lock().clone()
+        self.shared.link.borrow().clone()
+    }
+
+    /// Completes when so many connections in a row came to nothing. Mounting
+    /// gives up then; a mounted file system never does.
+    pub async fn fruitless(&self, times: u32) -> Link {
+        let mut link = self.shared.link.subscribe();
+        // The sender is in `self`, so waiting does not fail.
+        let _ = link.wait_for(|link| link.fruitless >= times).await;
+        self.link()
     }
 
     /// The server, for messages.
@@ -165,7 +180,7 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
                 }
             }
         };
-        let ended = match connected {
+        let (ended, useful) = match connected {
             Ok(stream) => {
                 let replayed = shared.pending.lock().connected();
                 tracing::debug!(replayed, "connected to {}", shared.connector.peer());
@@ -181,18 +196,20 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
                 } else {
                     backoff = (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
                 }
-                error
+                (error, useful)
             }
             Err(error) => {
                 backoff = (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
-                error
+                (error, false)
             }
         };
         tracing::debug!(%ended, "connection to {} lost", shared.connector.peer());
-        let mut link = shared.link.lock();
-        link.connected = false;
-        link.last_error = Some(ended.to_string());
-        drop(link);
+        shared.link.send_modify(|link| {
+            link.connected = false;
+            link.fruitless = if useful { 0 } else { link.fruitless + 1 };
+            link.garbled = ended.kind() == io::ErrorKind::InvalidData;
+            link.last_error = Some(ended.to_string());
+        });
         shared.metrics.reconnects.inc();
     }
 }
@@ -200,13 +217,12 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
 /// Runs one connection until it fails. Returns why, and whether any reply came
 /// over it.
 async fn serve(shared: &Arc<Shared>, stream: BoxStream) -> (io::Error, bool) {
-    {
-        let mut link = shared.link.lock();
+    shared.link.send_modify(|link| {
         if !link.connected {
             link.connections += 1;
         }
         link.connected = true;
-    }
+    });
     let (rx, tx) = tokio::io::split(stream);
     let mut useful = false;
     let error = tokio::select! {

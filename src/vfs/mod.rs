@@ -166,6 +166,21 @@ impl Vfs {
         (self.window.used(), self.config.write_window)
     }
 
+    /// Waits until everything written has reached the server and every open is
+    /// closed. For the end of a mount, when the kernel has let go of it.
+    pub async fn settled(self: &Arc<Self>) {
+        loop {
+            for inode in self.window.busy() {
+                self.drain(&inode).await;
+            }
+            if self.window.used() == 0 && self.files.is_empty() && self.client.opens() == 0 {
+                return;
+            }
+            // RELEASE is at work in tasks of its own.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     fn inode(&self, ino: Ino) -> Result<Arc<Inode>, Errno> {
         self.inodes.get(ino).ok_or(Errno(libc::ESTALE))
     }
