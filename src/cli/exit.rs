@@ -101,18 +101,23 @@ pub fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// From here on a panic prints one line that says where, and nothing of what:
-/// its text may hold anything, and says nothing to a user.
+/// From here on a panic is one line that says where: in the log if there is
+/// one, else on stderr. Its text, which may hold anything and says nothing to a
+/// user, is only in a debug log.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic
-            .location()
-            .map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
-        let text = panic.payload_as_str().unwrap_or("unknown");
-        tracing::error!(target: "efs_fuse::panic", text, "internal error{place}");
-        say(&format!(
-            "internal error{place}: this is a bug. Try: report it with what was done"
-        ));
+        let place = panic.location().map_or_else(
+            || "an unknown place".to_owned(),
+            |at| format!("{}:{}", at.file(), at.line()),
+        );
+        let line =
+            format!("internal error at {place}: this is a bug. Try: report it with what was done");
+        if tracing::enabled!(tracing::Level::ERROR) {
+            tracing::error!("{line}");
+            tracing::debug!(text = panic.payload_as_str(), "the panic");
+        } else {
+            say(&line);
+        }
     }));
 }
 

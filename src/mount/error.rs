@@ -42,7 +42,8 @@ impl std::error::Error for MountError {}
 impl MountError {
     /// `WHAT failed: WHY` with the given status.
     pub fn new(status: u8, what: impl fmt::Display, why: impl fmt::Display) -> Self {
-        let why = plain(&why.to_string());
+        // Other programs' words may come with line breaks.
+        let why = plain(why.to_string().trim()).replace('\n', "; ");
         Self {
             message: format!("{what} failed: {why}"),
             remedy: None,
@@ -75,7 +76,16 @@ impl MountError {
     /// mount(2), `fusermount3` or opening `/dev/fuse` said no.
     pub fn mounting(mountpoint: &Path, why: &io::Error) -> Self {
         let what = format!("mounting on {}", mountpoint.display());
-        let error = |status| Self::new(status, &what, why);
+        let text = why.to_string();
+        // fuser puts its arguments before the system's words.
+        let words = match text
+            .strip_prefix("Error calling mount() ")
+            .and_then(|text| text.rsplit_once(": "))
+        {
+            Some((_, words)) => words.to_lowercase(),
+            None => text,
+        };
+        let error = |status| Self::new(status, &what, &words);
         match why.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => error(SYSTEM).remedy(
                 "mount as root, in a container with CAP_SYS_ADMIN and /dev/fuse; other users need fusermount3 and, \
@@ -86,7 +96,10 @@ impl MountError {
             _ if why.kind() == io::ErrorKind::NotFound => {
                 error(SYSTEM).remedy("install the package fuse3 and check that /dev/fuse exists")
             }
-            _ if why.kind() == io::ErrorKind::PermissionDenied => error(SYSTEM).remedy("mount as root"),
+            // fusermount3 only has words, and fuser wraps mount(2)'s.
+            _ if ["ermission denied", "not permitted", "EPERM"].iter().any(|word| why.to_string().contains(word)) => {
+                error(SYSTEM).remedy("mount as root, in a container with CAP_SYS_ADMIN and /dev/fuse")
+            }
             _ => error(MOUNT),
         }
     }
