@@ -306,7 +306,7 @@ mod tests {
             .worker_threads(1)
             .build()
             .unwrap();
-        let metrics = Arc::<Metrics>::default();
+        let metrics = Metrics::new();
         let watcher = InterruptWatcher::start(Arc::clone(&metrics)).unwrap();
         let dispatch = Dispatcher::new(runtime.handle().clone(), watcher, Arc::clone(&metrics));
         Bench {

@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_dropped_ticket_frees_its_place() {
-        let watcher = InterruptWatcher::start(Arc::default()).unwrap();
+        let watcher = InterruptWatcher::start(Metrics::new()).unwrap();
         let request = Arc::<Request>::default();
         for _ in 0..1000 {
             let listed = watcher.list(
@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn nobody_is_listed_who_cannot_be_watched() {
-        let watcher = InterruptWatcher::start(Arc::default()).unwrap();
+        let watcher = InterruptWatcher::start(Metrics::new()).unwrap();
         let request = Arc::<Request>::default();
         let list = |tid, patience| {
             watcher.list(
@@ -445,7 +445,7 @@ mod tests {
 
     #[test]
     fn a_pending_signal_is_found_in_proc_and_ends_the_wait() {
-        let metrics = Arc::<Metrics>::default();
+        let metrics = Metrics::new();
         let watcher = InterruptWatcher::start(Arc::clone(&metrics)).unwrap();
         let mut child = std::process::Command::new("sleep")
             .arg("60")

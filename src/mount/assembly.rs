@@ -278,10 +278,11 @@ fn refused(peer: &str, error: &NfsError) -> MountError {
         | NfsError::Status(Op::ExchangeId, Status::NOTSUPP) => MountError::no_minor_version(peer),
         NfsError::Garbled(..) => MountError::not_nfs(peer),
         NfsError::Status(_, Status::ACCESS | Status::PERM | Status::WRONGSEC)
-        | NfsError::Rpc(RpcError::AuthRefused(_)) => {
-            MountError::mount("mounting", format_args!("{peer} refuses this client: {error}"))
-                .remedy("check the server's list of allowed clients")
-        }
+        | NfsError::Rpc(RpcError::AuthRefused(_)) => MountError::mount(
+            "mounting",
+            format_args!("{peer} refuses this client: {error}"),
+        )
+        .remedy("check the server's list of allowed clients"),
         error => MountError::mount("mounting", format_args!("{peer}: {error}")),
     }
 }
@@ -392,8 +393,7 @@ fn publish(
     let (client, vfs) = (Arc::clone(client), Arc::clone(vfs));
     let (device, mountpoint) = (request.device.spec.clone(), request.mountpoint.clone());
     let counted = Arc::clone(metrics);
-    let status =
-        move || status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
+    let status = move || status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
     let control = control::serve(registration.socket(), Arc::clone(metrics), Arc::new(status))?;
     Ok(Published {
         _control: control,

@@ -34,7 +34,7 @@ pub struct Place {
 /// Checks `mountpoint`, reserves it, and clears it of dead mounts of ours.
 ///
 /// # Errors
-/// It does not exist, is no directory, is mounted by us and alive, or is just
+/// It no such directory, is no directory, is mounted by us and alive, or is just
 /// being mounted.
 pub fn prepare(mountpoint: &Path, registry: &Registry) -> Result<Place, MountError> {
     let what = || format!("mounting on {}", mountpoint.display());
@@ -120,7 +120,7 @@ fn unusable(mountpoint: &Path, why: &io::Error) -> MountError {
         |why: &dyn std::fmt::Display| MountError::mount(format_args!("mounting on {shown}"), why);
     match why.raw_os_error() {
         Some(libc::ENOENT) => {
-            error(&"the mount point does not exist").remedy(format_args!("mkdir -p {shown}"))
+            error(&"no such directory here").remedy(format_args!("mkdir -p {shown}"))
         }
         Some(libc::ENOTDIR) => error(&"it is not a directory"),
         Some(libc::ENOTCONN) => {
@@ -220,8 +220,8 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "")?;
         for (path, because) in [
-            (dir.path().join("missing"), "does not exist"),
-            (dir.path().join("no/where"), "does not exist"),
+            (dir.path().join("missing"), "no such directory"),
+            (dir.path().join("no/where"), "no such directory"),
             (file.clone(), "not a directory"),
             (file.join("below"), "not a directory"),
         ] {

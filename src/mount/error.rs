@@ -153,7 +153,7 @@ impl MountError {
     pub fn no_directory(path: &str) -> Self {
         Self::mount(
             "mounting",
-            format_args!("the server has no directory {path}"),
+            format_args!("no such directory on the server: {path}"),
         )
         .remedy("check the part of the device after the colon, or the server's exports")
     }
@@ -170,7 +170,7 @@ impl MountError {
     pub fn denied(path: &str) -> Self {
         Self::mount(
             "mounting",
-            format_args!("the server denies access to {path}"),
+            format_args!("access to {path} denied by the server"),
         )
         .remedy("check the export's client list, its root squashing and the file system policy")
     }

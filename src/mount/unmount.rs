@@ -216,7 +216,7 @@ fn refused(canonical: &Path, why: &io::Error) -> MountError {
         MountError::new(status, format_args!("unmounting {shown}"), why)
     };
     match why.raw_os_error() {
-        Some(libc::EBUSY) => error(MOUNT, &"it is in use").remedy(format_args!(
+        Some(libc::EBUSY) => error(MOUNT, &"it is busy").remedy(format_args!(
             "end what uses it (fuser -vm {shown}), or efs-fuse umount --lazy {shown}"
         )),
         Some(libc::EPERM) => {

@@ -161,7 +161,7 @@ pub struct Client {
     pub(super) client_id: Mutex<ClientId>,
     pub(super) opens: OpenTable,
     /// Seconds; from the server's lease_time.
-    pub(super) lease: AtomicU32,
+    pub(super) lease: watch::Sender<u32>,
     /// See [`super::calls`].
     pub(super) fs: std::sync::OnceLock<super::calls::FileSystem>,
 }
@@ -227,7 +227,7 @@ impl Client {
             phase: watch::Sender::new(Phase::Up(Arc::clone(&session))),
             client_id: Mutex::new(client_id),
             opens: OpenTable::default(),
-            lease: AtomicU32::new(super::lease::DEFAULT_LEASE),
+            lease: watch::Sender::new(super::lease::DEFAULT_LEASE),
             fs: std::sync::OnceLock::new(),
         });
         client.reclaim_complete(&session).await?;
@@ -248,7 +248,7 @@ impl Client {
         });
         SessionInfo {
             state,
-            lease: self.lease.load(Ordering::Relaxed),
+            lease: *self.lease.borrow(),
             idle: session.as_ref().map_or(Duration::ZERO, |s| s.idle()),
             slots: slots.map_or(0, |(limit, _)| limit),
             in_use: slots.map_or(0, |(_, busy)| busy),
@@ -471,7 +471,7 @@ impl Client {
             *renewed = (*renewed).max(sent_at);
         }
         let before = session.flags.swap(flags, Ordering::Relaxed);
-        if flags & !before != 0 {
+        if flags & !before & !NO_BACK_CHANNEL != 0 {
             tracing::warn!("the server raises SEQUENCE status flags {flags:#x}");
         }
         Ok(())
@@ -574,6 +574,10 @@ impl Drop for HeldSlot<'_> {
         }
     }
 }
+
+/// SEQ4_STATUS_CB_PATH_DOWN, CB_GSS_*, CB_PATH_DOWN_SESSION: what a server may
+/// say of a back channel that we never asked for.
+const NO_BACK_CHANNEL: u32 = 0x1 | 0x2 | 0x4 | 0x200;
 
 /// So many first connections may come to nothing.
 const FRUITLESS: u32 = 3;

@@ -2,7 +2,6 @@
 //! one, a lone SEQUENCE does.
 
 use std::sync::Weak;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::client::{Client, Phase};
@@ -24,18 +23,21 @@ fn plan(lease: Duration, idle: Duration) -> (bool, Duration) {
 
 /// Renews the lease until the client is gone.
 pub(super) async fn renew(client: Weak<Client>) {
+    let Some(mut lease) = client.upgrade().map(|client| client.lease.subscribe()) else {
+        return;
+    };
     loop {
+        let time = Duration::from_secs((*lease.borrow_and_update()).max(1).into());
         let pause = {
             let Some(client) = client.upgrade() else {
                 return;
             };
-            let lease = Duration::from_secs(client.lease.load(Ordering::Relaxed).max(1).into());
             let phase = client.phase.borrow().clone();
             match phase {
                 Phase::Down => return,
-                Phase::Recovering => lease / 3,
+                Phase::Recovering => time / 3,
                 Phase::Up(session) => {
-                    let (now, pause) = plan(lease, session.idle());
+                    let (now, pause) = plan(time, session.idle());
                     if now {
                         let result = client
                             .call(&Credential::machine(), Class::Control, |_| {})
@@ -48,7 +50,12 @@ pub(super) async fn renew(client: Weak<Client>) {
                 }
             }
         };
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // The server has told its lease time, which may be shorter than
+            // what we went by; or the client is gone.
+            changed = lease.changed() => if changed.is_err() { return },
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! One supervisor task owns the connection: it connects, runs a reader and a
 //! writer on it until either fails, and starts over with back-off. The table of
 //! waiting calls ([`Pending`]) is behind a short mutex that callers, reader and
-//! writer take for one map operation each and never hold across an await.
+//! writer take for one map operation each and never hold across an await; `heard`
+//! is taken inside it or alone.
 //!
 //! Dropping a call's future does not take the call back: its reply is received
 //! and dropped.
@@ -17,6 +18,7 @@ use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 
 use super::RpcError;
 use super::call::{self, Call, Incoming};
@@ -29,6 +31,13 @@ use crate::telemetry::Metrics;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// ... doubling up to here.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// A connection on which nothing has come back for so long, although calls are
+/// out, is given up ...
+const SILENCE_MIN: Duration = Duration::from_secs(15);
+/// ... and each one after it has twice the time, up to this: a server that is
+/// only slow must not drown in repeated calls.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// A reply to a call.
 #[derive(Debug)]
@@ -49,6 +58,9 @@ struct Shared {
     closing: watch::Sender<bool>,
     /// What the channel is doing, for `status` and for who waits on it.
     link: watch::Sender<Link>,
+    /// When something was last heard of the server, or the first call went out
+    /// after a pause.
+    heard: Mutex<Instant>,
     connector: Arc<dyn Connector>,
     metrics: Arc<Metrics>,
     max_record: usize,
@@ -107,6 +119,7 @@ impl Channel {
                 last_error: None,
                 garbled: false,
             }),
+            heard: Mutex::new(Instant::now()),
             connector,
             metrics,
             max_record,
@@ -126,7 +139,13 @@ impl Channel {
             return Err(RpcError::Closed);
         }
         let (owed, reply) = oneshot::channel();
-        self.shared.pending.lock().submit(call, owed);
+        {
+            let mut pending = self.shared.pending.lock();
+            if pending.is_empty() {
+                *self.shared.heard.lock() = Instant::now();
+            }
+            pending.submit(call, owed);
+        }
         self.shared.submitted.notify_one();
         reply.await.unwrap_or(Err(RpcError::Closed))
     }
@@ -167,6 +186,7 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
     let mut closing = shared.closing.subscribe();
     let mut stream = Some(first);
     let mut backoff = Duration::ZERO;
+    let mut patience = SILENCE_MIN;
     loop {
         let connected = match stream.take() {
             Some(stream) => Ok(stream),
@@ -186,11 +206,16 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
                 tracing::debug!(replayed, "connected to {}", shared.connector.peer());
                 let (error, useful) = tokio::select! {
                     _ = closing.wait_for(|closing| *closing) => return,
-                    ended = serve(&shared, stream) => ended,
+                    ended = serve(&shared, stream, patience) => ended,
                 };
                 // A server that accepts and hangs up at once is not to be
                 // hammered: only a connection that carried a reply resets the
                 // pause.
+                patience = if error.kind() == io::ErrorKind::TimedOut {
+                    (patience * 2).min(SILENCE_MAX)
+                } else {
+                    SILENCE_MIN
+                };
                 if useful {
                     backoff = Duration::ZERO;
                 } else {
@@ -216,7 +241,8 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
 
 /// Runs one connection until it fails. Returns why, and whether any reply came
 /// over it.
-async fn serve(shared: &Arc<Shared>, stream: BoxStream) -> (io::Error, bool) {
+async fn serve(shared: &Arc<Shared>, stream: BoxStream, patience: Duration) -> (io::Error, bool) {
+    *shared.heard.lock() = Instant::now();
     shared.link.send_modify(|link| {
         if !link.connected {
             link.connections += 1;
@@ -228,8 +254,30 @@ async fn serve(shared: &Arc<Shared>, stream: BoxStream) -> (io::Error, bool) {
     let error = tokio::select! {
         error = read_replies(shared, rx, &mut useful) => error,
         error = write_calls(shared, tx) => error,
+        error = silence(shared, patience) => error,
     };
     (error, useful)
+}
+
+/// Completes when calls are out and nothing has been heard for `patience`. TCP
+/// notices a peer that is gone, but not one behind a middlebox that goes on
+/// acknowledging, nor a path that lets small segments through and no large ones.
+async fn silence(shared: &Shared, patience: Duration) -> io::Error {
+    loop {
+        let rest = if shared.pending.lock().is_empty() {
+            patience
+        } else {
+            let rest = patience.saturating_sub(shared.heard.lock().elapsed());
+            if rest.is_zero() {
+                return io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no answer for {} s", patience.as_secs()),
+                );
+            }
+            rest
+        };
+        tokio::time::sleep(rest).await;
+    }
 }
 
 async fn read_replies<R: tokio::io::AsyncRead + Unpin>(
@@ -246,6 +294,7 @@ async fn read_replies<R: tokio::io::AsyncRead + Unpin>(
             }
             Err(error) => return error,
         };
+        *shared.heard.lock() = Instant::now();
         match call::parse(record) {
             Ok(Incoming::Reply(xid, result)) => {
                 let owed = shared.pending.lock().replied(xid);

@@ -131,8 +131,14 @@ impl AttrState {
         }
         let (min, max) = timeouts.range(self.stat.kind);
         self.timeout = if attrs.change == self.change {
-            // Undisturbed: believe it longer, the longer it stays so.
-            (self.timeout * 2).clamp(min, max)
+            // Undisturbed: believe it longer, the longer it stays so. Many
+            // lookups in a directory all bring its attributes along; they must
+            // not stretch the time out at once.
+            if sent.saturating_duration_since(self.sent) >= self.timeout {
+                (self.timeout * 2).clamp(min, max)
+            } else {
+                self.timeout
+            }
         } else {
             min
         };
@@ -141,32 +147,6 @@ impl AttrState {
             return Seen::Same;
         }
         self.explain_only(attrs.change);
-        Seen::Foreign
-    }
-
-    /// Takes in the change attribute alone, taken by a request sent at `sent`:
-    /// if it has not moved, everything known is as good as new.
-    pub fn validate(&mut self, change: u64, sent: Instant, timeouts: &Timeouts) -> Seen {
-        if sent < self.sent || sent < self.changed {
-            return Seen::Same;
-        }
-        if change == self.change {
-            if !self.expired {
-                let (min, max) = timeouts.range(self.stat.kind);
-                // As `learn`, but many lookups at a time must not stretch the
-                // time out at once.
-                if sent.saturating_duration_since(self.sent) >= self.timeout {
-                    self.timeout = (self.timeout * 2).clamp(min, max);
-                }
-                self.sent = sent;
-            }
-            return Seen::Same;
-        }
-        self.expired = true;
-        if self.explained.contains(&change) {
-            return Seen::Same;
-        }
-        self.explain_only(change);
         Seen::Foreign
     }
 
@@ -345,10 +325,13 @@ mod tests {
         assert_eq!(state.ttl(t0 + Duration::from_secs(4)), Duration::ZERO);
         let mut at = t0;
         for expected in [6, 12, 24, 48, 60, 60] {
-            at += Duration::from_secs(10);
+            at += Duration::from_secs(60);
             assert_eq!(state.learn(&attrs(1, 100), at, &TIMEOUTS), Seen::Same);
             assert_eq!(state.ttl(at), Duration::from_secs(expected));
         }
+        at += MS;
+        state.learn(&attrs(1, 100), at, &TIMEOUTS);
+        assert_eq!(state.ttl(at), Duration::from_secs(60), "not stretched");
         at += MS;
         assert_eq!(state.learn(&attrs(2, 100), at, &TIMEOUTS), Seen::Foreign);
         assert_eq!(state.ttl(at), Duration::from_secs(3));

@@ -13,7 +13,7 @@
 //! Locks: a shard of the table first, then an inode's; never two inodes' at
 //! once, never across an await.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -82,6 +82,8 @@ struct Known {
 #[derive(Debug)]
 pub struct InodeTable {
     inodes: DashMap<Ino, Known>,
+    /// Entries of `inodes`, without asking every shard.
+    count: AtomicUsize,
     root: Arc<Inode>,
     root_fsid: (u64, u64),
     root_fileid: u64,
@@ -103,6 +105,7 @@ impl InodeTable {
         });
         Self {
             inodes: DashMap::new(),
+            count: AtomicUsize::new(0),
             root,
             root_fsid: attrs.fsid,
             root_fileid: attrs.fileid,
@@ -130,12 +133,12 @@ impl InodeTable {
 
     /// Number of inodes the kernel holds, the root not counted.
     pub fn len(&self) -> usize {
-        self.inodes.len()
+        self.count.load(Ordering::Relaxed)
     }
 
     /// The kernel holds none but the root.
     pub fn is_empty(&self) -> bool {
-        self.inodes.is_empty()
+        self.len() == 0
     }
 
     /// The number for an object with these attributes.
@@ -174,17 +177,13 @@ impl InodeTable {
                 if known.inode.handle == *handle {
                     return (Arc::clone(&known.inode), false);
                 }
-                known.inode = self.make(
-                    ino,
-                    known.inode.generation + 1,
-                    handle.clone(),
-                    attrs,
-                    sent,
-                );
+                known.inode =
+                    self.make(ino, known.inode.generation + 1, handle.clone(), attrs, sent);
                 (Arc::clone(&known.inode), true)
             }
             Slot::Vacant(slot) => {
                 let inode = self.make(ino, 0, handle.clone(), attrs, sent);
+                self.count.fetch_add(1, Ordering::Relaxed);
                 slot.insert(Known {
                     inode: Arc::clone(&inode),
                     lookups: 1,
@@ -209,6 +208,7 @@ impl InodeTable {
                 same
             }
             Slot::Vacant(slot) => {
+                self.count.fetch_add(1, Ordering::Relaxed);
                 slot.insert(Known {
                     inode: Arc::clone(inode),
                     lookups: 1,
@@ -225,6 +225,7 @@ impl InodeTable {
             known.lookups = known.lookups.saturating_sub(lookups);
             if known.lookups == 0 {
                 slot.remove();
+                self.count.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }

@@ -206,20 +206,16 @@ impl Vfs {
 
     /// Takes in what a request sent at `sent` learned about `inode`.
     fn learn(&self, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) {
-        let seen = inode
-            .attr
-            .lock()
-            .learn(attrs, sent, self.inodes.timeouts());
+        let seen = inode.attr.lock().learn(attrs, sent, self.inodes.timeouts());
         self.heed(inode, seen);
     }
 
     /// Takes in what a change of ours, sent at `sent`, came to.
     fn moved(&self, inode: &Arc<Inode>, moved: &Moved, sent: Instant) {
-        let seen =
-            inode
-                .attr
-                .lock()
-                .moved(moved, sent, Instant::now(), self.inodes.timeouts());
+        let seen = inode
+            .attr
+            .lock()
+            .moved(moved, sent, Instant::now(), self.inodes.timeouts());
         self.heed(inode, seen);
     }
 

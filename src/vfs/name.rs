@@ -73,17 +73,17 @@ impl Vfs {
             .lookup(cred, &dir.handle, name)
             .await
             .map_err(|error| self.failed(&error, &dir))?;
-        self.learn_change(&dir, found.dir_change, sent);
+        self.learn(&dir, &found.dir, sent);
         match found.object {
             Some((handle, attrs)) => {
                 let inode = self.known(&handle, &attrs, sent);
                 let target = Target::Inode(Arc::clone(&inode));
-                self.names.put(&dir, name, target, found.dir_change);
+                self.names.put(&dir, name, target, found.dir.change);
                 Ok(Lookup::Found(self.entry(&inode, &dir)))
             }
             None => {
                 self.names
-                    .put(&dir, name, Target::Missing, found.dir_change);
+                    .put(&dir, name, Target::Missing, found.dir.change);
                 let ttl = dir.attr.lock().ttl(Instant::now());
                 Ok(Lookup::Missing { ttl })
             }
@@ -99,21 +99,12 @@ impl Vfs {
         sent: Instant,
     ) -> Arc<Inode> {
         let (inode, new) = self.inodes.look_up(handle, attrs, sent);
-        if !new {
+        if new {
+            self.metrics.gauges.inodes.set(self.inodes.len() as u64);
+        } else {
             self.learn(&inode, attrs, sent);
         }
         inode
-    }
-
-    /// A lookup brings the change attribute of its directory with it, and with
-    /// that the directory's names are validated. Its other attributes are as
-    /// old as they were.
-    fn learn_change(&self, dir: &Arc<Inode>, change: u64, sent: Instant) {
-        let foreign = dir
-            .attr
-            .lock()
-            .validate(change, sent, self.inodes.timeouts());
-        self.heed(dir, foreign);
     }
 
     /// FORGET.
@@ -131,7 +122,13 @@ impl Vfs {
         sent: Instant,
     ) -> Arc<Inode> {
         let inode = self.known(&made.handle, &made.attrs, sent);
-        self.named(dir, name, &made.dir, Target::Inode(Arc::clone(&inode)), sent);
+        self.named(
+            dir,
+            name,
+            &made.dir,
+            Target::Inode(Arc::clone(&inode)),
+            sent,
+        );
         inode
     }
 

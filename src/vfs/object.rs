@@ -112,9 +112,10 @@ impl Vfs {
             // A write that reaches the server later would move them again.
             self.settle(&inode, 0, u64::MAX).await;
         }
+        let owner = Self::drops_privileges(&inode, cred, &set);
         let caller = match (&open, fh) {
             (Some(open), Some(_)) => &open.cred,
-            _ => cred,
+            _ => owner.as_ref().unwrap_or(cred),
         };
         let sent = Instant::now();
         let moved = self
@@ -128,6 +129,38 @@ impl Vfs {
         }
         let attr = inode.attr.lock();
         Ok((attr.stat().clone(), attr.ttl(Instant::now())))
+    }
+
+    /// The kernel takes setuid and setgid rights from a file that somebody who
+    /// does not own it writes to. The server would refuse that user the change,
+    /// so it is made as the owner: a mode that only loses these bits widens
+    /// nobody's rights, and no chmod(2) of a stranger comes this far.
+    fn drops_privileges(
+        inode: &Inode,
+        cred: &Credential,
+        set: &SetAttr,
+    ) -> Option<Arc<Credential>> {
+        const PRIVILEGES: u32 = libc::S_ISUID | libc::S_ISGID;
+        let only_mode = set.uid.is_none()
+            && set.gid.is_none()
+            && set.size.is_none()
+            && set.atime.is_none()
+            && set.mtime.is_none();
+        let mode = set.mode.filter(|_| only_mode)? & 0o7777;
+        let attr = inode.attr.lock();
+        let stat = attr.stat();
+        let before = u32::from(stat.perm);
+        let loses_only = mode != before
+            && before & !PRIVILEGES == mode & !PRIVILEGES
+            && mode & PRIVILEGES & !before == 0;
+        if !loses_only || cred.uid == 0 || cred.uid == stat.uid {
+            return None;
+        }
+        Some(Arc::new(Credential {
+            uid: stat.uid,
+            gid: stat.gid,
+            gids: Vec::new(),
+        }))
     }
 
     /// The text of a symbolic link, if it was read before.

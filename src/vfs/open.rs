@@ -103,9 +103,7 @@ impl FileState {
         inner
             .opens
             .iter()
-            .find(|shared| {
-                *shared.open.cred == *cred && shared.open.access() & ACCESS_WRITE != 0
-            })
+            .find(|shared| *shared.open.cred == *cred && shared.open.access() & ACCESS_WRITE != 0)
             .map(|shared| Arc::clone(&shared.open))
     }
 }
@@ -235,13 +233,7 @@ impl Vfs {
         Ok((entry, self.opened(&inode, file.open, access, flags)))
     }
 
-    fn opened(
-        &self,
-        inode: &Arc<Inode>,
-        open: Arc<OpenState>,
-        access: u32,
-        flags: i32,
-    ) -> Opened {
+    fn opened(&self, inode: &Arc<Inode>, open: Arc<OpenState>, access: u32, flags: i32) -> Opened {
         let change = inode.attr.lock().change();
         let state = self.file_state(inode);
         let mut inner = state.inner.lock();
@@ -339,12 +331,7 @@ impl Vfs {
 
     /// FSYNC: as FLUSH. Data and metadata are not told apart: the server is
     /// asked for both.
-    pub async fn fsync(
-        self: &Arc<Self>,
-        ino: Ino,
-        fh: u64,
-        _datasync: bool,
-    ) -> Result<(), Errno> {
+    pub async fn fsync(self: &Arc<Self>, ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
         self.flush(ino, fh, 0).await
     }
 

@@ -175,8 +175,7 @@ impl Vfs {
                 if error.status() == Some(Status::EXIST) {
                     let errno = match victim.map(|victim| victim.kind) {
                         Some(FileKind::Directory)
-                            if source
-                                .is_none_or(|source| source.kind == FileKind::Directory) =>
+                            if source.is_none_or(|source| source.kind == FileKind::Directory) =>
                         {
                             libc::ENOTEMPTY
                         }
@@ -355,12 +354,7 @@ impl Vfs {
     }
 
     /// Undoes `hide`.
-    async fn bring_back(
-        self: &Arc<Self>,
-        silly: &SillyName,
-        name: &[u8],
-        victim: &Arc<Inode>,
-    ) {
+    async fn bring_back(self: &Arc<Self>, silly: &SillyName, name: &[u8], victim: &Arc<Inode>) {
         self.file_state(victim).inner.lock().silly = None;
         let back = self
             .client

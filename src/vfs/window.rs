@@ -82,6 +82,10 @@ impl Window {
 
     /// The files that hold something.
     pub fn busy(&self) -> Vec<Arc<Inode>> {
-        self.busy.lock().values().filter_map(Weak::upgrade).collect()
+        self.busy
+            .lock()
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 }

@@ -44,9 +44,7 @@ impl Vfs {
             return Err(Errno(libc::EBADF));
         }
         let len = data.len();
-        let end = offset
-            .checked_add(len as u64)
-            .ok_or(Errno(libc::EFBIG))?;
+        let end = offset.checked_add(len as u64).ok_or(Errno(libc::EFBIG))?;
         self.tell_error(&handle)?;
         let inode = &handle.inode;
         let sync = flags.open_flags & SYNCHRONOUS != 0 || self.config.write_window == 0;

@@ -106,9 +106,11 @@ fn same(source: &BTreeMap<PathBuf, Entry>, copy: &BTreeMap<PathBuf, Entry>) {
             "{}: the content differs",
             path.display()
         );
+        // nfs-ganesha takes SETATTR of a symbolic link's times and does nothing.
+        let is_link = entry.mode & libc::S_IFMT == libc::S_IFLNK;
         assert!(
-            (entry.mode, entry.owner, entry.links, entry.mtime)
-                == (other.mode, other.owner, other.links, other.mtime),
+            (entry.mode, entry.owner, entry.links) == (other.mode, other.owner, other.links)
+                && (is_link || entry.mtime == other.mtime),
             "{}: {entry:?}\n{other:?}",
             path.display()
         );

@@ -16,8 +16,8 @@ use crate::rpc::auth::Credential;
 pub struct Found {
     /// The object, or `None` if there is no such name.
     pub object: Option<(FileHandle, Attributes)>,
-    /// The directory's change attribute, taken before the lookup.
-    pub dir_change: u64,
+    /// The directory, from before the lookup.
+    pub dir: Attributes,
 }
 
 /// How an object moved when we changed it: its change attribute taken just
@@ -56,20 +56,20 @@ impl Client {
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
                 c.put(dir)
-                    .get_attrs(attrs::CHANGE_ONLY)
+                    .get_attrs(self.object())
                     .lookup(name)
                     .get_handle()
                     .get_attrs(self.object());
             })
             .await?;
         reply.ok(Op::PutFh)?;
-        let dir_change = reply.attrs()?.change;
+        let dir = reply.attrs()?;
         let object = match reply.ok(Op::Lookup) {
             Ok(_) => Some((reply.handle()?, reply.attrs()?)),
             Err(NfsError::Status(Op::Lookup, Status::NOENT)) => None,
             Err(error) => return Err(error),
         };
-        Ok(Found { object, dir_change })
+        Ok(Found { object, dir })
     }
 
     /// CREATE: anything but a regular file.

@@ -1,7 +1,6 @@
 //! Finding the root of a mount, and what its file system can do.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::super::client::Client;
 use super::super::proto::attrs::{self, AttrSet, Attributes};
@@ -118,7 +117,7 @@ impl Client {
             .await?;
         let (fs, root_attrs) = take(&mut reply)?;
         if fs.lease_time > 0 {
-            self.lease.store(fs.lease_time, Ordering::Relaxed);
+            self.lease.send_replace(fs.lease_time);
         }
         let session = self.session().await?;
         let size = |asked: u32, channel: u32, server: u64| {

@@ -270,7 +270,7 @@ impl Attributes {
             n::CHANGE => self.change = dec.u64("change")?,
             n::SIZE => self.size = dec.u64("size")?,
             n::FSID => self.fsid = (dec.u64("fsid.major")?, dec.u64("fsid.minor")?),
-            n::RDATTR_ERROR => self.error = Some(dec.u32("rdattr_error")?),
+            n::RDATTR_ERROR => self.error = Some(dec.u32("rdattr_error")?).filter(|&e| e != 0),
             n::FILEHANDLE => self.handle = Some(FileHandle::decode(dec)?),
             n::FILEID => self.fileid = dec.u64("fileid")?,
             n::MODE => self.mode = dec.u32("mode")? & 0o7777,
