@@ -135,12 +135,14 @@ impl Channel {
     /// [`RpcError::Closed`] once the channel is closed; else what the server
     /// said at the RPC level.
     pub async fn call(&self, call: Call) -> Result<Answer, RpcError> {
-        if *self.shared.closing.borrow() {
-            return Err(RpcError::Closed);
-        }
         let (owed, reply) = oneshot::channel();
         {
             let mut pending = self.shared.pending.lock();
+            // Under the lock: a call that comes in after `close` has emptied
+            // the table would wait for ever.
+            if *self.shared.closing.borrow() {
+                return Err(RpcError::Closed);
+            }
             if pending.is_empty() {
                 *self.shared.heard.lock() = Instant::now();
             }
