@@ -165,13 +165,15 @@ impl Reply {
     /// Steps to the next result, which must be that of `op` and be OK.
     pub fn ok(&mut self, op: Op) -> Result<&mut Self, NfsError> {
         if self.next >= self.results {
-            // An earlier operation failed, and its error was passed over.
+            // An earlier operation failed or did not decode, and its error was
+            // passed over.
             return Err(NfsError::Status(op, self.status));
         }
         debug_assert_eq!(self.ops[self.next], op, "results taken out of order");
         let number = self.get(op, |dec| dec.u32("resop"))?;
         let status = self.get(op, |dec| dec.u32("op status"))?;
         if number != op as u32 {
+            self.next = self.results;
             return Err(NfsError::Garbled(op, DecodeError::Invalid("resop")));
         }
         self.next += 1;
@@ -199,7 +201,11 @@ impl Reply {
         op: Op,
         take: impl FnOnce(&mut Decoder) -> Result<T, DecodeError>,
     ) -> Result<T, NfsError> {
-        take(&mut self.dec).map_err(|error| NfsError::Garbled(op, error))
+        take(&mut self.dec).map_err(|error| {
+            // Where the next result begins is not known any more.
+            self.next = self.results;
+            NfsError::Garbled(op, error)
+        })
     }
 
     /// The result of GETATTR.
@@ -371,6 +377,18 @@ mod tests {
     fn a_result_of_another_operation_is_refused() {
         let mut reply = Reply::parse(words(&[0, 0, 1, 24, 0]), &[Op::PutFh]).unwrap();
         assert!(matches!(reply.ok(Op::PutFh), Err(NfsError::Garbled(..))));
+    }
+
+    #[test]
+    fn nothing_is_taken_from_behind_a_result_that_does_not_decode() {
+        let ops = [Op::GetFh, Op::RestoreFh];
+        let body = words(&[0, 0, 2, 10, 0, u32::MAX, 31, 0]);
+        let mut reply = Reply::parse(body, &ops).unwrap();
+        assert!(reply.handle().is_err());
+        assert!(reply.ok(Op::RestoreFh).is_err());
+        let mut reply = Reply::parse(words(&[0, 0, 2, 24, 0, 31, 0]), &ops).unwrap();
+        assert!(reply.ok(Op::GetFh).is_err());
+        assert!(reply.ok(Op::RestoreFh).is_err());
     }
 
     #[test]
