@@ -10,7 +10,7 @@
 //! of opens. They are never held together, and none across an await.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -84,6 +84,7 @@ impl Session {
                 waiting = Some(rx);
                 tx
             });
+            // In a session that has ended, `acquire` drops what it is given.
             (slot, waiting)
         };
         match (turn, waiting) {
@@ -107,9 +108,9 @@ impl Session {
         }
     }
 
-    /// Ends the waiting of everybody in line.
+    /// Ends the waiting of everybody in line, and of who comes later.
     pub(super) fn end(&self) {
-        drop(self.slots.lock().drain());
+        drop(self.slots.lock().close());
     }
 }
 
@@ -159,6 +160,9 @@ pub struct Client {
     pub(super) metrics: Arc<Metrics>,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) client_id: Mutex<ClientId>,
+    /// The client id under which all state is known to the server:
+    /// RECLAIM_COMPLETE was sent for it, and nothing is left to be reclaimed.
+    pub(super) reclaimed: AtomicU64,
     pub(super) opens: OpenTable,
     /// Seconds; from the server's lease_time.
     pub(super) lease: watch::Sender<u32>,
@@ -225,6 +229,7 @@ impl Client {
             config,
             metrics,
             phase: watch::Sender::new(Phase::Up(Arc::clone(&session))),
+            reclaimed: AtomicU64::new(client_id.id),
             client_id: Mutex::new(client_id),
             opens: OpenTable::default(),
             lease: watch::Sender::new(super::lease::DEFAULT_LEASE),
@@ -379,6 +384,7 @@ impl Client {
             highest: slot.highest,
         };
         let mut misordered = 0;
+        let mut resent = false;
         let mut backoff = Backoff::new();
         loop {
             let sent_at = Instant::now();
@@ -386,7 +392,16 @@ impl Client {
             let answer = self.channel.call(compound.finish(Some(slot_use))).await;
             self.metrics.gauges.rpc_in_flight.dec();
             self.metrics.round_trip();
-            let answer = answer?;
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(error) => {
+                    // Refused before any of it was looked at.
+                    held.unmoved =
+                        matches!(error, RpcError::NotSpoken(_) | RpcError::AuthRefused(_));
+                    return Err(error.into());
+                }
+            };
+            resent |= answer.resent;
             let mut reply = match Reply::parse(answer.body, compound.ops()) {
                 Ok(reply) => reply,
                 Err(error) => {
@@ -398,38 +413,57 @@ impl Client {
             self.count(compound, &reply, sent_at.elapsed());
             let error = match reply.ok(Op::Sequence) {
                 Ok(_) => {
+                    // Although it may have been sent more than once, the reply
+                    // is that of the one time it ran: the slot sees to that.
                     self.sequenced(session, &mut held, &slot_use, &mut reply, sent_at)?;
-                    if answer.resent {
-                        reply.set_redone();
-                    }
                     return Ok(Sent::Reply(reply));
                 }
                 Err(error) => error,
             };
             match error.status() {
-                // Still at work on an earlier sending: same slot, same seqid.
+                // Perhaps still at work on an earlier sending: same slot, same
+                // seqid.
                 Some(Status::DELAY) => backoff.pause().await,
+                // It ran, and the slot moved, but the reply was not kept.
+                Some(Status::RETRY_UNCACHED_REP) => {
+                    held.give_back(true);
+                    return Ok(Sent::Again(true));
+                }
                 Some(Status::SEQ_MISORDERED) if misordered < 3 => {
                     misordered += 1;
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 Some(Status::CONN_NOT_BOUND_TO_SESSION) => {
-                    establish::bind_connection(&self.channel, &self.config.identity, session.id)
-                        .await?;
+                    let bound = establish::bind_connection(
+                        &self.channel,
+                        &self.config.identity,
+                        session.id,
+                    );
+                    match bound.await {
+                        // Not at once: a server may say so for ever.
+                        Ok(()) => backoff.pause().await,
+                        Err(NfsError::Rpc(error)) => return Err(error.into()),
+                        Err(error) => {
+                            tracing::warn!("a connection cannot join the session: {error}");
+                            held.give_back(false);
+                            self.recover(session.generation);
+                            return Ok(Sent::Again(resent));
+                        }
+                    }
                 }
                 Some(Status::SEQ_MISORDERED | Status::BADSLOT | Status::BAD_HIGH_SLOT) => {
                     tracing::warn!(slot = slot.id, "slot given up: {error}");
                     drop(held);
-                    return Ok(Sent::Again(answer.resent));
+                    return Ok(Sent::Again(resent));
                 }
                 Some(Status::SEQ_FALSE_RETRY) => {
                     held.give_back(true);
-                    return Ok(Sent::Again(answer.resent));
+                    return Ok(Sent::Again(resent));
                 }
                 Some(Status::BADSESSION | Status::DEADSESSION) => {
                     held.give_back(false);
                     self.recover(session.generation);
-                    return Ok(Sent::Again(answer.resent));
+                    return Ok(Sent::Again(resent));
                 }
                 _ => {
                     held.give_back(false);
@@ -464,8 +498,14 @@ impl Client {
             ));
         }
         held.give_back(true);
-        let next = session.slots.lock().set_target(target);
+        let (next, any_left) = {
+            let mut slots = session.slots.lock();
+            (slots.set_target(target), slots.any_left())
+        };
         session.hand_over(next);
+        if !any_left {
+            self.recover(session.generation);
+        }
         {
             let mut renewed = session.renewed.lock();
             *renewed = (*renewed).max(sent_at);
@@ -567,7 +607,11 @@ impl Drop for HeldSlot<'_> {
             self.give_back(false);
         } else if let Some(id) = self.id.take() {
             self.client.metrics.gauges.slots_in_use.dec();
-            let any_left = self.session.slots.lock().retire(id);
+            let (next, any_left) = {
+                let mut slots = self.session.slots.lock();
+                (slots.retire(id), slots.any_left())
+            };
+            self.session.hand_over(next);
             if !any_left {
                 self.client.recover(self.session.generation);
             }

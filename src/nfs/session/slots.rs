@@ -8,7 +8,8 @@
 //! Rules:
 //! - The lowest free slot is taken, so that the server may shrink its table.
 //! - Slot 0 is kept for requests that must go through while every other slot
-//!   is stuck (lease renewal, recovery), if there is more than one slot.
+//!   is stuck (lease renewal, recovery), if there is more than one slot. They
+//!   have a line of their own, which is served first.
 //! - Bulk requests (READ and WRITE of data, read-ahead) leave some slots to
 //!   metadata, so that a copy does not starve `ls`.
 //! - Who finds no slot waits in line, metadata before bulk. The lines are
@@ -55,6 +56,9 @@ pub struct SlotTable<W> {
     /// target).
     limit: u32,
     busy: u32,
+    /// The session has ended: nobody waits any more.
+    closed: bool,
+    control: VecDeque<W>,
     metadata: VecDeque<W>,
     bulk: VecDeque<W>,
 }
@@ -67,6 +71,8 @@ impl<W> SlotTable<W> {
             slots: vec![(State::Free, 1); size as usize],
             limit: size,
             busy: 0,
+            closed: false,
+            control: VecDeque::new(),
             metadata: VecDeque::new(),
             bulk: VecDeque::new(),
         }
@@ -83,8 +89,11 @@ impl<W> SlotTable<W> {
     }
 
     /// Takes a slot for a request of this class, or gets in line with what
-    /// `waiter` makes.
+    /// `waiter` makes; if the table is closed, neither.
     pub fn acquire(&mut self, class: Class, waiter: impl FnOnce() -> W) -> Option<Slot> {
+        if self.closed {
+            return None;
+        }
         let must_queue = match class {
             Class::Control => false,
             Class::Metadata => !self.metadata.is_empty(),
@@ -93,12 +102,7 @@ impl<W> SlotTable<W> {
         if !must_queue && let Some(slot) = self.take(class) {
             return Some(slot);
         }
-        match class {
-            // In front: there are few of them, and everything depends on them.
-            Class::Control => self.metadata.push_front(waiter()),
-            Class::Metadata => self.metadata.push_back(waiter()),
-            Class::Bulk => self.bulk.push_back(waiter()),
-        }
+        self.line(class).push_back(waiter());
         None
     }
 
@@ -143,13 +147,20 @@ impl<W> SlotTable<W> {
     }
 
     /// Takes a slot out of use for good: what the server thinks of it is not
-    /// known any more. Returns whether any slot is left.
-    pub fn retire(&mut self, id: u32) -> bool {
+    /// known any more. Returns who is next, each with a slot: bulk requests are
+    /// let through by the number of busy slots.
+    pub fn retire(&mut self, id: u32) -> Vec<(W, Slot)> {
         let slot = &mut self.slots[id as usize];
         if slot.0 == State::Busy {
             self.busy -= 1;
         }
         slot.0 = State::Retired;
+        self.serve()
+    }
+
+    /// Whether there is a slot for ordinary requests. If not, they would wait
+    /// for ever.
+    pub fn any_left(&self) -> bool {
         let first = usize::from(self.limit > 1);
         self.slots[first..self.limit as usize]
             .iter()
@@ -167,33 +178,38 @@ impl<W> SlotTable<W> {
         self.serve()
     }
 
+    fn line(&mut self, class: Class) -> &mut VecDeque<W> {
+        match class {
+            Class::Control => &mut self.control,
+            Class::Metadata => &mut self.metadata,
+            Class::Bulk => &mut self.bulk,
+        }
+    }
+
     fn serve(&mut self) -> Vec<(W, Slot)> {
         let mut served = Vec::new();
         loop {
-            let class = if !self.metadata.is_empty() {
-                Class::Metadata
-            } else if !self.bulk.is_empty() {
-                Class::Bulk
-            } else {
-                return served;
+            let class = match () {
+                () if !self.control.is_empty() => Class::Control,
+                () if !self.metadata.is_empty() => Class::Metadata,
+                () if !self.bulk.is_empty() => Class::Bulk,
+                () => return served,
             };
             let Some(slot) = self.take(class) else {
                 return served;
             };
-            let line = match class {
-                Class::Bulk => &mut self.bulk,
-                Class::Control | Class::Metadata => &mut self.metadata,
-            };
-            let Some(waiter) = line.pop_front() else {
-                return served;
-            };
-            served.push((waiter, slot));
+            if let Some(waiter) = self.line(class).pop_front() {
+                served.push((waiter, slot));
+            }
         }
     }
 
-    /// Everybody in line: the session has ended.
-    pub fn drain(&mut self) -> Vec<W> {
-        self.metadata.drain(..).chain(self.bulk.drain(..)).collect()
+    /// The session has ended: gives back everybody in line, and lets nobody in
+    /// line any more.
+    pub fn close(&mut self) -> Vec<W> {
+        self.closed = true;
+        let lines = [&mut self.control, &mut self.metadata, &mut self.bulk];
+        lines.into_iter().flat_map(std::mem::take).collect()
     }
 }
 
@@ -291,10 +307,53 @@ mod tests {
     fn a_retired_slot_is_never_used_again() {
         let mut table = table(3);
         let a = take(&mut table, Class::Metadata);
-        assert!(table.retire(a.id));
+        table.retire(a.id);
+        assert!(table.any_left());
         assert_eq!(take(&mut table, Class::Metadata).id, 2);
         assert_eq!(table.acquire(Class::Metadata, || ""), None);
-        assert!(!table.retire(2), "none left");
+        table.retire(2);
+        assert!(!table.any_left());
         assert_eq!(table.busy(), 0);
+    }
+
+    #[test]
+    fn a_target_that_leaves_only_retired_slots_leaves_none() {
+        let mut table = table(4);
+        let a = take(&mut table, Class::Metadata);
+        table.retire(a.id);
+        table.set_target(1);
+        assert!(!table.any_left());
+    }
+
+    #[test]
+    fn slot_zero_goes_from_control_to_control() {
+        let mut table = table(2);
+        take(&mut table, Class::Metadata);
+        let zero = take(&mut table, Class::Control);
+        assert_eq!(table.acquire(Class::Metadata, || "meta"), None);
+        assert_eq!(table.acquire(Class::Control, || "control"), None);
+        let served = table.release(zero.id, true);
+        assert_eq!((served[0].0, served[0].1.id), ("control", 0));
+    }
+
+    #[test]
+    fn bulk_goes_on_when_the_slots_that_held_it_up_are_retired() {
+        let mut table = table(4);
+        for _ in 0..3 {
+            take(&mut table, Class::Bulk);
+        }
+        assert_eq!(table.acquire(Class::Bulk, || "bulk"), None);
+        table.retire(1);
+        assert!(table.retire(2).is_empty(), "slot 0 is not for bulk");
+        assert_eq!(table.release(3, true)[0].0, "bulk");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_slot_of_a_closed_table() {
+        let mut table = table(1);
+        take(&mut table, Class::Metadata);
+        assert_eq!(table.acquire(Class::Bulk, || "waits"), None);
+        assert_eq!(table.close(), ["waits"]);
+        assert_eq!(table.acquire(Class::Bulk, || panic!("in line")), None);
     }
 }
