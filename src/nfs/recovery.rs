@@ -1,18 +1,21 @@
 //! Rebuilding the session and the state (RFC 8881 §8.4, §2.10.13).
 //!
-//! One task does it, in one order: session, client id, opens, RECLAIM_COMPLETE.
+//! One task does it, in one order: session, client id, opens that the server may
+//! know from before its restart, RECLAIM_COMPLETE, opens that are opened anew.
 //! While it runs the phase is `Recovering` and ordinary requests wait for the
 //! new session; if anything fails, the task starts over from the top, for ever.
 //! Who finds the session lost calls [`Client::recover`] with the generation it
 //! used, so that a late finding about an older session starts nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::client::{Backoff, Client, Phase, Session};
 use super::proto::ops::{self, Claim, Create, Op};
 use super::proto::reply::NfsError;
 use super::proto::status::Status;
 use super::session::establish::{self, ChannelAttrs};
+use super::session::slots::Class;
 use super::state::OpenState;
 
 impl Client {
@@ -40,6 +43,7 @@ async fn recover(client: Arc<Client>, lost: Arc<Session>) {
     let mut backoff = Backoff::new();
     let session = loop {
         if matches!(&*client.phase.borrow(), Phase::Down) {
+            lost.end();
             return;
         }
         match rebuild(&client, lost.generation + 1).await {
@@ -71,105 +75,107 @@ async fn rebuild(client: &Arc<Client>, generation: u64) -> Result<Arc<Session>, 
     let known = client.client_id.lock().clone();
     let mut id = known.clone();
     let created = establish::create_session(&client.channel, identity, &mut id, wanted).await;
-    let (new, is_new_client) = match created {
-        Ok(new) => (new, false),
+    let new = match created {
+        Ok(new) => new,
         Err(NfsError::Status(Op::CreateSession, Status::DELAY)) => {
             // The same sequence again, as if it had not been sent.
             return Err(NfsError::Status(Op::CreateSession, Status::DELAY));
         }
         Err(NfsError::Status(Op::CreateSession, _)) => {
             id = establish::exchange_id(&client.channel, identity).await?;
-            let new = establish::create_session(&client.channel, identity, &mut id, wanted).await?;
-            (new, id.id != known.id)
+            establish::create_session(&client.channel, identity, &mut id, wanted).await?
         }
         Err(error) => return Err(error),
     };
+    let client_id = id.id;
     *client.client_id.lock() = id;
     let session = Arc::new(Session::new(&new, generation));
-    if is_new_client {
+    // Not "is it another one than before": an earlier attempt may have got the
+    // client id and failed before all was reclaimed.
+    if client.reclaimed.load(Ordering::Relaxed) != client_id {
         let opens = client.opens.live();
         tracing::info!(opens = opens.len(), "the server forgot us, reclaiming");
+        let mut refused = Vec::new();
         for open in opens {
-            reclaim(client, &session, &open).await?;
+            if !reclaim(client, &session, &open, Claim::Previous).await? {
+                refused.push(open);
+            }
         }
         client.reclaim_complete(&session).await?;
+        // Only now: before RECLAIM_COMPLETE anything but a reclaim gets GRACE,
+        // for ever (RFC 8881 §18.51.3).
+        for open in refused {
+            reclaim(client, &session, &open, Claim::Handle).await?;
+        }
+        client.reclaimed.store(client_id, Ordering::Relaxed);
     }
     Ok(session)
 }
 
-/// Brings one open back: as it was before a restart of the server, or anew if
-/// the server says that there is nothing to reclaim.
+/// Brings one open back: as it was before a restart of the server
+/// (`Claim::Previous`), or anew (`Claim::Handle`). False if the server says that
+/// there is nothing to reclaim.
 async fn reclaim(
     client: &Arc<Client>,
     session: &Arc<Session>,
     open: &Arc<OpenState>,
-) -> Result<(), NfsError> {
-    for claim in [Claim::Previous, Claim::Handle] {
-        let mut reply = client
-            .call_on(session, &open.cred, |c| {
-                c.put(&open.handle).once().open(
-                    (client.client_id.lock().id, &open.owner.to_be_bytes()),
-                    open.access(),
-                    &Create::No,
-                    claim,
-                );
-            })
-            .await?;
-        let result = reply.ok(Op::PutFh).map(|_| ());
-        match result.and_then(|()| reply.open()) {
-            Ok(opened) => {
-                open.renewed(opened.stateid);
-                return Ok(());
-            }
-            Err(NfsError::Status(Op::Open, status))
-                if matches!(claim, Claim::Previous)
-                    && matches!(
-                        status,
-                        Status::NO_GRACE
-                            | Status::RECLAIM_BAD
-                            | Status::RECLAIM_CONFLICT
-                            | Status::NOTSUPP
-                            | Status::BAD_STATEID
-                    ) => {}
-            Err(NfsError::Status(Op::Sequence, status)) => {
-                return Err(NfsError::Status(Op::Sequence, status));
-            }
-            Err(error) => {
-                tracing::warn!("an open file is lost: {error}");
-                open.lose();
-                return Ok(());
-            }
+    claim: Claim<'_>,
+) -> Result<bool, NfsError> {
+    let mut reply = client
+        .call_on(session, &open.cred, |c| {
+            c.put(&open.handle).once().open(
+                (client.client_id.lock().id, &open.owner.to_be_bytes()),
+                open.access(),
+                &Create::No,
+                claim,
+            );
+        })
+        .await?;
+    let put = reply.ok(Op::PutFh).map(|_| ());
+    match put.and_then(|()| reply.open()) {
+        Ok(opened) => open.renewed(opened.stateid),
+        Err(NfsError::Status(
+            Op::Open,
+            Status::NO_GRACE
+            | Status::RECLAIM_BAD
+            | Status::RECLAIM_CONFLICT
+            | Status::NOTSUPP
+            | Status::BAD_STATEID,
+        )) if matches!(claim, Claim::Previous) => return Ok(false),
+        Err(NfsError::Status(Op::Sequence, status)) => {
+            return Err(NfsError::Status(Op::Sequence, status));
+        }
+        Err(error) => {
+            tracing::warn!("an open file is lost: {error}");
+            open.lose();
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 impl Client {
     /// An operation on `open` failed because the server does not know its
-    /// state (any more). `token` came with the stateid that was used. Returns
-    /// whether to try again with a fresh stateid.
+    /// state (any more); `token` came with the stateid that was used. After Ok
+    /// it is to be tried again with a fresh stateid.
+    ///
+    /// STALE_STATEID is no exception: a server that restarted has forgotten the
+    /// session as well, and with that everything is reclaimed; what is stale in
+    /// a living session was opened while that went on.
     pub(super) async fn renew_state(
         self: &Arc<Self>,
         open: &Arc<OpenState>,
         token: u32,
         status: Status,
     ) -> Result<(), NfsError> {
-        if open.is_lost() {
+        if open.is_dead() {
             return Err(NfsError::StateLost);
         }
         if open.renewed_since(token) {
             return Ok(());
         }
-        if status == Status::STALE_STATEID {
-            // The server restarted under a session that it kept.
-            let session = self.session().await?;
-            self.recover(session.generation);
-            return Ok(());
-        }
         tracing::warn!("the server dropped the state of an open file ({status}), opening it again");
-        let session = self.session().await?;
         let mut reply = self
-            .call_on(&session, &open.cred, |c| {
+            .call(&open.cred, Class::Metadata, |c| {
                 c.put(&open.handle).once().open(
                     (self.client_id.lock().id, &open.owner.to_be_bytes()),
                     open.access().max(ops::ACCESS_READ),
@@ -182,6 +188,11 @@ impl Client {
         match put.and_then(|()| reply.open()) {
             Ok(opened) => {
                 open.renewed(opened.stateid);
+                if open.is_dead() {
+                    // Closed meanwhile, with the stateid that is no more.
+                    self.send_close(open, opened.stateid).await?;
+                    return Err(NfsError::StateLost);
+                }
                 Ok(())
             }
             Err(error) => {

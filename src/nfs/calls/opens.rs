@@ -181,17 +181,27 @@ impl Client {
     /// is for the log.
     pub async fn close(self: &Arc<Self>, open: &Arc<OpenState>) -> Result<(), NfsError> {
         self.opens.forget(open);
-        if open.is_lost() {
-            return Ok(());
+        let was_dead = open.is_dead();
+        // Requests may still be on their way with it (reading ahead): they must
+        // not open it again.
+        open.lose();
+        match open.exact() {
+            Some(stateid) if !was_dead => self.send_close(open, stateid).await,
+            _ => Ok(()),
         }
-        let Some(used) = open.exact() else {
-            return Ok(());
-        };
+    }
+
+    /// The CLOSE itself. `stateid` is what it was when this began.
+    pub(in super::super) async fn send_close(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        stateid: StateId,
+    ) -> Result<(), NfsError> {
         let mut reply = self
             .call(&open.cred, Class::Metadata, |c| {
                 c.once()
                     .put(&open.handle)
-                    .close(open.exact().unwrap_or(used));
+                    .close(open.exact().unwrap_or(stateid));
             })
             .await?;
         reply.ok(Op::PutFh)?;

@@ -36,7 +36,18 @@ struct Inner {
     access: u32,
     /// Moves whenever recovery replaced the stateid.
     renewals: u32,
-    lost: bool,
+    /// Never to be opened again: lost, or closed.
+    dead: bool,
+}
+
+impl Inner {
+    /// Keeps the newer of two stateids of the same state.
+    fn take(&mut self, stateid: StateId) {
+        match self.stateid {
+            Some(known) if known.other == stateid.other && !stateid.is_newer_than(known) => {}
+            _ => self.stateid = Some(stateid),
+        }
+    }
 }
 
 impl OpenState {
@@ -63,33 +74,31 @@ impl OpenState {
         self.inner.lock().renewals != token
     }
 
-    /// The file cannot be opened again; its handles are dead.
-    pub(super) fn is_lost(&self) -> bool {
-        self.inner.lock().lost
+    /// The open is closed, or lost and its handles are dead.
+    pub(super) fn is_dead(&self) -> bool {
+        self.inner.lock().dead
     }
 
     /// Takes in the result of an OPEN.
     pub(super) fn opened(&self, stateid: StateId, access: u32) {
         let mut inner = self.inner.lock();
-        match inner.stateid {
-            Some(known) if known.other == stateid.other && !stateid.is_newer_than(known) => {}
-            _ => inner.stateid = Some(stateid),
-        }
+        inner.take(stateid);
         inner.access |= access;
     }
 
     /// Takes in the result of an OPEN by recovery, which replaces what was.
+    /// Several requests may have found the state gone and opened it again at
+    /// the same time; those OPENs are merged like any other.
     pub(super) fn renewed(&self, stateid: StateId) {
         let mut inner = self.inner.lock();
-        inner.stateid = Some(stateid);
+        inner.take(stateid);
         inner.renewals = inner.renewals.wrapping_add(1);
-        inner.lost = false;
     }
 
-    /// Marks the open as lost.
+    /// The open is of no more use.
     pub(super) fn lose(&self) {
         let mut inner = self.inner.lock();
-        inner.lost = true;
+        inner.dead = true;
         inner.renewals = inner.renewals.wrapping_add(1);
     }
 }
@@ -113,7 +122,7 @@ impl OpenTable {
                 stateid: None,
                 access: 0,
                 renewals: 0,
-                lost: false,
+                dead: false,
             }),
         });
         self.opens.lock().insert(owner, Arc::downgrade(&open));
@@ -142,7 +151,7 @@ impl OpenTable {
                 stateid: Some(stateid),
                 access,
                 renewals: 0,
-                lost: false,
+                dead: false,
             }),
         });
         self.opens.lock().insert(owner, Arc::downgrade(&open));
@@ -161,7 +170,7 @@ impl OpenTable {
         opens
             .values()
             .filter_map(Weak::upgrade)
-            .filter(|open| open.exact().is_some() && !open.is_lost())
+            .filter(|open| open.exact().is_some() && !open.is_dead())
             .collect()
     }
 
