@@ -65,7 +65,12 @@ impl Client {
         reply.ok(Op::PutFh)?;
         let dir = reply.attrs()?;
         let object = match reply.ok(Op::Lookup) {
-            Ok(_) => Some((reply.handle()?, reply.attrs()?)),
+            Ok(_) => match reply.handle().and_then(|fh| Ok((fh, reply.attrs()?))) {
+                Ok(object) => Some(object),
+                // Removed between the operations: it, not its directory.
+                Err(NfsError::Status(_, Status::STALE)) => None,
+                Err(error) => return Err(error),
+            },
             Err(NfsError::Status(Op::Lookup, Status::NOENT)) => None,
             Err(error) => return Err(error),
         };
