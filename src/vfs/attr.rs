@@ -54,6 +54,9 @@ const EXPLAINED: usize = 8;
 #[derive(Debug)]
 pub struct AttrState {
     stat: Stat,
+    /// The size at the server, as far as it has told; `stat` counts what is on
+    /// its way as well.
+    server_size: u64,
     /// The change attribute of `stat`.
     change: u64,
     /// When the request left that brought `stat`.
@@ -75,6 +78,8 @@ pub struct AttrState {
 pub enum Seen {
     /// Nothing that was cached is old.
     Same,
+    /// The reply may be from before what is known, and was dropped.
+    Late,
     /// Somebody else changed the object: what was cached of it is old.
     Foreign,
 }
@@ -85,6 +90,7 @@ impl AttrState {
         let stat = to_stat(ino, attrs);
         let (min, _) = timeouts.range(stat.kind);
         Self {
+            server_size: stat.size,
             stat,
             change: attrs.change,
             sent,
@@ -99,6 +105,17 @@ impl AttrState {
     /// The attributes, and whatever their age.
     pub fn stat(&self) -> &Stat {
         &self.stat
+    }
+
+    /// The size of what the server has of a file.
+    pub fn server_size(&self) -> u64 {
+        self.server_size
+    }
+
+    /// A change of ours was answered after `sent`: what a request sent then has
+    /// learned may be from before it.
+    pub fn overtook(&self, sent: Instant) -> bool {
+        sent < self.changed
     }
 
     /// The change attribute.
@@ -127,7 +144,7 @@ impl AttrState {
     /// Takes in what a request sent at `sent` learned.
     pub fn learn(&mut self, attrs: &Attributes, sent: Instant, timeouts: &Timeouts) -> Seen {
         if sent < self.sent || sent < self.changed {
-            return Seen::Same;
+            return Seen::Late;
         }
         let (min, max) = timeouts.range(self.stat.kind);
         self.timeout = if attrs.change == self.change {
@@ -177,10 +194,12 @@ impl AttrState {
             // Which of two changes that were on their way together is the
             // later one cannot be told from here. A file only grows by them.
             let size = self.stat.size.max(after.size);
+            let server_size = self.server_size.max(after.size);
             if (after.mtime, after.ctime) >= (ntime(self.stat.mtime), ntime(self.stat.ctime)) {
                 self.take(after, self.sent.max(sent));
             }
             self.stat.size = size;
+            self.server_size = server_size;
             self.expired = true;
             return Seen::Same;
         }
@@ -197,6 +216,12 @@ impl AttrState {
     /// We have written up to `end`, and the server will have it.
     pub fn grow(&mut self, end: u64) {
         self.stat.size = self.stat.size.max(end);
+    }
+
+    /// We have set the size, and nothing was on its way.
+    pub fn cut(&mut self, size: u64) {
+        self.stat.size = size;
+        self.server_size = size;
     }
 
     /// A name of the object is gone (or kept out of sight).
@@ -217,6 +242,7 @@ impl AttrState {
     fn take(&mut self, attrs: &Attributes, sent: Instant) {
         let kind = self.stat.kind;
         self.stat = to_stat(self.stat.ino, attrs);
+        self.server_size = attrs.size;
         if self.hidden {
             self.stat.nlink = self.stat.nlink.saturating_sub(1);
         }

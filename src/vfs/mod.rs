@@ -15,7 +15,7 @@
 //! | what is cached | [`attr`], [`inode`], [`namecache`] |
 //!
 //! Ownership and order of locks: the inode table's shards, then an inode's
-//! `attr`, and separately an inode's `FileState` lock, then the window's. No
+//! `FileState` lock, then its `attr` or the window's. No
 //! two inodes are locked at once and nothing is locked across an await; what
 //! has to be waited for is waited for by `Notify`, with the condition checked
 //! again after each wake-up.
@@ -47,14 +47,14 @@ use std::time::Duration;
 use dashmap::DashMap;
 use tokio::time::Instant;
 
-use self::attr::{Seen, Timeouts};
+use self::attr::{AttrState, Seen, Timeouts};
 use self::dir::DirHandle;
 use self::inode::{Inode, InodeTable};
 use self::namecache::NameCache;
 use self::object::SpaceCache;
 use self::open::OpenHandle;
 use self::pipeline::PipelineConfig;
-use self::types::{Entry, Errno, Ino, KernelCache};
+use self::types::{Entry, Errno, Ino, KernelCache, Stat};
 use self::unlink::Silly;
 use self::window::Window;
 use crate::nfs::calls::Moved;
@@ -205,22 +205,49 @@ impl Vfs {
     }
 
     /// Takes in what a request sent at `sent` learned about `inode`.
-    fn learn(&self, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) {
-        let seen = inode.attr.lock().learn(attrs, sent, self.inodes.timeouts());
+    fn learn(&self, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) -> Seen {
+        let timeouts = self.inodes.timeouts();
+        let seen = Self::with_attr(inode, |attr| attr.learn(attrs, sent, timeouts));
         self.heed(inode, seen);
+        seen
     }
 
     /// Takes in what a change of ours, sent at `sent`, came to.
     fn moved(&self, inode: &Arc<Inode>, moved: &Moved, sent: Instant) {
-        let seen = inode
-            .attr
-            .lock()
-            .moved(moved, sent, Instant::now(), self.inodes.timeouts());
+        let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
+        let seen = Self::with_attr(inode, |attr| attr.moved(moved, sent, now, timeouts));
         self.heed(inode, seen);
     }
 
+    /// Changes the attributes to what the server says, and keeps the file at
+    /// least as long as what is on its way to it: the kernel cuts its pages at
+    /// any size that it is told, and appends there.
+    fn with_attr<T>(inode: &Inode, change: impl FnOnce(&mut AttrState) -> T) -> T {
+        // Held, so that no write is accepted between the two.
+        let file = inode.opened().map(|file| file.inner.lock());
+        let mut attr = inode.attr.lock();
+        let result = change(&mut attr);
+        if let Some(end) = file.and_then(|inner| inner.pipeline.end_offset()) {
+            attr.grow(end);
+        }
+        result
+    }
+
+    /// The attributes, and how long they may be believed: not at all while
+    /// there are data on their way, which will move them.
+    fn known_stat(inode: &Inode) -> (Stat, Duration) {
+        let writing = Self::is_writing(inode);
+        let attr = inode.attr.lock();
+        let ttl = if writing {
+            Duration::ZERO
+        } else {
+            attr.ttl(Instant::now())
+        };
+        (attr.stat().clone(), ttl)
+    }
+
     fn heed(&self, inode: &Arc<Inode>, seen: Seen) {
-        if seen == Seen::Same {
+        if seen != Seen::Foreign {
             return;
         }
         if let Some(file) = inode.opened() {
@@ -234,14 +261,13 @@ impl Vfs {
     /// The answer for a name that leads to `inode`, which has been counted as
     /// looked up. `dir` says how long the name may be believed.
     fn entry(&self, inode: &Arc<Inode>, dir: &Inode) -> Entry {
-        let now = Instant::now();
-        let entry_ttl = dir.attr.lock().ttl(now);
-        let attr = inode.attr.lock();
+        let entry_ttl = dir.attr.lock().ttl(Instant::now());
+        let (stat, attr_ttl) = Self::known_stat(inode);
         Entry {
             ino: inode.ino,
             generation: inode.generation,
-            stat: attr.stat().clone(),
-            attr_ttl: attr.ttl(now),
+            stat,
+            attr_ttl,
             entry_ttl,
         }
     }

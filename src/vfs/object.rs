@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::inode::Inode;
 use super::types::{Errno, FileKind, Ino, SetAttr, SetTime, Stat, StatFs, Timestamp};
 use super::{NAME_MAX, Vfs};
-use crate::nfs::proto::attrs::{NewAttributes, NewTime};
+use crate::nfs::proto::attrs::{Attributes, NewAttributes, NewTime};
 use crate::nfs::proto::ops;
 use crate::nfs::proto::types::NfsTime;
 use crate::rpc::auth::Credential;
@@ -27,7 +27,7 @@ const BLOCK: u64 = 1 << 20;
 pub struct SpaceCache(Mutex<Option<(Instant, StatFs)>>);
 
 impl Vfs {
-    fn is_writing(inode: &Inode) -> bool {
+    pub(super) fn is_writing(inode: &Inode) -> bool {
         inode
             .opened()
             .is_some_and(|file| file.inner.lock().pipeline.end_offset().is_some())
@@ -55,11 +55,7 @@ impl Vfs {
         ino: Ino,
         fh: Option<u64>,
     ) -> Result<(Stat, Duration), Errno> {
-        let inode = match self.inodes.get(ino) {
-            Some(inode) => inode,
-            // An open file may have lost its number to another one.
-            None => Arc::clone(&self.handle(fh.ok_or(Errno(libc::ESTALE))?)?.inode),
-        };
+        let inode = self.inode_of(ino, fh)?;
         self.settle(&inode, 0, u64::MAX).await;
         {
             let attr = inode.attr.lock();
@@ -75,8 +71,17 @@ impl Vfs {
             .await
             .map_err(|error| self.failed(&error, &inode))?;
         self.learn(&inode, &attrs, sent);
-        let attr = inode.attr.lock();
-        Ok((attr.stat().clone(), attr.ttl(Instant::now())))
+        Ok(Self::known_stat(&inode))
+    }
+
+    /// What a descriptor is open on, if one is given: the number may have gone
+    /// to another file meanwhile.
+    fn inode_of(&self, ino: Ino, fh: Option<u64>) -> Result<Arc<Inode>, Errno> {
+        match fh.map(|fh| self.handle(fh)) {
+            Some(Ok(handle)) => Ok(Arc::clone(&handle.inode)),
+            // A directory's, perhaps.
+            Some(Err(_)) | None => self.inode(ino),
+        }
     }
 
     /// SETATTR: one round trip. Before a new size everything written is made
@@ -88,7 +93,7 @@ impl Vfs {
         fh: Option<u64>,
         set: SetAttr,
     ) -> Result<(Stat, Duration), Errno> {
-        let inode = self.inode(ino)?;
+        let inode = self.inode_of(ino, fh)?;
         let new = NewAttributes {
             size: set.size,
             mode: set.mode.map(|mode| mode & 0o7777),
@@ -124,11 +129,24 @@ impl Vfs {
             .await
             .map_err(|error| self.failed(&error, &inode))?;
         self.moved(&inode, &moved, sent);
+        if set.size.is_some() {
+            self.was_cut(&inode, moved.after.as_ref());
+        }
         if moved.after.is_none() {
             return self.getattr(cred, ino, fh).await;
         }
-        let attr = inode.attr.lock();
-        Ok((attr.stat().clone(), attr.ttl(Instant::now())))
+        Ok(Self::known_stat(&inode))
+    }
+
+    /// We have set the size of a file: what was read ahead is old, and the
+    /// size is this, even if a reply from before was taken in meanwhile.
+    pub(super) fn was_cut(&self, inode: &Arc<Inode>, after: Option<&Attributes>) {
+        if let Some(file) = inode.opened() {
+            file.inner.lock().epoch += 1;
+        }
+        if let Some(after) = after {
+            Self::with_attr(inode, |attr| attr.cut(after.size));
+        }
     }
 
     /// The kernel takes setuid and setgid rights from a file that somebody who

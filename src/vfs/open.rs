@@ -8,13 +8,15 @@
 //! close(2) is FLUSH: there every write is made stable and errors are told.
 //! RELEASE comes later and nobody waits for it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::attr;
 use super::errseq::Seen;
 use super::inode::Inode;
 use super::namecache::Target;
@@ -50,16 +52,46 @@ pub struct FileState {
 pub(super) struct FileInner {
     opens: Vec<SharedOpen>,
     pub(super) pipeline: Pipeline<Origin>,
-    /// When the pipeline is to be looked at again; `None` if no timer runs.
-    pub(super) wake_at: Option<std::time::Instant>,
     /// The kernel may hold pages, and this change attribute explains them.
     pages: Option<u64>,
-    /// Moves with every foreign change: what was read ahead before is old.
+    /// Moves with every foreign change and with every new size: what was read
+    /// ahead before is old.
     pub(super) epoch: u64,
+    /// Handles that may have read ahead: what is written, by whichever handle,
+    /// makes that old.
+    readers: Vec<Weak<OpenHandle>>,
     /// The server keeps a removed file until its last CLOSE.
     pub(super) preserved: bool,
     /// Where the file is kept out of sight after its last name was removed.
     pub(super) silly: Option<super::unlink::SillyName>,
+    /// RENAMEs onto this file under way: if they fail, it gets its name back,
+    /// so it is not removed meanwhile.
+    pub(super) replacing: usize,
+}
+
+impl FileInner {
+    /// The handle begins to read ahead.
+    pub(super) fn reads_ahead(&mut self, handle: &Arc<OpenHandle>) {
+        self.readers.retain(|reader| reader.strong_count() > 0);
+        self.readers.push(Arc::downgrade(handle));
+    }
+
+    /// Those that have read ahead.
+    pub(super) fn readers(&self) -> SmallVec<[Arc<OpenHandle>; 4]> {
+        self.readers.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The hidden name, if it is to be removed now.
+    pub(super) fn unneeded_name(&mut self) -> Option<super::unlink::SillyName> {
+        if self.is_open() || self.replacing > 0 {
+            return None;
+        }
+        self.silly.take()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        !self.opens.is_empty()
+    }
 }
 
 #[derive(Debug)]
@@ -75,11 +107,12 @@ impl FileState {
             inner: Mutex::new(FileInner {
                 opens: Vec::new(),
                 pipeline: Pipeline::new(Arc::clone(&vfs.pipeline)),
-                wake_at: None,
                 pages: None,
                 epoch: 0,
+                readers: Vec::new(),
                 preserved: false,
                 silly: None,
+                replacing: 0,
             }),
             progress: Notify::new(),
         }
@@ -94,7 +127,7 @@ impl FileState {
 
     /// Handles are open.
     pub(super) fn is_open(&self) -> bool {
-        !self.inner.lock().opens.is_empty()
+        self.inner.lock().is_open()
     }
 
     /// An open of the file that allows writing, for SETATTR of the size.
@@ -179,8 +212,17 @@ impl Vfs {
                         after: Some(attrs),
                     };
                     self.moved(&inode, &own, sent);
+                    self.was_cut(&inode, own.after.as_ref());
                 } else {
-                    self.learn(&inode, &attrs, sent);
+                    let (change, seen) = (attrs.change, self.learn(&inode, &attrs, sent));
+                    let mut attr = inode.attr.lock();
+                    if seen == attr::Seen::Late && !attr.explains(change) {
+                        // Overtaken by a write of ours, and perhaps the only
+                        // one to know of somebody else's close before this.
+                        attr.expire();
+                        drop(attr);
+                        file.foreign_change();
+                    }
                 }
                 Ok(self.opened(&inode, open, access, flags))
             }
@@ -301,12 +343,7 @@ impl Vfs {
             if close {
                 inner.opens.swap_remove(at);
             }
-            let silly = if inner.opens.is_empty() {
-                inner.silly.take()
-            } else {
-                None
-            };
-            (close, silly)
+            (close, inner.unneeded_name())
         };
         if close && let Err(error) = self.client.close(open).await {
             tracing::debug!(ino = inode.ino, "{error}");

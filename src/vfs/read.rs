@@ -2,8 +2,9 @@
 //! request; for a sequential reader more is fetched than was asked for.
 //!
 //! Data read ahead belong to the file as it was when they were asked for. They
-//! are dropped when the file is seen to have moved by other hands (`epoch`), and
-//! where this host writes; and they live only as long as the handle.
+//! are dropped when the file is seen to have moved by other hands or was cut
+//! (`epoch`), and where this host writes, by whichever handle; and they live
+//! only as long as the handle.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ struct AheadInner {
     chunks: ChunkCache<Bytes>,
     /// The file's epoch that the chunks belong to.
     epoch: u64,
+    /// The file knows that this handle reads ahead.
+    listed: bool,
 }
 
 impl Ahead {
@@ -45,12 +48,13 @@ impl Ahead {
                 detector: Readahead::new(window),
                 chunks: ChunkCache::new((window / CHUNK) as usize + 2),
                 epoch: 0,
+                listed: false,
             }),
             arrived: Notify::new(),
         }
     }
 
-    /// The range was written to by this handle.
+    /// The range was written to.
     pub fn written(&self, range: Range<u64>) {
         self.inner.lock().chunks.drop_range(&range);
     }
@@ -72,7 +76,7 @@ impl Vfs {
         // Before the end of the file, only what overlaps matters. Beyond what
         // the server has of it, a hole of ours may be in the making: a short
         // answer would make the kernel cut the file.
-        let server_has = inode.attr.lock().stat().size;
+        let server_has = inode.attr.lock().server_size();
         let len = if offset + size <= server_has {
             size
         } else {
@@ -135,7 +139,14 @@ impl Vfs {
         size: u64,
     ) -> Option<Bytes> {
         let file_size = handle.inode.attr.lock().stat().size;
-        let epoch = self.file_state(&handle.inode).inner.lock().epoch;
+        let listed = std::mem::replace(&mut handle.ahead.inner.lock().listed, true);
+        let epoch = {
+            let mut file = self.file_state(&handle.inode).inner.lock();
+            if !listed {
+                file.reads_ahead(handle);
+            }
+            file.epoch
+        };
         let fetches: Vec<Fetch> = {
             let mut inner = handle.ahead.inner.lock();
             if inner.epoch != epoch {

@@ -1,9 +1,10 @@
 //! The write window of a mount: how many bytes may be held for the server.
 //!
 //! Each file accounts for what its pipeline holds by differences; who wants to
-//! add more waits until the sum is below the limit. While somebody waits, the
-//! files that hold acknowledged but uncommitted data are asked to commit them,
-//! for nothing else would free those.
+//! add more waits until the sum is below the limit. While somebody waits
+//! ([`Window::wait`]), the files that hold acknowledged but uncommitted data are
+//! asked to commit them, and so is each that comes to hold some: nothing else
+//! would free those.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +22,8 @@ pub struct Window {
     limit: usize,
     used: AtomicUsize,
     freed: Notify,
+    /// How many wait for room.
+    waiting: AtomicUsize,
     /// Files that hold something.
     busy: Mutex<HashMap<Ino, Weak<Inode>>>,
 }
@@ -32,6 +35,7 @@ impl Window {
             limit,
             used: AtomicUsize::new(0),
             freed: Notify::new(),
+            waiting: AtomicUsize::new(0),
             busy: Mutex::new(HashMap::new()),
         }
     }
@@ -51,6 +55,17 @@ impl Window {
     /// Completes at the next time that something was freed.
     pub fn freed(&self) -> tokio::sync::futures::Notified<'_> {
         self.freed.notified()
+    }
+
+    /// Somebody waits for room until what this returns is dropped.
+    pub fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        Waiting(self)
+    }
+
+    /// Somebody waits for room.
+    pub fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
     }
 
     /// A file held `before` bytes and holds `after` now.
@@ -87,5 +102,15 @@ impl Window {
             .values()
             .filter_map(Weak::upgrade)
             .collect()
+    }
+}
+
+/// See [`Window::wait`].
+#[derive(Debug)]
+pub struct Waiting<'a>(&'a Window);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }

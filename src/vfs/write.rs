@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::attr::Seen;
 use super::inode::Inode;
 use super::open::{FileInner, Origin};
 use super::pipeline::{Action, Chunks, RequestId, Stable};
@@ -51,13 +52,17 @@ impl Vfs {
         if !sync {
             self.wait_for_room(inode, len).await;
         }
-        let ticket = self.with_pipeline(inode, |inner| {
+        let (ticket, readers) = self.with_pipeline(inode, |inner| {
             let origin = Origin(Arc::clone(&handle.open));
             inner.pipeline.accept(now(), origin, offset, data, sync);
-            sync.then(|| inner.pipeline.begin_drain())
+            inode.attr.lock().grow(end);
+            let ticket = sync.then(|| inner.pipeline.begin_drain());
+            (ticket, inner.readers())
         });
-        inode.attr.lock().grow(end);
-        handle.ahead.written(offset..end);
+        // What they read ahead from now on waits for these data.
+        for reader in readers {
+            reader.ahead.written(offset..end);
+        }
         self.pump(inode);
         if let Some(ticket) = ticket {
             self.wait_until(inode, |inner| inner.pipeline.drained(&ticket))
@@ -70,6 +75,7 @@ impl Vfs {
     /// Waits until the mount and the file may hold `len` bytes more.
     async fn wait_for_room(self: &Arc<Self>, inode: &Arc<Inode>, len: usize) {
         let limit = self.pipeline.file_limit;
+        let mut waiting = None;
         loop {
             let freed = self.window.freed();
             tokio::pin!(freed);
@@ -80,7 +86,12 @@ impl Vfs {
                 return;
             }
             // What is acknowledged is held until it is committed, and nobody
-            // else would ask for that now.
+            // else would ask for that: neither now, nor (`Window::wait`) when
+            // what is in flight gets there.
+            if waiting.is_none() {
+                waiting = Some(self.window.wait());
+                continue;
+            }
             if file_has_room {
                 for busy in self.window.busy() {
                     self.with_pipeline(&busy, |inner| inner.pipeline.commit_soon());
@@ -117,18 +128,7 @@ impl Vfs {
     /// Does what the pipeline of a file asks for.
     pub(super) fn pump(self: &Arc<Self>, inode: &Arc<Inode>) {
         loop {
-            let action = self.with_pipeline(inode, |inner| {
-                let action = inner.pipeline.next(now());
-                if let Some(Action::WakeAt(at)) = action {
-                    // One timer a file: an earlier one looks again by itself.
-                    if inner.wake_at.is_some_and(|set| set <= at) {
-                        return None;
-                    }
-                    inner.wake_at = Some(at);
-                }
-                action
-            });
-            match action {
+            match self.with_pipeline(inode, |inner| inner.pipeline.next(now())) {
                 None => return,
                 Some(Action::Write {
                     id,
@@ -154,15 +154,12 @@ impl Vfs {
                         vfs.send_commit(&inode, id, origin, offset, count).await;
                     });
                 }
+                // Every one that is asked for: the pipeline does not ask again
+                // for a time that it believes it will be called at.
                 Some(Action::WakeAt(at)) => {
                     let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
                     tokio::spawn(async move {
                         tokio::time::sleep_until(Instant::from_std(at)).await;
-                        vfs.with_pipeline(&inode, |inner| {
-                            if inner.wake_at == Some(at) {
-                                inner.wake_at = None;
-                            }
-                        });
                         vfs.pump(&inode);
                     });
                     return;
@@ -199,12 +196,17 @@ impl Vfs {
                     inner
                         .pipeline
                         .written(id, result.count, committed, result.verifier);
+                    if self.window.is_awaited() {
+                        inner.pipeline.commit_soon();
+                    }
                 });
             }
             Err(error) => {
                 let errno = self.failed(&error, inode);
-                // The local size has run ahead of what the server has.
+                // The local size has run ahead of what the server has, and the
+                // kernel has pages that no server will ever have.
                 inode.attr.lock().expire();
+                self.heed(inode, Seen::Foreign);
                 self.with_pipeline(inode, |inner| inner.pipeline.failed(id, errno));
             }
         }
@@ -230,6 +232,7 @@ impl Vfs {
             }
             Err(error) => {
                 let errno = self.failed(&error, inode);
+                self.heed(inode, Seen::Foreign);
                 self.with_pipeline(inode, |inner| inner.pipeline.commit_failed(id, errno));
             }
         }
