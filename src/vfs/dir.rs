@@ -202,8 +202,10 @@ impl Vfs {
             kind: kind_of(item.attrs.kind),
             name: item.name.clone(),
         };
+        // Read before a change of ours, it may be a name that we have removed.
+        let late = dir.attr.lock().overtook(item.sent);
         let handle = match &item.handle {
-            Some(handle) if plus && item.attrs.is_whole() => handle,
+            Some(handle) if plus && !late && item.attrs.is_whole() => handle,
             _ => return sink.add(&entry),
         };
         let inode = self.known(handle, &item.attrs, item.sent);
@@ -257,6 +259,10 @@ impl Vfs {
             };
             self.learn(&handle.dir, &dir, sent);
             let last = page.entries.last().map(|entry| entry.cookie);
+            if last == Some(cookie) && !page.eof {
+                tracing::warn!(ino = handle.dir.ino, "the server's listing stands still");
+                return Err(Errno(libc::EIO));
+            }
             let mut items = VecDeque::with_capacity(page.entries.len());
             let mut given = Vec::with_capacity(page.entries.len());
             for mut entry in page.entries {

@@ -1,6 +1,7 @@
 //! Names: looking them up and making them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -14,6 +15,11 @@ use crate::nfs::proto::ops::{ACCESS_WRITE, Make};
 use crate::nfs::proto::types::FileHandle;
 use crate::rpc::auth::Credential;
 use crate::telemetry::Cache;
+
+/// How long the kernel may say by itself that a name is missing. It cannot be
+/// told when the directory is seen to have moved, so it asks each time: a missing
+/// name that is known here costs no round trip.
+const NEGATIVE_TTL: Duration = Duration::ZERO;
 
 impl Vfs {
     /// Answers a lookup from what is remembered, if that may be believed.
@@ -47,7 +53,7 @@ impl Vfs {
             return None;
         }
         match known.target {
-            Target::Missing => Some(Lookup::Missing { ttl }),
+            Target::Missing => Some(Lookup::Missing { ttl: NEGATIVE_TTL }),
             Target::Inode(inode) => {
                 let fresh = !inode.attr.lock().ttl(now).is_zero();
                 if !fresh || inode.is_stale() || !self.inodes.look_up_again(&inode) {
@@ -74,18 +80,26 @@ impl Vfs {
             .await
             .map_err(|error| self.failed(&error, &dir))?;
         self.learn(&dir, &found.dir, sent);
+        // A change of ours may have made the answer untrue on its way here.
+        let late = dir.attr.lock().overtook(sent);
         match found.object {
             Some((handle, attrs)) => {
                 let inode = self.known(&handle, &attrs, sent);
-                let target = Target::Inode(Arc::clone(&inode));
-                self.names.put(&dir, name, target, found.dir.change);
-                Ok(Lookup::Found(self.entry(&inode, &dir)))
+                let mut entry = self.entry(&inode, &dir);
+                if late {
+                    entry.entry_ttl = Duration::ZERO;
+                } else {
+                    let target = Target::Inode(Arc::clone(&inode));
+                    self.names.put(&dir, name, target, found.dir.change);
+                }
+                Ok(Lookup::Found(entry))
             }
             None => {
-                self.names
-                    .put(&dir, name, Target::Missing, found.dir.change);
-                let ttl = dir.attr.lock().ttl(Instant::now());
-                Ok(Lookup::Missing { ttl })
+                if !late {
+                    self.names
+                        .put(&dir, name, Target::Missing, found.dir.change);
+                }
+                Ok(Lookup::Missing { ttl: NEGATIVE_TTL })
             }
         }
     }
