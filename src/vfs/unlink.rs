@@ -59,6 +59,7 @@ impl Vfs {
             && Self::must_hide(victim)
         {
             self.hide(cred, &dir, name, victim).await?;
+            self.remove_unneeded(victim).await;
             return Ok(());
         }
         let sent = Instant::now();
@@ -152,7 +153,12 @@ impl Vfs {
             && !same
             && Self::must_hide(victim)
         {
-            hidden = Some(self.hide(cred, &to, new_name, victim).await?);
+            self.file_state(victim).inner.lock().replacing += 1;
+            let hiding = self.hide(cred, &to, new_name, victim).await;
+            if hiding.is_err() {
+                self.replaced(victim).await;
+            }
+            hidden = Some(hiding?);
         }
         let sent = Instant::now();
         let renamed = self
@@ -169,6 +175,7 @@ impl Vfs {
             Err(error) => {
                 if let (Some(hidden), Some(victim)) = (hidden, &victim) {
                     self.bring_back(&hidden, new_name, victim).await;
+                    self.replaced(victim).await;
                 }
                 // RFC 8881 §18.26.3 has EXIST for a target that cannot be
                 // replaced; rename(2) tells more.
@@ -188,6 +195,9 @@ impl Vfs {
                 return Err(self.failed(&error, &from));
             }
         };
+        if let (Some(_), Some(victim)) = (&hidden, &victim) {
+            self.replaced(victim).await;
+        }
         if same {
             // Two names of one file: rename(2) does nothing, nor did the server.
             self.moved(&from, &left, sent);
@@ -288,7 +298,22 @@ impl Vfs {
         }
     }
 
-    /// Moves a name out of sight.
+    /// A RENAME onto the file has come to its end.
+    async fn replaced(self: &Arc<Self>, victim: &Arc<Inode>) {
+        self.file_state(victim).inner.lock().replacing -= 1;
+        self.remove_unneeded(victim).await;
+    }
+
+    /// Removes the hidden name of a file that was closed while it was hidden.
+    async fn remove_unneeded(self: &Arc<Self>, victim: &Arc<Inode>) {
+        let unneeded = self.file_state(victim).inner.lock().unneeded_name();
+        if let Some(silly) = unneeded {
+            self.remove_silly(silly).await;
+        }
+    }
+
+    /// Moves a name out of sight. The caller sees to what becomes of it if the
+    /// file is closed meanwhile.
     async fn hide(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -330,24 +355,12 @@ impl Vfs {
                 name: hidden.into_bytes(),
                 cred: Arc::clone(cred),
             };
-            let orphan = {
-                let file = self.file_state(victim);
-                if file.is_open() {
-                    file.inner.lock().silly = Some(silly.clone());
-                    false
-                } else {
-                    true
-                }
-            };
+            self.file_state(victim).inner.lock().silly = Some(silly.clone());
             {
                 let mut attr = victim.attr.lock();
                 attr.hide_name(true);
                 attr.unlinked();
                 attr.expire();
-            }
-            if orphan {
-                // Closed in the meantime.
-                self.remove_silly(silly.clone()).await;
             }
             return Ok(silly);
         }
