@@ -11,4 +11,5 @@ mod lifecycle;
 mod operations;
 mod peer;
 mod posix;
+mod regressions;
 mod stress;
