@@ -9,7 +9,7 @@
 //! - [`transport`]: what carries the bytes
 //! - [`record`]: record marking
 //! - [`call`]: the messages
-//! - [`auth`]: `AUTH_SYS`
+//! - [`auth`]: who a call is made for (`AUTH_SYS`)
 //! - [`pending`]: which calls wait for which reply (a plain state machine)
 //! - [`channel`]: the tasks that move the bytes
 
