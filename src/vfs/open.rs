@@ -384,6 +384,9 @@ impl Vfs {
             return Err(Errno(libc::EBADF));
         };
         self.metrics.gauges.open_files.dec();
+        // From here on, not only once the CLOSE was answered: whoever removes
+        // its directory next has to wait for the hidden name.
+        let _closing = self.closing_hidden(&handle.inode);
         self.drain(&handle.inode).await;
         if self.tell_error(&handle).is_err() {
             tracing::error!(

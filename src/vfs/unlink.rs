@@ -41,6 +41,35 @@ pub struct Silly {
     removed: Notify,
 }
 
+impl Silly {
+    fn closing(&self, dir: Ino) -> Closing<'_> {
+        *self.closing.lock().entry(dir).or_insert(0) += 1;
+        Closing { silly: self, dir }
+    }
+}
+
+/// A hidden name of a directory may be about to be removed, until this is
+/// dropped.
+#[derive(Debug)]
+pub(super) struct Closing<'a> {
+    silly: &'a Silly,
+    dir: Ino,
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        let mut closing = self.silly.closing.lock();
+        if let Some(count) = closing.get_mut(&self.dir) {
+            *count -= 1;
+            if *count == 0 {
+                closing.remove(&self.dir);
+            }
+        }
+        drop(closing);
+        self.silly.removed.notify_waiters();
+    }
+}
+
 /// renameat2(2) flags: nothing of it can be said in NFS.
 const NO_FLAGS: u32 = 0;
 
@@ -393,8 +422,8 @@ impl Vfs {
 
     /// The file is closed: its hidden name goes.
     pub(super) async fn remove_silly(self: &Arc<Self>, silly: SillyName) {
+        let _closing = self.silly.closing(silly.dir.ino);
         let SillyName { dir, name, cred } = silly;
-        *self.silly.closing.lock().entry(dir.ino).or_insert(0) += 1;
         let sent = Instant::now();
         match self.client.remove(&cred, &dir.handle, &name).await {
             Ok(moved) => self.named(&dir, &name, &moved, Target::Missing, sent),
@@ -404,16 +433,14 @@ impl Vfs {
                 String::from_utf8_lossy(&name)
             ),
         }
-        {
-            let mut closing = self.silly.closing.lock();
-            if let Some(count) = closing.get_mut(&dir.ino) {
-                *count -= 1;
-                if *count == 0 {
-                    closing.remove(&dir.ino);
-                }
-            }
-        }
-        self.silly.removed.notify_waiters();
+    }
+
+    /// The file is being closed: if it has a hidden name, that may be about to
+    /// be removed.
+    pub(super) fn closing_hidden(&self, inode: &Inode) -> Option<Closing<'_>> {
+        let inner = inode.opened()?.inner.lock();
+        let dir = inner.silly.as_ref()?.dir.ino;
+        Some(self.silly.closing(dir))
     }
 
     /// Waits for the removals under way in a directory. False if there are

@@ -418,3 +418,22 @@ async fn an_open_is_renewed_over_the_loss_of_a_session() {
     host.flush(fh).await.unwrap();
     assert_eq!(peer.fs().read_file("/f").unwrap(), b"one");
 }
+
+/// close(2) does not wait for the CLOSE, but rmdir(2) behind it finds the
+/// directory empty.
+#[tokio::test(start_paused = true)]
+async fn a_directory_whose_last_file_was_unlinked_and_just_closed_can_be_removed() {
+    let peer = Peer::new(PeerConfig::default());
+    let host = Host::new(&peer).await;
+    let (vfs, cred) = (&host.vfs, &host.cred);
+    let dir = vfs.mkdir(cred, ROOT_INO, b"d", 0o755).await.unwrap().ino;
+    let flags = libc::O_RDWR | libc::O_CREAT;
+    let file = vfs.create(cred, dir, b"f", 0o644, flags).await.unwrap();
+    vfs.unlink(cred, dir, b"f").await.unwrap();
+    slow(&peer, op::CLOSE, Duration::from_secs(1));
+    let (released, removed) = tokio::join!(
+        vfs.release(file.0.ino, file.1.fh, None),
+        vfs.rmdir(cred, ROOT_INO, b"d")
+    );
+    assert_eq!((released, removed), (Ok(()), Ok(())));
+}
