@@ -7,6 +7,7 @@ mod bad_input;
 mod copies;
 mod faults;
 mod fixtures;
+mod hostile;
 mod lifecycle;
 mod operations;
 mod peer;

@@ -1,0 +1,157 @@
+//! Bytes that no honest server sends: nothing that decodes them panics, hangs
+//! or runs over. The same functions as the fuzz targets call, on whole replies,
+//! on every prefix of them, and on many small damages; always the same ones.
+
+#[path = "../../fuzz/decoders.rs"]
+mod decoders;
+
+use efs_fuse::xdr::Encoder;
+
+/// Damaged copies of each input.
+const ROUNDS: usize = 400;
+
+/// A small generator of its own: a failure is to be found again.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit.max(1) as u64) as usize
+    }
+}
+
+/// Flips, removes, inserts, repeats; words become lengths that hurt.
+fn damage(input: &[u8], chance: &mut Chance) -> Vec<u8> {
+    let mut data = input.to_vec();
+    for _ in 0..=chance.below(4) {
+        let at = chance.below(data.len() + 1);
+        match chance.below(5) {
+            0 if at < data.len() => data[at] ^= 1 << chance.below(8),
+            1 => data.truncate(at),
+            2 => data.insert(at, chance.below(256) as u8),
+            3 => {
+                let from = chance.below(at + 1);
+                let copy = data[from..at].to_vec();
+                data.splice(at..at, copy);
+            }
+            _ => {
+                let hurt = [u32::MAX, 0x7fff_ffff, 0x8000_0000, 0, 1, 0x0001_0000];
+                let word = hurt[chance.below(hurt.len())].to_be_bytes();
+                let at = at & !3;
+                let end = data.len().min(at + 4);
+                data.splice(at.min(end)..end, word);
+            }
+        }
+    }
+    data
+}
+
+fn torment(decode: impl Fn(&[u8]), input: &[u8]) {
+    let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+    decode(input);
+    for end in 0..input.len() {
+        decode(&input[..end]);
+    }
+    for _ in 0..ROUNDS {
+        decode(&damage(input, &mut chance));
+    }
+}
+
+fn attributes() -> Vec<u8> {
+    let mut values = Encoder::default();
+    values.u32(1).u64(7).u64(4096).u64(1).u64(2); // type, change, size, fsid
+    values.opaque(b"a handle").u64(42).u32(0o644).u32(1); // filehandle .. numlinks
+    values.opaque(b"1000").opaque(b"users@example.org");
+    values.i64(-1).u32(999_999_999); // time_modify
+    let mut enc = Encoder::default();
+    let low = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 8 | 1 << 19 | 1 << 20;
+    let high = 1 << (33 - 32) | 1 << (35 - 32) | 1 << (36 - 32) | 1 << (37 - 32) | 1 << (53 - 32);
+    enc.u32(2).u32(low).u32(high).opaque(values.as_slice());
+    enc.into_vec()
+}
+
+/// The body of a reply with one result, which is OK.
+fn reply(op: u32, result: &[u8]) -> Vec<u8> {
+    let mut enc = Encoder::default();
+    enc.u32(0).opaque(b"tag").u32(1).u32(op).u32(0);
+    let mut body = enc.into_vec();
+    body.extend(result);
+    body
+}
+
+fn page(entries: u64) -> Vec<u8> {
+    let mut enc = Encoder::default();
+    enc.fixed(&[9; 8]);
+    for cookie in 0..entries {
+        enc.bool(true).u64(cookie + 3).opaque(b"name");
+        enc.fixed(&attributes());
+    }
+    enc.bool(false).bool(true);
+    reply(26, enc.as_slice())
+}
+
+#[test]
+fn damaged_attributes_and_listings_are_refused() {
+    torment(decoders::attributes, &attributes());
+    torment(decoders::readdir, &page(3));
+}
+
+/// What is asked for and what comes need not be the same.
+#[test]
+fn damaged_results_are_refused_whatever_was_asked_for() {
+    let mut words = Encoder::default();
+    (0..24).for_each(|word| {
+        words.u32(word % 3);
+    });
+    // In the order of the decoders' table.
+    let ops = [9, 10, 28, 11, 29, 6, 34, 3, 27, 18, 4, 25, 38, 5, 26, 22];
+    assert_eq!(ops.len(), decoders::kinds());
+    for (kind, op) in ops.into_iter().enumerate() {
+        torment(
+            |body| decoders::result(kind, body),
+            &reply(op, words.as_slice()),
+        );
+    }
+}
+
+#[test]
+fn nothing_is_taken_from_behind_a_damaged_result() {
+    let attrs = attributes();
+    let mut enc = Encoder::default();
+    enc.u32(0).opaque(b"").u32(4).u32(22).u32(0);
+    enc.u32(9).u32(0).fixed(&attrs);
+    enc.u32(10).u32(0).opaque(b"a handle");
+    enc.u32(9).u32(0).fixed(&attrs);
+    // Four operations: PUTFH, GETATTR, GETFH, GETATTR.
+    let compound = [&[3, 15, 0, 1, 0][..], enc.as_slice()].concat();
+    torment(decoders::compound_reply, &compound);
+}
+
+#[test]
+fn damaged_messages_and_records_are_refused() {
+    let mut enc = Encoder::default();
+    enc.u32(77).u32(1).u32(0).u32(0).opaque(b"verifier").u32(0);
+    torment(decoders::rpc_reply, enc.as_slice());
+    let message = enc.into_vec();
+    let mut stream = (0x8000_0000 | message.len() as u32).to_be_bytes().to_vec();
+    stream.extend(&message);
+    stream.extend([0, 0, 0, 2, 1, 2, 0, 0, 0, 0, 0x80, 0, 0, 1, 3]);
+    torment(decoders::records, &stream);
+}
+
+#[test]
+fn damaged_option_lists_and_devices_are_refused() {
+    let lists =
+        "rw,actimeo=3,port=2049,rsize=1048576,nconnect=2,x-systemd.automount,sloppy,a=\"b,c\"";
+    torment(decoders::options, lists.as_bytes());
+    for device in [
+        "fs-f223e6bb:/dir",
+        "us-east-1a.fs-f223e6bb.efs.us-east-1.amazonaws.com",
+        "[fe80::1%eth0]:/export/ä",
+        "host:/",
+    ] {
+        torment(decoders::device, device.as_bytes());
+    }
+}
