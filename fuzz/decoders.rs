@@ -32,8 +32,11 @@ pub(super) fn rpc_reply(data: &[u8]) {
     let _ = call::parse(Bytes::copy_from_slice(data));
 }
 
+/// Takes a result; false if it is refused.
+type Take = fn(&mut Reply) -> bool;
+
 /// The operations whose results have a body, each with the decoder of it.
-const RESULTS: &[(Op, fn(&mut Reply) -> bool)] = &[
+const RESULTS: &[(Op, Take)] = &[
     (Op::GetAttr, |r| r.attrs().is_ok()),
     (Op::GetFh, |r| r.handle().is_ok()),
     (Op::Remove, |r| r.change(Op::Remove).is_ok()),
