@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::fixtures::mount::Mount;
+use crate::fixtures::ganesha::{Server, ServerOptions};
+use crate::fixtures::mount::{Mount, MountRequest};
 use crate::fixtures::process::{Finished, run};
 use crate::fixtures::{World, needs, sys};
 
 /// Random operations of fsx in the suite; `scripts/fsx-long` asks for more.
-const FSX_OPERATIONS: u64 = 50_000;
+const FSX_OPERATIONS: u64 = 20_000;
 const FSX_SEED: u64 = 20_261_123;
 
 fn config(name: &str) -> PathBuf {
@@ -60,7 +61,14 @@ fn every_excluded_case_has_its_reason() {
 #[test]
 fn pjdfstest_finds_nothing_that_is_ours() {
     let program = needs::tool("pjdfstest");
-    let world = World::with(|request| request.time_limit(Duration::from_secs(600)));
+    let server = Server::start(ServerOptions {
+        caching: true,
+        ..ServerOptions::default()
+    });
+    let mount = MountRequest::of(&server)
+        .time_limit(Duration::from_secs(600))
+        .mount();
+    let world = World { mount, server };
     // Other users walk through the root of the mount.
     sys::chmod(world.mount.path(), 0o755).expect("chmod");
     // Another file system, for the cases of EXDEV.
