@@ -1,0 +1,1 @@
+//! The vfs against a reference model (see `tree`).
