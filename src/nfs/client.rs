@@ -222,7 +222,7 @@ impl Client {
         };
         let wanted = ChannelAttrs::wanted(config.slots);
         let new =
-            establish::create_session(&channel, &config.identity, &mut client_id, wanted).await?;
+            create_session_patiently(&channel, &config.identity, &mut client_id, wanted).await?;
         let session = Arc::new(Session::new(&new, 1));
         let client = Arc::new(Self {
             channel,
@@ -308,6 +308,7 @@ impl Client {
                 continue;
             };
             let mut compound = Compound::in_session(cred, &self.config.identity.machine_name);
+            compound.at_most(session.attrs.max_ops as usize);
             build(&mut compound);
             let mut reply = match self.send(&session, slot, &compound).await? {
                 Sent::Reply(reply) => reply,
@@ -346,6 +347,7 @@ impl Client {
                 return Err(NfsError::Status(Op::Sequence, Status::BADSESSION));
             };
             let mut compound = Compound::in_session(cred, &self.config.identity.machine_name);
+            compound.at_most(session.attrs.max_ops as usize);
             build(&mut compound);
             match self.send(session, slot, &compound).await? {
                 Sent::Reply(reply) => match reply.status() {
@@ -382,6 +384,7 @@ impl Client {
             seqid: slot.seqid,
             slot: slot.id,
             highest: slot.highest,
+            keeps: session.attrs.max_cached >= establish::CACHED_REPLY,
         };
         let mut misordered = 0;
         let mut resent = false;
@@ -575,6 +578,23 @@ async fn exchange_id_patiently(
     let mut backoff = Backoff::new();
     loop {
         match establish::exchange_id(channel, identity).await {
+            Err(NfsError::Status(_, Status::DELAY)) => backoff.pause().await,
+            result => return result,
+        }
+    }
+}
+
+/// CREATE_SESSION, repeated under the same sequence while the server puts it
+/// off.
+async fn create_session_patiently(
+    channel: &Channel,
+    identity: &Identity,
+    client_id: &mut ClientId,
+    wanted: ChannelAttrs,
+) -> Result<establish::NewSession, NfsError> {
+    let mut backoff = Backoff::new();
+    loop {
+        match establish::create_session(channel, identity, client_id, wanted).await {
             Err(NfsError::Status(_, Status::DELAY)) => backoff.pause().await,
             result => return result,
         }

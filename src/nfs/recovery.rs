@@ -46,7 +46,7 @@ async fn recover(client: Arc<Client>, lost: Arc<Session>) {
             lost.end();
             return;
         }
-        match rebuild(&client, lost.generation + 1).await {
+        match rebuild(&client, &lost).await {
             Ok(session) => break session,
             Err(error) => {
                 tracing::warn!("recovery: {error}; trying again");
@@ -69,14 +69,23 @@ async fn recover(client: Arc<Client>, lost: Arc<Session>) {
 }
 
 /// A new session, and if need be a new client id with all its state.
-async fn rebuild(client: &Arc<Client>, generation: u64) -> Result<Arc<Session>, NfsError> {
+async fn rebuild(client: &Arc<Client>, lost: &Session) -> Result<Arc<Session>, NfsError> {
     let identity = &client.config.identity;
     let wanted = ChannelAttrs::wanted(client.config.slots);
     let known = client.client_id.lock().clone();
     let mut id = known.clone();
     let created = establish::create_session(&client.channel, identity, &mut id, wanted).await;
     let new = match created {
-        Ok(new) => new,
+        Ok(new) => {
+            // The old one may still be there, if only its slots were of no more
+            // use. Nobody waits for its end.
+            let (client, lost) = (Arc::clone(client), lost.id);
+            tokio::spawn(async move {
+                let identity = &client.config.identity;
+                let _ = establish::destroy_session(&client.channel, identity, lost).await;
+            });
+            new
+        }
         Err(NfsError::Status(Op::CreateSession, Status::DELAY)) => {
             // The same sequence again, as if it had not been sent.
             return Err(NfsError::Status(Op::CreateSession, Status::DELAY));
@@ -89,7 +98,7 @@ async fn rebuild(client: &Arc<Client>, generation: u64) -> Result<Arc<Session>, 
     };
     let client_id = id.id;
     *client.client_id.lock() = id;
-    let session = Arc::new(Session::new(&new, generation));
+    let session = Arc::new(Session::new(&new, lost.generation + 1));
     // Not "is it another one than before": an earlier attempt may have got the
     // client id and failed before all was reclaimed.
     if client.reclaimed.load(Ordering::Relaxed) != client_id {

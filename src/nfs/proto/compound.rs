@@ -27,6 +27,8 @@ pub struct SlotUse {
     pub slot: u32,
     /// The highest slot in use now.
     pub highest: u32,
+    /// The session can keep a reply for a replay.
+    pub keeps: bool,
 }
 
 /// A request under construction.
@@ -40,6 +42,10 @@ pub struct Compound {
     essential: usize,
     /// [`Compound::then`] was called.
     optional: bool,
+    /// Operations the session allows.
+    most: usize,
+    /// Where operations go that are only welcome and find no room.
+    left_out: Encoder,
     /// Ask the server to keep the reply for a replay.
     cached: bool,
     counts_at: usize,
@@ -72,6 +78,8 @@ impl Compound {
             ops: SmallVec::new(),
             essential: 0,
             optional: false,
+            most: usize::MAX,
+            left_out: Encoder::default(),
             cached: false,
             counts_at,
             sequence_at: None,
@@ -103,6 +111,13 @@ impl Compound {
         self.cached
     }
 
+    /// Leaves out operations that are only welcome where there would be more
+    /// than `most` in all.
+    pub fn at_most(&mut self, most: usize) -> &mut Self {
+        self.most = most;
+        self
+    }
+
     /// Marks the compound as one that must not run twice: the server keeps its
     /// reply (sa_cachethis), and a replay after a lost reply returns that.
     pub fn once(&mut self) -> &mut Self {
@@ -127,6 +142,8 @@ impl Compound {
     fn op(&mut self, op: Op) -> &mut Encoder {
         if !self.optional {
             self.essential = self.ops.len();
+        } else if self.ops.len() >= self.most {
+            return &mut self.left_out;
         }
         self.ops.push(op);
         let out = self.out();
@@ -144,7 +161,7 @@ impl Compound {
             patch(at + 16, &slot.seqid.to_be_bytes());
             patch(at + 20, &slot.slot.to_be_bytes());
             patch(at + 24, &slot.highest.to_be_bytes());
-            patch(at + 28, &u32::from(self.cached).to_be_bytes());
+            patch(at + 28, &u32::from(self.cached && slot.keeps).to_be_bytes());
         }
         let mut rest = SmallVec::new();
         if let Some((data, tail)) = &self.tail {
@@ -380,6 +397,7 @@ mod tests {
             seqid,
             slot: 2,
             highest: 5,
+            keeps: true,
         };
         let expected = |seqid: u8| {
             [
@@ -444,6 +462,17 @@ mod tests {
         );
         assert_eq!(compound.essential(), 0);
         assert_eq!(compound.len(), 2);
+    }
+
+    #[test]
+    fn only_welcome_operations_give_way_to_the_limit() {
+        let mut compound = Compound::in_session(&nobody(), "");
+        compound.at_most(3).put_root().lookup(b"a").lookup(b"b");
+        assert_eq!(compound.len(), 4, "the caller's to refuse");
+        let whole = body(&compound, None);
+        compound.then().get_handle();
+        assert_eq!(compound.len(), 4);
+        assert_eq!(body(&compound, None), whole);
     }
 
     #[test]

@@ -15,6 +15,12 @@ const EXCHANGE_FLAGS: u32 = 0x1 | 0x100;
 /// Room that a READ reply or WRITE call needs beside its data.
 pub const OVERHEAD: u32 = 1024;
 
+/// The longest reply of a request that must not run twice: a create, with the
+/// attributes of two objects and the longest handle. A session that cannot
+/// keep so much is not asked to keep any: a replay then says that it ran, and
+/// the redo rules decide.
+pub const CACHED_REPLY: u32 = 2048;
+
 /// The largest I/O we ask for. EFS and every common server stop here.
 pub const MAX_IO: u32 = 1 << 20;
 

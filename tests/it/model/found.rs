@@ -1,0 +1,1 @@
+//! What the property has found, as small as it could be made.

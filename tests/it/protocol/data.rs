@@ -1,0 +1,244 @@
+//! Data through the vfs: short counts, lost unstable data, and errors that
+//! come after write(2) was answered.
+
+use efs_fuse::vfs::types::{Errno, ROOT_INO};
+
+use super::rig::{Mount, millis, once_at, within};
+use crate::peer::proto::{op, st};
+use crate::peer::{Action, PeerConfig};
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 3 % 251) as u8).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn short_counts_of_the_server_are_completed() {
+    for (write, read, len) in [(1, 1, 300), (1000, 777, 100_000), (65_537, 65_537, 3 << 20)] {
+        let mount = Mount::new(PeerConfig::default()).await;
+        mount.peer.limit_io(write, read);
+        let data = pattern(len);
+        within(3600, async {
+            let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+            for (at, part) in data.chunks(128 << 10).enumerate() {
+                let at = (at * (128 << 10)) as u64;
+                mount.write(file, at, part).await.unwrap();
+            }
+            mount.fsync(file).await.unwrap();
+            for at in (0..len).step_by(128 << 10) {
+                let part = mount.read(file, at as u64, 128 << 10).await.unwrap();
+                assert_eq!(part, data[at..(at + (128 << 10)).min(len)]);
+            }
+            mount.close(file).await.unwrap();
+        })
+        .await;
+        assert_eq!(mount.peer.fs().read_file("/f").unwrap(), data);
+        assert!(!mount.peer.fs().has_unstable("/f").unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn data_lost_between_write_and_commit_are_written_again() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    let data = pattern(5 << 20);
+    let peer = std::sync::Arc::downgrade(&mount.peer);
+    let mut losses = 0;
+    mount.peer.on_op(move |event| {
+        if event.op == op::COMMIT && losses < 2 {
+            losses += 1;
+            if let Some(peer) = peer.upgrade() {
+                peer.lose_unstable_data();
+            }
+        }
+        Action::Pass
+    });
+    within(60, async {
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        for (at, part) in data.chunks(1 << 20).enumerate() {
+            let at = (at as u64) << 20;
+            mount.write(file, at, part).await.unwrap();
+        }
+        mount.fsync(file).await.unwrap();
+        assert_eq!(mount.read(file, 0, 5 << 20).await.unwrap(), data);
+        mount.close(file).await.unwrap();
+    })
+    .await;
+    assert_eq!(mount.peer.fs().read_file("/f").unwrap(), data);
+    assert!(!mount.peer.fs().has_unstable("/f").unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_loses_data_before_every_commit_is_given_up() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    let peer = std::sync::Arc::downgrade(&mount.peer);
+    mount.peer.on_op(move |event| {
+        if event.op == op::COMMIT
+            && let Some(peer) = peer.upgrade()
+        {
+            peer.lose_unstable_data();
+        }
+        Action::Pass
+    });
+    within(600, async {
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        for at in 0..4 {
+            mount
+                .write(file, at << 20, &pattern(1 << 20))
+                .await
+                .unwrap();
+        }
+        // Either stable in the end by other means, or an error; but an end.
+        if mount.fsync(file).await.is_ok() {
+            assert!(!mount.peer.fs().has_unstable("/f").unwrap());
+        }
+        mount.release(file).await;
+    })
+    .await;
+    assert!(mount.peer.count_op(op::WRITE) < 200);
+}
+
+/// Writes to fail with `status` until the script is cleared.
+fn fail_writes(mount: &Mount, status: u32) {
+    mount.peer.on_op(move |event| match event.op {
+        op::WRITE => Action::Fail(status),
+        _ => Action::Pass,
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_error_is_told_once_by_the_next_write_fsync_or_close() {
+    for (status, errno) in [
+        (st::NOSPC, libc::ENOSPC),
+        (st::DQUOT, libc::EDQUOT),
+        (st::IO, libc::EIO),
+        (st::ROFS, libc::EROFS),
+    ] {
+        for teller in ["write", "fsync", "close"] {
+            let mount = Mount::new(PeerConfig::default()).await;
+            within(60, async {
+                let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+                fail_writes(&mount, status);
+                mount.write(file, 0, b"lost").await.expect("buffered");
+                millis(500).await;
+                mount.peer.clear_script();
+                let told = match teller {
+                    "write" => mount.write(file, 10, b"x").await,
+                    "fsync" => mount.fsync(file).await,
+                    _ => mount.flush(file).await,
+                };
+                assert_eq!(told, Err(Errno(errno)), "{teller}");
+                mount.fsync(file).await.expect("told once");
+                mount.write(file, 0, b"kept").await.expect("write");
+                mount.close(file).await.expect("close");
+            })
+            .await;
+            assert_eq!(mount.peer.fs().read_file("/f").unwrap()[..4], *b"kept");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_handle_that_was_open_hears_of_a_write_error_and_later_ones_do_not() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    within(60, async {
+        let one = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        let two = mount.open(one.ino, libc::O_RDWR).await.unwrap();
+        fail_writes(&mount, st::NOSPC);
+        mount.write(one, 0, b"lost").await.expect("buffered");
+        millis(500).await;
+        let three = mount.open(one.ino, libc::O_RDWR).await.unwrap();
+        mount.peer.clear_script();
+        let nospc = Err(Errno(libc::ENOSPC));
+        assert_eq!(mount.close(two).await, nospc);
+        assert_eq!(mount.fsync(one).await, nospc);
+        mount.close(one).await.expect("told by fsync");
+        mount.close(three).await.expect("opened later");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_size_after_a_failed_write_is_that_of_the_server() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    within(60, async {
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        mount.write(file, 0, b"safe").await.unwrap();
+        mount.fsync(file).await.unwrap();
+        fail_writes(&mount, st::NOSPC);
+        mount.write(file, 4, b" and lost").await.unwrap();
+        mount.fsync(file).await.unwrap_err();
+        mount.peer.clear_script();
+        assert_eq!(mount.getattr(file.ino).await.unwrap().size, 4);
+        assert_eq!(mount.read(file, 0, 100).await.unwrap(), b"safe");
+        mount.close(file).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_commit_is_told_and_the_next_one_counts() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    within(60, async {
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        for at in 0..3 {
+            mount
+                .write(file, at << 20, &pattern(1 << 20))
+                .await
+                .unwrap();
+        }
+        once_at(&mount.peer, op::COMMIT, Action::Fail(st::IO));
+        millis(100).await;
+        assert_eq!(mount.fsync(file).await, Err(Errno(libc::EIO)));
+        mount.write(file, 0, b"again").await.unwrap();
+        mount.close(file).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_file_held_is_read_whatever_is_pending_for_it() {
+    let mount = Mount::new(PeerConfig {
+        latency: std::time::Duration::from_millis(5),
+        ..PeerConfig::default()
+    })
+    .await;
+    within(60, async {
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        let (mut expected, mut size) = (vec![0; 64 << 10], 0);
+        for round in 0..40_u64 {
+            let at = (round * 7919 % 60_000) as usize;
+            let part = pattern(3000 + round as usize);
+            expected[at..at + part.len()].copy_from_slice(&part);
+            mount.write(file, at as u64, &part).await.unwrap();
+            size = size.max(at + part.len());
+            if round % 3 == 0 {
+                let from = (round * 4999 % 50_000) as usize;
+                let got = mount.read(file, from as u64, 9000).await.unwrap();
+                let (from, to) = (from.min(size), (from + 9000).min(size));
+                assert!(got == expected[from..to], "round {round}, {from}..{to}");
+                let stat = mount.getattr(file.ino).await.unwrap();
+                assert_eq!(stat.size as usize, size, "round {round}");
+            }
+        }
+        mount.close(file).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_file_grows_zeros_and_not_its_old_end() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    within(60, async {
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        mount.write(file, 0, &[1; 10_000]).await.unwrap();
+        mount.truncate(file.ino, Some(file.fh), 100).await.unwrap();
+        mount.truncate(file.ino, None, 5000).await.unwrap();
+        mount.write(file, 9000, &[2; 10]).await.unwrap();
+        let mut expected = vec![1; 100];
+        expected.resize(9000, 0);
+        expected.resize(9010, 2);
+        assert_eq!(mount.read(file, 0, 20_000).await.unwrap(), expected);
+        mount.close(file).await.unwrap();
+        assert_eq!(mount.peer.fs().read_file("/f").unwrap(), expected);
+    })
+    .await;
+}

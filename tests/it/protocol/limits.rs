@@ -1,0 +1,190 @@
+//! Servers that grant little: EFS, and worse.
+
+use bytes::Bytes;
+use efs_fuse::nfs::calls::HowToOpen;
+use efs_fuse::nfs::proto::attrs::NewAttributes;
+use efs_fuse::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE, CAN_READ};
+use efs_fuse::nfs::proto::types::Stable;
+
+use super::rig::{Mount, Rig, within};
+use crate::peer::proto::op;
+use crate::peer::{CommitMode, PeerConfig};
+
+/// Everything the client can ask for, once, with its result looked at.
+async fn every_call(rig: &Rig) {
+    let (client, cred, root) = (&rig.client, &rig.cred, &rig.root);
+    let dir = rig.mkdir("dir").await.expect("mkdir");
+    let link = rig.symlink("soft", "dir/file").await.expect("symlink");
+    let text = client.read_link(cred, &link).await.expect("readlink");
+    assert_eq!(&text[..], b"dir/file");
+    for (name, how) in [
+        ("unchecked", HowToOpen::Existing),
+        ("cut", HowToOpen::Truncate),
+        ("exclusive", HowToOpen::Exclusive),
+    ] {
+        let open = rig.create(name, how).await.expect("create");
+        client.close(&open).await.expect("close");
+        assert_eq!(rig.peer.fs().stat(&format!("/{name}")).unwrap().mode, 0o644);
+    }
+    let data = Bytes::from(vec![7; client.wsize() as usize]);
+    let open = rig.create("file", HowToOpen::Existing).await.unwrap();
+    let written = client
+        .write(&open, 0, Stable::Unstable, std::slice::from_ref(&data))
+        .await
+        .expect("write");
+    assert_eq!(written.result.count, client.wsize(), "of wsize bytes");
+    client.commit(&open, 0, 0).await.expect("commit");
+    let read = client.read(&open, 0, client.rsize()).await.expect("read");
+    assert_eq!(read.data.len(), client.rsize().min(client.wsize()) as usize);
+    let handle = open.handle.clone();
+    client.close(&open).await.expect("close");
+    let open = client.prepare_open(handle.clone(), cred.clone());
+    let both = ACCESS_READ | ACCESS_WRITE;
+    client
+        .open_handle(&open, both, false)
+        .await
+        .expect("open by handle");
+    let (attrs, _) = client
+        .open_handle(&open, both, true)
+        .await
+        .expect("open and cut");
+    assert_eq!(attrs.size, 0);
+    client.close(&open).await.expect("close");
+    let new = NewAttributes {
+        uid: Some(1234),
+        gid: Some(4321),
+        ..NewAttributes::default()
+    };
+    let moved = client
+        .set_attrs(cred, &handle, None, &new)
+        .await
+        .expect("chown");
+    if let Some(after) = moved.after {
+        assert_eq!((after.uid, after.gid), (1234, 4321));
+    }
+    let granted = client
+        .access(cred, &handle, CAN_READ)
+        .await
+        .expect("access");
+    assert_eq!(granted, CAN_READ);
+    rig.link(&handle, "hard").await.expect("link");
+    rig.rename("hard", "moved").await.expect("rename");
+    assert_eq!(rig.lookup("moved").await.unwrap(), Some(handle.clone()));
+    assert_eq!(rig.lookup("hard").await.unwrap(), None);
+    rig.remove("moved").await.expect("remove");
+    let attrs = client.get_attrs(cred, &handle).await.expect("getattr");
+    assert_eq!(attrs.nlink, 1);
+    client.space(cred).await.expect("space");
+    let mut names = Vec::new();
+    let (mut cookie, mut verifier) = (0, [0; 8]);
+    loop {
+        let (_, page) = client
+            .read_dir(cred, root, cookie, verifier)
+            .await
+            .expect("readdir");
+        verifier = page.verifier;
+        for entry in &page.entries {
+            cookie = entry.cookie;
+            names.push(String::from_utf8_lossy(&entry.name).into_owned());
+        }
+        if page.eof {
+            break;
+        }
+    }
+    names.sort();
+    assert_eq!(names, rig.peer.fs().list("/").unwrap());
+    assert_eq!(client.get_attrs(cred, &dir).await.unwrap().nlink, 2);
+    assert_eq!(rig.peer.open_count(), 0, "nothing stays open");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_fits_the_limits_of_efs() {
+    let rig = Rig::new(PeerConfig::default()).await;
+    within(60, every_call(&rig)).await;
+    assert!(rig.peer.max_ops_seen() <= 16);
+    assert_eq!(rig.root.as_bytes().len(), 128);
+    let never = [
+        op::LOCKT,
+        op::DELEGRETURN,
+        op::BACKCHANNEL_CTL,
+        op::BIND_CONN_TO_SESSION,
+    ];
+    for number in never {
+        assert_eq!(rig.peer.count_op(number), 0, "{}", op::name(number));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_asked_for_than_efs_has() {
+    let rig = Rig::new(PeerConfig {
+        max_ops: 100,
+        slots: 1000,
+        max_request: 64 << 20,
+        max_response: 64 << 20,
+        ..PeerConfig::default()
+    })
+    .await;
+    let info = rig.client.session_info();
+    assert_eq!(info.max_ops, 16);
+    assert_eq!(info.slots, 64);
+    assert_eq!((info.rsize, info.wsize), (1 << 20, 1 << 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_fits_into_eight_operations() {
+    let rig = Rig::new(PeerConfig {
+        max_ops: 8,
+        ..PeerConfig::default()
+    })
+    .await;
+    within(60, every_call(&rig)).await;
+    assert!(rig.peer.max_ops_seen() <= 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_slot_small_messages_and_a_small_reply_cache_are_enough() {
+    for max_cached in [0, 512, 1024, 4096] {
+        for commit_mode in [CommitMode::Unstable, CommitMode::FileSync] {
+            let rig = Rig::new(PeerConfig {
+                slots: 1,
+                max_request: 8192,
+                max_response: 8192,
+                max_cached,
+                commit_mode,
+                reply_fragment: 7,
+                ..PeerConfig::default()
+            })
+            .await;
+            let info = rig.client.session_info();
+            assert_eq!(info.slots, 1);
+            assert!(info.wsize < 8192 && info.wsize >= 4096, "{info:?}");
+            within(60, every_call(&rig)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_file_goes_through_a_small_channel_whole() {
+    let mount = Mount::new(PeerConfig {
+        slots: 1,
+        max_request: 8192,
+        max_response: 8192,
+        ..PeerConfig::default()
+    })
+    .await;
+    let data: Vec<u8> = (0..300_000_u32).map(|i| (i / 7) as u8).collect();
+    within(60, async {
+        let file = mount.create(1, "big", libc::O_RDWR).await.unwrap();
+        for (at, part) in data.chunks(128 << 10).enumerate() {
+            mount
+                .write(file, (at * (128 << 10)) as u64, part)
+                .await
+                .unwrap();
+        }
+        assert_eq!(mount.read(file, 0, 300_000).await.unwrap(), data);
+        mount.close(file).await.unwrap();
+    })
+    .await;
+    assert_eq!(mount.peer.fs().read_file("/big").unwrap(), data);
+    assert!(!mount.peer.fs().has_unstable("/big").unwrap());
+}

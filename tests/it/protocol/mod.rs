@@ -1,0 +1,18 @@
+//! The client against a scripted server: what it promises when the server, the
+//! connection or the session misbehave (RFC 8881 §2.10, §8, §9, §13, §15).
+//!
+//! Everything runs on tokio's paused clock, so that waits of minutes cost
+//! nothing and a hang is a time limit that is reached ([`rig::within`]).
+
+mod budget;
+mod data;
+mod exactly_once;
+mod farewell;
+mod garbage;
+mod lease;
+mod limits;
+mod patience;
+mod recovery;
+pub(crate) mod rig;
+mod sequence;
+mod slots;

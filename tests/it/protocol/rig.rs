@@ -1,0 +1,473 @@
+//! What every test here starts from: a client on a scripted server, with
+//! nothing between them but memory and tokio's paused clock.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use efs_fuse::nfs::calls::HowToOpen;
+use efs_fuse::nfs::proto::attrs::NewAttributes;
+use efs_fuse::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE, Make};
+use efs_fuse::nfs::proto::types::FileHandle;
+use efs_fuse::nfs::session::establish::Identity;
+use efs_fuse::nfs::state::OpenState;
+use efs_fuse::nfs::{Client, ClientConfig, NfsError};
+use efs_fuse::rpc::auth::Credential;
+use efs_fuse::telemetry::Metrics;
+use efs_fuse::vfs::attr::Timeouts;
+use efs_fuse::vfs::types::{DirEntry, DirSink, Entry, Errno, Ino, Lookup, ROOT_INO, SetAttr};
+use efs_fuse::vfs::{Vfs, VfsConfig};
+use tokio::time::Instant;
+
+use crate::peer::proto::op;
+use crate::peer::{Action, Peer, PeerConfig};
+
+/// Operations that change something and must not run twice.
+pub(crate) const ONCE: [u32; 6] = [
+    op::CREATE,
+    op::REMOVE,
+    op::RENAME,
+    op::LINK,
+    op::OPEN,
+    op::SETATTR,
+];
+
+/// Fails the test if `future` needs longer than `secs` of the (virtual) clock:
+/// what waits for nothing would else wait for ever.
+pub(crate) async fn within<T>(secs: u64, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(secs), future)
+        .await
+        .unwrap_or_else(|_| panic!("not answered within {secs} s"))
+}
+
+pub(crate) async fn seconds(secs: u64) {
+    tokio::time::sleep(Duration::from_secs(secs)).await;
+}
+
+pub(crate) async fn millis(millis: u64) {
+    tokio::time::sleep(Duration::from_millis(millis)).await;
+}
+
+/// Runs futures at once. (They are polled in turn; there are few.)
+pub(crate) async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut running: Vec<_> = futures.map(Box::pin).collect();
+    let mut done: Vec<Option<T>> = running.iter().map(|_| None).collect();
+    std::future::poll_fn(|cx| {
+        let mut waits = false;
+        for (future, slot) in running.iter_mut().zip(&mut done) {
+            if slot.is_none() {
+                match future.as_mut().poll(cx) {
+                    std::task::Poll::Ready(value) => *slot = Some(value),
+                    std::task::Poll::Pending => waits = true,
+                }
+            }
+        }
+        if waits {
+            std::task::Poll::Pending
+        } else {
+            std::task::Poll::Ready(())
+        }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
+
+pub(crate) fn identity(name: &str) -> Identity {
+    Identity {
+        owner: format!("efs-fuse test {name}").into_bytes(),
+        verifier: [7; 8],
+        machine_name: "tester".to_owned(),
+    }
+}
+
+pub(crate) fn client_config(name: &str) -> ClientConfig {
+    ClientConfig {
+        identity: identity(name),
+        slots: 64,
+        rsize: 1 << 20,
+        wsize: 1 << 20,
+    }
+}
+
+/// A client and its server.
+pub(crate) struct Rig {
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) client: Arc<Client>,
+    pub(crate) cred: Arc<Credential>,
+    pub(crate) root: FileHandle,
+}
+
+impl Rig {
+    pub(crate) async fn new(cfg: PeerConfig) -> Self {
+        Self::of(Peer::new(cfg), "one").await
+    }
+
+    /// Another client of the same server.
+    pub(crate) async fn of(peer: Arc<Peer>, name: &str) -> Self {
+        let client = connect(&peer, name).await;
+        Self {
+            root: client.fs().root.clone(),
+            peer,
+            client,
+            cred: Credential::machine(),
+        }
+    }
+
+    pub(crate) async fn mkdir(&self, name: &str) -> Result<FileHandle, NfsError> {
+        let new = NewAttributes {
+            mode: Some(0o755),
+            ..NewAttributes::default()
+        };
+        self.client
+            .make(
+                &self.cred,
+                &self.root,
+                name.as_bytes(),
+                Make::Directory,
+                &new,
+            )
+            .await
+            .map(|made| made.handle)
+    }
+
+    pub(crate) async fn symlink(&self, name: &str, target: &str) -> Result<FileHandle, NfsError> {
+        let new = NewAttributes::default();
+        let make = Make::Symlink(target.as_bytes());
+        self.client
+            .make(&self.cred, &self.root, name.as_bytes(), make, &new)
+            .await
+            .map(|made| made.handle)
+    }
+
+    pub(crate) async fn create(
+        &self,
+        name: &str,
+        how: HowToOpen,
+    ) -> Result<Arc<OpenState>, NfsError> {
+        self.client
+            .create(
+                &self.cred,
+                &self.root,
+                name.as_bytes(),
+                ACCESS_READ | ACCESS_WRITE,
+                0o644,
+                how,
+            )
+            .await
+            .map(|file| file.open)
+    }
+
+    pub(crate) async fn lookup(&self, name: &str) -> Result<Option<FileHandle>, NfsError> {
+        let found = self
+            .client
+            .lookup(&self.cred, &self.root, name.as_bytes())
+            .await?;
+        Ok(found.object.map(|(handle, _)| handle))
+    }
+
+    pub(crate) async fn remove(&self, name: &str) -> Result<(), NfsError> {
+        self.client
+            .remove(&self.cred, &self.root, name.as_bytes())
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn rename(&self, from: &str, to: &str) -> Result<(), NfsError> {
+        let moved = self.lookup(from).await?;
+        self.client
+            .rename(
+                &self.cred,
+                (&self.root, from.as_bytes()),
+                (&self.root, to.as_bytes()),
+                moved.as_ref(),
+            )
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn link(&self, object: &FileHandle, name: &str) -> Result<(), NfsError> {
+        self.client
+            .link(&self.cred, object, &self.root, name.as_bytes())
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn chmod(&self, object: &FileHandle, mode: u32) -> Result<(), NfsError> {
+        let new = NewAttributes {
+            mode: Some(mode),
+            ..NewAttributes::default()
+        };
+        self.client
+            .set_attrs(&self.cred, object, None, &new)
+            .await
+            .map(drop)
+    }
+}
+
+pub(crate) async fn connect(peer: &Arc<Peer>, name: &str) -> Arc<Client> {
+    let client = Client::connect(peer.connector(), client_config(name), Metrics::new())
+        .await
+        .expect("a session");
+    client
+        .find_root(&Credential::machine(), b"/")
+        .await
+        .expect("the root");
+    client
+}
+
+/// Cuts the connection at the next operation `op`, once.
+pub(crate) fn once_at(peer: &Peer, wanted: u32, action: Action) {
+    let mut action = Some(action);
+    peer.on_op(move |event| {
+        if event.op == wanted {
+            action.take().unwrap_or(Action::Pass)
+        } else {
+            Action::Pass
+        }
+    });
+}
+
+pub(crate) fn default_timeouts() -> Timeouts {
+    let s = Duration::from_secs;
+    Timeouts {
+        reg_min: s(3),
+        reg_max: s(60),
+        dir_min: s(30),
+        dir_max: s(60),
+    }
+}
+
+/// A mounted file system without a kernel.
+pub(crate) struct Mount {
+    pub(crate) vfs: Arc<Vfs>,
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) cred: Arc<Credential>,
+}
+
+/// A file that this mount has open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Open {
+    pub(crate) ino: Ino,
+    pub(crate) fh: u64,
+}
+
+impl Mount {
+    pub(crate) async fn new(cfg: PeerConfig) -> Self {
+        Self::of(&Peer::new(cfg), "one", default_timeouts()).await
+    }
+
+    pub(crate) async fn of(peer: &Arc<Peer>, name: &str, timeouts: Timeouts) -> Self {
+        let client = connect(peer, name).await;
+        Self::over(&client, peer, timeouts, 64 << 20)
+    }
+
+    pub(crate) fn over(
+        client: &Arc<Client>,
+        peer: &Arc<Peer>,
+        timeouts: Timeouts,
+        write_window: usize,
+    ) -> Self {
+        let config = VfsConfig {
+            timeouts,
+            write_window,
+            read_ahead: 8 << 20,
+            max_names: 10_000,
+        };
+        Self {
+            vfs: Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new()),
+            peer: Arc::clone(peer),
+            cred: Credential::machine(),
+        }
+    }
+
+    /// As the kernel does: what is remembered first, then the server.
+    pub(crate) async fn lookup(&self, dir: Ino, name: &str) -> Result<Option<Entry>, Errno> {
+        let name = name.as_bytes();
+        let answer = match self.vfs.lookup_cached(&self.cred, dir, name) {
+            Some(answer) => answer,
+            None => self.vfs.lookup(&self.cred, dir, name).await,
+        };
+        match answer? {
+            Lookup::Found(entry) => Ok(Some(entry)),
+            Lookup::Missing { .. } => Ok(None),
+        }
+    }
+
+    /// The number of a path below the root.
+    pub(crate) async fn walk(&self, path: &str) -> Result<Ino, Errno> {
+        let mut at = ROOT_INO;
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            match self.lookup(at, name).await? {
+                Some(entry) => at = entry.ino,
+                None => return Err(Errno(libc::ENOENT)),
+            }
+        }
+        Ok(at)
+    }
+
+    pub(crate) async fn create(&self, dir: Ino, name: &str, flags: i32) -> Result<Open, Errno> {
+        let flags = flags | libc::O_CREAT;
+        let (entry, opened) = self
+            .vfs
+            .create(&self.cred, dir, name.as_bytes(), 0o644, flags)
+            .await?;
+        Ok(Open {
+            ino: entry.ino,
+            fh: opened.fh,
+        })
+    }
+
+    pub(crate) async fn open(&self, ino: Ino, flags: i32) -> Result<Open, Errno> {
+        let opened = self.vfs.open(&self.cred, ino, flags).await?;
+        Ok(Open { ino, fh: opened.fh })
+    }
+
+    pub(crate) async fn write(&self, file: Open, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let data = Bytes::copy_from_slice(data);
+        let len = data.len() as u32;
+        let written = self
+            .vfs
+            .write(
+                file.ino,
+                file.fh,
+                offset,
+                data,
+                efs_fuse::vfs::types::WriteFlags::default(),
+            )
+            .await?;
+        assert_eq!(written, len, "a buffered write is whole");
+        Ok(())
+    }
+
+    pub(crate) async fn read(&self, file: Open, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
+        let data = self
+            .vfs
+            .read(file.ino, file.fh, offset, size, libc::O_RDONLY)
+            .await?;
+        assert!(data.len() <= size as usize, "more than was asked for");
+        Ok(data.to_vec())
+    }
+
+    pub(crate) async fn fsync(&self, file: Open) -> Result<(), Errno> {
+        self.vfs.fsync(file.ino, file.fh, false).await
+    }
+
+    pub(crate) async fn flush(&self, file: Open) -> Result<(), Errno> {
+        self.vfs.flush(file.ino, file.fh, 0).await
+    }
+
+    pub(crate) async fn release(&self, file: Open) {
+        self.vfs
+            .release(file.ino, file.fh, None)
+            .await
+            .expect("an open handle");
+    }
+
+    /// close(2), and the RELEASE that follows it.
+    pub(crate) async fn close(&self, file: Open) -> Result<(), Errno> {
+        let flushed = self.flush(file).await;
+        self.release(file).await;
+        flushed
+    }
+
+    pub(crate) async fn getattr(&self, ino: Ino) -> Result<efs_fuse::vfs::types::Stat, Errno> {
+        if let Some((stat, _)) = self.vfs.getattr_cached(ino, None) {
+            return Ok(stat);
+        }
+        Ok(self.vfs.getattr(&self.cred, ino, None).await?.0)
+    }
+
+    pub(crate) async fn truncate(&self, ino: Ino, fh: Option<u64>, size: u64) -> Result<(), Errno> {
+        let set = SetAttr {
+            size: Some(size),
+            ..SetAttr::default()
+        };
+        self.vfs
+            .setattr(&self.cred, ino, fh, set)
+            .await
+            .map(|(stat, _)| assert_eq!(stat.size, size, "the size that was set"))
+    }
+
+    pub(crate) async fn mkdir(&self, dir: Ino, name: &str) -> Result<Ino, Errno> {
+        self.vfs
+            .mkdir(&self.cred, dir, name.as_bytes(), 0o755)
+            .await
+            .map(|entry| entry.ino)
+    }
+
+    pub(crate) async fn unlink(&self, dir: Ino, name: &str) -> Result<(), Errno> {
+        self.vfs.unlink(&self.cred, dir, name.as_bytes()).await
+    }
+
+    pub(crate) async fn rename(&self, from: (Ino, &str), to: (Ino, &str)) -> Result<(), Errno> {
+        self.vfs
+            .rename(
+                &self.cred,
+                from.0,
+                from.1.as_bytes(),
+                to.0,
+                to.1.as_bytes(),
+                0,
+            )
+            .await
+    }
+
+    /// The names of a directory but "." and "..", in order.
+    pub(crate) async fn list(&self, dir: Ino, plus: bool) -> Result<Vec<String>, Errno> {
+        let opened = self.vfs.opendir(&self.cred, dir).await?;
+        let mut names = Names::default();
+        let mut at = 0;
+        let result = loop {
+            names.room = 100;
+            let before = names.names.len();
+            let page = self
+                .vfs
+                .readdir(&self.cred, dir, opened.fh, at, plus, &mut names)
+                .await;
+            if let Err(errno) = page {
+                break Err(errno);
+            }
+            if names.names.len() == before {
+                break Ok(());
+            }
+            at = names.last;
+        };
+        self.vfs.releasedir(dir, opened.fh).await?;
+        result?;
+        let mut names = names.names;
+        names.retain(|name| name != "." && name != "..");
+        names.sort();
+        Ok(names)
+    }
+}
+
+#[derive(Default)]
+struct Names {
+    names: Vec<String>,
+    last: u64,
+    room: usize,
+}
+
+impl Names {
+    fn take(&mut self, entry: &DirEntry) -> bool {
+        if self.room == 0 {
+            return false;
+        }
+        self.room -= 1;
+        self.last = entry.offset;
+        self.names
+            .push(String::from_utf8_lossy(&entry.name).into_owned());
+        true
+    }
+}
+
+impl DirSink for Names {
+    fn add(&mut self, entry: &DirEntry) -> bool {
+        self.take(entry)
+    }
+
+    fn add_plus(&mut self, entry: &DirEntry, _plus: &Entry) -> bool {
+        self.take(entry)
+    }
+}
