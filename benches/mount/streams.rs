@@ -1,0 +1,335 @@
+//! Sequential and random I/O through the mount, beside what limits it: the
+//! same server over our client without FUSE, FUSE without a client, and the
+//! server's directory itself.
+//!
+//! The contestants take turns, three times over, and the median counts: what
+//! else the machine does then strikes all of them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use crate::direct::{BLOCK, Direct};
+use crate::host::{Context, Result, go_on, median};
+use crate::mount::Mount;
+use crate::null::NullMount;
+use crate::proxy::Proxy;
+use crate::report::Report;
+use crate::server::Server;
+
+const ROUNDS: usize = 3;
+/// WRITEs or READs that the pipelined loop has under way.
+const DEPTH: usize = 8;
+/// Bytes of a random access.
+const PAGE: usize = 4096;
+/// Of the plain loop.
+const FLOOR: f64 = 0.7;
+const ROUND_TRIP: Duration = Duration::from_millis(1);
+
+const PLAIN: &str = "own client, plain loop";
+const MOUNT: &str = "mount";
+
+/// Rates of contestants, in the order they first ran.
+#[derive(Default)]
+struct Rates(Vec<(String, Vec<f64>)>);
+
+impl Rates {
+    fn add(&mut self, name: impl Into<String>, amount: f64, time: Duration) {
+        let (name, rate) = (name.into(), amount / time.as_secs_f64());
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, rates)) => rates.push(rate),
+            None => self.0.push((name, vec![rate])),
+        }
+    }
+
+    /// Prints the medians; `floor` is what the mount is held to.
+    fn print(self, report: &Report, title: &str, unit: &str, floor: Option<f64>) -> Value {
+        report.heading(title, &["", unit, "of the plain loop"]);
+        let medians: Vec<_> = self
+            .0
+            .into_iter()
+            .map(|(name, rates)| (name, median(rates)))
+            .collect();
+        let plain = medians.iter().find(|(name, _)| name == PLAIN).map(|m| m.1);
+        let mut json = Map::new();
+        for (name, rate) in medians {
+            let share = plain.map(|plain| rate / plain);
+            let verdict = match (share, floor) {
+                (Some(share), Some(floor)) if name == MOUNT => Report::verdict(share >= floor),
+                _ => "",
+            };
+            let share = share.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share));
+            report.row(&[
+                name.clone(),
+                format!("{rate:.0}"),
+                format!("{share} {verdict}").trim().to_owned(),
+            ]);
+            json.insert(name, json!(rate));
+        }
+        Value::Object(json)
+    }
+}
+
+pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result<()> {
+    let server = Server::start(parent)?;
+    let export = server.export();
+    let size: u64 = if quick { 128 << 20 } else { 1 << 30 };
+    let mib = size as f64 / f64::from(1 << 20);
+    write_file(&export.join("read"), size)?;
+
+    let (mut writes, mut reads) = (Rates::default(), Rates::default());
+    for round in 0..ROUNDS {
+        go_on()?;
+        let named = |who: &str| format!("{who}{round}");
+        writes.add(
+            "the server's directory",
+            mib,
+            write_file(&export.join(named("d")), size)?,
+        );
+        reads.add(
+            "the server's directory (cached)",
+            mib,
+            read_file(&export.join("read"), size)?,
+        );
+        {
+            let null = NullMount::new()?;
+            writes.add(
+                "FUSE without a client",
+                mib,
+                write_file(&null.file(), size)?,
+            );
+        }
+        {
+            let null = NullMount::new()?;
+            reads.add("FUSE without a client", mib, read_file(&null.file(), size)?);
+        }
+        {
+            let direct = Direct::open(server.address(), &named("c"))?;
+            writes.add(PLAIN, mib, direct.write(size, 1)?);
+            let direct = Direct::open(server.address(), &named("p"))?;
+            writes.add(
+                format!("own client, {DEPTH} under way"),
+                mib,
+                direct.write(size, DEPTH)?,
+            );
+            let direct = Direct::open(server.address(), "read")?;
+            reads.add(PLAIN, mib, direct.read(size, 1)?);
+            reads.add(
+                format!("own client, {DEPTH} under way"),
+                mib,
+                direct.read(size, DEPTH)?,
+            );
+        }
+        let mount = Mount::new(server.address())?;
+        writes.add(MOUNT, mib, write_file(&mount.join(&named("m")), size)?);
+        reads.add(MOUNT, mib, read_file(&mount.join("read"), size)?);
+        mount.end()?;
+        for who in ["d", "c", "p", "m"] {
+            fs::remove_file(export.join(named(who))).context(who)?;
+        }
+    }
+    let title = |what: &str| format!("Sequential {what}, {mib:.0} MiB in blocks of 1 MiB, 0 ms");
+    let write = writes.print(report, &title("write and fsync"), "MiB/s", Some(FLOOR));
+    let read = reads.print(report, &title("read, cold"), "MiB/s", Some(FLOOR));
+    let random = random(report, &server, size, quick)?;
+    let far = far(report, &server, size / 4)?;
+    report.put(
+        "streams",
+        json!({"write_mib_s": write, "read_mib_s": read, "random_iops": random, "at_1_ms": far}),
+    );
+    Ok(())
+}
+
+/// 4 KiB here and there, the page cache of the mount left out.
+fn random(report: &mut Report, server: &Server, size: u64, quick: bool) -> Result<Value> {
+    let count: u32 = if quick { 2_000 } else { 20_000 };
+    let export = server.export();
+    write_file(&export.join("random"), size)?;
+    let mut json = Map::new();
+    for depth in [1, DEPTH] {
+        let (mut reads, mut writes) = (Rates::default(), Rates::default());
+        for _ in 0..ROUNDS {
+            go_on()?;
+            let n = f64::from(count);
+            let here = export.join("random");
+            reads.add(
+                "the server's directory (cached)",
+                n,
+                scatter(&here, 0, size, count, depth, false)?,
+            );
+            {
+                let null = NullMount::new()?;
+                reads.add(
+                    "FUSE without a client",
+                    n,
+                    scatter(&null.file(), libc::O_DIRECT, size, count, depth, false)?,
+                );
+                writes.add(
+                    "FUSE without a client",
+                    n,
+                    scatter(&null.file(), 0, size, count, depth, true)?,
+                );
+            }
+            {
+                let direct = Direct::open(server.address(), "random")?;
+                reads.add(
+                    PLAIN,
+                    n,
+                    direct.read_at(anywhere(size, 1).take(count as usize), PAGE, depth)?,
+                );
+                writes.add(
+                    PLAIN,
+                    n,
+                    direct.write_at(anywhere(size, 2).take(count as usize), PAGE, depth)?,
+                );
+            }
+            let mount = Mount::new(server.address())?;
+            let there = mount.join("random");
+            reads.add(
+                MOUNT,
+                n,
+                scatter(&there, libc::O_DIRECT, size, count, depth, false)?,
+            );
+            writes.add(MOUNT, n, scatter(&there, 0, size, count, depth, true)?);
+            mount.end()?;
+        }
+        let title = |what: &str| format!("Random {what}, 4 KiB, {depth} at a time, 0 ms");
+        let read = reads.print(report, &title("read, O_DIRECT"), "per s", None);
+        let write = writes.print(report, &title("write, and one fsync"), "per s", None);
+        json.insert(format!("read_{depth}"), read);
+        json.insert(format!("write_{depth}"), write);
+    }
+    Ok(Value::Object(json))
+}
+
+/// The streams again over a network with a round-trip time.
+fn far(report: &mut Report, server: &Server, size: u64) -> Result<Value> {
+    let proxy = Proxy::new(server.address(), ROUND_TRIP)?;
+    let export = server.export();
+    let mib = size as f64 / f64::from(1 << 20);
+    let (mut writes, mut reads) = (Rates::default(), Rates::default());
+    for _ in 0..ROUNDS {
+        go_on()?;
+        {
+            let direct = Direct::open(proxy.address(), "far")?;
+            writes.add(PLAIN, mib, direct.write(size, 1)?);
+            reads.add(PLAIN, mib, direct.read(size, 1)?);
+            writes.add(
+                format!("own client, {DEPTH} under way"),
+                mib,
+                direct.write(size, DEPTH)?,
+            );
+            reads.add(
+                format!("own client, {DEPTH} under way"),
+                mib,
+                direct.read(size, DEPTH)?,
+            );
+        }
+        let mount = Mount::new(proxy.address())?;
+        writes.add(MOUNT, mib, write_file(&mount.join("far-m"), size)?);
+        reads.add(MOUNT, mib, read_file(&mount.join("read"), size)?);
+        mount.end()?;
+        for name in ["far", "far-m"] {
+            fs::remove_file(export.join(name)).context(name)?;
+        }
+    }
+    let title = |what: &str| format!("Sequential {what}, {mib:.0} MiB, 1 ms");
+    Ok(json!({
+        "write_mib_s": writes.print(report, &title("write and fsync"), "MiB/s", Some(FLOOR)),
+        "read_mib_s": reads.print(report, &title("read, cold"), "MiB/s", Some(FLOOR)),
+    }))
+}
+
+/// The time to write `size` bytes and make them stable.
+pub(crate) fn write_file(path: &Path, size: u64) -> Result<Duration> {
+    let block = vec![0x5a; BLOCK];
+    let begun = Instant::now();
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .context(path.display())?;
+    for _ in (0..size).step_by(BLOCK) {
+        file.write_all(&block).context("write")?;
+    }
+    file.sync_all().context("fsync")?;
+    Ok(begun.elapsed())
+}
+
+/// The time to read the first `size` bytes.
+pub(crate) fn read_file(path: &Path, size: u64) -> Result<Duration> {
+    let mut block = vec![0; BLOCK];
+    let begun = Instant::now();
+    let mut file = File::open(path).context(path.display())?;
+    for _ in (0..size).step_by(BLOCK) {
+        file.read_exact(&mut block).context("read")?;
+    }
+    Ok(begun.elapsed())
+}
+
+/// The time of `count` accesses to random pages by `threads` threads.
+fn scatter(
+    path: &Path,
+    flags: i32,
+    size: u64,
+    count: u32,
+    threads: usize,
+    write: bool,
+) -> Result<Duration> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(flags)
+        .open(path)
+        .context(path.display())?;
+    let each = count as usize / threads;
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..threads)
+            .map(|thread| {
+                let file = &file;
+                scope.spawn(move || {
+                    let mut page = Page([0x5a; PAGE]);
+                    anywhere(size, 3 + thread as u64)
+                        .take(each)
+                        .try_for_each(|at| match write {
+                            true => file.write_all_at(&page.0, at),
+                            false => file.read_exact_at(&mut page.0, at),
+                        })
+                })
+            })
+            .collect();
+        running.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .map_err(|_| "a thread panicked")?
+                .context("I/O")
+        })
+    })?;
+    if write {
+        file.sync_all().context("fsync")?;
+    }
+    Ok(begun.elapsed())
+}
+
+#[repr(align(4096))]
+struct Page([u8; PAGE]);
+
+/// Random pages of a file, the same ones for the same seed (splitmix64).
+fn anywhere(size: u64, seed: u64) -> impl Iterator<Item = u64> {
+    let pages = size / PAGE as u64;
+    let mut state = seed;
+    std::iter::repeat_with(move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % pages * PAGE as u64
+    })
+}
