@@ -81,6 +81,7 @@ fn send(compound: &Compound) {
         seqid: 2,
         slot: 3,
         highest: 4,
+        keeps: true,
     };
     black_box(Message::seal(compound.finish(Some(slot)), 5));
 }

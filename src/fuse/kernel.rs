@@ -31,6 +31,9 @@ impl KernelOptions {
     /// - WRITEBACK_CACHE: the kernel would own size and times and delay
     ///   writes past unlock and close;
     /// - AUTO_INVAL_DATA: it drops our own pages after each own write;
+    /// - ATOMIC_O_TRUNC: the file would be cut before the kernel has made sure
+    ///   that it may be (ETXTBSY of a running program, which is found by
+    ///   pjdfstest); a SETATTR of its own is the price;
     /// - NO_OPEN_SUPPORT: OPEN is where close-to-open consistency lives;
     /// - HANDLE_KILLPRIV: the kernel clears setuid itself, by SETATTR.
     fn capabilities(self) -> Vec<InitFlags> {
@@ -39,8 +42,6 @@ impl KernelOptions {
             InitFlags::FUSE_PARALLEL_DIROPS,
             // Direct I/O of aio and io_uring in parallel.
             InitFlags::FUSE_ASYNC_DIO,
-            // O_TRUNC rides in our OPEN.
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             // `ls -l` without a lookup per name, `ls` without attributes.
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,

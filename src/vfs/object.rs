@@ -110,7 +110,11 @@ impl Vfs {
             self.drain(&inode).await;
             open = match fh {
                 // ftruncate(2): permission was checked when it was opened.
-                Some(fh) => Some(Arc::clone(&self.handle(fh)?.open)),
+                Some(fh) => {
+                    let handle = self.handle(fh)?;
+                    // open(2) with O_RDONLY and O_TRUNC cuts by its handle too.
+                    (handle.access & ops::ACCESS_WRITE != 0).then(|| Arc::clone(&handle.open))
+                }
                 None => inode.opened().and_then(|file| file.writable(cred)),
             };
         } else if set.mtime.is_some() || set.atime.is_some() {
