@@ -87,8 +87,9 @@ async fn serve(
         write_window: usize::try_from(options.write_window).unwrap_or(usize::MAX),
         read_ahead: if root { 0 } else { OWN_READ_AHEAD },
         max_names: match options.name_cache {
-            NameCache::None => 0,
-            NameCache::All | NameCache::Positive => MAX_NAMES,
+            // Positive names alone are not worth a third way.
+            NameCache::None | NameCache::Positive => 0,
+            NameCache::All => MAX_NAMES,
         },
     };
     let vfs = Vfs::new(Arc::clone(client), config, sent, Arc::clone(metrics));

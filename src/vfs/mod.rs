@@ -72,7 +72,8 @@ pub struct VfsConfig {
     pub write_window: usize,
     /// Bytes read ahead for one sequential reader.
     pub read_ahead: u64,
-    /// Names remembered, found ones and missing ones.
+    /// Names remembered, found ones and missing ones. With 0 the kernel is told
+    /// to believe none either.
     pub max_names: u64,
 }
 
