@@ -8,6 +8,7 @@ use super::assembly;
 use super::checks::{self, Place};
 use super::daemon::{self, Announcer, Side};
 use super::error::{MOUNT, MountError};
+use super::memory;
 use super::options::MountOptions;
 use super::registry::Registry;
 use crate::efs::device::Device;
@@ -66,6 +67,7 @@ fn report(announcer: &Announcer, error: MountError) -> i32 {
 }
 
 fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError> {
+    memory::tune();
     let destination =
         log::Destination::choose(request.foreground, request.options.log_file.as_deref());
     log::init(&destination, request.options.debug).map_err(|why| {

@@ -15,6 +15,7 @@ pub mod checks;
 pub mod daemon;
 pub mod error;
 pub mod launch;
+pub mod memory;
 pub mod mountinfo;
 pub mod notify;
 pub mod options;
