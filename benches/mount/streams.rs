@@ -2,7 +2,8 @@
 //! same server over our client without FUSE, FUSE without a client, and the
 //! server's directory itself.
 //!
-//! The contestants take turns, three times over, and the median counts: what
+//! Files have a name of their own in each round: the server would go on with
+//! one that was removed behind its back. The contestants take turns, three times over, and the median counts: what
 //! else the machine does then strikes all of them.
 
 use std::fs::{self, File, OpenOptions};
@@ -34,30 +35,47 @@ const ROUND_TRIP: Duration = Duration::from_millis(1);
 const PLAIN: &str = "own client, plain loop";
 const MOUNT: &str = "mount";
 
-/// Rates of contestants, in the order they first ran.
+/// Rates of contestants, in the order they first ran, and the processor time
+/// of the server for each MiB (or access), which tells whose time it was.
 #[derive(Default)]
-struct Rates(Vec<(String, Vec<f64>)>);
+struct Rates(Vec<(String, Vec<f64>, Vec<f64>)>);
 
 impl Rates {
-    fn add(&mut self, name: impl Into<String>, amount: f64, time: Duration) {
+    fn add(
+        &mut self,
+        server: &Server,
+        name: impl Into<String>,
+        amount: f64,
+        run: impl FnOnce() -> Result<Duration>,
+    ) -> Result<()> {
+        let before = server.cpu();
+        let time = run()?;
+        let cpu = (server.cpu() - before) / amount;
         let (name, rate) = (name.into(), amount / time.as_secs_f64());
-        match self.0.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, rates)) => rates.push(rate),
-            None => self.0.push((name, vec![rate])),
+        match self.0.iter_mut().find(|(known, ..)| *known == name) {
+            Some((_, rates, cpus)) => {
+                rates.push(rate);
+                cpus.push(cpu);
+            }
+            None => self.0.push((name, vec![rate], vec![cpu])),
         }
+        Ok(())
     }
 
     /// Prints the medians; `floor` is what the mount is held to.
     fn print(self, report: &Report, title: &str, unit: &str, floor: Option<f64>) -> Value {
-        report.heading(title, &["", unit, "of the plain loop"]);
+        report.heading(
+            title,
+            &["", unit, "of the plain loop", "server's CPU, us each"],
+        );
         let medians: Vec<_> = self
             .0
             .into_iter()
-            .map(|(name, rates)| (name, median(rates)))
+            .map(|(name, rates, cpus)| (name, median(rates), median(cpus)))
             .collect();
-        let plain = medians.iter().find(|(name, _)| name == PLAIN).map(|m| m.1);
+        let plain = medians.iter().find(|found| found.0 == PLAIN).map(|m| m.1);
         let mut json = Map::new();
-        for (name, rate) in medians {
+        for (name, rate, cpu) in medians {
             let share = plain.map(|plain| rate / plain);
             let verdict = match (share, floor) {
                 (Some(share), Some(floor)) if name == MOUNT => Report::verdict(share >= floor),
@@ -68,8 +86,9 @@ impl Rates {
                 name.clone(),
                 format!("{rate:.0}"),
                 format!("{share} {verdict}").trim().to_owned(),
+                format!("{:.0}", cpu * 1e6),
             ]);
-            json.insert(name, json!(rate));
+            json.insert(name, json!({"rate": rate, "server_cpu_s": cpu}));
         }
         Value::Object(json)
     }
@@ -86,48 +105,48 @@ pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result
     for round in 0..ROUNDS {
         go_on()?;
         let named = |who: &str| format!("{who}{round}");
-        writes.add(
-            "the server's directory",
-            mib,
-            write_file(&export.join(named("d")), size)?,
-        );
-        reads.add(
-            "the server's directory (cached)",
-            mib,
-            read_file(&export.join("read"), size)?,
-        );
+        writes.add(&server, "the server's directory", mib, || {
+            write_file(&export.join(named("d")), size)
+        })?;
+        reads.add(&server, "the server's directory (cached)", mib, || {
+            read_file(&export.join("read"), size)
+        })?;
         {
             let null = NullMount::new()?;
-            writes.add(
-                "FUSE without a client",
-                mib,
-                write_file(&null.file(), size)?,
-            );
+            writes.add(&server, "FUSE without a client", mib, || {
+                write_file(&null.file(), size)
+            })?;
         }
         {
             let null = NullMount::new()?;
-            reads.add("FUSE without a client", mib, read_file(&null.file(), size)?);
+            reads.add(&server, "FUSE without a client", mib, || {
+                read_file(&null.file(), size)
+            })?;
         }
         {
             let direct = Direct::open(server.address(), &named("c"))?;
-            writes.add(PLAIN, mib, direct.write(size, 1)?);
+            writes.add(&server, PLAIN, mib, || direct.write(size, 1))?;
             let direct = Direct::open(server.address(), &named("p"))?;
             writes.add(
+                &server,
                 format!("own client, {DEPTH} under way"),
                 mib,
-                direct.write(size, DEPTH)?,
-            );
+                || direct.write(size, DEPTH),
+            )?;
             let direct = Direct::open(server.address(), "read")?;
-            reads.add(PLAIN, mib, direct.read(size, 1)?);
+            reads.add(&server, PLAIN, mib, || direct.read(size, 1))?;
             reads.add(
+                &server,
                 format!("own client, {DEPTH} under way"),
                 mib,
-                direct.read(size, DEPTH)?,
-            );
+                || direct.read(size, DEPTH),
+            )?;
         }
         let mount = Mount::new(server.address())?;
-        writes.add(MOUNT, mib, write_file(&mount.join(&named("m")), size)?);
-        reads.add(MOUNT, mib, read_file(&mount.join("read"), size)?);
+        writes.add(&server, MOUNT, mib, || {
+            write_file(&mount.join(&named("m")), size)
+        })?;
+        reads.add(&server, MOUNT, mib, || read_file(&mount.join("read"), size))?;
         mount.end()?;
         for who in ["d", "c", "p", "m"] {
             fs::remove_file(export.join(named(who))).context(who)?;
@@ -157,45 +176,35 @@ fn random(report: &mut Report, server: &Server, size: u64, quick: bool) -> Resul
             go_on()?;
             let n = f64::from(count);
             let here = export.join("random");
-            reads.add(
-                "the server's directory (cached)",
-                n,
-                scatter(&here, 0, size, count, depth, false)?,
-            );
+            reads.add(server, "the server's directory (cached)", n, || {
+                scatter(&here, 0, size, count, depth, false)
+            })?;
             {
                 let null = NullMount::new()?;
-                reads.add(
-                    "FUSE without a client",
-                    n,
-                    scatter(&null.file(), libc::O_DIRECT, size, count, depth, false)?,
-                );
-                writes.add(
-                    "FUSE without a client",
-                    n,
-                    scatter(&null.file(), 0, size, count, depth, true)?,
-                );
+                reads.add(server, "FUSE without a client", n, || {
+                    scatter(&null.file(), libc::O_DIRECT, size, count, depth, false)
+                })?;
+                writes.add(server, "FUSE without a client", n, || {
+                    scatter(&null.file(), 0, size, count, depth, true)
+                })?;
             }
             {
                 let direct = Direct::open(server.address(), "random")?;
-                reads.add(
-                    PLAIN,
-                    n,
-                    direct.read_at(anywhere(size, 1).take(count as usize), PAGE, depth)?,
-                );
-                writes.add(
-                    PLAIN,
-                    n,
-                    direct.write_at(anywhere(size, 2).take(count as usize), PAGE, depth)?,
-                );
+                reads.add(server, PLAIN, n, || {
+                    direct.read_at(anywhere(size, 1).take(count as usize), PAGE, depth)
+                })?;
+                writes.add(server, PLAIN, n, || {
+                    direct.write_at(anywhere(size, 2).take(count as usize), PAGE, depth)
+                })?;
             }
             let mount = Mount::new(server.address())?;
             let there = mount.join("random");
-            reads.add(
-                MOUNT,
-                n,
-                scatter(&there, libc::O_DIRECT, size, count, depth, false)?,
-            );
-            writes.add(MOUNT, n, scatter(&there, 0, size, count, depth, true)?);
+            reads.add(server, MOUNT, n, || {
+                scatter(&there, libc::O_DIRECT, size, count, depth, false)
+            })?;
+            writes.add(server, MOUNT, n, || {
+                scatter(&there, 0, size, count, depth, true)
+            })?;
             mount.end()?;
         }
         let title = |what: &str| format!("Random {what}, 4 KiB, {depth} at a time, 0 ms");
@@ -213,29 +222,34 @@ fn far(report: &mut Report, server: &Server, size: u64) -> Result<Value> {
     let export = server.export();
     let mib = size as f64 / f64::from(1 << 20);
     let (mut writes, mut reads) = (Rates::default(), Rates::default());
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         go_on()?;
+        let (plain, mounted) = (format!("far-c{round}"), format!("far-m{round}"));
         {
-            let direct = Direct::open(proxy.address(), "far")?;
-            writes.add(PLAIN, mib, direct.write(size, 1)?);
-            reads.add(PLAIN, mib, direct.read(size, 1)?);
+            let direct = Direct::open(proxy.address(), &plain)?;
+            writes.add(server, PLAIN, mib, || direct.write(size, 1))?;
+            reads.add(server, PLAIN, mib, || direct.read(size, 1))?;
             writes.add(
+                server,
                 format!("own client, {DEPTH} under way"),
                 mib,
-                direct.write(size, DEPTH)?,
-            );
+                || direct.write(size, DEPTH),
+            )?;
             reads.add(
+                server,
                 format!("own client, {DEPTH} under way"),
                 mib,
-                direct.read(size, DEPTH)?,
-            );
+                || direct.read(size, DEPTH),
+            )?;
         }
         let mount = Mount::new(proxy.address())?;
-        writes.add(MOUNT, mib, write_file(&mount.join("far-m"), size)?);
-        reads.add(MOUNT, mib, read_file(&mount.join("read"), size)?);
+        writes.add(server, MOUNT, mib, || {
+            write_file(&mount.join(&mounted), size)
+        })?;
+        reads.add(server, MOUNT, mib, || read_file(&mount.join("read"), size))?;
         mount.end()?;
-        for name in ["far", "far-m"] {
-            fs::remove_file(export.join(name)).context(name)?;
+        for name in [plain, mounted] {
+            fs::remove_file(export.join(&name)).context(name)?;
         }
     }
     let title = |what: &str| format!("Sequential {what}, {mib:.0} MiB, 1 ms");
