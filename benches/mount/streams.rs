@@ -178,7 +178,7 @@ pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result
 }
 
 /// 4 KiB here and there, the page cache of the mount left out.
-fn random(report: &mut Report, server: &Server, size: u64, quick: bool) -> Result<Value> {
+fn random(report: &Report, server: &Server, size: u64, quick: bool) -> Result<Value> {
     let count: u32 = if quick { 2_000 } else { 20_000 };
     let export = server.export();
     write_file(&export.join("random"), size)?;
@@ -230,7 +230,7 @@ fn random(report: &mut Report, server: &Server, size: u64, quick: bool) -> Resul
 }
 
 /// The streams again over a network with a round-trip time.
-fn far(report: &mut Report, server: &Server, size: u64) -> Result<Value> {
+fn far(report: &Report, server: &Server, size: u64) -> Result<Value> {
     let proxy = Proxy::new(server.address(), ROUND_TRIP)?;
     let export = server.export();
     let mib = size as f64 / f64::from(1 << 20);
