@@ -97,6 +97,21 @@ pub(crate) fn memory_kib(pid: u32, field: &str) -> Result<u64> {
         .ok_or_else(|| format!("{path} has no {field}").into())
 }
 
+/// Processor time that a process has taken so far.
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before may contain spaces; utime and stime are fields 14, 15.
+    let fields = text.rsplit(')').next().unwrap_or_default();
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<u64>().ok())
+        .sum();
+    // SAFETY: sysconf has no preconditions.
+    ticks as f64 / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
+}
+
 /// What this ran on.
 pub(crate) fn machine() -> Value {
     let line = |path: &str, key: &str| {

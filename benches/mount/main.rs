@@ -26,7 +26,7 @@ mod startup;
 mod streams;
 mod workloads;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
@@ -65,6 +65,9 @@ enum Part {
     Workloads,
 }
 
+/// Where the server's files go, and whether sizes are small.
+type Measure = fn(&mut Report, &Path, bool) -> Result<()>;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(mountpoint) = &arguments.null {
@@ -89,7 +92,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut report = Report::new(arguments.quick, &parent);
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
-    let parts: [(Part, fn(&mut Report, &std::path::Path, bool) -> Result<()>); 4] = [
+    let parts: [(Part, Measure); 4] = [
         (Part::Startup, startup::measure),
         (Part::Memory, memory::measure),
         (Part::Streams, streams::measure),

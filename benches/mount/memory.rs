@@ -62,7 +62,8 @@ pub(crate) fn measure(report: &mut Report, parent: &Path, _quick: bool) -> Resul
         let done = eventually(Duration::from_secs(60), || {
             go_on().is_err() || writers.iter().all(|writer| writer.is_finished())
         });
-        if !done || go_on().is_err() {
+        go_on().inspect_err(|_| mount.abort())?;
+        if !done {
             mount.abort();
             return Err("writers still hang after the server went on".into());
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::host::{Context, Result, eventually, go_on};
+use crate::host::{Context, Result, cpu_seconds, eventually, go_on};
 
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -78,18 +78,7 @@ impl Server {
 
     /// Processor time it has taken so far, seconds.
     pub(crate) fn cpu(&self) -> f64 {
-        let path = format!("/proc/{}/stat", self.process.id());
-        let text = fs::read_to_string(path).unwrap_or_default();
-        // The name before may contain spaces; utime and stime are fields 14, 15.
-        let fields = text.rsplit(')').next().unwrap_or_default();
-        let ticks: u64 = fields
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|ticks| ticks.parse::<u64>().ok())
-            .sum();
-        // SAFETY: sysconf has no preconditions.
-        ticks as f64 / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
+        cpu_seconds(self.process.id())
     }
 
     fn signal(&self, signal: i32) {

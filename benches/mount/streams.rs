@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use crate::direct::{BLOCK, Direct};
-use crate::host::{Context, Result, go_on, median};
+use crate::host::{Context, Result, cpu_seconds, go_on, median};
 use crate::mount::Mount;
 use crate::null::NullMount;
 use crate::proxy::Proxy;
@@ -24,8 +24,8 @@ use crate::report::Report;
 use crate::server::Server;
 
 const ROUNDS: usize = 3;
-/// WRITEs or READs that the pipelined loop has under way.
-const DEPTH: usize = 8;
+/// WRITEs or READs that the pipelined loops have under way.
+const DEPTHS: [usize; 2] = [2, 8];
 /// Bytes of a random access.
 const PAGE: usize = 4096;
 /// Of the plain loop.
@@ -94,6 +94,10 @@ impl Rates {
     }
 }
 
+fn pipelined(depth: usize) -> String {
+    format!("own client, {depth} under way")
+}
+
 pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result<()> {
     let server = Server::start(parent)?;
     let export = server.export();
@@ -102,6 +106,8 @@ pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result
     write_file(&export.join("read"), size)?;
 
     let (mut writes, mut reads) = (Rates::default(), Rates::default());
+    // Processor time of the mount's daemon, writing and reading.
+    let mut daemon = [Vec::new(), Vec::new()];
     for round in 0..ROUNDS {
         go_on()?;
         let named = |who: &str| format!("{who}{round}");
@@ -126,51 +132,58 @@ pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result
         {
             let direct = Direct::open(server.address(), &named("c"))?;
             writes.add(&server, PLAIN, mib, || direct.write(size, 1))?;
-            let direct = Direct::open(server.address(), &named("p"))?;
-            writes.add(
-                &server,
-                format!("own client, {DEPTH} under way"),
-                mib,
-                || direct.write(size, DEPTH),
-            )?;
-            let direct = Direct::open(server.address(), "read")?;
-            reads.add(&server, PLAIN, mib, || direct.read(size, 1))?;
-            reads.add(
-                &server,
-                format!("own client, {DEPTH} under way"),
-                mib,
-                || direct.read(size, DEPTH),
-            )?;
+            let near = Direct::open(server.address(), "read")?;
+            reads.add(&server, PLAIN, mib, || near.read(size, 1))?;
+            for depth in DEPTHS {
+                let name = pipelined(depth);
+                // Each writes a new file: blocks that exist are cheaper.
+                let direct = Direct::open(server.address(), &named(&format!("p{depth}-")))?;
+                writes.add(&server, &*name, mib, || direct.write(size, depth))?;
+                reads.add(&server, &*name, mib, || near.read(size, depth))?;
+            }
         }
         let mount = Mount::new(server.address())?;
         writes.add(&server, MOUNT, mib, || {
             write_file(&mount.join(&named("m")), size)
         })?;
+        daemon[0].push(cpu_seconds(mount.pid()) / mib);
         reads.add(&server, MOUNT, mib, || read_file(&mount.join("read"), size))?;
+        daemon[1].push(cpu_seconds(mount.pid()) / mib - daemon[0][round]);
         mount.end()?;
-        for who in ["d", "c", "p", "m"] {
+        for who in ["d", "c", "p2-", "p8-", "m"] {
             fs::remove_file(export.join(named(who))).context(who)?;
         }
     }
     let title = |what: &str| format!("Sequential {what}, {mib:.0} MiB in blocks of 1 MiB, 0 ms");
     let write = writes.print(report, &title("write and fsync"), "MiB/s", Some(FLOOR));
     let read = reads.print(report, &title("read, cold"), "MiB/s", Some(FLOOR));
+    let daemon = daemon.map(|times| 1e6 * median(times));
+    report.note(&format!(
+        "The mount's daemon takes {:.0} us of processor for a MiB written, {:.0} us for one read.",
+        daemon[0], daemon[1]
+    ));
     let random = random(report, &server, size, quick)?;
     let far = far(report, &server, size / 4)?;
     report.put(
         "streams",
-        json!({"write_mib_s": write, "read_mib_s": read, "random_iops": random, "at_1_ms": far}),
+        json!({
+            "write_mib_s": write,
+            "read_mib_s": read,
+            "daemon_cpu_us": {"write": daemon[0], "read": daemon[1]},
+            "random_iops": random,
+            "at_1_ms": far,
+        }),
     );
     Ok(())
 }
 
 /// 4 KiB here and there, the page cache of the mount left out.
-fn random(report: &mut Report, server: &Server, size: u64, quick: bool) -> Result<Value> {
+fn random(report: &Report, server: &Server, size: u64, quick: bool) -> Result<Value> {
     let count: u32 = if quick { 2_000 } else { 20_000 };
     let export = server.export();
     write_file(&export.join("random"), size)?;
     let mut json = Map::new();
-    for depth in [1, DEPTH] {
+    for depth in [1, 8] {
         let (mut reads, mut writes) = (Rates::default(), Rates::default());
         for _ in 0..ROUNDS {
             go_on()?;
@@ -217,7 +230,7 @@ fn random(report: &mut Report, server: &Server, size: u64, quick: bool) -> Resul
 }
 
 /// The streams again over a network with a round-trip time.
-fn far(report: &mut Report, server: &Server, size: u64) -> Result<Value> {
+fn far(report: &Report, server: &Server, size: u64) -> Result<Value> {
     let proxy = Proxy::new(server.address(), ROUND_TRIP)?;
     let export = server.export();
     let mib = size as f64 / f64::from(1 << 20);
@@ -229,18 +242,12 @@ fn far(report: &mut Report, server: &Server, size: u64) -> Result<Value> {
             let direct = Direct::open(proxy.address(), &plain)?;
             writes.add(server, PLAIN, mib, || direct.write(size, 1))?;
             reads.add(server, PLAIN, mib, || direct.read(size, 1))?;
-            writes.add(
-                server,
-                format!("own client, {DEPTH} under way"),
-                mib,
-                || direct.write(size, DEPTH),
-            )?;
-            reads.add(
-                server,
-                format!("own client, {DEPTH} under way"),
-                mib,
-                || direct.read(size, DEPTH),
-            )?;
+            for depth in DEPTHS {
+                let name = pipelined(depth);
+                let direct = Direct::open(proxy.address(), &format!("{plain}-{depth}"))?;
+                writes.add(server, &*name, mib, || direct.write(size, depth))?;
+                reads.add(server, &*name, mib, || direct.read(size, depth))?;
+            }
         }
         let mount = Mount::new(proxy.address())?;
         writes.add(server, MOUNT, mib, || {
@@ -248,7 +255,8 @@ fn far(report: &mut Report, server: &Server, size: u64) -> Result<Value> {
         })?;
         reads.add(server, MOUNT, mib, || read_file(&mount.join("read"), size))?;
         mount.end()?;
-        for name in [plain, mounted] {
+        let others = DEPTHS.map(|depth| format!("{plain}-{depth}"));
+        for name in others.into_iter().chain([plain, mounted]) {
             fs::remove_file(export.join(&name)).context(name)?;
         }
     }
