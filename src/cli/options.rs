@@ -427,7 +427,10 @@ pub static TABLE: &[OptionSpec] = &[
     refused("remount", "unmount and mount again to change options"),
     refused("bg", "use wait=forever, or nofail in fstab"),
     refused("nocto", "close-to-open consistency is always kept"),
-    refused("nolock", "this version has no locks across hosts to switch off"),
+    refused(
+        "nolock",
+        "this version has no locks across hosts to switch off",
+    ),
     refused("acl", "there are no ACLs"),
     refused("fsc", "there is no cache on local disk"),
     refused("udp", NOT_V41),
