@@ -17,7 +17,7 @@ use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use fuser::INodeNo;
@@ -40,7 +40,7 @@ trait Kernel: Send + 'static {
     fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()>;
 }
 
-impl Kernel for fuser::Notifier {
+impl Kernel for Arc<fuser::Notifier> {
     fn inval_inode(&self, ino: Ino) -> io::Result<()> {
         // Offset 0 and length 0: attributes and all pages.
         fuser::Notifier::inval_inode(self, INodeNo(ino), 0, 0)
@@ -67,6 +67,8 @@ struct State {
 pub struct Notify {
     state: Mutex<State>,
     wake: Condvar,
+    /// For what the kernel must know at once.
+    direct: OnceLock<Arc<fuser::Notifier>>,
 }
 
 impl Notify {
@@ -85,6 +87,9 @@ impl Notify {
     /// # Errors
     /// No thread could be made.
     pub(super) fn connect(self: &Arc<Self>, notifier: fuser::Notifier) -> io::Result<()> {
+        let notifier = Arc::new(notifier);
+        // There is one session a mount.
+        let _ = self.direct.set(Arc::clone(&notifier));
         self.connect_to(notifier)
     }
 
@@ -172,6 +177,14 @@ impl Notify {
 impl KernelCache for Notify {
     fn inval_inode(&self, ino: Ino) {
         self.push(Stale::Inode(ino));
+    }
+
+    fn inval_attr(&self, ino: Ino) {
+        // A negative offset: attributes alone, so no page is waited for. An
+        // inode that the kernel does not hold is an error, and none to us.
+        if let Some(kernel) = self.direct.get() {
+            let _ = fuser::Notifier::inval_inode(kernel, INodeNo(ino), -1, 0);
+        }
     }
 
     fn inval_entry(&self, parent: Ino, name: &[u8]) {

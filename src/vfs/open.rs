@@ -215,13 +215,23 @@ impl Vfs {
                     self.was_cut(&inode, own.after.as_ref());
                 } else {
                     let (change, seen) = (attrs.change, self.learn(&inode, &attrs, sent));
-                    let mut attr = inode.attr.lock();
-                    if seen == attr::Seen::Late && !attr.explains(change) {
+                    let unexplained = seen == attr::Seen::Late && {
+                        let mut attr = inode.attr.lock();
+                        let unexplained = !attr.explains(change);
+                        if unexplained {
+                            attr.expire();
+                        }
+                        unexplained
+                    };
+                    if unexplained {
                         // Overtaken by a write of ours, and perhaps the only
                         // one to know of somebody else's close before this.
-                        attr.expire();
-                        drop(attr);
                         file.foreign_change();
+                    }
+                    if seen != attr::Seen::Same
+                        && let Some(kernel) = self.kernel.get()
+                    {
+                        kernel.inval_attr(ino);
                     }
                 }
                 Ok(self.opened(&inode, open, access, flags))

@@ -234,6 +234,11 @@ pub trait KernelCache: Send + Sync {
     /// The pages and attributes of the inode are old.
     fn inval_inode(&self, ino: Ino);
 
+    /// The attributes of the inode are old, its size among them. The kernel knows
+    /// it when this returns, which takes no lock that a request could hold: for
+    /// OPEN, whose answer must not be followed by a read up to the old size.
+    fn inval_attr(&self, ino: Ino);
+
     /// The name may lead elsewhere now.
     fn inval_entry(&self, parent: Ino, name: &[u8]);
 }
