@@ -1,9 +1,9 @@
 //! What the allocator is told before the daemon starts working.
 
 /// Buffers of 1 MiB come and go with every READ and WRITE. Left to itself glibc
-/// maps fresh pages for many of them, and clearing those costs as much as
-/// copying the data. Freed memory is kept up to a bound instead; one that is
-/// small beside the write window.
+/// may give their pages back and map fresh ones; freed memory is kept up to a
+/// bound instead, one that is small beside the write window. What that gains,
+/// and what it adds to the memory held after a burst, is not measured yet.
 ///
 /// To be called before threads exist.
 pub fn tune() {
