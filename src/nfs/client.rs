@@ -166,6 +166,8 @@ pub struct Client {
     pub(super) opens: OpenTable,
     /// Seconds; from the server's lease_time.
     pub(super) lease: watch::Sender<u32>,
+    /// See [`Client::on_restart`].
+    pub(super) restarted: std::sync::OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// See [`super::calls`].
     pub(super) fs: std::sync::OnceLock<super::calls::FileSystem>,
 }
@@ -233,6 +235,7 @@ impl Client {
             client_id: Mutex::new(client_id),
             opens: OpenTable::default(),
             lease: watch::Sender::new(super::lease::DEFAULT_LEASE),
+            restarted: std::sync::OnceLock::new(),
             fs: std::sync::OnceLock::new(),
         });
         client.reclaim_complete(&session).await?;
@@ -266,6 +269,13 @@ impl Client {
     /// Files open at the server.
     pub fn opens(&self) -> usize {
         self.opens.len()
+    }
+
+    /// What is to be done when the server has restarted and has lost data that
+    /// it had not committed. It is called before any other request gets
+    /// through, and must not wait. Only the first one given is kept.
+    pub fn on_restart(&self, hook: impl Fn() + Send + Sync + 'static) {
+        let _ = self.restarted.set(Box::new(hook));
     }
 
     /// The connection, for people.
@@ -352,6 +362,8 @@ impl Client {
             match self.send(session, slot, &compound).await? {
                 Sent::Reply(reply) => match reply.status() {
                     Status::DELAY | Status::GRACE => backoff.pause().await,
+                    // It ran; whatever recovery asks for may run again.
+                    Status::RETRY_UNCACHED_REP => {}
                     _ => return Ok(reply),
                 },
                 Sent::Again(_) => {

@@ -105,10 +105,18 @@ async fn rebuild(client: &Arc<Client>, lost: &Session) -> Result<Arc<Session>, N
         let opens = client.opens.live();
         tracing::info!(opens = opens.len(), "the server forgot us, reclaiming");
         let mut refused = Vec::new();
+        let count = opens.len();
         for open in opens {
             if !reclaim(client, &session, &open, Claim::Previous).await? {
                 refused.push(open);
             }
+        }
+        // With nothing granted it may only have been the lease that ran out:
+        // then others may have written since, and nothing is lost.
+        if refused.len() < count
+            && let Some(restarted) = client.restarted.get()
+        {
+            restarted();
         }
         client.reclaim_complete(&session).await?;
         // Only now: before RECLAIM_COMPLETE anything but a reclaim gets GRACE,

@@ -86,6 +86,8 @@ pub struct Vfs {
     files: DashMap<u64, Arc<OpenHandle>>,
     dirs: DashMap<u64, Arc<DirHandle>>,
     next_fh: AtomicU64,
+    /// Restarts of the server.
+    restarts: AtomicU64,
     window: Window,
     pipeline: Arc<PipelineConfig>,
     silly: Silly,
@@ -134,12 +136,13 @@ impl Vfs {
             // through while it is being copied.
             file_limit: (config.write_window - config.write_window / 4).max(1 << 20),
         });
-        Arc::new(Self {
+        let vfs = Arc::new(Self {
             inodes,
             names: NameCache::new(config.max_names),
             files: DashMap::new(),
             dirs: DashMap::new(),
             next_fh: AtomicU64::new(1),
+            restarts: AtomicU64::new(0),
             window: Window::new(config.write_window),
             pipeline,
             silly: Silly::default(),
@@ -148,7 +151,14 @@ impl Vfs {
             metrics,
             client,
             config,
-        })
+        });
+        let weak = Arc::downgrade(&vfs);
+        vfs.client.on_restart(move || {
+            if let Some(vfs) = weak.upgrade() {
+                vfs.server_restarted();
+            }
+        });
+        vfs
     }
 
     /// Whom to tell that the kernel's caches are old.

@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -71,8 +72,27 @@ impl Vfs {
         open_flags: i32,
     ) -> Result<Bytes, Errno> {
         let handle = self.handle(fh)?;
+        loop {
+            let restarts = self.restarts.load(Ordering::Relaxed);
+            let data = self
+                .read_settled(&handle, offset, size.into(), open_flags)
+                .await;
+            // A READ that was repeated after a restart of the server may have
+            // been answered before what that lost was written again.
+            if self.restarts.load(Ordering::Relaxed) == restarts {
+                return data;
+            }
+        }
+    }
+
+    async fn read_settled(
+        self: &Arc<Self>,
+        handle: &Arc<OpenHandle>,
+        offset: u64,
+        size: u64,
+        open_flags: i32,
+    ) -> Result<Bytes, Errno> {
         let inode = &handle.inode;
-        let size = u64::from(size);
         // Before the end of the file, only what overlaps matters. Beyond what
         // the server has of it, a hole of ours may be in the making: a short
         // answer would make the kernel cut the file.
@@ -84,11 +104,11 @@ impl Vfs {
         };
         self.settle(inode, offset, len).await;
         if open_flags & libc::O_DIRECT == 0
-            && let Some(data) = self.from_ahead(&handle, offset, size).await
+            && let Some(data) = self.from_ahead(handle, offset, size).await
         {
             return Ok(data);
         }
-        self.read_through(&handle.open, &handle, offset, size).await
+        self.read_through(&handle.open, handle, offset, size).await
     }
 
     /// READs until the request is satisfied or the file ends.

@@ -7,6 +7,7 @@
 //! on the file's `progress` and looks again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -242,6 +243,19 @@ impl Vfs {
         }
         self.file_state(inode).progress.notify_waiters();
         self.pump(inode);
+    }
+
+    /// The server has restarted: what it had not committed goes out again
+    /// before anybody reads it, or is told a size without it.
+    pub(super) fn server_restarted(self: &Arc<Self>) {
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        for inode in self.window.busy() {
+            self.with_pipeline(&inode, |inner| {
+                inner.pipeline.server_restarted();
+                inner.epoch += 1;
+            });
+            self.pump(&inode);
+        }
     }
 
     /// Waits until everything written to the file so far is stable or failed.

@@ -70,7 +70,10 @@ impl Client {
             .await?;
         reply.ok(Op::PutFh)?;
         let opened = reply.open()?;
-        open.opened(opened.stateid, access);
+        let token = open.for_io().1;
+        if !open.opened(opened.stateid, access) {
+            self.renew_state(open, token, Status::BAD_STATEID).await?;
+        }
         let preserves = opened.flags & PRESERVE_UNLINKED != 0;
         if truncate {
             match reply.attrs_set() {

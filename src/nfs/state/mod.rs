@@ -79,11 +79,17 @@ impl OpenState {
         self.inner.lock().dead
     }
 
-    /// Takes in the result of an OPEN.
-    pub(super) fn opened(&self, stateid: StateId, access: u32) {
+    /// Takes in the result of an OPEN. False if it began a new state, which
+    /// lacks access that the one before it had: the server has dropped that.
+    pub(super) fn opened(&self, stateid: StateId, access: u32) -> bool {
         let mut inner = self.inner.lock();
+        let merged = inner
+            .stateid
+            .is_none_or(|known| known.other == stateid.other);
+        let whole = merged || inner.access & !access == 0;
         inner.take(stateid);
         inner.access |= access;
+        whole
     }
 
     /// Takes in the result of an OPEN by recovery, which replaces what was.

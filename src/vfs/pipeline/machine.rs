@@ -204,6 +204,12 @@ impl<O: Clone + PartialEq> Machine<O> {
         self.commit_soon = !self.retained.is_empty();
     }
 
+    pub(super) fn server_restarted(&mut self, lasting: &mut Lasting) {
+        let lost = self.retained.take(u64::MAX, |_| true);
+        self.commit_soon = false;
+        self.write_again(lasting, lost);
+    }
+
     pub(super) fn begin_drain(&mut self, mark: u64) {
         let current = self.drains.map_or(mark, |drains| drains.current);
         self.drains = Some(Drains {

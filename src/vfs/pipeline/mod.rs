@@ -237,6 +237,13 @@ impl<O: Clone + PartialEq> Pipeline<O> {
         self.event(|busy, lasting| busy.commit_failed(lasting, id, errno));
     }
 
+    /// The server has lost what it had not committed: all of it is written
+    /// again, as the next COMMIT would find out. Reads that wait for what is
+    /// pending then see it.
+    pub fn server_restarted(&mut self) {
+        self.event(|busy, lasting| busy.server_restarted(lasting));
+    }
+
     /// Sends everything that was accepted so far on its way, and to stable
     /// storage. The ticket tells when that is done.
     pub fn begin_drain(&mut self) -> DrainTicket {

@@ -189,7 +189,7 @@ fn fault() -> impl Strategy<Value = Step> {
         2 => Just(Fault::Restart),
         1 => Just(Fault::Expire),
         1 => Just(Fault::Revoke),
-        2 => (0..20_u64).prop_map(Fault::Latency),
+        2 => (1..20_u64).prop_map(Fault::Latency),
         1 => (1000..100_000_u32, 1000..100_000_u32).prop_map(|(w, r)| Fault::ShortIo(w, r)),
         1 => (0..64_u32).prop_map(Fault::Target),
     ]

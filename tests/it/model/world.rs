@@ -51,6 +51,10 @@ pub(super) struct World {
     files: Vec<File>,
     /// Makes the data of every write its own.
     written: usize,
+    /// A request may be sent again whose first sending is of unknown fate. Then
+    /// what exists is not made and what is missing is not removed: the kernel
+    /// would not ask either, and the answer might be about that first sending.
+    unsure: bool,
 }
 
 fn data(seed: usize, len: usize) -> Vec<u8> {
@@ -82,6 +86,7 @@ impl World {
             tree: Tree::new(),
             files: Vec::new(),
             written: 0,
+            unsure: false,
         }
     }
 
@@ -190,7 +195,19 @@ impl World {
             }
             Step::Wait(millis) => tokio::time::sleep(Duration::from_millis(*millis)).await,
             Step::Foreign(foreign) => self.foreign(foreign).await,
-            Step::Fault(fault) => self.fault(fault),
+            Step::Fault(fault) => {
+                self.unsure = true;
+                self.fault(fault);
+                if matches!(fault, Fault::LoseUnstable) {
+                    // Without a restart only the next COMMIT can tell.
+                    for file in &self.files {
+                        self.mount.fsync(file.open).await.expect("fsync");
+                    }
+                }
+                // The client notices that its connection is gone; a call that
+                // goes out on a dying one may have been run for all it knows.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             step => self.names(step).await,
         }
     }
@@ -312,7 +329,9 @@ impl World {
                 }
             }
             Step::Mkdir(at) => {
-                if let Some(((dir, dir_id), _)) = self.find(at).await {
+                if let Some(((dir, dir_id), found)) = self.find(at).await
+                    && !(self.unsure && found.is_some())
+                {
                     let made = errno(self.mount.mkdir(dir, at.name).await).map(drop);
                     let kind = Kind::Dir(Default::default());
                     let expected = self.tree.make(dir_id, at.name, kind, 0o755);
@@ -320,7 +339,9 @@ impl World {
                 }
             }
             Step::Symlink(at) => {
-                if let Some(((dir, dir_id), _)) = self.find(at).await {
+                if let Some(((dir, dir_id), found)) = self.find(at).await
+                    && !(self.unsure && found.is_some())
+                {
                     let mount = &self.mount;
                     let name = at.name.as_bytes();
                     let made = mount.vfs.symlink(&mount.cred, dir, name, b"over/there");
@@ -336,7 +357,10 @@ impl World {
                 let Some(((dir, dir_id), found)) = self.find(at).await else {
                     return;
                 };
-                if found.is_some_and(|(_, id)| self.tree.is_dir(id)) {
+                if match found {
+                    Some((_, id)) => self.tree.is_dir(id),
+                    None => self.unsure,
+                } {
                     return;
                 }
                 let removed = errno(self.mount.unlink(dir, at.name).await);
@@ -346,7 +370,10 @@ impl World {
                 let Some(((dir, dir_id), found)) = self.find(at).await else {
                     return;
                 };
-                if found.is_some_and(|(_, id)| !self.tree.is_dir(id) || self.tree.hides(id)) {
+                if match found {
+                    Some((_, id)) => !self.tree.is_dir(id) || self.tree.hides(id),
+                    None => self.unsure,
+                } {
                     return;
                 }
                 let mount = &self.mount;
@@ -363,10 +390,10 @@ impl World {
         let Some((_, Some((entry, id)))) = self.find(from).await else {
             return;
         };
-        let Some(((dir, dir_id), _)) = self.find(to).await else {
+        let Some(((dir, dir_id), found)) = self.find(to).await else {
             return;
         };
-        if self.tree.is_dir(id) {
+        if self.tree.is_dir(id) || self.unsure && found.is_some() {
             return;
         }
         let mount = &self.mount;
@@ -511,7 +538,10 @@ impl World {
             Fault::LoseUnstable => self.peer.lose_unstable_data(),
             Fault::Restart if !nameless => self.peer.crash_and_restart(),
             Fault::Expire if !nameless => self.peer.expire_clients(),
-            Fault::Revoke if !nameless => self.peer.revoke_state(st::ADMIN_REVOKED),
+            // What is removed before the loss is noticed is gone.
+            Fault::Revoke if !self.setting.peer.preserve_unlinked => {
+                self.peer.revoke_state(st::ADMIN_REVOKED)
+            }
             Fault::Restart | Fault::Expire | Fault::Revoke => {}
             Fault::Latency(millis) => self.peer.set_latency(Duration::from_millis(millis)),
             Fault::ShortIo(write, read) => self.peer.limit_io(write, read),

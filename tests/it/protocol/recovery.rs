@@ -322,3 +322,64 @@ async fn status_flags_that_stay_up_start_no_recovery_loop() {
         );
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_restart_lost_is_read_back_before_anybody_asks_for_a_commit() {
+    for during_read in [false, true] {
+        let mount = Mount::new(PeerConfig::default()).await;
+        let data: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 249) as u8).collect();
+        within(300, async {
+            let file = mount.create(1, "f", libc::O_RDWR).await.unwrap();
+            mount.write(file, 0, &data).await.unwrap();
+            super::rig::seconds(1).await;
+            assert!(mount.peer.fs().has_unstable("/f").unwrap());
+            if during_read {
+                let peer = Arc::downgrade(&mount.peer);
+                let mut left = 1;
+                mount.peer.on_op(move |event| {
+                    if event.op == op::READ && left > 0 {
+                        left -= 1;
+                        peer.upgrade().unwrap().crash_and_restart();
+                    }
+                    Action::Pass
+                });
+            } else {
+                mount.peer.crash_and_restart();
+            }
+            let got = mount.read(file, 2_000_000, 900_000).await.unwrap();
+            assert!(got == data[2_000_000..2_900_000], "{during_read}");
+            let entry = mount.lookup(1, "f").await.unwrap().unwrap();
+            assert_eq!(entry.stat.size, 3_000_000);
+            assert_eq!(mount.getattr(file.ino).await.unwrap().size, 3_000_000);
+            mount.close(file).await.unwrap();
+        })
+        .await;
+        assert_eq!(mount.peer.fs().read_file("/f").unwrap(), data);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_that_joins_one_whose_state_was_dropped_brings_all_of_it_back() {
+    let rig = Rig::new(PeerConfig::default()).await;
+    let opens = opened(&rig, 1).await;
+    rig.peer.revoke_state(st::ADMIN_REVOKED);
+    let access = efs_fuse::nfs::proto::ops::ACCESS_WRITE;
+    let joined = rig.client.open_handle(&opens[0], access, false);
+    within(60, joined).await.expect("open");
+    all_work(&rig, &opens).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reclaim_whose_reply_was_not_kept_is_no_lost_file() {
+    for max_cached in [0, 8192] {
+        let rig = Rig::new(PeerConfig {
+            max_cached,
+            ..PeerConfig::default()
+        })
+        .await;
+        let opens = opened(&rig, 3).await;
+        once_at(&rig.peer, op::OPEN, Action::DropConnectionAfter);
+        rig.peer.crash_and_restart();
+        all_work(&rig, &opens).await;
+    }
+}
