@@ -35,6 +35,7 @@ use super::interrupt::{InterruptWatcher, Patience};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
 use crate::rpc::auth::Credential;
+use crate::rpc::buffers;
 use crate::telemetry::{FuseOp, Metrics};
 use crate::vfs::Vfs;
 use crate::vfs::types::{self, Entry, LockRange, Lookup, Opened, SetAttr, WriteFlags};
@@ -393,7 +394,7 @@ impl Filesystem for Adapter {
         };
         let call = Call::new(FuseOp::Write, req, ino.0).patience(patience);
         // The one copy: `data` lies in the reader thread's buffer.
-        let (vfs, data) = (self.vfs(), Bytes::copy_from_slice(data));
+        let (vfs, data) = (self.vfs(), buffers::copy(data));
         let flags = WriteFlags {
             open_flags: flags.0,
             from_cache,

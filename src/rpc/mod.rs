@@ -8,12 +8,14 @@
 //!
 //! - [`transport`]: what carries the bytes
 //! - [`record`]: record marking
+//! - [`buffers`]: the large buffers, used again
 //! - [`call`]: the messages
 //! - [`auth`]: who a call is made for (`AUTH_SYS`)
 //! - [`pending`]: which calls wait for which reply (a plain state machine)
 //! - [`channel`]: the tasks that move the bytes
 
 pub mod auth;
+pub mod buffers;
 pub mod call;
 pub mod channel;
 pub mod pending;

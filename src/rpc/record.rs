@@ -10,6 +10,8 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::buffers::Buffer;
+
 /// The bit of a fragment header that marks the last fragment.
 pub const LAST_FRAGMENT: u32 = 0x8000_0000;
 
@@ -101,21 +103,17 @@ impl<R: AsyncRead + Unpin> RecordReader<R> {
             }
             return Ok(self.staged.split_to(len).freeze());
         }
-        let mut own = BytesMut::with_capacity(len);
+        let mut buffer = Buffer::with_capacity(len);
+        let own = buffer.bytes();
         own.extend_from_slice(&self.staged);
         self.staged.clear();
         while own.len() < len {
             let rest = len - own.len();
-            if (&mut self.stream)
-                .take(rest as u64)
-                .read_buf(&mut own)
-                .await?
-                == 0
-            {
+            if (&mut self.stream).take(rest as u64).read_buf(own).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        Ok(own.freeze())
+        Ok(buffer.freeze())
     }
 
     async fn fill(&mut self) -> io::Result<usize> {
