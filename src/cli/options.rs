@@ -11,7 +11,9 @@ use std::time::Duration;
 use Value::{Allowed, Needed, No};
 
 use super::option_value as value;
-use crate::mount::options::{Atime, CacheTimes, MAX_IO, MIN_IO, MountOptions, NameCache, Patience};
+use crate::mount::options::{
+    Atime, CacheTimes, Locks, LocksOf, MAX_IO, MIN_IO, MountOptions, NameCache, Patience,
+};
 
 /// One option of the table.
 #[derive(Debug)]
@@ -349,16 +351,40 @@ pub static TABLE: &[OptionSpec] = &[
         help: "unknown options are warnings (as -s)",
         meaning: Meaning::Tolerated,
     },
+    flag("lock", "file locks are the server's (default)", |o| {
+        o.locks = LocksOf::Server.into();
+    }),
+    flag(
+        "nolock",
+        "file locks exclude only processes of this host",
+        |o| {
+            o.locks = LocksOf::Host.into();
+        },
+    ),
+    set(
+        "local_lock",
+        "none|flock|posix|all",
+        "which file locks exclude only processes of this host (none)",
+        |o, text| {
+            let (flock, posix) = match text {
+                "none" => (LocksOf::Server, LocksOf::Server),
+                "flock" => (LocksOf::Host, LocksOf::Server),
+                "posix" => (LocksOf::Server, LocksOf::Host),
+                "all" => (LocksOf::Host, LocksOf::Host),
+                _ => return Err("expected none, flock, posix or all".to_owned()),
+            };
+            o.locks = Locks { flock, posix };
+            Ok(())
+        },
+    ),
     // What this program does anyway.
     only("vers", &["4.1"]),
     only("nfsvers", &["4.1"]),
     only("minorversion", &["1"]),
     only("proto", &["tcp", "tcp6"]),
     only("sec", &["sys"]),
-    only("local_lock", &["none"]),
     tolerated("tcp", No),
     tolerated("async", No),
-    tolerated("lock", No),
     tolerated("cto", No),
     tolerated("noacl", No),
     tolerated("fg", No),
@@ -427,10 +453,6 @@ pub static TABLE: &[OptionSpec] = &[
     refused("remount", "unmount and mount again to change options"),
     refused("bg", "use wait=forever, or nofail in fstab"),
     refused("nocto", "close-to-open consistency is always kept"),
-    refused(
-        "nolock",
-        "this version has no locks across hosts to switch off",
-    ),
     refused("acl", "there are no ACLs"),
     refused("fsc", "there is no cache on local disk"),
     refused("udp", NOT_V41),

@@ -38,7 +38,7 @@ use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
 use crate::telemetry::{FuseOp, Metrics};
 use crate::vfs::Vfs;
-use crate::vfs::types::{self, Entry, LockRange, Lookup, Opened, SetAttr, WriteFlags};
+use crate::vfs::types::{self, Entry, LockRange, Lookup, Opened, SetAttr, Waiting, WriteFlags};
 
 /// The file system as fuser calls it.
 pub struct Adapter {
@@ -626,25 +626,14 @@ impl Filesystem for Adapter {
             typ,
             pid,
         };
-        let (vfs, cred) = (self.vfs(), self.who(req));
-        let (undo_vfs, undo_cred) = (self.vfs(), Arc::clone(&cred));
+        let waiting = Arc::new(Waiting::default());
+        let (vfs, caller) = (self.vfs(), Arc::clone(&waiting));
         let work = async move {
-            vfs.setlk(&cred, ino.0, fh.0, lock_owner.0, range, sleep)
+            vfs.setlk(ino.0, fh.0, lock_owner.0, range, sleep, &caller)
                 .await
         };
-        // A lock granted after EINTR is one nobody knows of.
-        let undo = move |()| async move {
-            if typ != libc::F_UNLCK {
-                let unlock = LockRange {
-                    typ: libc::F_UNLCK,
-                    ..range
-                };
-                let _ = undo_vfs
-                    .setlk(&undo_cred, ino.0, fh.0, lock_owner.0, unlock, false)
-                    .await;
-            }
-        };
-        self.dispatch.run(call, reply, work, answer::done, undo);
+        self.dispatch
+            .run_waiting(call, reply, waiting, work, answer::done);
     }
 
     fn setxattr(

@@ -5,8 +5,8 @@
 //! taken until the reply is in. The reply object lies in a cell that can be
 //! emptied once. The task and the interrupt watcher share it; whoever takes
 //! the reply answers. If that was the watcher, the task's result is undone
-//! (a handle released, a lookup forgotten, a lock given back), because the
-//! kernel knows nothing of it.
+//! (a handle released, a lookup forgotten), because the kernel knows nothing of
+//! it; a lock is given back by the vfs itself ([`Waiting`]).
 //!
 //! A panic ends one request: the task owns an [`InFlight`], and dropping that
 //! without an answer answers EIO. Tokio catches the unwinding. On a reader
@@ -27,7 +27,7 @@ use tracing::Instrument;
 use super::convert;
 use super::interrupt::{Interrupt, InterruptWatcher, Patience, Ticket};
 use crate::telemetry::{FuseOp, Metrics};
-use crate::vfs::types::{Errno, Ino};
+use crate::vfs::types::{Errno, Ino, Waiting};
 
 /// A reply object: what all of fuser's have in common.
 pub(super) trait Reply: Send + 'static {
@@ -87,22 +87,33 @@ impl Call {
 }
 
 /// The reply of a request in flight, until somebody takes it.
-pub(super) struct Pending<R>(Mutex<Option<R>>);
+pub(super) struct Pending<R> {
+    reply: Mutex<Option<R>>,
+    /// For a request whose work decides when it is too late to give up.
+    waiting: Option<Arc<Waiting>>,
+}
 
 impl<R> Pending<R> {
     fn take(&self) -> Option<R> {
-        self.0.lock().take()
+        self.reply.lock().take()
     }
 
     /// Works on the reply in its place; `None` if the request has its answer
     /// already.
     pub(super) fn with<T>(&self, work: impl FnOnce(&mut R) -> T) -> Option<T> {
-        self.0.lock().as_mut().map(work)
+        self.reply.lock().as_mut().map(work)
     }
 }
 
 impl<R: Reply> Interrupt for Pending<R> {
     fn interrupt(&self) -> bool {
+        if self
+            .waiting
+            .as_ref()
+            .is_some_and(|waiting| !waiting.give_up())
+        {
+            return false;
+        }
         let taken = self.take();
         let any = taken.is_some();
         if let Some(reply) = taken {
@@ -193,10 +204,27 @@ impl Dispatcher {
         W: Future<Output = Result<T, Errno>> + Send + 'static,
         U: Future<Output = ()> + Send + 'static,
     {
-        self.run_with(call, reply, |_| work, answer, undo);
+        self.start(call, reply, None, |_| work, answer, undo);
     }
 
-    /// The same for work that fills its reply as it goes.
+    /// The same for work that ends early when its caller gives up, and that
+    /// itself decides (`waiting`) when it is too late for that.
+    pub(super) fn run_waiting<R, T, W>(
+        &self,
+        call: Call,
+        reply: R,
+        waiting: Arc<Waiting>,
+        work: W,
+        answer: impl FnOnce(R, T) + Send + 'static,
+    ) where
+        R: Reply,
+        T: Send + 'static,
+        W: Future<Output = Result<T, Errno>> + Send + 'static,
+    {
+        self.start(call, reply, Some(waiting), |_| work, answer, keep);
+    }
+
+    /// The same as `run` for work that fills its reply as it goes.
     pub(super) fn run_with<R, T, W, U>(
         &self,
         call: Call,
@@ -210,7 +238,27 @@ impl Dispatcher {
         W: Future<Output = Result<T, Errno>> + Send + 'static,
         U: Future<Output = ()> + Send + 'static,
     {
-        let pending = Arc::new(Pending(Mutex::new(Some(reply))));
+        self.start(call, reply, None, work, answer, undo);
+    }
+
+    fn start<R, T, W, U>(
+        &self,
+        call: Call,
+        reply: R,
+        waiting: Option<Arc<Waiting>>,
+        work: impl FnOnce(&Arc<Pending<R>>) -> W,
+        answer: impl FnOnce(R, T) + Send + 'static,
+        undo: impl FnOnce(T) -> U + Send + 'static,
+    ) where
+        R: Reply,
+        T: Send + 'static,
+        W: Future<Output = Result<T, Errno>> + Send + 'static,
+        U: Future<Output = ()> + Send + 'static,
+    {
+        let pending = Arc::new(Pending {
+            reply: Mutex::new(Some(reply)),
+            waiting,
+        });
         let work = work(&pending);
         self.metrics.gauges.fuse_in_flight.inc();
         // Before the spawn: a runtime that shuts down drops the task at once.

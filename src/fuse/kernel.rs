@@ -15,14 +15,18 @@ const MAX_BACKGROUND: u16 = 128;
 /// What of the negotiation can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelOptions {
-    /// `fcntl` and `flock` locks go to the server; else the kernel keeps them
-    /// to this host (as `nolock` wants).
-    pub locks: bool,
+    /// `fcntl` locks come here; else the kernel keeps them to this host.
+    pub posix_locks: bool,
+    /// The same for `flock`.
+    pub flock_locks: bool,
 }
 
 impl Default for KernelOptions {
     fn default() -> Self {
-        Self { locks: true }
+        Self {
+            posix_locks: true,
+            flock_locks: true,
+        }
     }
 }
 
@@ -51,8 +55,10 @@ impl KernelOptions {
             // A file that must bypass the page cache can still be mapped.
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
-        if self.locks {
+        if self.posix_locks {
             flags.push(InitFlags::FUSE_POSIX_LOCKS);
+        }
+        if self.flock_locks {
             flags.push(InitFlags::FUSE_FLOCK_LOCKS);
         }
         flags
@@ -87,7 +93,11 @@ mod tests {
     fn locks_go_to_the_server_unless_told_not_to() {
         let locks = InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS;
         assert!(asked(KernelOptions::default()).contains(locks));
-        assert!(!asked(KernelOptions { locks: false }).intersects(locks));
+        let local = KernelOptions {
+            posix_locks: false,
+            flock_locks: false,
+        };
+        assert!(!asked(local).intersects(locks));
     }
 
     #[test]

@@ -179,6 +179,13 @@ impl KernelCache for Notify {
         self.push(Stale::Inode(ino));
     }
 
+    fn inval_inode_now(&self, ino: Ino) {
+        // As above; an inode that the kernel does not hold has no pages.
+        if let Some(kernel) = self.direct.get() {
+            let _ = fuser::Notifier::inval_inode(kernel, INodeNo(ino), 0, 0);
+        }
+    }
+
     fn inval_attr(&self, ino: Ino) {
         // A negative offset: attributes alone, so no page is waited for. An
         // inode that the kernel does not hold is an error, and none to us.

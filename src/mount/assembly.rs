@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::daemon::Ready;
 use super::error::MountError;
 use super::launch::MountRequest;
-use super::options::{CacheTimes, MountOptions, NameCache, Patience};
+use super::options::{CacheTimes, LocksOf, MountOptions, NameCache, Patience};
 use super::registry::{Entry, Registry};
 use super::signals::Shutdown;
 use crate::efs::TcpConnector;
@@ -87,20 +87,22 @@ async fn serve(
         write_window: usize::try_from(options.write_window).unwrap_or(usize::MAX),
         read_ahead: if root { 0 } else { OWN_READ_AHEAD },
         max_names: match options.name_cache {
-            // Positive names alone are not worth a third way.
-            NameCache::None | NameCache::Positive => 0,
-            NameCache::All => MAX_NAMES,
+            NameCache::None => 0,
+            NameCache::All | NameCache::Positive => MAX_NAMES,
         },
+        missing_names: options.name_cache == NameCache::All,
     };
     let vfs = Vfs::new(Arc::clone(client), config, sent, Arc::clone(metrics));
     let notify = Notify::new();
     vfs.set_kernel(Arc::clone(&notify) as _);
-    // Locks are the kernel's until the client has them.
     let adapter = Adapter::new(
         Arc::clone(&vfs),
         tokio::runtime::Handle::current(),
         Arc::clone(metrics),
-        KernelOptions { locks: false },
+        KernelOptions {
+            posix_locks: options.locks.posix == LocksOf::Server,
+            flock_locks: options.locks.flock == LocksOf::Server,
+        },
     )
     .map_err(|why| MountError::system("starting a thread", why))?;
     let session = session_options(request, root);

@@ -84,6 +84,31 @@ pub enum NameCache {
     None,
 }
 
+/// Who keeps file locks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocksOf {
+    /// The server: they exclude processes of all hosts.
+    Server,
+    /// The kernel: they exclude processes of this host.
+    Host,
+}
+
+/// `nolock`, `local_lock=`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Locks {
+    /// `flock(2)`.
+    pub flock: LocksOf,
+    /// `fcntl(2)`, POSIX and OFD.
+    pub posix: LocksOf,
+}
+
+impl From<LocksOf> for Locks {
+    fn from(of: LocksOf) -> Self {
+        let (flock, posix) = (of, of);
+        Self { flock, posix }
+    }
+}
+
 /// Access times, as far as the kernel is concerned: the server keeps them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Atime {
@@ -114,6 +139,8 @@ pub struct MountOptions {
     pub cache_times: CacheTimes,
     /// `lookupcache=`; `None` with `noac`.
     pub name_cache: NameCache,
+    /// `nolock`, `local_lock=`.
+    pub locks: Locks,
     /// `write_window=`: bytes that may be on their way to the server after
     /// their `write(2)` has returned. 0 (also by `sync`): every write waits.
     pub write_window: u64,
@@ -160,6 +187,7 @@ impl Default for MountOptions {
             wsize: MAX_IO,
             cache_times: CacheTimes::DEFAULT,
             name_cache: NameCache::All,
+            locks: LocksOf::Server.into(),
             write_window: 64 << 20,
             fuse_threads: default_fuse_threads(),
             max_requests: 64,

@@ -1,7 +1,8 @@
 //! Rebuilding the session and the state (RFC 8881 §8.4, §2.10.13).
 //!
 //! One task does it, in one order: session, client id, opens that the server may
-//! know from before its restart, RECLAIM_COMPLETE, opens that are opened anew.
+//! know from before its restart, each with its locks, RECLAIM_COMPLETE, opens
+//! that are opened anew (their locks are lost).
 //! While it runs the phase is `Recovering` and ordinary requests wait for the
 //! new session; if anything fails, the task starts over from the top, for ever.
 //! Who finds the session lost calls [`Client::recover`] with the generation it
@@ -11,12 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::client::{Backoff, Client, Phase, Session};
-use super::proto::ops::{self, Claim, Create, Op};
+use super::proto::ops::{self, Claim, Create, LockType, Op};
 use super::proto::reply::NfsError;
 use super::proto::status::Status;
 use super::session::establish::{self, ChannelAttrs};
 use super::session::slots::Class;
 use super::state::OpenState;
+use super::state::locks::LockState;
+use super::state::ranges::{LockKind, Span};
 
 impl Client {
     /// Starts recovery of the session with this generation, if it is still the
@@ -150,7 +153,13 @@ async fn reclaim(
         .await?;
     let put = reply.ok(Op::PutFh).map(|_| ());
     match put.and_then(|()| reply.open()) {
-        Ok(opened) => open.renewed(opened.stateid),
+        Ok(opened) => {
+            open.renewed(opened.stateid);
+            match claim {
+                Claim::Previous => reclaim_locks(client, session, open).await?,
+                Claim::Handle | Claim::Name(_) => open.lose_locks(),
+            }
+        }
         Err(NfsError::Status(
             Op::Open,
             Status::NO_GRACE
@@ -165,9 +174,67 @@ async fn reclaim(
         Err(error) => {
             tracing::warn!("an open file is lost: {error}");
             open.lose();
+            open.lose_locks();
         }
     }
     Ok(true)
+}
+
+/// Locks again what was locked before the restart of the server. What it does
+/// not give back is lost.
+async fn reclaim_locks(
+    client: &Arc<Client>,
+    session: &Arc<Session>,
+    open: &OpenState,
+) -> Result<(), NfsError> {
+    for lock in open.lock_states() {
+        for (span, kind) in lock.restart().iter() {
+            let kind = match kind {
+                LockKind::Read => LockType::Read,
+                LockKind::Write => LockType::Write,
+            };
+            let mut reply = client
+                .call_on(session, &open.cred, |c| {
+                    let range = (span.start, span.length());
+                    c.put(&open.handle)
+                        .once()
+                        .lock(kind, true, range, client.locker(&lock));
+                })
+                .await?;
+            let put = reply.ok(Op::PutFh).map(|_| ());
+            match put.and_then(|()| reply.locked()) {
+                Ok(Ok(stateid)) => lock.reclaimed(stateid),
+                Err(error @ NfsError::Status(Op::Sequence, _)) => return Err(error),
+                refused => {
+                    tracing::error!(?refused, "a file lock could not be reclaimed");
+                    // Part of it may be ours again; nobody is to wait for that.
+                    give_up(client, session, &lock).await?;
+                    lock.lose();
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn give_up(
+    client: &Arc<Client>,
+    session: &Arc<Session>,
+    lock: &LockState,
+) -> Result<(), NfsError> {
+    let Some(stateid) = lock.stateid() else {
+        return Ok(());
+    };
+    client
+        .call_on(session, &lock.open.cred, |c| {
+            let all = (Span::ALL.start, Span::ALL.length());
+            c.put(&lock.open.handle)
+                .once()
+                .unlock(stateid.newest(), all);
+        })
+        .await
+        .map(|_| ())
 }
 
 impl Client {
@@ -205,6 +272,7 @@ impl Client {
         match put.and_then(|()| reply.open()) {
             Ok(opened) => {
                 open.renewed(opened.stateid);
+                open.lose_locks();
                 if open.is_dead() {
                     // Closed meanwhile, with the stateid that is no more.
                     self.send_close(open, opened.stateid).await?;
@@ -214,6 +282,7 @@ impl Client {
             }
             Err(error) => {
                 open.lose();
+                open.lose_locks();
                 Err(error)
             }
         }

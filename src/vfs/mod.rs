@@ -11,11 +11,12 @@
 //! | open, create, flush, fsync, release | [`open`] |
 //! | read | [`read`], [`readahead`] |
 //! | write | [`write`], [`pipeline`], [`window`], [`errseq`] |
+//! | getlk, setlk (fcntl, flock) | [`lock`], `locktable` |
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
 //! | what is cached | [`attr`], [`inode`], [`namecache`] |
 //!
 //! Ownership and order of locks: the inode table's shards, then an inode's
-//! `FileState` lock, then its `attr` or the window's. No
+//! `FileState` lock, then its `attr`, a lock state's or the window's. No
 //! two inodes are locked at once and nothing is locked across an await; what
 //! has to be waited for is waited for by `Notify`, with the condition checked
 //! again after each wake-up.
@@ -28,6 +29,7 @@ pub mod dir;
 pub mod errseq;
 pub mod inode;
 pub mod lock;
+mod locktable;
 pub mod name;
 pub mod namecache;
 pub mod object;
@@ -75,6 +77,8 @@ pub struct VfsConfig {
     /// Names remembered, found ones and missing ones. With 0 the kernel is told
     /// to believe none either.
     pub max_names: u64,
+    /// Missing names are among them.
+    pub missing_names: bool,
 }
 
 /// A mounted file system.
@@ -138,7 +142,7 @@ impl Vfs {
         });
         let vfs = Arc::new(Self {
             inodes,
-            names: NameCache::new(config.max_names),
+            names: NameCache::new(config.max_names, config.missing_names),
             files: DashMap::new(),
             dirs: DashMap::new(),
             next_fh: AtomicU64::new(1),

@@ -41,13 +41,17 @@ pub struct Remembered {
 /// The cache.
 pub struct NameCache {
     names: Cache<Key, Remembered>,
+    /// Missing names are remembered too.
+    missing: bool,
 }
 
 impl NameCache {
-    /// A cache of at most `max` names.
-    pub fn new(max: u64) -> Self {
+    /// A cache of at most `max` names; of those that exist, and with `missing`
+    /// of those that do not.
+    pub fn new(max: u64, missing: bool) -> Self {
         Self {
             names: Cache::new(max),
+            missing,
         }
     }
 
@@ -58,6 +62,10 @@ impl NameCache {
 
     /// Remembers a name.
     pub fn put(&self, dir: &Inode, name: &[u8], target: Target, dir_change: u64) {
+        if matches!(target, Target::Missing) && !self.missing {
+            self.remove(dir, name);
+            return;
+        }
         let remembered = Remembered {
             target,
             dir: (dir.generation, dir_change),

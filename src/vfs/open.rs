@@ -8,6 +8,7 @@
 //! close(2) is FLUSH: there every write is made stable and errors are told.
 //! RELEASE comes later and nobody waits for it.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -19,22 +20,38 @@ use super::Vfs;
 use super::attr;
 use super::errseq::Seen;
 use super::inode::Inode;
+use super::locktable::LockTable;
 use super::namecache::Target;
 use super::pipeline::Pipeline;
 use super::read::Ahead;
 use super::types::{Entry, Errno, FileKind, Ino, Opened};
 use crate::nfs::calls::{HowToOpen, Moved};
+use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::state::OpenState;
+use crate::nfs::state::locks::LockState;
 use crate::rpc::auth::Credential;
 
 /// Whose open a write is sent with.
 #[derive(Clone, Debug)]
-pub struct Origin(pub Arc<OpenState>);
+pub struct Origin {
+    pub(super) open: Arc<OpenState>,
+    /// The open's fence when the write was accepted: see [`OpenState::fence`].
+    pub(super) fence: u32,
+}
+
+impl Origin {
+    pub(super) fn new(open: &Arc<OpenState>) -> Self {
+        Self {
+            open: Arc::clone(open),
+            fence: open.fence(),
+        }
+    }
+}
 
 impl PartialEq for Origin {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.open, &other.open) && self.fence == other.fence
     }
 }
 
@@ -46,6 +63,8 @@ pub struct FileState {
     pub(super) inner: Mutex<FileInner>,
     /// A write or commit was answered.
     pub(super) progress: Notify,
+    /// A lock was let go, or somebody has left the line for one.
+    pub(super) unlocked: Notify,
 }
 
 #[derive(Debug)]
@@ -53,7 +72,7 @@ pub(super) struct FileInner {
     opens: Vec<SharedOpen>,
     pub(super) pipeline: Pipeline<Origin>,
     /// The kernel may hold pages, and this change attribute explains them.
-    pages: Option<u64>,
+    pub(super) pages: Option<u64>,
     /// Moves with every foreign change and with every new size: what was read
     /// ahead before is old.
     pub(super) epoch: u64,
@@ -67,9 +86,24 @@ pub(super) struct FileInner {
     /// RENAMEs onto this file under way: if they fail, it gets its name back,
     /// so it is not removed meanwhile.
     pub(super) replacing: usize,
+    /// Who of this host has locks.
+    pub(super) locks: LockTable,
+    /// Lock states of owners that are gone, which the server keeps until the
+    /// open they were made with is closed.
+    pub(super) retired: Vec<Arc<LockState>>,
 }
 
 impl FileInner {
+    /// The kernel's pages are those of the file at `change`: every move of the
+    /// file since they were read is our own, so that its present change
+    /// attribute explains the old one.
+    pub(super) fn keeps_pages(&self, inode: &Inode, change: u64) -> bool {
+        match self.pages {
+            Some(pages) => pages == change || inode.attr.lock().explains(pages),
+            None => false,
+        }
+    }
+
     /// The handle begins to read ahead.
     pub(super) fn reads_ahead(&mut self, handle: &Arc<OpenHandle>) {
         self.readers.retain(|reader| reader.strong_count() > 0);
@@ -113,8 +147,11 @@ impl FileState {
                 preserved: false,
                 silly: None,
                 replacing: 0,
+                locks: LockTable::default(),
+                retired: Vec::new(),
             }),
             progress: Notify::new(),
+            unlocked: Notify::new(),
         }
     }
 
@@ -151,6 +188,8 @@ pub struct OpenHandle {
     /// Write errors that this handle has told of.
     pub(super) seen: Mutex<Seen>,
     pub(super) ahead: Ahead,
+    /// It was locked through once.
+    pub(super) locked: AtomicBool,
 }
 
 fn access_of(flags: i32) -> u32 {
@@ -214,20 +253,7 @@ impl Vfs {
                     self.moved(&inode, &own, sent);
                     self.was_cut(&inode, own.after.as_ref());
                 } else {
-                    let (change, seen) = (attrs.change, self.learn(&inode, &attrs, sent));
-                    let unexplained = seen == attr::Seen::Late && {
-                        let mut attr = inode.attr.lock();
-                        let unexplained = !attr.explains(change);
-                        if unexplained {
-                            attr.expire();
-                        }
-                        unexplained
-                    };
-                    if unexplained {
-                        // Overtaken by a write of ours, and perhaps the only
-                        // one to know of somebody else's close before this.
-                        file.foreign_change();
-                    }
+                    let seen = self.learn_at_open(&inode, &attrs, sent);
                     if seen != attr::Seen::Same
                         && let Some(kernel) = self.kernel.get()
                     {
@@ -242,6 +268,31 @@ impl Vfs {
                 Err(errno)
             }
         }
+    }
+
+    /// Takes in the attributes that came with an OPEN or a LOCK, after which
+    /// nothing older may be seen.
+    pub(super) fn learn_at_open(
+        &self,
+        inode: &Arc<Inode>,
+        attrs: &Attributes,
+        sent: Instant,
+    ) -> attr::Seen {
+        let seen = self.learn(inode, attrs, sent);
+        let unexplained = seen == attr::Seen::Late && {
+            let mut attr = inode.attr.lock();
+            let unexplained = !attr.explains(attrs.change);
+            if unexplained {
+                attr.expire();
+            }
+            unexplained
+        };
+        if unexplained {
+            // Overtaken by a write of ours, and perhaps the only one to know
+            // of somebody else's close before this.
+            self.file_state(inode).foreign_change();
+        }
+        seen
     }
 
     /// OPEN with creation: one round trip.
@@ -289,12 +340,7 @@ impl Vfs {
         let change = inode.attr.lock().change();
         let state = self.file_state(inode);
         let mut inner = state.inner.lock();
-        // Pages survive if every move of the file since they were read is our
-        // own: then its present change attribute explains the old one.
-        let keep_cache = match inner.pages {
-            Some(pages) => pages == change || inode.attr.lock().explains(pages),
-            None => false,
-        };
+        let keep_cache = inner.keeps_pages(inode, change);
         inner.pages = Some(change);
         let handle = OpenHandle {
             inode: Arc::clone(inode),
@@ -302,6 +348,7 @@ impl Vfs {
             access,
             seen: Mutex::new(inner.pipeline.errors().sample()),
             ahead: Ahead::new(self.config.read_ahead),
+            locked: AtomicBool::new(false),
         };
         drop(inner);
         let fh = self.new_fh();
@@ -339,7 +386,7 @@ impl Vfs {
 
     /// One user less; the last one closes.
     async fn leave(self: &Arc<Self>, inode: &Arc<Inode>, open: &Arc<OpenState>) {
-        let (close, silly) = {
+        let (close, silly, retired) = {
             let mut inner = self.file_state(inode).inner.lock();
             let Some(at) = inner
                 .opens
@@ -353,8 +400,19 @@ impl Vfs {
             if close {
                 inner.opens.swap_remove(at);
             }
-            (close, inner.unneeded_name())
+            let retired: Vec<_> = inner
+                .retired
+                .extract_if(.., |lock| Arc::ptr_eq(&lock.open, open))
+                .collect();
+            (close, inner.unneeded_name(), retired)
         };
+        if !close {
+            for lock in retired {
+                if let Err(error) = self.client.free_lock(&lock).await {
+                    tracing::debug!(ino = inode.ino, "{error}");
+                }
+            }
+        }
         if close && let Err(error) = self.client.close(open).await {
             tracing::debug!(ino = inode.ino, "{error}");
         }
@@ -363,23 +421,23 @@ impl Vfs {
         }
     }
 
-    /// FLUSH, at every close(2): all writes of the file become stable, and a
-    /// write error that this handle has not told of is told.
-    pub async fn flush(
-        self: &Arc<Self>,
-        _ino: Ino,
-        fh: u64,
-        _lock_owner: u64,
-    ) -> Result<(), Errno> {
+    /// FLUSH, at every close(2): all writes of the file become stable, the
+    /// process's POSIX locks on it go, and a write error that this handle has
+    /// not told of is told.
+    pub async fn flush(self: &Arc<Self>, _ino: Ino, fh: u64, lock_owner: u64) -> Result<(), Errno> {
         let handle = self.handle(fh)?;
         self.drain(&handle.inode).await;
+        self.closed_by(&handle.inode, lock_owner).await;
         self.tell_error(&handle)
     }
 
     /// FSYNC: as FLUSH. Data and metadata are not told apart: the server is
     /// asked for both.
-    pub async fn fsync(self: &Arc<Self>, ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
-        self.flush(ino, fh, 0).await
+    pub async fn fsync(self: &Arc<Self>, _ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
+        let handle = self.handle(fh)?;
+        self.drain(&handle.inode).await;
+        self.check_locks(&handle, fh)?;
+        self.tell_error(&handle)
     }
 
     /// RELEASE: the handle is gone. What FLUSH did not see (writes of a shared
@@ -404,6 +462,7 @@ impl Vfs {
                 "data written through a mapping were lost after the last close"
             );
         }
+        self.released(&handle, fh).await;
         self.leave(&handle.inode, &handle.open).await;
         Ok(())
     }

@@ -72,6 +72,7 @@ impl Vfs {
         open_flags: i32,
     ) -> Result<Bytes, Errno> {
         let handle = self.handle(fh)?;
+        self.check_locks(&handle, fh)?;
         loop {
             let restarts = self.restarts.load(Ordering::Relaxed);
             let data = self

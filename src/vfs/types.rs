@@ -2,9 +2,11 @@
 //! the FUSE library and none of the wire appears here.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 /// An inode number as the kernel knows it; 1 is the root of the mount.
 pub type Ino = u64;
@@ -227,12 +229,70 @@ pub struct LockRange {
     pub pid: u32,
 }
 
+/// A caller that waits for a lock and may give up. Giving up and getting the
+/// lock exclude each other: whichever is first wins.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    outcome: AtomicU8,
+    gave_up: Notify,
+}
+
+const UNDECIDED: u8 = 0;
+const ANSWERED: u8 = 1;
+const GAVE_UP: u8 = 2;
+
+impl Waiting {
+    fn decide(&self, outcome: u8) -> bool {
+        self.outcome
+            .compare_exchange(UNDECIDED, outcome, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// The caller will get the lock; false if it has given up.
+    pub fn answer(&self) -> bool {
+        self.decide(ANSWERED)
+    }
+
+    /// The caller waits no more; false if it will get the lock.
+    pub fn give_up(&self) -> bool {
+        let first = self.decide(GAVE_UP);
+        if first {
+            self.gave_up.notify_waiters();
+        }
+        first
+    }
+
+    /// The caller waits no more.
+    pub fn has_given_up(&self) -> bool {
+        self.outcome.load(Ordering::Acquire) == GAVE_UP
+    }
+
+    /// Comes back when the caller waits no more.
+    pub async fn gave_up(&self) {
+        loop {
+            let notified = self.gave_up.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if self.has_given_up() {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
 /// What the vfs tells the kernel about its caches. Calls return at once; the
 /// kernel is told by a thread of its own, since it may wait for locks that the
 /// current request holds.
 pub trait KernelCache: Send + Sync {
     /// The pages and attributes of the inode are old.
     fn inval_inode(&self, ino: Ino);
+
+    /// As `inval_inode`, and the kernel has done it when this returns. It may
+    /// wait for pages whose READ is in our hands, so it needs a thread that
+    /// answers none: for LOCK, whose answer must not be followed by a read of
+    /// an old page.
+    fn inval_inode_now(&self, ino: Ino);
 
     /// The attributes of the inode are old, its size among them. The kernel knows
     /// it when this returns, which takes no lock that a request could hold: for

@@ -51,6 +51,7 @@ impl Vfs {
         }
         let len = data.len();
         let end = offset.checked_add(len as u64).ok_or(Errno(libc::EFBIG))?;
+        self.check_locks(&handle, fh)?;
         self.tell_error(&handle)?;
         let inode = &handle.inode;
         let sync = flags.open_flags & SYNCHRONOUS != 0 || self.config.write_window == 0;
@@ -58,7 +59,7 @@ impl Vfs {
             self.wait_for_room(inode, len).await;
         }
         let (ticket, readers) = self.with_pipeline(inode, |inner| {
-            let origin = Origin(Arc::clone(&handle.open));
+            let origin = Origin::new(&handle.open);
             inner.pipeline.accept(now(), origin, offset, data, sync);
             inode.attr.lock().grow(end);
             let ticket = sync.then(|| inner.pipeline.begin_drain());
@@ -188,7 +189,11 @@ impl Vfs {
             Stable::FileSync => Committed::FileSync,
         };
         let sent = Instant::now();
-        match self.client.write(&origin.0, offset, stable, &data).await {
+        match self
+            .client
+            .write(&origin.open, origin.fence, offset, stable, &data)
+            .await
+        {
             Ok(written) => {
                 self.moved(inode, &written.moved, sent);
                 let result = written.result;
@@ -228,7 +233,7 @@ impl Vfs {
         count: u32,
     ) {
         let sent = Instant::now();
-        match self.client.commit(&origin.0, offset, count).await {
+        match self.client.commit(&origin.open, offset, count).await {
             Ok((verifier, attrs)) => {
                 if let Some(attrs) = attrs {
                     self.learn(inode, &attrs, sent);

@@ -60,6 +60,7 @@ impl Host {
             write_window,
             read_ahead: 8 << 20,
             max_names: 1000,
+            missing_names: true,
         };
         let vfs = Vfs::new(client, config, sent, metrics);
         Self { vfs, cred }

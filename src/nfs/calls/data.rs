@@ -63,15 +63,21 @@ impl Client {
         Err(NfsError::StateLost)
     }
 
-    /// WRITE of at most wsize bytes.
+    /// WRITE of at most wsize bytes, accepted from the writer when the open's
+    /// [`fence`](OpenState::fence) was this: if locks were lost since then, the
+    /// data are not written.
     pub async fn write(
         self: &Arc<Self>,
         open: &Arc<OpenState>,
+        fence: u32,
         offset: u64,
         stable: Stable,
         data: &[Bytes],
     ) -> Result<Written, NfsError> {
         for _ in 0..STATE_RETRIES {
+            if open.fence() != fence {
+                return Err(NfsError::StateLost);
+            }
             let (stateid, token) = open.for_io();
             let mut reply = self
                 .call(&open.cred, Class::Bulk, |c| {

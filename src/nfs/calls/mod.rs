@@ -12,12 +12,14 @@
 
 mod data;
 mod listing;
+mod locks;
 mod names;
 mod objects;
 mod opens;
 mod root;
 
 pub use data::Written;
+pub use locks::Locked;
 pub use names::{Found, Made, Moved};
 pub use opens::{HowToOpen, OpenedFile};
 pub use root::FileSystem;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::attrs::{AttrSet, NewAttributes};
-use super::ops::{Claim, Create, Make, Op, WANT_NO_DELEG};
+use super::ops::{Claim, Create, LockType, Locker, Make, Op, WANT_NO_DELEG};
 use super::types::{FileHandle, SessionId, Stable, StateId, Verifier};
 use crate::rpc::auth::Credential;
 use crate::rpc::call::{self, Call, Procedure};
@@ -358,6 +358,61 @@ impl Compound {
         let out = self.op(Op::ReadDir);
         out.u64(cookie).fixed(&verifier).u32(maxcount).u32(maxcount);
         attrs.encode(out);
+        self
+    }
+
+    /// LOCK (§18.10). Sequence ids are not used in a session and are 0.
+    pub fn lock(
+        &mut self,
+        kind: LockType,
+        reclaim: bool,
+        range: (u64, u64),
+        locker: Locker,
+    ) -> &mut Self {
+        let out = self.op(Op::Lock);
+        out.u32(kind as u32).bool(reclaim).u64(range.0).u64(range.1);
+        match locker {
+            Locker::New {
+                open,
+                client,
+                owner,
+            } => {
+                out.bool(true).u32(0);
+                open.encode(out);
+                out.u32(0).u64(client).opaque(&owner.to_be_bytes());
+            }
+            Locker::Known(stateid) => {
+                out.bool(false);
+                stateid.encode(out);
+                out.u32(0);
+            }
+        }
+        self
+    }
+
+    /// LOCKT (§18.11). `owner` is client id and owner.
+    pub fn lock_test(&mut self, kind: LockType, range: (u64, u64), owner: (u64, u64)) -> &mut Self {
+        self.op(Op::LockT)
+            .u32(kind as u32)
+            .u64(range.0)
+            .u64(range.1)
+            .u64(owner.0)
+            .opaque(&owner.1.to_be_bytes());
+        self
+    }
+
+    /// LOCKU (§18.12).
+    pub fn unlock(&mut self, stateid: StateId, range: (u64, u64)) -> &mut Self {
+        // The type means nothing here.
+        let out = self.op(Op::LockU).u32(LockType::Write as u32).u32(0);
+        stateid.encode(out);
+        out.u64(range.0).u64(range.1);
+        self
+    }
+
+    /// FREE_STATEID (§18.38).
+    pub fn free_state(&mut self, stateid: StateId) -> &mut Self {
+        stateid.encode(self.op(Op::FreeStateId));
         self
     }
 

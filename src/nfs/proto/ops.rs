@@ -122,3 +122,34 @@ pub enum Make<'a> {
     /// A character device: major, minor.
     Char(u32, u32),
 }
+
+/// nfs_lock_type4. The waiting kinds tell the server that the client will ask
+/// again, so that it may keep its turn (RFC 8881 §9.6); it answers at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum LockType {
+    /// READ_LT.
+    Read = 1,
+    /// WRITE_LT.
+    Write = 2,
+    /// READW_LT.
+    ReadWaiting = 3,
+    /// WRITEW_LT.
+    WriteWaiting = 4,
+}
+
+/// In whose name a LOCK is asked for (locker4).
+#[derive(Clone, Copy, Debug)]
+pub enum Locker {
+    /// The first lock of an owner on a file.
+    New {
+        /// The open it is made with.
+        open: super::types::StateId,
+        /// The client id.
+        client: u64,
+        /// The owner.
+        owner: u64,
+    },
+    /// An owner who has a lock state on the file.
+    Known(super::types::StateId),
+}

@@ -70,6 +70,30 @@ pub struct OpenResult {
     pub set: super::attrs::AttrSet,
 }
 
+/// Who is in the way of a lock (LOCK4denied).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes; all ones to the end of the file.
+    pub length: u64,
+    /// It is exclusive.
+    pub write: bool,
+}
+
+impl Denied {
+    fn decode(dec: &mut Decoder) -> Result<Self, DecodeError> {
+        let denied = Self {
+            offset: dec.u64("offset")?,
+            length: dec.u64("length")?,
+            write: matches!(dec.u32("locktype")?, 2 | 4),
+        };
+        dec.u64("clientid")?;
+        dec.opaque("lock owner", 1024)?;
+        Ok(denied)
+    }
+}
+
 /// What READ returned.
 #[derive(Clone, Debug)]
 pub struct ReadResult {
@@ -292,6 +316,28 @@ impl Reply {
     pub fn stateid(&mut self, op: Op) -> Result<StateId, NfsError> {
         self.ok(op)?;
         self.get(op, StateId::decode)
+    }
+
+    /// The result of LOCK: the state, or who is in the way.
+    pub fn locked(&mut self) -> Result<Result<StateId, Denied>, NfsError> {
+        match self.ok(Op::Lock) {
+            Ok(_) => Ok(Ok(self.get(Op::Lock, StateId::decode)?)),
+            Err(NfsError::Status(_, Status::DENIED)) => {
+                Ok(Err(self.get(Op::Lock, Denied::decode)?))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The result of LOCKT: who is in the way, if anybody.
+    pub fn lock_tested(&mut self) -> Result<Option<Denied>, NfsError> {
+        match self.ok(Op::LockT) {
+            Ok(_) => Ok(None),
+            Err(NfsError::Status(_, Status::DENIED)) => {
+                Ok(Some(self.get(Op::LockT, Denied::decode)?))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The result of READ.

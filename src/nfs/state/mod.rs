@@ -1,4 +1,4 @@
-//! What the server keeps for us: opens (RFC 8881 §9).
+//! What the server keeps for us: opens, and [locks] made with them (RFC 8881 §9).
 //!
 //! An open is kept per file and identity: whoever opens the same file as the
 //! same user shares it. Its open owner is used for nothing else and never
@@ -8,6 +8,9 @@
 //! The stateid changes with every OPEN that is merged in; replies may come in
 //! any order, so only a newer seqid replaces an older one, and access bits are
 //! only ever added. I/O names the state with seqid 0 ("the newest").
+
+pub mod locks;
+pub mod ranges;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +31,8 @@ pub struct OpenState {
     /// The open owner, unique to this open.
     pub(super) owner: u64,
     inner: Mutex<Inner>,
+    /// Taken alone; see [`locks`].
+    locks: locks::LockList,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +43,8 @@ struct Inner {
     renewals: u32,
     /// Never to be opened again: lost, or closed.
     dead: bool,
+    /// See [`OpenState::fence`].
+    fence: u32,
 }
 
 impl Inner {
@@ -129,7 +136,9 @@ impl OpenTable {
                 access: 0,
                 renewals: 0,
                 dead: false,
+                fence: 0,
             }),
+            locks: Mutex::default(),
         });
         self.opens.lock().insert(owner, Arc::downgrade(&open));
         open
@@ -158,7 +167,9 @@ impl OpenTable {
                 access,
                 renewals: 0,
                 dead: false,
+                fence: 0,
             }),
+            locks: Mutex::default(),
         });
         self.opens.lock().insert(owner, Arc::downgrade(&open));
         open

@@ -29,7 +29,7 @@ async fn every_call(rig: &Rig) {
     let data = Bytes::from(vec![7; client.wsize() as usize]);
     let open = rig.create("file", HowToOpen::Existing).await.unwrap();
     let written = client
-        .write(&open, 0, Stable::Unstable, std::slice::from_ref(&data))
+        .write(&open, 0, 0, Stable::Unstable, std::slice::from_ref(&data))
         .await
         .expect("write");
     assert_eq!(written.result.count, client.wsize(), "of wsize bytes");

@@ -26,7 +26,7 @@ async fn opened(rig: &Rig, count: usize) -> Vec<Arc<OpenState>> {
 async fn write(rig: &Rig, open: &Arc<OpenState>, data: &'static [u8], stable: Stable) {
     let data = [Bytes::from_static(data)];
     rig.client
-        .write(open, 0, stable, &data)
+        .write(open, 0, 0, stable, &data)
         .await
         .expect("write");
 }
@@ -224,7 +224,7 @@ async fn any_status_about_the_state_is_bounded_and_heals() {
                 match number {
                     op::READ => rig.client.read(&opens[0], 0, 9).await.map(drop),
                     _ => {
-                        let write = rig.client.write(&opens[0], 0, Stable::FileSync, &data);
+                        let write = rig.client.write(&opens[0], 0, 0, Stable::FileSync, &data);
                         write.await.map(drop)
                     }
                 }

@@ -273,6 +273,7 @@ impl Mount {
             write_window,
             read_ahead: 8 << 20,
             max_names: 10_000,
+            missing_names: true,
         };
         Self {
             vfs: Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new()),

@@ -110,7 +110,7 @@ async fn a_table_that_is_cut_without_a_word_is_found_out_and_got_over() {
 async fn hung_reads(rig: &Rig, count: usize) -> Vec<tokio::task::JoinHandle<()>> {
     let open = rig.create("f", HowToOpen::Existing).await.unwrap();
     let data = [Bytes::from_static(b"data")];
-    let written = rig.client.write(&open, 0, Stable::FileSync, &data);
+    let written = rig.client.write(&open, 0, 0, Stable::FileSync, &data);
     written.await.unwrap();
     rig.peer.on_op(|event| match event.op {
         op::READ => Action::Hang,
@@ -202,7 +202,7 @@ async fn a_directory_is_listed_at_once_while_a_file_is_copied() {
             tokio::spawn(async move {
                 let at = i << 20;
                 client
-                    .write(&open, at, Stable::Unstable, &data)
+                    .write(&open, 0, at, Stable::Unstable, &data)
                     .await
                     .is_ok()
             })

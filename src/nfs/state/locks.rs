@@ -1,0 +1,167 @@
+//! Byte-range locks (RFC 8881 §9).
+//!
+//! A [`LockState`] is what one lock owner has on one file. Its owner number is
+//! used for nothing else and never again: the kernel's owners come back for
+//! other processes, and a state the server still keeps must not be met then.
+//!
+//! LOCK and LOCKU of one owner go one at a time, in the order they were asked
+//! for: whoever sends one has the [`Turn`]. That is a queue, not a lock over
+//! data: it protects no field, its holder waits for the server and for no other
+//! turn, and no short mutex is held meanwhile. What is held is written down when
+//! the server has said so, because that list is what gets reclaimed.
+//!
+//! A lock that cannot be brought back is *lost*: the owner is not told by
+//! anything but EIO, so the state stays lost until its owner has closed the
+//! file or unlocked all of it, and is never locked again in silence.
+
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::super::proto::types::StateId;
+use super::OpenState;
+use super::ranges::{LockKind, Ranges, Span};
+
+/// The locks of one owner on one file.
+#[derive(Debug)]
+pub struct LockState {
+    /// The open they were made with.
+    pub open: Arc<OpenState>,
+    /// The lock owner at the server.
+    pub(in super::super) owner: u64,
+    turn: tokio::sync::Mutex<()>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// `None` until the first LOCK, and after the server has forgotten it.
+    stateid: Option<StateId>,
+    held: Ranges,
+    lost: bool,
+}
+
+/// The right to send a LOCK or LOCKU of this owner.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    state: &'a Arc<LockState>,
+    _turn: tokio::sync::MutexGuard<'a, ()>,
+}
+
+impl Deref for Turn<'_> {
+    type Target = Arc<LockState>;
+
+    fn deref(&self) -> &Self::Target {
+        self.state
+    }
+}
+
+impl LockState {
+    pub(in super::super) fn new(open: Arc<OpenState>, owner: u64) -> Arc<Self> {
+        let state = Arc::new(Self {
+            open,
+            owner,
+            turn: tokio::sync::Mutex::default(),
+            inner: Mutex::default(),
+        });
+        state.open.locks.lock().push(Arc::downgrade(&state));
+        state
+    }
+
+    /// Waits in line for the right to change these locks.
+    pub async fn turn(self: &Arc<Self>) -> Turn<'_> {
+        Turn {
+            state: self,
+            _turn: self.turn.lock().await,
+        }
+    }
+
+    /// What is held, as far as the server has said so.
+    pub fn held(&self) -> Ranges {
+        self.inner.lock().held.clone()
+    }
+
+    /// A byte of `span` is locked.
+    pub fn touches(&self, span: Span) -> bool {
+        self.inner.lock().held.touches(span)
+    }
+
+    /// See [`Ranges::conflict`].
+    pub fn conflict(&self, span: Span, kind: LockKind) -> Option<(Span, LockKind)> {
+        self.inner.lock().held.conflict(span, kind)
+    }
+
+    /// The server has taken locks away that the owner believes in.
+    pub fn is_lost(&self) -> bool {
+        self.inner.lock().lost
+    }
+
+    /// The owner knows that nothing is locked: it has unlocked everything.
+    pub fn forgive(&self) {
+        self.inner.lock().lost = false;
+    }
+
+    pub(in super::super) fn stateid(&self) -> Option<StateId> {
+        self.inner.lock().stateid
+    }
+
+    /// Takes in a grant, or an unlock.
+    pub(in super::super) fn changed(&self, stateid: StateId, span: Span, kind: Option<LockKind>) {
+        let mut inner = self.inner.lock();
+        inner.stateid = Some(stateid);
+        inner.held.set(span, kind);
+    }
+
+    /// The server does not know the state any more. What was locked is lost,
+    /// and what was written under it must not be sent any more.
+    pub(in super::super) fn lose(&self) {
+        {
+            let mut inner = self.inner.lock();
+            inner.stateid = None;
+            if inner.held.is_empty() {
+                return;
+            }
+            inner.held = Ranges::default();
+            inner.lost = true;
+        }
+        self.open.inner.lock().fence += 1;
+        tracing::error!("a file lock was lost: its holder gets EIO until it closes the file");
+    }
+
+    /// For a reclaim: what is to be locked again under a new stateid.
+    pub(in super::super) fn restart(&self) -> Ranges {
+        let mut inner = self.inner.lock();
+        inner.stateid = None;
+        inner.held.clone()
+    }
+
+    pub(in super::super) fn reclaimed(&self, stateid: StateId) {
+        self.inner.lock().stateid = Some(stateid);
+    }
+}
+
+/// The lock states made with one open, for recovery to find them.
+pub(super) type LockList = Mutex<Vec<Weak<LockState>>>;
+
+impl OpenState {
+    /// The lock states made with this open.
+    pub(in super::super) fn lock_states(&self) -> Vec<Arc<LockState>> {
+        let mut locks = self.locks.lock();
+        locks.retain(|lock| lock.strong_count() > 0);
+        locks.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The server has dropped the state of this open, and its locks with it.
+    pub(in super::super) fn lose_locks(&self) {
+        for lock in self.lock_states() {
+            lock.lose();
+        }
+    }
+
+    /// Counts the losses of locks: data accepted before one are not written
+    /// after it, for somebody else may have had the lock since.
+    pub fn fence(&self) -> u32 {
+        self.inner.lock().fence
+    }
+}

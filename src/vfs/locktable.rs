@@ -1,0 +1,182 @@
+//! Who of this host has or wants locks on one file: plain bookkeeping under the
+//! file's lock.
+//!
+//! The server decides; this table only saves asking it. A lock that another
+//! owner of this host has is known to be in the way without a request, and of
+//! those who wait, only the ones that nobody before them keeps from it ask the
+//! server. So waiters of one host get their locks in the order they asked for
+//! them, and one of them polls, however many there are.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::nfs::state::locks::LockState;
+use crate::nfs::state::ranges::{LockKind, Span};
+
+/// The locks of one of the kernel's owners: a process for POSIX locks, an open
+/// file description for `flock` and OFD locks.
+#[derive(Debug)]
+struct Owner {
+    /// The kernel's number. It comes back for another owner once this one has
+    /// let go of everything.
+    id: u64,
+    state: Arc<LockState>,
+    /// The handles it locked through.
+    handles: SmallVec<[u64; 2]>,
+    /// The process that locked last, for F_GETLK.
+    pid: u32,
+    /// Requests that use the entry.
+    busy: usize,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    ticket: u64,
+    owner: u64,
+    span: Span,
+    kind: LockKind,
+}
+
+/// What is in the way of a lock on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Holder {
+    pub(super) span: Span,
+    pub(super) kind: LockKind,
+    pub(super) pid: u32,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct LockTable {
+    owners: Vec<Owner>,
+    /// In the order they came.
+    waiting: VecDeque<Waiter>,
+    next_ticket: u64,
+}
+
+impl LockTable {
+    fn find(&mut self, owner: u64) -> Option<usize> {
+        self.owners.iter().position(|known| known.id == owner)
+    }
+
+    /// The locks of `owner`.
+    pub(super) fn state(&mut self, owner: u64) -> Option<Arc<LockState>> {
+        let at = self.find(owner)?;
+        Some(Arc::clone(&self.owners[at].state))
+    }
+
+    /// Begins to use the locks of `owner`, who locks through `handle`. To be
+    /// ended by [`LockTable::end`].
+    pub(super) fn begin(
+        &mut self,
+        owner: u64,
+        handle: u64,
+        pid: u32,
+        make: impl FnOnce() -> Arc<LockState>,
+    ) -> Arc<LockState> {
+        let at = self.find(owner).unwrap_or_else(|| {
+            self.owners.push(Owner {
+                id: owner,
+                state: make(),
+                handles: SmallVec::new(),
+                pid,
+                busy: 0,
+            });
+            self.owners.len() - 1
+        });
+        let known = &mut self.owners[at];
+        known.busy += 1;
+        known.pid = pid;
+        if !known.handles.contains(&handle) {
+            known.handles.push(handle);
+        }
+        Arc::clone(&known.state)
+    }
+
+    /// Ends a use. Gives the locks out if the last handle they were taken
+    /// through was released meanwhile.
+    pub(super) fn end(&mut self, owner: u64) -> Option<Arc<LockState>> {
+        let at = self.find(owner)?;
+        let known = &mut self.owners[at];
+        known.busy -= 1;
+        (known.busy == 0 && known.handles.is_empty()).then(|| self.owners.swap_remove(at).state)
+    }
+
+    /// `owner` has closed the file: its locks are to go. The entry stays while
+    /// another thread of it waits for a lock.
+    pub(super) fn closed_by(&mut self, owner: u64) -> Option<Arc<LockState>> {
+        let at = self.find(owner)?;
+        if self.owners[at].busy > 0 {
+            return Some(Arc::clone(&self.owners[at].state));
+        }
+        Some(self.owners.swap_remove(at).state)
+    }
+
+    /// The handle is gone: takes out the owners that locked through it and
+    /// through no other.
+    pub(super) fn released(&mut self, handle: u64) -> Vec<Arc<LockState>> {
+        for owner in &mut self.owners {
+            owner.handles.retain(|known| *known != handle);
+        }
+        self.owners
+            .extract_if(.., |owner| owner.handles.is_empty() && owner.busy == 0)
+            .map(|owner| owner.state)
+            .collect()
+    }
+
+    /// Locks taken through the handle were lost.
+    pub(super) fn is_lost(&self, handle: u64) -> bool {
+        self.owners
+            .iter()
+            .any(|owner| owner.handles.contains(&handle) && owner.state.is_lost())
+    }
+
+    /// What another owner of this host has that keeps `owner` from a lock.
+    pub(super) fn holder(&self, owner: u64, span: Span, kind: LockKind) -> Option<Holder> {
+        let mut others = self.owners.iter().filter(|known| known.id != owner);
+        others.find_map(|known| {
+            let (span, kind) = known.state.conflict(span, kind)?;
+            let pid = known.pid;
+            Some(Holder { span, kind, pid })
+        })
+    }
+
+    /// Stands in line.
+    pub(super) fn queue(&mut self, owner: u64, span: Span, kind: LockKind) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waiting.push_back(Waiter {
+            ticket,
+            owner,
+            span,
+            kind,
+        });
+        ticket
+    }
+
+    /// It is this waiter's turn to ask the server.
+    pub(super) fn may_ask(&self, ticket: u64) -> bool {
+        let Some(at) = self.waiting.iter().position(|w| w.ticket == ticket) else {
+            return true;
+        };
+        let me = &self.waiting[at];
+        let before = self.waiting.iter().take(at).any(|earlier| {
+            earlier.owner != me.owner
+                && earlier.span.overlaps(me.span)
+                && earlier.kind.conflicts(me.kind)
+        });
+        !before && self.holder(me.owner, me.span, me.kind).is_none()
+    }
+
+    /// Leaves the line.
+    pub(super) fn leave(&mut self, ticket: u64) {
+        self.waiting.retain(|waiter| waiter.ticket != ticket);
+    }
+
+    /// Nobody has locks, or asks for any.
+    pub(super) fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+}
