@@ -86,6 +86,9 @@ pub(super) struct FileInner {
     /// RENAMEs onto this file under way: if they fail, it gets its name back,
     /// so it is not removed meanwhile.
     pub(super) replacing: usize,
+    /// REMOVEs and RENAMEs under way that take a name from the file because
+    /// nobody has it open: opens wait.
+    pub(super) removing: usize,
     /// Who of this host has locks.
     pub(super) locks: LockTable,
     /// Lock states of owners that are gone, which the server keeps until the
@@ -147,6 +150,7 @@ impl FileState {
                 preserved: false,
                 silly: None,
                 replacing: 0,
+                removing: 0,
                 locks: LockTable::default(),
                 retired: Vec::new(),
             }),
@@ -160,11 +164,6 @@ impl FileState {
         let mut inner = self.inner.lock();
         inner.epoch += 1;
         inner.pages = None;
-    }
-
-    /// Handles are open.
-    pub(super) fn is_open(&self) -> bool {
-        self.inner.lock().is_open()
     }
 
     /// An open of the file that allows writing, for SETATTR of the size.
@@ -239,7 +238,7 @@ impl Vfs {
         if truncate {
             self.drain(&inode).await;
         }
-        let open = self.join(&inode, cred);
+        let open = self.join(&inode, cred).await;
         let sent = Instant::now();
         match self.client.open_handle(&open, share, truncate).await {
             Ok((attrs, preserved)) => {
@@ -363,16 +362,33 @@ impl Vfs {
         }
     }
 
-    /// The open of this file and identity, with one more user.
-    fn join(&self, inode: &Arc<Inode>, cred: &Arc<Credential>) -> Arc<OpenState> {
+    /// The open of this file and identity, with one more user. Waits while the
+    /// file loses a name: with the last one it would be gone.
+    async fn join(&self, inode: &Arc<Inode>, cred: &Arc<Credential>) -> Arc<OpenState> {
+        let file = self.file_state(inode);
+        loop {
+            let progress = file.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            if let Some(open) = self.try_join(inode, cred) {
+                return open;
+            }
+            progress.await;
+        }
+    }
+
+    fn try_join(&self, inode: &Arc<Inode>, cred: &Arc<Credential>) -> Option<Arc<OpenState>> {
         let mut inner = self.file_state(inode).inner.lock();
+        if inner.removing > 0 {
+            return None;
+        }
         if let Some(shared) = inner
             .opens
             .iter_mut()
             .find(|shared| *shared.open.cred == **cred)
         {
             shared.users += 1;
-            return Arc::clone(&shared.open);
+            return Some(Arc::clone(&shared.open));
         }
         let open = self
             .client
@@ -381,7 +397,7 @@ impl Vfs {
             open: Arc::clone(&open),
             users: 1,
         });
-        open
+        Some(open)
     }
 
     /// One user less; the last one closes.

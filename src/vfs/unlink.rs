@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::Vfs;
 use super::inode::Inode;
 use super::namecache::Target;
+use super::open::FileState;
 use super::types::{Errno, FileKind, Ino};
 use crate::nfs::NfsError;
 use crate::nfs::calls::Moved;
@@ -70,6 +71,19 @@ impl Drop for Closing<'_> {
     }
 }
 
+/// A name of a file is being taken, until this is dropped.
+#[derive(Debug)]
+struct Removing<'a>(Option<&'a FileState>);
+
+impl Drop for Removing<'_> {
+    fn drop(&mut self) {
+        if let Some(file) = self.0 {
+            file.inner.lock().removing -= 1;
+            file.progress.notify_waiters();
+        }
+    }
+}
+
 /// renameat2(2) flags: nothing of it can be said in NFS.
 const NO_FLAGS: u32 = 0;
 
@@ -84,9 +98,8 @@ impl Vfs {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
         let victim = self.who_is(cred, &dir, name).await?;
-        if let Some(victim) = &victim
-            && Self::must_hide(victim)
-        {
+        let removing = victim.as_ref().map(|victim| self.take_name(victim));
+        if let (Some(victim), Some(None)) = (&victim, &removing) {
             self.hide(cred, &dir, name, victim).await?;
             self.remove_unneeded(victim).await;
             return Ok(());
@@ -97,9 +110,10 @@ impl Vfs {
             .remove(cred, &dir.handle, name)
             .await
             .map_err(|error| self.failed(&error, &dir))?;
-        if let Some(victim) = victim {
-            Self::lost_a_name(&victim);
+        if let Some(victim) = &victim {
+            Self::lost_a_name(victim);
         }
+        drop(removing);
         self.named(&dir, name, &moved, Target::Missing, sent);
         Ok(())
     }
@@ -178,10 +192,9 @@ impl Vfs {
         let victim = self.who_is(cred, &to, new_name).await?;
         let same = matches!((&source, &victim), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
         let mut hidden = None;
-        if let Some(victim) = &victim
-            && !same
-            && Self::must_hide(victim)
-        {
+        let replaced = victim.as_ref().filter(|_| !same);
+        let removing = replaced.map(|victim| self.take_name(victim));
+        if let (Some(victim), Some(None)) = (&victim, &removing) {
             self.file_state(victim).inner.lock().replacing += 1;
             let hiding = self.hide(cred, &to, new_name, victim).await;
             if hiding.is_err() {
@@ -209,7 +222,7 @@ impl Vfs {
                 // RFC 8881 §18.26.3 has EXIST for a target that cannot be
                 // replaced; rename(2) tells more.
                 if error.status() == Some(Status::EXIST) {
-                    let errno = match victim.map(|victim| victim.kind) {
+                    let errno = match victim.as_ref().map(|victim| victim.kind) {
                         Some(FileKind::Directory)
                             if source.is_none_or(|source| source.kind == FileKind::Directory) =>
                         {
@@ -232,11 +245,12 @@ impl Vfs {
             self.moved(&from, &left, sent);
             return Ok(());
         }
-        if let Some(victim) = victim
+        if let Some(victim) = &victim
             && hidden.is_none()
         {
-            Self::lost_a_name(&victim);
+            Self::lost_a_name(victim);
         }
+        drop(removing);
         if Arc::ptr_eq(&from, &to) {
             // Both halves tell of the same directory; the later one counts.
             let whole = Moved {
@@ -306,17 +320,23 @@ impl Vfs {
         }
     }
 
-    /// The file is open here, this is its last name, and the server does not
-    /// promise to keep it.
-    fn must_hide(inode: &Arc<Inode>) -> bool {
-        let Some(file) = inode.opened() else {
-            return false;
-        };
-        if !file.is_open() || inode.attr.lock().stat().nlink > 1 {
-            return false;
+    /// A name of the object may be taken: opens of it wait until that is done.
+    /// `None` if the name must be hidden instead: the file is open here, this is
+    /// its last name, and the server does not promise to keep it.
+    fn take_name<'a>(&self, inode: &'a Inode) -> Option<Removing<'a>> {
+        if inode.kind != FileKind::Regular {
+            return Some(Removing(None));
         }
-        let inner = file.inner.lock();
-        !inner.preserved && inner.silly.is_none()
+        let file = self.file_state(inode);
+        let mut inner = file.inner.lock();
+        // Names that are being taken at this moment count as gone.
+        let names = inode.attr.lock().stat().nlink as usize;
+        let last = names <= 1 + inner.removing;
+        if inner.is_open() && last && !inner.preserved && inner.silly.is_none() {
+            return None;
+        }
+        inner.removing += 1;
+        Some(Removing(Some(file)))
     }
 
     fn lost_a_name(inode: &Arc<Inode>) {

@@ -400,6 +400,23 @@ async fn a_file_that_was_closed_is_not_opened_again_for_a_late_read() {
     assert_eq!(peer.open_count(), 0);
 }
 
+/// The decision that nobody has the file open holds until it is removed.
+#[tokio::test(start_paused = true)]
+async fn a_file_is_not_opened_while_its_last_name_is_being_removed() {
+    let peer = Peer::new(PeerConfig::default());
+    let host = Host::new(&peer).await;
+    let (ino, fh) = host.create("f").await;
+    host.flush(fh).await.unwrap();
+    host.vfs.release(ino, fh, None).await.unwrap();
+    slow(&peer, op::REMOVE, Duration::from_secs(1));
+    let (removed, opened) = tokio::join!(host.vfs.unlink(&host.cred, ROOT_INO, b"f"), async {
+        sleep(Duration::from_millis(100)).await;
+        host.vfs.open(&host.cred, ino, libc::O_RDWR).await
+    });
+    removed.unwrap();
+    assert_eq!(opened.unwrap_err(), Errno(libc::ESTALE));
+}
+
 /// The session may go away while an open is being renewed.
 #[tokio::test(start_paused = true)]
 async fn an_open_is_renewed_over_the_loss_of_a_session() {
