@@ -68,7 +68,13 @@ impl Direct {
                     while done < data.len() {
                         let rest = [data.slice(done..)];
                         let written = client
-                            .write(&open, offset + done as u64, Stable::Unstable, &rest)
+                            .write(
+                                &open,
+                                open.fence(),
+                                offset + done as u64,
+                                Stable::Unstable,
+                                &rest,
+                            )
                             .await
                             .context("WRITE")?;
                         done += written.result.count as usize;

@@ -16,6 +16,7 @@
 
 mod direct;
 mod host;
+mod locks;
 mod memory;
 mod mount;
 mod null;
@@ -62,6 +63,7 @@ enum Part {
     Startup,
     Memory,
     Streams,
+    Locks,
     Workloads,
 }
 
@@ -92,10 +94,11 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut report = Report::new(arguments.quick, &parent);
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
-    let parts: [(Part, Measure); 4] = [
+    let parts: [(Part, Measure); 5] = [
         (Part::Startup, startup::measure),
         (Part::Memory, memory::measure),
         (Part::Streams, streams::measure),
+        (Part::Locks, locks::measure),
         (Part::Workloads, workloads::measure),
     ];
     for (part, measure) in parts {
