@@ -158,7 +158,11 @@ impl Vfs {
                     false => LockKind::Read,
                 };
                 let start = denied.offset;
-                let end = start.saturating_add(denied.length.saturating_sub(1));
+                // No lock has length 0; nfs-ganesha says "to the end" by it.
+                let end = match denied.length {
+                    0 => u64::MAX,
+                    length => start.saturating_add(length - 1),
+                };
                 to_range(Span { start, end }, kind, 0)
             }
         })

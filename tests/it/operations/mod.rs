@@ -10,6 +10,7 @@ mod data;
 mod directories;
 mod identity;
 mod interrupts;
+mod locks;
 mod mapping;
 mod names;
 mod rename;

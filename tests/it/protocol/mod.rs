@@ -11,6 +11,7 @@ mod farewell;
 mod garbage;
 mod lease;
 mod limits;
+mod locks;
 mod patience;
 mod recovery;
 pub(crate) mod rig;

@@ -1,0 +1,269 @@
+//! Locks over lost replies, restarts and lost leases, on virtual time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use efs_fuse::vfs::types::{Errno, LockRange, Waiting};
+
+use super::rig::{Mount, Open, default_timeouts, once_at, within};
+use crate::peer::proto::{op, st};
+use crate::peer::{Action, Peer, PeerConfig};
+
+const READ: i32 = libc::F_RDLCK;
+const WRITE: i32 = libc::F_WRLCK;
+const UNLOCK: i32 = libc::F_UNLCK;
+const END: u64 = i64::MAX as u64;
+
+fn range(typ: i32, start: u64, end: u64) -> LockRange {
+    let pid = 7;
+    LockRange {
+        start,
+        end,
+        typ,
+        pid,
+    }
+}
+
+async fn set(mount: &Mount, file: Open, owner: u64, range: LockRange) -> Result<(), Errno> {
+    let caller = Waiting::default();
+    within(
+        600,
+        mount
+            .vfs
+            .setlk(file.ino, file.fh, owner, range, false, &caller),
+    )
+    .await
+}
+
+async fn wait(
+    mount: &Mount,
+    file: Open,
+    owner: u64,
+    range: LockRange,
+    caller: &Waiting,
+) -> Result<(), Errno> {
+    let (ino, fh) = (file.ino, file.fh);
+    mount.vfs.setlk(ino, fh, owner, range, true, caller).await
+}
+
+/// Two hosts with one file open on both.
+async fn two(peer: &Arc<Peer>) -> (Mount, Open, Mount, Open) {
+    let one = Mount::of(peer, "one", default_timeouts()).await;
+    let two = Mount::of(peer, "two", default_timeouts()).await;
+    let here = one.create(1, "f", libc::O_RDWR).await.unwrap();
+    let ino = two.walk("/f").await.unwrap();
+    let there = two.open(ino, libc::O_RDWR).await.unwrap();
+    (one, here, two, there)
+}
+
+const AGAIN: Result<(), Errno> = Err(Errno(libc::EAGAIN));
+const EIO: Result<(), Errno> = Err(Errno(libc::EIO));
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_whose_reply_was_lost_is_held_once_and_let_go_once() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    once_at(&peer, op::LOCK, Action::DropConnectionAfter);
+    set(&one, here, 1, range(WRITE, 0, END)).await.unwrap();
+    assert_eq!(set(&two, there, 1, range(READ, 5, 5)).await, AGAIN);
+    once_at(&peer, op::LOCKU, Action::DropConnectionAfter);
+    set(&one, here, 1, range(UNLOCK, 0, END)).await.unwrap();
+    set(&two, there, 1, range(WRITE, 0, END)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn locks_are_reclaimed_before_anybody_else_gets_them() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    set(&one, here, 1, range(WRITE, 0, 99)).await.unwrap();
+    set(&one, here, 1, range(UNLOCK, 40, 59)).await.unwrap();
+    set(&one, here, 2, range(READ, 200, END)).await.unwrap();
+    peer.clear_log();
+    peer.crash_and_restart();
+    assert_eq!(set(&two, there, 9, range(WRITE, 0, 0)).await, AGAIN);
+    assert_eq!(set(&two, there, 9, range(WRITE, 99, 150)).await, AGAIN);
+    assert_eq!(set(&two, there, 9, range(WRITE, 300, 300)).await, AGAIN);
+    set(&two, there, 9, range(READ, 300, 300)).await.unwrap();
+    set(&two, there, 9, range(WRITE, 40, 59)).await.unwrap();
+    one.write(here, 0, b"still mine").await.unwrap();
+    one.fsync(here).await.unwrap();
+    set(&one, here, 1, range(UNLOCK, 0, END)).await.unwrap();
+    set(&two, there, 9, range(WRITE, 0, 99)).await.unwrap();
+    let log = peer.log();
+    let order: Vec<u32> = log
+        .iter()
+        .flat_map(|executed| executed.ops.clone())
+        .filter(|op| [op::OPEN, op::LOCK, op::RECLAIM_COMPLETE].contains(op))
+        .collect();
+    let done = order.iter().position(|&op| op == op::RECLAIM_COMPLETE);
+    let first = order.iter().position(|&op| op == op::LOCK);
+    assert!(first < done && first.is_some(), "{order:?}");
+}
+
+/// The contract of a lost lock: nothing through it any more, until it is closed.
+async fn is_dead(mount: &Mount, file: Open, owner: u64) {
+    assert_eq!(mount.write(file, 0, b"mine").await, EIO);
+    assert_eq!(mount.read(file, 0, 10).await.map(|_| ()), EIO);
+    assert_eq!(mount.fsync(file).await, EIO);
+    assert_eq!(set(mount, file, owner, range(READ, 0, 0)).await, EIO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_lost_with_the_lease_makes_its_descriptor_fail_and_no_other() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    let other = one.create(1, "other", libc::O_RDWR).await.unwrap();
+    set(&one, here, 1, range(WRITE, 0, END)).await.unwrap();
+    peer.expire_clients();
+    set(&two, there, 1, range(WRITE, 0, END)).await.unwrap();
+    two.write(there, 0, b"theirs").await.unwrap();
+    two.fsync(there).await.unwrap();
+    // The first request finds out.
+    one.write(other, 0, b"fine").await.unwrap();
+    one.fsync(other).await.unwrap();
+    is_dead(&one, here, 1).await;
+    set(&one, here, 1, range(UNLOCK, 0, 5)).await.unwrap();
+    is_dead(&one, here, 1).await;
+    let _ = one.close(here).await;
+    assert_eq!(peer.fs().read_file("/f").unwrap(), b"theirs");
+    let again = one.open(here.ino, libc::O_RDWR).await.unwrap();
+    assert_eq!(one.read(again, 0, 10).await.unwrap(), b"theirs");
+    assert_eq!(set(&one, again, 1, range(READ, 0, 0)).await, AGAIN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn data_written_under_a_lock_that_was_lost_are_never_sent() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    set(&one, here, 1, range(WRITE, 0, END)).await.unwrap();
+    // On its way when the lease ends.
+    peer.on_op(|event| match event.op == op::WRITE {
+        true => Action::Fail(st::DELAY),
+        false => Action::Pass,
+    });
+    one.write(here, 0, b"stale!").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    peer.expire_clients();
+    peer.clear_script();
+    set(&two, there, 1, range(WRITE, 0, END)).await.unwrap();
+    two.write(there, 0, b"theirs").await.unwrap();
+    two.fsync(there).await.unwrap();
+    assert_eq!(within(600, one.fsync(here)).await, EIO);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(peer.fs().read_file("/f").unwrap(), b"theirs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_the_server_does_not_give_back_is_lost() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, _two, _there) = two(&peer).await;
+    set(&one, here, 1, range(WRITE, 0, END)).await.unwrap();
+    once_at(&peer, op::LOCK, Action::Fail(st::RECLAIM_CONFLICT));
+    peer.crash_and_restart();
+    // Not answered by a cache.
+    within(600, one.create(1, "g", libc::O_RDWR)).await.unwrap();
+    is_dead(&one, here, 1).await;
+    let _ = one.close(here).await;
+    let again = one.open(here.ino, libc::O_RDWR).await.unwrap();
+    set(&one, again, 1, range(WRITE, 0, END)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_asks_with_pauses_and_its_neighbours_do_not_ask() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    set(&one, here, 1, range(WRITE, 0, END)).await.unwrap();
+    let callers: Vec<_> = (0..10).map(|_| Arc::new(Waiting::default())).collect();
+    let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let two = Arc::new(two);
+    let mut tasks = Vec::new();
+    for (number, caller) in callers.iter().enumerate() {
+        let (two, caller, order) = (Arc::clone(&two), Arc::clone(caller), Arc::clone(&order));
+        tasks.push(tokio::spawn(async move {
+            let owner = 100 + number as u64;
+            wait(&two, there, owner, range(WRITE, 0, 0), &caller)
+                .await
+                .unwrap();
+            order.lock().push(number);
+            set(&two, there, owner, range(UNLOCK, 0, 0)).await.unwrap();
+        }));
+        tokio::task::yield_now().await;
+    }
+    peer.clear_log();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let asked = peer.count_op(op::LOCK);
+    assert!((100..=200).contains(&asked), "{asked} LOCKs in 10 s");
+    set(&one, here, 1, range(UNLOCK, 0, END)).await.unwrap();
+    for task in tasks {
+        within(10, task).await.unwrap();
+    }
+    assert_eq!(*order.lock(), (0..10).collect::<Vec<_>>(), "in line");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_comes_after_its_waiter_left_is_given_back() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    set(&one, here, 1, range(READ, 0, 9)).await.unwrap();
+    let first = std::sync::atomic::AtomicBool::new(true);
+    peer.on_op(move |event| {
+        let late = event.op == op::LOCK && first.swap(false, std::sync::atomic::Ordering::Relaxed);
+        match late {
+            true => Action::Delay(Duration::from_secs(5)),
+            false => Action::Pass,
+        }
+    });
+    // An upgrade of a part, and of more than there was.
+    let caller = Waiting::default();
+    let upgrade = wait(&one, here, 1, range(WRITE, 5, 19), &caller);
+    let gives_up = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(caller.give_up());
+    };
+    let (upgraded, ()) = tokio::join!(within(60, upgrade), gives_up);
+    assert_eq!(upgraded, Err(Errno(libc::EINTR)));
+    // As before: shared on 0 to 9, nothing above.
+    set(&two, there, 1, range(READ, 0, 9)).await.unwrap();
+    assert_eq!(set(&two, there, 1, range(WRITE, 0, 9)).await, AGAIN);
+    set(&two, there, 1, range(WRITE, 10, 19)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_any_descriptor_ends_the_locks_of_a_process_and_release_those_of_a_description() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    let second = one.open(here.ino, libc::O_RDWR).await.unwrap();
+    set(&one, here, 1, range(WRITE, 0, 9)).await.unwrap();
+    set(&one, here, 2, range(WRITE, 10, 19)).await.unwrap();
+    // Process 1 closes its other descriptor.
+    one.vfs.flush(second.ino, second.fh, 1).await.unwrap();
+    set(&two, there, 5, range(WRITE, 0, 9)).await.unwrap();
+    assert_eq!(set(&two, there, 5, range(WRITE, 10, 19)).await, AGAIN);
+    // 2 is a description, never named again.
+    one.release(here).await;
+    set(&two, there, 5, range(WRITE, 10, 19)).await.unwrap();
+    one.release(second).await;
+    two.release(there).await;
+    assert_eq!(peer.open_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_server_is_asked_for_what_this_host_does_not_know_and_for_nothing_else() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    set(&one, here, 1, range(WRITE, 10, 19)).await.unwrap();
+    peer.clear_log();
+    assert_eq!(set(&one, here, 2, range(READ, 0, END)).await, AGAIN);
+    let get = |mount: Arc<efs_fuse::vfs::Vfs>, file: Open, owner| async move {
+        let cred = efs_fuse::rpc::auth::Credential::machine();
+        let wanted = range(READ, 0, END);
+        mount.getlk(&cred, file.ino, file.fh, owner, wanted).await
+    };
+    let local = get(Arc::clone(&one.vfs), here, 2).await.unwrap();
+    assert_eq!(local, range(WRITE, 10, 19));
+    assert_eq!(peer.log().len(), 0, "known here");
+    let remote = get(Arc::clone(&two.vfs), there, 2).await.unwrap();
+    assert_eq!(remote, LockRange { pid: 0, ..local });
+    let own = get(Arc::clone(&one.vfs), here, 1).await.unwrap();
+    assert_eq!(own.typ, UNLOCK, "one's own lock is in nobody's way");
+}
