@@ -3,6 +3,7 @@
 //! `peer` is a scripted NFSv4.1 server in memory (no root, no network);
 //! `fixtures` starts real servers and real mounts (root, /dev/fuse, nfs-ganesha).
 
+mod applications;
 mod bad_input;
 mod copies;
 mod faults;
