@@ -34,6 +34,7 @@ use super::identity::IdentityCache;
 use super::interrupt::{InterruptWatcher, Patience};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
+use super::reopen::Reopens;
 use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
 use crate::telemetry::{FuseOp, Metrics};
@@ -44,6 +45,7 @@ use crate::vfs::types::{self, Entry, LockRange, Lookup, Opened, SetAttr, Waiting
 pub struct Adapter {
     vfs: Arc<Vfs>,
     identity: IdentityCache,
+    reopens: Arc<Reopens>,
     dispatch: Dispatcher,
     watcher: Arc<InterruptWatcher>,
     options: KernelOptions,
@@ -71,6 +73,7 @@ impl Adapter {
         Ok(Self {
             vfs,
             identity: IdentityCache::new(),
+            reopens: Arc::default(),
             dispatch: Dispatcher::new(runtime, Arc::clone(&watcher), metrics),
             watcher,
             options,
@@ -124,7 +127,10 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = Call::new(FuseOp::Lookup, req, parent.0);
         let cred = self.who(req);
-        let cached = attempt(|| self.vfs.lookup_cached(&cred, parent.0, name.as_bytes()));
+        let second = self.reopens.is_second(call.tid);
+        let cached = (!second)
+            .then(|| attempt(|| self.vfs.lookup_cached(&cred, parent.0, name.as_bytes())))
+            .flatten();
         if let Some(found) = cached {
             let ok = found.is_ok();
             match found {
@@ -134,7 +140,14 @@ impl Filesystem for Adapter {
             return self.dispatch.answered(&call, ok);
         }
         let (vfs, name) = (self.vfs(), owned(name));
-        let work = async move { vfs.lookup(&cred, parent.0, &name).await };
+        let reopens = Arc::clone(&self.reopens);
+        let work = async move {
+            let found = vfs.lookup(&cred, parent.0, &name).await;
+            if second && let Ok(Lookup::Found(entry)) = &found {
+                reopens.found(call.tid, entry.ino);
+            }
+            found
+        };
         let vfs = self.vfs();
         let undo = move |found| {
             if let Lookup::Found(entry) = found {
@@ -325,7 +338,18 @@ impl Filesystem for Adapter {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let call = Call::new(FuseOp::Open, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
-        let work = async move { vfs.open(&cred, ino.0, flags.0).await };
+        let reopens = Arc::clone(&self.reopens);
+        let found = reopens.opens(call.tid, ino.0);
+        let work = async move {
+            if found {
+                return vfs.open_found(&cred, ino.0, flags.0).await;
+            }
+            let opened = vfs.open(&cred, ino.0, flags.0).await;
+            if matches!(&opened, Err(error) if error.0 == libc::ESTALE) {
+                reopens.refused(call.tid);
+            }
+            opened
+        };
         let vfs = self.vfs();
         let undo = move |opened: Opened| async move {
             let _ = vfs.release(ino.0, opened.fh, None).await;

@@ -32,6 +32,7 @@ mod listing;
 mod notify;
 mod place;
 mod proc;
+mod reopen;
 mod session;
 
 pub use adapter::Adapter;

@@ -211,6 +211,7 @@ impl Vfs {
         let inode = self.known(handle, &item.attrs, item.sent);
         let target = Target::Inode(Arc::clone(&inode));
         if sink.add_plus(&entry, &self.entry(&inode, dir)) {
+            inode.found_at(dir, &item.name);
             self.names.put(dir, &item.name, target, item.dir_change);
             true
         } else {

@@ -47,9 +47,46 @@ pub struct Inode {
     pub link: OnceLock<Bytes>,
     /// The server said STALE: no name may lead here any more.
     stale: AtomicBool,
+    /// For a regular file: the name it was found by last.
+    place: Mutex<Option<Place>>,
+}
+
+/// Where an object was found.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The directory.
+    pub dir: Arc<Inode>,
+    /// The name in it.
+    pub name: Box<[u8]>,
 }
 
 impl Inode {
+    /// The file was found by this name, which an open has to find still leading
+    /// to it.
+    pub fn found_at(&self, dir: &Arc<Inode>, name: &[u8]) {
+        if self.kind != FileKind::Regular {
+            return;
+        }
+        let mut place = self.place.lock();
+        let known = place
+            .as_ref()
+            .is_some_and(|place| Arc::ptr_eq(&place.dir, dir) && *place.name == *name);
+        if !known {
+            let (dir, name) = (Arc::clone(dir), name.into());
+            *place = Some(Place { dir, name });
+        }
+    }
+
+    /// The name may lead elsewhere, by our own doing.
+    pub fn not_found(&self) {
+        *self.place.lock() = None;
+    }
+
+    /// See [`Inode::found_at`].
+    pub fn place(&self) -> Option<Place> {
+        self.place.lock().clone()
+    }
+
     /// The state of an open file, made at its first use.
     pub fn file(&self, make: impl FnOnce() -> FileState) -> &FileState {
         self.file.get_or_init(|| Box::new(make()))
@@ -102,6 +139,7 @@ impl InodeTable {
             file: OnceLock::new(),
             link: OnceLock::new(),
             stale: AtomicBool::new(false),
+            place: Mutex::new(None),
         });
         Self {
             inodes: DashMap::new(),
@@ -247,6 +285,7 @@ impl InodeTable {
             file: OnceLock::new(),
             link: OnceLock::new(),
             stale: AtomicBool::new(false),
+            place: Mutex::new(None),
         })
     }
 }

@@ -30,7 +30,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Vfs;
-use super::attr::Seen;
 use super::inode::Inode;
 use super::locktable::Holder;
 use super::open::OpenHandle;
@@ -134,7 +133,7 @@ impl Vfs {
             return Err(Errno(libc::EINVAL));
         };
         let (here, own) = {
-            let mut inner = self.file_state(&handle.inode).inner.lock();
+            let inner = self.file_state(&handle.inode).inner.lock();
             let here = inner.locks.holder(owner, span, kind);
             (here, inner.locks.state(owner))
         };
@@ -217,8 +216,13 @@ impl Vfs {
             return Ok(());
         }
         let sent = Instant::now();
-        match self.client.open_handle(&handle.open, access, false).await {
-            Ok((attrs, _)) => {
+        match self
+            .client
+            .open_handle(&handle.open, access, false, None)
+            .await
+        {
+            Ok(None) => Ok(()),
+            Ok(Some((attrs, _))) => {
                 self.learn(&handle.inode, &attrs, sent);
                 Ok(())
             }
@@ -364,34 +368,26 @@ impl Vfs {
         self.file_state(inode).unlocked.notify_waiters();
     }
 
-    /// Drops what the kernel has cached of a file that another host has changed,
-    /// and comes back when the kernel has done so.
+    /// Drops what the kernel has cached of the file, and comes back when the
+    /// kernel has done so.
+    ///
+    /// Always: that every move of the file was our own ([`AttrState::explains`])
+    /// is known only as long as nobody else writes at the same time, which is
+    /// just what locks on different ranges are for. A foreign WRITE between the
+    /// two GETATTRs around ours would be taken for ours.
+    ///
+    /// [`AttrState::explains`]: super::attr::AttrState::explains
     async fn revalidate(self: &Arc<Self>, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) {
-        let seen = self.learn_at_open(inode, attrs, sent);
-        let file = self.file_state(inode);
-        let (keep, change, epoch) = {
-            let inner = file.inner.lock();
-            let change = inode.attr.lock().change();
-            (inner.keeps_pages(inode, change), change, inner.epoch)
-        };
+        self.learn_at_open(inode, attrs, sent);
+        // What was read ahead is as old.
+        self.file_state(inode).foreign_change();
         let Some(kernel) = self.kernel.get().map(Arc::clone) else {
             return;
         };
         let ino = inode.ino;
-        if keep {
-            if seen != Seen::Same {
-                kernel.inval_attr(ino);
-            }
-            return;
-        }
         // It waits for pages whose READ may be in our hands: never on a thread
         // that answers those.
         let _ = tokio::task::spawn_blocking(move || kernel.inval_inode_now(ino)).await;
-        // Not before: another locker must not believe pages that are going.
-        let mut inner = file.inner.lock();
-        if inner.epoch == epoch {
-            inner.pages = Some(change);
-        }
     }
 
     fn failed_lock(&self, error: &crate::nfs::NfsError, inode: &Inode) -> Errno {

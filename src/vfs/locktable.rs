@@ -57,12 +57,12 @@ pub(super) struct LockTable {
 }
 
 impl LockTable {
-    fn find(&mut self, owner: u64) -> Option<usize> {
+    fn find(&self, owner: u64) -> Option<usize> {
         self.owners.iter().position(|known| known.id == owner)
     }
 
     /// The locks of `owner`.
-    pub(super) fn state(&mut self, owner: u64) -> Option<Arc<LockState>> {
+    pub(super) fn state(&self, owner: u64) -> Option<Arc<LockState>> {
         let at = self.find(owner)?;
         Some(Arc::clone(&self.owners[at].state))
     }

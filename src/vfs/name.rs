@@ -59,6 +59,7 @@ impl Vfs {
                 if !fresh || inode.is_stale() || !self.inodes.look_up_again(&inode) {
                     return None;
                 }
+                inode.found_at(dir, name);
                 Some(Lookup::Found(self.entry(&inode, dir)))
             }
         }
@@ -85,6 +86,7 @@ impl Vfs {
         match found.object {
             Some((handle, attrs)) => {
                 let inode = self.known(&handle, &attrs, sent);
+                inode.found_at(&dir, name);
                 let mut entry = self.entry(&inode, &dir);
                 if late {
                     entry.entry_ttl = Duration::ZERO;

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::Vfs;
 use super::attr;
 use super::errseq::Seen;
-use super::inode::Inode;
+use super::inode::{Inode, Place};
 use super::locktable::LockTable;
 use super::namecache::Target;
 use super::pipeline::Pipeline;
@@ -214,11 +214,34 @@ impl Vfs {
     /// OPEN by handle: one round trip, in which the file's attributes come
     /// along, so that the kernel's pages are kept exactly if the file has not
     /// moved (close-to-open).
+    ///
+    /// ESTALE if the name that the file was found by leads elsewhere now.
     pub async fn open(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         ino: Ino,
         flags: i32,
+    ) -> Result<Opened, Errno> {
+        self.open_checked(cred, ino, flags, true).await
+    }
+
+    /// The same for a file whose name was asked for on behalf of this very
+    /// open: whatever that leads to by now.
+    pub async fn open_found(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        flags: i32,
+    ) -> Result<Opened, Errno> {
+        self.open_checked(cred, ino, flags, false).await
+    }
+
+    async fn open_checked(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        flags: i32,
+        check: bool,
     ) -> Result<Opened, Errno> {
         let inode = self.inode(ino)?;
         match inode.kind {
@@ -240,8 +263,27 @@ impl Vfs {
         }
         let open = self.join(&inode, cred).await;
         let sent = Instant::now();
-        match self.client.open_handle(&open, share, truncate).await {
-            Ok((attrs, preserved)) => {
+        // A name is believed for a while, but what is opened is what it leads
+        // to now: another host may have put a new file there.
+        let place = inode.place().filter(|_| check && !truncate);
+        let name = place
+            .as_ref()
+            .map(|place| (&place.dir.handle, &*place.name));
+        match self.client.open_handle(&open, share, truncate, name).await {
+            Ok(None) => {
+                self.leave(&inode, &open).await;
+                if let Some(Place { dir, name }) = place {
+                    inode.not_found();
+                    self.names.remove(&dir, &name);
+                    dir.attr.lock().expire();
+                    if let Some(kernel) = self.kernel.get() {
+                        kernel.inval_entry(dir.ino, &name);
+                    }
+                }
+                // Upon which the kernel looks the name up, and opens that.
+                Err(Errno(libc::ESTALE))
+            }
+            Ok(Some((attrs, preserved))) => {
                 let file = self.file_state(&inode);
                 file.inner.lock().preserved = preserved;
                 if truncate {
@@ -320,6 +362,7 @@ impl Vfs {
             .await
             .map_err(|error| self.failed(&error, &dir))?;
         let inode = self.known(&file.open.handle, &file.attrs, sent);
+        inode.found_at(&dir, name);
         let target = Target::Inode(Arc::clone(&inode));
         self.named(&dir, name, &file.dir, target, sent);
         let state = self.file_state(&inode);

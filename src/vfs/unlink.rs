@@ -265,6 +265,7 @@ impl Vfs {
             self.rename_target(&to, new_name, source.as_ref(), &entered);
         }
         if let Some(source) = source {
+            source.found_at(&to, new_name);
             // Its ctime, and for a directory its "..", may have moved.
             source.attr.lock().expire();
         }
@@ -340,6 +341,7 @@ impl Vfs {
     }
 
     fn lost_a_name(inode: &Arc<Inode>) {
+        inode.not_found();
         let mut attr = inode.attr.lock();
         attr.unlinked();
         if attr.stat().nlink > 0 {
@@ -404,6 +406,7 @@ impl Vfs {
                 name: hidden.into_bytes(),
                 cred: Arc::clone(cred),
             };
+            victim.not_found();
             self.file_state(victim).inner.lock().silly = Some(silly.clone());
             {
                 let mut attr = victim.attr.lock();

@@ -5,6 +5,7 @@
 
 mod applications;
 mod bad_input;
+mod consistency;
 mod copies;
 mod faults;
 mod fixtures;

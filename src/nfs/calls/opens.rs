@@ -43,19 +43,25 @@ pub struct OpenedFile {
 
 impl Client {
     /// OPEN of a file by its handle (CLAIM_FH), merged into `open`. With
-    /// `truncate` the file is cut to nothing in the same compound.
+    /// `truncate` the file is cut to nothing in the same compound. With `name`
+    /// (a directory and a name in it), `None` if that does not lead to the file
+    /// (any more); the caller has to close `open` then.
     pub async fn open_handle(
         self: &Arc<Self>,
         open: &Arc<OpenState>,
         access: u32,
         truncate: bool,
-    ) -> Result<(Attributes, bool), NfsError> {
+        name: Option<(&FileHandle, &[u8])>,
+    ) -> Result<Option<(Attributes, bool)>, NfsError> {
         let empty = NewAttributes {
             size: Some(0),
             ..NewAttributes::default()
         };
         let mut reply = self
             .call(&open.cred, Class::Metadata, |c| {
+                if let Some((dir, name)) = name {
+                    c.put(dir).lookup(name).get_handle();
+                }
                 c.put(&open.handle).open(
                     self.open_owner(&open.owner.to_be_bytes()),
                     access,
@@ -68,11 +74,31 @@ impl Client {
                 c.then().get_attrs(self.object());
             })
             .await?;
+        let mut leads_here = true;
+        if name.is_some() {
+            let found = match reply.ok(Op::PutFh).and_then(|reply| reply.ok(Op::Lookup)) {
+                Ok(reply) => reply.handle()?,
+                Err(NfsError::Status(
+                    Op::PutFh | Op::Lookup,
+                    Status::NOENT | Status::STALE | Status::NOTDIR,
+                )) => return Ok(None),
+                // Who has the file by other means (a descriptor passed on, or
+                // /proc) need not be able to search its directory.
+                Err(NfsError::Status(Op::Lookup, Status::ACCESS)) => {
+                    return Box::pin(self.open_handle(open, access, truncate, None)).await;
+                }
+                Err(error) => return Err(error),
+            };
+            leads_here = found == open.handle;
+        }
         reply.ok(Op::PutFh)?;
         let opened = reply.open()?;
         let token = open.for_io().1;
         if !open.opened(opened.stateid, access) {
             self.renew_state(open, token, Status::BAD_STATEID).await?;
+        }
+        if !leads_here {
+            return Ok(None);
         }
         let preserves = opened.flags & PRESERVE_UNLINKED != 0;
         if truncate {
@@ -84,15 +110,18 @@ impl Client {
                         .set_attrs(&open.cred, &open.handle, Some(open), &empty)
                         .await?;
                     if let Some(attrs) = moved.after {
-                        return Ok((attrs, preserves));
+                        return Ok(Some((attrs, preserves)));
                     }
                 }
                 Err(error) => return Err(error),
             }
         }
         match reply.attrs() {
-            Ok(attrs) => Ok((attrs, preserves)),
-            Err(_) => Ok((self.get_attrs(&open.cred, &open.handle).await?, preserves)),
+            Ok(attrs) => Ok(Some((attrs, preserves))),
+            Err(_) => {
+                let attrs = self.get_attrs(&open.cred, &open.handle).await?;
+                Ok(Some((attrs, preserves)))
+            }
         }
     }
 

@@ -41,13 +41,14 @@ async fn every_call(rig: &Rig) {
     let open = client.prepare_open(handle.clone(), cred.clone());
     let both = ACCESS_READ | ACCESS_WRITE;
     client
-        .open_handle(&open, both, false)
+        .open_handle(&open, both, false, None)
         .await
         .expect("open by handle");
     let (attrs, _) = client
-        .open_handle(&open, both, true)
+        .open_handle(&open, both, true, None)
         .await
-        .expect("open and cut");
+        .expect("open and cut")
+        .expect("the file");
     assert_eq!(attrs.size, 0);
     client.close(&open).await.expect("close");
     let new = NewAttributes {

@@ -364,7 +364,7 @@ async fn an_open_that_joins_one_whose_state_was_dropped_brings_all_of_it_back() 
     let opens = opened(&rig, 1).await;
     rig.peer.revoke_state(st::ADMIN_REVOKED);
     let access = efs_fuse::nfs::proto::ops::ACCESS_WRITE;
-    let joined = rig.client.open_handle(&opens[0], access, false);
+    let joined = rig.client.open_handle(&opens[0], access, false, None);
     within(60, joined).await.expect("open");
     all_work(&rig, &opens).await;
 }
