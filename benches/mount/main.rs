@@ -7,6 +7,7 @@
 //! | [`memory`] | RSS idle, and with the write window full |
 //! | [`streams`] | sequential and random I/O beside its ceilings |
 //! | [`workloads`] | round trips and wall time of what people do |
+//! | [`kernel`] | the same beside what the kernel's client needs |
 //! | [`direct`] | the ceiling: our own client without FUSE |
 //! | [`null`] | the ceiling: FUSE without a client |
 //! | [`proxy`] | a network with a round-trip time |
@@ -16,6 +17,7 @@
 
 mod direct;
 mod host;
+mod kernel;
 mod locks;
 mod memory;
 mod mount;
@@ -65,6 +67,7 @@ enum Part {
     Streams,
     Locks,
     Workloads,
+    Kernel,
 }
 
 /// Where the server's files go, and whether sizes are small.
@@ -94,12 +97,13 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut report = Report::new(arguments.quick, &parent);
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
-    let parts: [(Part, Measure); 5] = [
+    let parts: [(Part, Measure); 6] = [
         (Part::Startup, startup::measure),
         (Part::Memory, memory::measure),
         (Part::Streams, streams::measure),
         (Part::Locks, locks::measure),
         (Part::Workloads, workloads::measure),
+        (Part::Kernel, kernel::measure),
     ];
     for (part, measure) in parts {
         if wanted(part) {
