@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ const ROUND_TRIP: Duration = Duration::from_millis(1);
 const TIMES: u32 = 40;
 const MEDIAN_MS: f64 = 50.0;
 const LONGEST_MS: f64 = 300.0;
+/// Of a wait that a signal ends.
+const END_MS: f64 = 100.0;
 /// Of one lock and its unlock.
 const BUDGET: f64 = 2.0;
 
@@ -64,6 +67,27 @@ pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result
     let longest = delays.iter().copied().fold(0.0, f64::max);
     let delay = median(delays);
 
+    // A process that waits, and the signal that ends it.
+    let mut ends = Vec::new();
+    files[0].lock().context("lock")?;
+    for round in 0..times {
+        go_on()?;
+        let mut waiter = Command::new("flock")
+            .arg(mounts[1].join("lock"))
+            .arg("true")
+            .spawn()
+            .context("flock")?;
+        thread::sleep(Duration::from_millis(200 + u64::from(round) * 37 % 200));
+        let begun = Instant::now();
+        // SAFETY: no memory effects; the child is not reaped yet.
+        unsafe { libc::kill(waiter.id().cast_signed(), libc::SIGTERM) };
+        waiter.wait().context("flock")?;
+        ends.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    files[0].unlock().context("unlock")?;
+    let longest_end = ends.iter().copied().fold(0.0, f64::max);
+    let end = median(ends);
+
     mounts[0].round_trips()?;
     for _ in 0..times {
         files[0].lock().context("lock")?;
@@ -86,13 +110,27 @@ pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result
         format!("{LONGEST_MS} ms {}", Report::verdict(longest <= LONGEST_MS)),
     ]);
     report.row(&[
+        "from SIGTERM to the end of a process that waits, median".into(),
+        format!("{end:.1} ms"),
+        format!("{END_MS} ms {}", Report::verdict(end <= END_MS)),
+    ]);
+    report.row(&[
+        "the longest".into(),
+        format!("{longest_end:.1} ms"),
+        format!("{END_MS} ms {}", Report::verdict(longest_end <= END_MS)),
+    ]);
+    report.row(&[
         "round trips of a lock and its unlock".into(),
         format!("{each:.2}"),
         format!("{BUDGET} {}", Report::verdict(each <= BUDGET)),
     ]);
     report.put(
         "locks",
-        json!({"handover_ms": delay, "handover_longest_ms": longest, "round_trips": each}),
+        json!({
+            "handover_ms": delay, "handover_longest_ms": longest,
+            "sigterm_ms": end, "sigterm_longest_ms": longest_end,
+            "round_trips": each,
+        }),
     );
     drop(files);
     for mount in mounts {

@@ -15,6 +15,7 @@ mod model;
 mod operations;
 mod peer;
 mod posix;
+mod promises;
 mod protocol;
 mod regressions;
 mod stress;

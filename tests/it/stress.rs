@@ -6,17 +6,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::fixtures::{World, noise, sys};
+use crate::fixtures::mount::{Mount, number};
+use crate::fixtures::{World, noise, setting, sys};
 use crate::operations::counters::assert_gauges_return_to_zero;
 
 /// Seconds of mixed work: 10 in the suite, more by `scripts/stress`.
 fn seconds() -> u64 {
-    match std::env::var("EFS_FUSE_STRESS_SECONDS") {
-        Ok(value) if !value.is_empty() => value
-            .parse()
-            .unwrap_or_else(|_| panic!("EFS_FUSE_STRESS_SECONDS={value} is no number")),
-        _ => 10,
-    }
+    setting("EFS_FUSE_STRESS_SECONDS", 10)
 }
 
 #[test]
@@ -141,4 +137,66 @@ fn work(root: &Path, thread: u64, round: u64) {
         .map(|entry| entry.expect("entry"));
     assert_eq!(names.count(), 6, "five files and the symlink");
     fs::remove_dir_all(&own).expect("rm -rf");
+}
+
+/// Of the daemon, in KiB.
+fn resident(mount: &Mount) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok());
+    number.expect("VmRSS")
+}
+
+/// `EFS_FUSE_OPENS` times; 100,000 in `scripts/stress`.
+#[test]
+fn nothing_is_left_of_many_opens_and_closes() {
+    let opens = setting("EFS_FUSE_OPENS", 3_000);
+    let world = World::with(|request| request.time_limit(Duration::from_secs(120 + opens / 100)));
+    const FILES: u64 = 100;
+    for number in 0..FILES {
+        fs::write(world.path(format!("{number}")), b"content").expect("write");
+    }
+    let work = |count: u64| {
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                let world = &world;
+                scope.spawn(move || {
+                    for round in 0..count / 4 {
+                        let path = world.path(format!("{}", (round * 7 + worker) % FILES));
+                        // Readers, writers, both, and of one file at the same time.
+                        let file = OpenOptions::new()
+                            .read(round % 3 != 1)
+                            .write(round % 3 != 0)
+                            .open(path)
+                            .expect("open");
+                        if round % 3 == 0 {
+                            let mut byte = [0; 1];
+                            file.read_exact_at(&mut byte, 0).expect("read");
+                        }
+                        if round % 30 == 1 {
+                            file.write_all_at(b"c", 0).expect("write");
+                        }
+                    }
+                });
+            }
+        });
+        assert_gauges_return_to_zero(&world.mount);
+        resident(&world.mount)
+    };
+    let before = work(opens / 5);
+    let after = work(opens - opens / 5);
+    println!("{opens} opens: {before} KiB, then {after} KiB");
+    assert!(
+        after < before + (4 << 10),
+        "it grows: {before} to {after} KiB"
+    );
+    let stats = world.mount.stats();
+    let count = |op: &str| number(&stats, &format!("/nfs_ops/{op}/count"));
+    let (opened, closed) = (count("OPEN"), count("CLOSE"));
+    let server = world.server.pid();
+    let held = fs::read_dir(format!("/proc/{server}/fd"))
+        .expect("fd")
+        .count();
+    println!("{opened} OPENs, {closed} CLOSEs; the server has {held} descriptors");
+    assert!(held < 200, "the server holds {held} descriptors");
 }

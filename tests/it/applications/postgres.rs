@@ -1,5 +1,5 @@
-//! PostgreSQL dies on one host and starts on another (two mounts as two hosts),
-//! guarded by `flock(1)` on the volume as the README shows.
+//! PostgreSQL dies on one host and starts on another, guarded by `flock(1)` on the
+//! volume as the README shows.
 //!
 //! A ledger outside the database has the number of every row whose COMMIT was
 //! acknowledged: each must be there after the move.
@@ -11,20 +11,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::fixtures::World;
-use crate::fixtures::ganesha::{Server, ServerOptions};
-use crate::fixtures::mount::{Mount, MountRequest};
-use crate::fixtures::process::{Background, eventually, run};
-use crate::fixtures::proxy::Proxy;
+use crate::fixtures::ganesha::ServerOptions;
+use crate::fixtures::host::{Host, Hosts};
+use crate::fixtures::process::{Background, eventually};
+use crate::fixtures::setting;
 
 const SOON: Duration = Duration::from_secs(60);
-
-fn setting(name: &str, default: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text}")),
-        Err(_) => default,
-    }
-}
 
 /// The newest installed version's programs.
 fn program(name: &str) -> PathBuf {
@@ -71,15 +63,17 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("test paths are UTF-8")
 }
 
-/// What is not on the volume: sockets, logs, the ledger.
+/// Where the volume's part of it lies.
+const DATA: &str = "/volumes/app/data";
+const LOCK: &str = "/volumes/app/lock";
+
+/// What is not on the volume: sockets, logs, the ledger. It outlives every host.
 struct Local(tempfile::TempDir);
 
 impl Local {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let (uid, gid) = postgres_user();
-        chown(dir.path(), Some(uid), Some(gid)).expect("chown");
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        own(dir.path());
         Self(dir)
     }
 
@@ -87,74 +81,79 @@ impl Local {
         self.0.path().join(name)
     }
 
-    fn psql(&self, port: u16, sql: &str) -> String {
-        let (port, dir) = (port.to_string(), self.0.path());
-        let done = run(
-            &mut command(&[
-                "psql",
-                "-XqAt",
-                "-h",
-                text(dir),
-                "-p",
-                &port,
-                "-d",
-                "postgres",
-                "-c",
-                sql,
-            ]),
-            SOON,
-        );
+    /// Where a host's server has its socket.
+    fn sockets(&self, host: &Host) -> PathBuf {
+        let dir = self.join(&host.name());
+        if !dir.exists() {
+            fs::create_dir(&dir).expect("mkdir");
+            own(&dir);
+        }
+        dir
+    }
+
+    fn log(&self, host: &Host) -> PathBuf {
+        self.join(&format!("{}.log", host.name()))
+    }
+
+    fn psql(&self, host: &Host, sql: &str) -> String {
+        let dir = self.sockets(host);
+        let words = [
+            "psql",
+            "-XqAt",
+            "-h",
+            text(&dir),
+            "-d",
+            "postgres",
+            "-c",
+            sql,
+        ];
+        let done = host.run(command(&words), SOON);
         done.expect_success(sql).stdout.trim().to_owned()
     }
 
-    fn is_up(&self, port: u16) -> bool {
-        let (port, dir) = (port.to_string(), self.0.path());
-        let ready = program("pg_isready");
-        let words = [text(&ready), "-q", "-h", text(dir), "-p", &port];
-        run(&mut command(&words), SOON).status.success()
+    fn is_up(&self, host: &Host) -> bool {
+        let (ready, dir) = (program("pg_isready"), self.sockets(host));
+        let words = [text(&ready), "-q", "-h", text(&dir)];
+        host.run(command(&words), SOON).status.success()
     }
 
     #[track_caller]
-    fn wait_until_up(&self, port: u16, limit: Duration) -> Duration {
+    fn wait_until_up(&self, host: &Host, limit: Duration) -> Duration {
         let begun = Instant::now();
         let up = eventually(limit, || {
             thread::sleep(Duration::from_millis(50));
-            self.is_up(port).then_some(())
+            self.is_up(host).then_some(())
         });
-        let log = || fs::read_to_string(self.join(&format!("log-{port}"))).unwrap_or_default();
+        let log = || fs::read_to_string(self.log(host)).unwrap_or_default();
         assert!(up.is_some(), "no server within {limit:?}:\n{}", log());
         begun.elapsed()
     }
 
     /// The server under the volume's lock; it waits for that as long as it must.
-    fn start(&self, volume: &Path, port: u16) -> Instance {
-        let postgres = program("postgres");
-        let (lock, data) = (volume.join("lock"), volume.join("data"));
-        let (dir, number) = (self.0.path(), port.to_string());
-        let log = File::create(self.join(&format!("log-{port}"))).expect("log");
+    fn start(&self, host: &Host) -> Instance {
+        let (postgres, dir) = (program("postgres"), self.sockets(host));
+        let log = File::create(self.log(host)).expect("log");
         let mut command = command(&[
             "flock",
             "--no-fork",
-            text(&lock),
+            LOCK,
             text(&postgres),
             "-D",
-            text(&data),
+            DATA,
             "-k",
-            text(dir),
-            "-p",
-            &number,
+            text(&dir),
             "-c",
             "listen_addresses=",
             "-c",
             "restart_after_crash=off",
         ]);
         command.stdout(log.try_clone().expect("log")).stderr(log);
-        Instance(Background::spawn(command).expect("postgres"))
+        Instance(host.spawn(command).expect("postgres"))
     }
 
     /// A client that inserts row after row, and the file that has the number of
     /// each as soon as it was acknowledged.
-    fn insert(&self, port: u16, from: u64) -> Background {
+    fn insert(&self, host: &Host, from: u64) -> Background {
         let script = self.join("inserts");
         let rows = from..from + 100_000;
         let lines: String = rows
@@ -166,16 +165,14 @@ impl Local {
             .append(true)
             .open(self.join("ledger"))
             .expect("ledger");
-        let (port, dir) = (port.to_string(), self.0.path());
+        let dir = self.sockets(host);
         let mut command = command(&[
             "psql",
             "-XqAt",
             "-v",
             "ON_ERROR_STOP=1",
             "-h",
-            text(dir),
-            "-p",
-            &port,
+            text(&dir),
             "-d",
             "postgres",
         ]);
@@ -183,12 +180,11 @@ impl Local {
             .stdin(File::open(&script).expect("script"))
             .stdout(ledger)
             .stderr(Stdio::null());
-        Background::spawn(command).expect("psql")
+        host.spawn(command).expect("psql")
     }
 
-    fn load(&self, port: u16) -> Background {
-        let bench = program("pgbench");
-        let (port, dir) = (port.to_string(), self.0.path());
+    fn load(&self, host: &Host) -> Background {
+        let (bench, dir) = (program("pgbench"), self.sockets(host));
         let mut command = command(&[
             text(&bench),
             "-n", // else it empties the history first
@@ -197,28 +193,28 @@ impl Local {
             "-T",
             "600",
             "-h",
-            text(dir),
-            "-p",
-            &port,
+            text(&dir),
             "postgres",
         ]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        Background::spawn(command).expect("pgbench")
+        host.spawn(command).expect("pgbench")
     }
 
-    /// Rows that were acknowledged.
+    /// Rows that were acknowledged. A line without its end was not written whole
+    /// when psql died.
     fn ledger(&self) -> Vec<u64> {
         let ledger = fs::read_to_string(self.join("ledger")).unwrap_or_default();
         ledger
-            .lines()
+            .split_inclusive('\n')
+            .filter_map(|line| line.strip_suffix('\n'))
             .map(|row| row.parse().expect("a row"))
             .collect()
     }
 
     /// Every acknowledged row is there, and the bank's books are balanced.
     #[track_caller]
-    fn check(&self, port: u16) -> u64 {
-        let rows = self.psql(port, "select row from ledger order by row");
+    fn check(&self, host: &Host) -> u64 {
+        let rows = self.psql(host, "select row from ledger order by row");
         let there: std::collections::HashSet<u64> = rows
             .lines()
             .map(|row| row.parse().expect("a row"))
@@ -227,7 +223,7 @@ impl Local {
         let lost: Vec<_> = ledger.iter().filter(|row| !there.contains(row)).collect();
         assert!(lost.is_empty(), "committed and gone: {lost:?}");
         let balanced = self.psql(
-            port,
+            host,
             "select (select sum(abalance) from pgbench_accounts) = (select sum(tbalance) from pgbench_tellers)
                 and (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history)",
         );
@@ -261,36 +257,35 @@ impl Instance {
     }
 }
 
-fn prepare(volume: &Path) {
+/// Gives a directory to the user postgres.
+fn own(dir: &Path) {
     let (uid, gid) = postgres_user();
-    chown(volume, Some(uid), Some(gid)).expect("chown");
-    let (initdb, data) = (program("initdb"), volume.join("data"));
-    let words = [text(&initdb), "-k", "-A", "trust", "-D", text(&data)];
-    run(&mut command(&words), SOON).expect_success("initdb");
+    chown(dir, Some(uid), Some(gid)).expect("chown");
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("chmod");
 }
 
-fn fill(local: &Local, port: u16) {
-    local.psql(port, "create table ledger(row bigint primary key)");
-    let bench = program("pgbench");
-    let (port, dir) = (port.to_string(), local.0.path());
-    let words = [
-        text(&bench),
-        "-i",
-        "-q",
-        "-h",
-        text(dir),
-        "-p",
-        &port,
-        "postgres",
-    ];
-    run(&mut command(&words), SOON).expect_success("pgbench -i");
+/// A cluster on the volume, its server running, and the tables.
+fn first(local: &Local, host: &Host) -> Instance {
+    fs::create_dir(host.path("app")).expect("mkdir");
+    own(&host.path("app"));
+    let initdb = program("initdb");
+    let words = [text(&initdb), "-k", "-A", "trust", "-D", DATA];
+    host.run(command(&words), SOON).expect_success("initdb");
+    let running = local.start(host);
+    local.wait_until_up(host, SOON);
+    local.psql(host, "create table ledger(row bigint primary key)");
+    let (bench, dir) = (program("pgbench"), local.sockets(host));
+    let words = [text(&bench), "-i", "-q", "-h", text(&dir), "postgres"];
+    host.run(command(&words), SOON).expect_success("pgbench -i");
+    running
 }
 
 /// The whole of the data directory, read and verified.
-fn verify_checksums(volume: &Path) {
-    let (checksums, data) = (program("pg_checksums"), volume.join("data"));
-    let words = [text(&checksums), "--check", "-D", text(&data)];
-    run(&mut command(&words), SOON).expect_success("pg_checksums");
+fn verify_checksums(host: &Host) {
+    let checksums = program("pg_checksums");
+    let words = [text(&checksums), "--check", "-D", DATA];
+    host.run(command(&words), SOON)
+        .expect_success("pg_checksums");
 }
 
 /// The rolling deploy: the new instance is started while the old one runs,
@@ -298,38 +293,32 @@ fn verify_checksums(volume: &Path) {
 /// `EFS_FUSE_PG_CYCLES` moves, each after `EFS_FUSE_PG_SECONDS` of load.
 #[test]
 fn a_killed_postgres_starts_on_the_other_host_with_every_committed_row() {
-    let cycles = setting("EFS_FUSE_PG_CYCLES", 2);
-    let seconds = setting("EFS_FUSE_PG_SECONDS", 3);
-    let limit = Duration::from_secs(120 + cycles * (seconds + 20));
-    let world = World::with(|request| request.time_limit(limit));
-    let other = MountRequest::of(&world.server).time_limit(limit).mount();
-    let volumes = [world.mount.path(), other.path()];
+    let cycles = setting("EFS_FUSE_PG_CYCLES", 3);
+    let seconds = setting("EFS_FUSE_PG_SECONDS", 2);
+    let limit = Duration::from_secs(180 + cycles * (seconds + 30));
+    let hosts = Hosts::with(3, ServerOptions::default(), &[], limit);
     let local = Local::new();
-    prepare(volumes[0]);
-    let mut port = 5501;
-    let mut running = local.start(volumes[0], port);
-    local.wait_until_up(port, SOON);
-    fill(&local, port);
+    let mut running = first(&local, &hosts.hosts[0]);
     for cycle in 1..=cycles {
-        let mut load = local.load(port);
+        let [old, new] = [cycle - 1, cycle].map(|number| &hosts.hosts[number as usize % 3]);
+        let mut load = local.load(old);
         let from = local.ledger().last().map_or(1, |last| last + 1000);
-        let mut inserts = local.insert(port, from);
+        let mut inserts = local.insert(old, from);
         let half = Duration::from_millis(seconds * 500);
         thread::sleep(half);
-        let new = local.start(volumes[(cycle % 2) as usize], port + 1);
+        let next = local.start(new);
         thread::sleep(half);
-        assert!(!local.is_up(port + 1), "both instances run");
+        assert!(!local.is_up(new), "both instances run");
         running.kill();
-        let took = local.wait_until_up(port + 1, SOON);
+        let took = local.wait_until_up(new, SOON);
         assert!(inserts.wait(SOON).is_some() && load.wait(SOON).is_some());
-        running = new;
-        port += 1;
-        let rows = local.check(port);
+        running = next;
+        let rows = local.check(new);
         println!("move {cycle}: up after {took:?}, {rows} acknowledged rows are there");
         assert!(rows > 10 * cycle, "no load");
     }
     running.stop();
-    verify_checksums(volumes[0]);
+    verify_checksums(&hosts.hosts[0]);
 }
 
 /// The host loses its network, then its power: the server frees its lock when
@@ -337,34 +326,32 @@ fn a_killed_postgres_starts_on_the_other_host_with_every_committed_row() {
 #[test]
 fn a_host_that_is_cut_off_and_dies_leaves_its_lock_and_every_committed_row() {
     let lease = 6;
-    let server = Server::start(ServerOptions {
+    let options = ServerOptions {
         lease,
         ..ServerOptions::default()
-    });
-    let proxy = Proxy::to(server.address());
-    let cut = MountRequest::new("127.0.0.1:/", proxy.port()).mount();
-    let other = Mount::new(&server);
+    };
+    let mut hosts = Hosts::with(3, options, &[], Duration::from_secs(300));
     let local = Local::new();
-    prepare(cut.path());
-    let old = local.start(cut.path(), 5501);
-    local.wait_until_up(5501, SOON);
-    fill(&local, 5501);
-    let mut load = local.load(5501);
-    let mut inserts = local.insert(5501, 1);
+    let cut = hosts.hosts.remove(0);
+    let [next, third] = &hosts.hosts[..] else {
+        panic!("two hosts left")
+    };
+    let old = first(&local, &cut);
+    let mut load = local.load(&cut);
+    let mut inserts = local.insert(&cut, 1);
     thread::sleep(Duration::from_secs(2));
-    let new = local.start(other.path(), 5502);
+    let new = local.start(next);
     thread::sleep(Duration::from_secs(1));
-    assert!(!local.is_up(5502), "both instances run");
-    proxy.freeze();
+    assert!(!local.is_up(next), "both instances run");
+    cut.cut_off();
     thread::sleep(Duration::from_millis(500));
-    // SAFETY: no memory effects; the daemon is this test's own.
-    unsafe { libc::kill(cut.pid(), libc::SIGKILL) };
-    old.kill();
-    let took = local.wait_until_up(5502, Duration::from_secs(u64::from(lease) * 3 + 10));
+    cut.power_off();
+    drop(old);
+    let took = local.wait_until_up(next, Duration::from_secs(u64::from(lease) * 3 + 30));
     assert!(inserts.wait(SOON).is_some() && load.wait(SOON).is_some());
-    let rows = local.check(5502);
+    let rows = local.check(next);
     println!("up after {took:?}, lease {lease} s, {rows} acknowledged rows are there");
     assert!(rows > 10, "no load");
     new.stop();
-    verify_checksums(other.path());
+    verify_checksums(third);
 }

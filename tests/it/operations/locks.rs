@@ -14,10 +14,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::fixtures::World;
 use crate::fixtures::mount::{Mount, MountRequest};
 use crate::fixtures::process::{Background, eventually};
 use crate::fixtures::sys::{Mapping, errno};
+use crate::fixtures::{World, setting};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -154,14 +154,21 @@ fn a_signal_ends_a_wait_for_a_lock_and_nothing_is_left_of_it() {
     let (a, b) = (open(&world.path("f")), open(&other.join("f")));
     ofd(&a, libc::F_WRLCK, 0, 10).expect("lock");
     let marks = tempfile::tempdir().expect("temporary directory");
-    let mut waiter = locker(&other.join("f"), &marks.path().join("1"));
-    thread::sleep(Duration::from_millis(700));
-    assert!(waiter.ended().is_none());
-    let begun = Instant::now();
-    waiter.signal(libc::SIGTERM);
-    assert!(waiter.wait(SOON).is_some());
-    let took = begun.elapsed();
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    let mut times = Vec::new();
+    for round in 0..5 {
+        let mut waiter = locker(&other.join("f"), &marks.path().join("1"));
+        // At any moment between two questions to the server.
+        thread::sleep(Duration::from_millis(500 + 23 * round));
+        assert!(waiter.ended().is_none());
+        let begun = Instant::now();
+        waiter.signal(libc::SIGTERM);
+        assert!(waiter.wait(SOON).is_some());
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    println!("ended within {times:?}");
+    assert!(times[2] < Duration::from_millis(100), "{times:?}");
+    assert!(times[4] < Duration::from_millis(500), "{times:?}");
     ofd(&a, libc::F_UNLCK, 0, 10).expect("unlock");
     thread::sleep(Duration::from_millis(300));
     ofd(&a, libc::F_WRLCK, 0, 10).expect("not taken by the dead");
@@ -255,10 +262,7 @@ fn a_flock_needs_no_descriptor_that_may_write_but_a_user_who_may() {
 fn nothing_is_left_of_many_opens_and_locks() {
     let world = World::new();
     let held = open(&world.path("f"));
-    let rounds = std::env::var("EFS_FUSE_LOCK_ROUNDS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(500);
+    let rounds = setting("EFS_FUSE_LOCK_ROUNDS", 500);
     for _ in 0..rounds {
         let file = open(&world.path("f"));
         ofd(&file, libc::F_WRLCK, 0, 1)
@@ -298,60 +302,6 @@ fn nolock_keeps_locks_to_the_host() {
     let asked = (world.mount.stats(), other.stats());
     assert_eq!(asked.0["nfs_ops"]["LOCK"]["count"].as_u64().unwrap_or(0), 0);
     assert_eq!(asked.1["nfs_ops"]["LOCK"]["count"].as_u64(), Some(1));
-}
-
-/// Adds one, `rounds` times, under a lock.
-fn count(path: &Path, rounds: u32, flock: bool) {
-    let file = open(path);
-    for _ in 0..rounds {
-        match flock {
-            true => file.lock().expect("lock"),
-            false => {
-                fcntl(&file, libc::F_OFD_SETLKW, libc::F_WRLCK, 0, 8).expect("lock");
-            }
-        }
-        let mut bytes = [0; 8];
-        file.read_exact_at(&mut bytes, 0).expect("read");
-        let next = u64::from_le_bytes(bytes) + 1;
-        file.write_all_at(&next.to_le_bytes(), 0).expect("write");
-        match flock {
-            true => file.unlock().expect("unlock"),
-            false => {
-                fcntl(&file, libc::F_OFD_SETLK, libc::F_UNLCK, 0, 8).expect("unlock");
-            }
-        }
-    }
-}
-
-#[test]
-fn a_counter_under_a_lock_ends_at_the_sum_of_three_hosts() {
-    let (world, second) = two();
-    let third = Mount::new(&world.server);
-    let hosts = [world.mount.path(), second.path(), third.path()];
-    // 3 hosts × 4 lockers; EFS_FUSE_COUNTER=10000 for the long run.
-    let total: u32 = std::env::var("EFS_FUSE_COUNTER")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(240);
-    let each = total.div_ceil(12);
-    for flock in [true, false] {
-        let name = format!("counter-{flock}");
-        let file = open(&hosts[0].join(&name));
-        file.write_all_at(&[0; 8], 0).expect("write");
-        file.sync_all().expect("fsync");
-        let begun = Instant::now();
-        thread::scope(|scope| {
-            for host in hosts {
-                for _ in 0..4 {
-                    let path = host.join(&name);
-                    scope.spawn(move || count(&path, each, flock));
-                }
-            }
-        });
-        println!("{} increments in {:?}", each * 12, begun.elapsed());
-        let sum = fs::read(world.behind(&name)).expect("read behind");
-        assert_eq!(sum, u64::from(each * 12).to_le_bytes());
-    }
 }
 
 #[test]

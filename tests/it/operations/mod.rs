@@ -8,6 +8,7 @@ pub(crate) mod counters;
 mod create;
 mod data;
 mod directories;
+mod hosts;
 mod identity;
 mod interrupts;
 mod locks;

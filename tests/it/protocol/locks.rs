@@ -267,3 +267,23 @@ async fn the_server_is_asked_for_what_this_host_does_not_know_and_for_nothing_el
     let own = get(Arc::clone(&one.vfs), here, 1).await.unwrap();
     assert_eq!(own.typ, UNLOCK, "one's own lock is in nobody's way");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_without_room_for_locks_says_enolck_and_a_quota_edquot() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    for (status, errno) in [(st::NOSPC, libc::ENOLCK), (st::DQUOT, libc::EDQUOT)] {
+        once_at(&peer, op::LOCK, Action::Fail(status));
+        let refused = set(&one, here, 1, range(WRITE, 0, 9)).await;
+        assert_eq!(refused, Err(Errno(errno)));
+        once_at(&peer, op::LOCK, Action::Fail(status));
+        let caller = Waiting::default();
+        let waited = within(60, wait(&one, here, 1, range(WRITE, 0, 9), &caller)).await;
+        assert_eq!(waited, Err(Errno(errno)), "a wait ends with it");
+        // Nothing is held, and nothing is broken.
+        set(&two, there, 1, range(WRITE, 0, 9)).await.unwrap();
+        set(&two, there, 1, range(UNLOCK, 0, 9)).await.unwrap();
+        set(&one, here, 1, range(WRITE, 0, 9)).await.unwrap();
+        set(&one, here, 1, range(UNLOCK, 0, 9)).await.unwrap();
+    }
+}
