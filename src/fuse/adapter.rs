@@ -175,13 +175,12 @@ impl Filesystem for Adapter {
         let call = Call::new(FuseOp::GetAttr, req, ino.0);
         let fh = fh.map(|fh| fh.0);
         if let Some((stat, ttl)) = attempt(|| self.vfs.getattr_cached(ino.0, fh)) {
-            reply.attr(&ttl, &convert::attr_of_node(ino.0, &stat));
+            reply.attr(&ttl, &convert::attr_of_node(&stat));
             return self.dispatch.answered(&call, true);
         }
         let (vfs, cred) = (self.vfs(), self.who(req));
         let work = async move { vfs.getattr(&cred, ino.0, fh).await };
-        self.dispatch
-            .run(call, reply, work, answer::attr(ino.0), keep);
+        self.dispatch.run(call, reply, work, answer::attr, keep);
     }
 
     fn setattr(
@@ -213,8 +212,7 @@ impl Filesystem for Adapter {
         };
         let (vfs, cred, fh) = (self.vfs(), self.who(req), fh.map(|fh| fh.0));
         let work = async move { vfs.setattr(&cred, ino.0, fh, set).await };
-        self.dispatch
-            .run(call, reply, work, answer::attr(ino.0), keep);
+        self.dispatch.run(call, reply, work, answer::attr, keep);
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {

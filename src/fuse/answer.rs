@@ -9,7 +9,7 @@ use fuser::{
 };
 
 use super::convert;
-use crate::vfs::types::{Entry, Ino, LockRange, Lookup, Opened, Stat, StatFs};
+use crate::vfs::types::{Entry, LockRange, Lookup, Opened, Stat, StatFs};
 
 /// A name that exists now.
 pub(super) fn entry(reply: ReplyEntry, entry: Entry) {
@@ -53,8 +53,8 @@ const NO_ATTR: FileAttr = FileAttr {
 };
 
 /// The attributes of node `ino`, to be believed for a while.
-pub(super) fn attr(ino: Ino) -> impl FnOnce(ReplyAttr, (Stat, Duration)) + Send + 'static {
-    move |reply, (stat, ttl)| reply.attr(&ttl, &convert::attr_of_node(ino, &stat))
+pub(super) fn attr(reply: ReplyAttr, (stat, ttl): (Stat, Duration)) {
+    reply.attr(&ttl, &convert::attr_of_node(&stat));
 }
 
 /// At most `size` bytes of data; the kernel refuses more than it asked for.

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, FopenFlags, INodeNo, TimeOrNow};
 
-use crate::vfs::types::{Entry, Errno, FileKind, Ino, Opened, ROOT_INO, SetTime, Stat, Timestamp};
+use crate::vfs::types::{Entry, Errno, FileKind, Ino, Opened, SetTime, Stat, Timestamp};
 
 const NANOS_PER_SEC: u32 = 1_000_000_000;
 
@@ -60,13 +60,10 @@ pub(super) fn attr(nodeid: Ino, stat: &Stat) -> FileAttr {
     }
 }
 
-/// Attributes for a reply about an inode the kernel already has; here `ino` is
-/// `st_ino` only. The root's own number is shown; any other object is shown
-/// under the number its lookup gave, so that `st_ino` does not change with the
-/// kind of reply.
-pub(super) fn attr_of_node(nodeid: Ino, stat: &Stat) -> FileAttr {
-    let shown = if nodeid == ROOT_INO { stat.ino } else { nodeid };
-    attr(shown, stat)
+/// Attributes for a reply about an inode the kernel already has: under the
+/// number that programs are shown, which is not always the node id.
+pub(super) fn attr_of_node(stat: &Stat) -> FileAttr {
+    attr(stat.ino, stat)
 }
 
 /// One TTL for replies that have room for only one.
@@ -236,9 +233,8 @@ mod tests {
     }
 
     #[test]
-    fn only_the_root_is_shown_under_a_number_other_than_its_node_id() {
-        assert_eq!(attr_of_node(ROOT_INO, &stat(42)).ino, INodeNo(42));
-        assert_eq!(attr_of_node(77, &stat(1)).ino, INodeNo(77));
+    fn what_the_kernel_has_is_shown_under_its_own_number() {
+        assert_eq!(attr_of_node(&stat(42)).ino, INodeNo(42));
         assert_eq!(attr(77, &stat(1)).ino, INodeNo(77));
     }
 

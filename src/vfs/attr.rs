@@ -7,6 +7,9 @@
 //!   brought it): dropped.
 //! - Sent before a change of ours was answered: it may be from before that
 //!   change, and is dropped, so that a host always sees its own changes.
+//! - Sent before the reply that brought what is known came in, and different:
+//!   the server may have run the two in either order. The one with the later
+//!   ctime is kept, and neither is believed any longer.
 //!
 //! The change attribute says whether an object moved, and only equality means
 //! anything. Each change of ours brings a pair (before, after); if `before` is a
@@ -19,6 +22,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::pages::Moves;
 use super::types::{FileKind, Ino, Stat, Timestamp};
 use crate::nfs::calls::Moved;
 use crate::nfs::proto::attrs::Attributes;
@@ -57,10 +61,17 @@ pub struct AttrState {
     /// The size at the server, as far as it has told; `stat` counts what is on
     /// its way as well.
     server_size: u64,
+    /// The largest size that `stat` has had since we last set one: the kernel
+    /// may believe that still.
+    largest: u64,
     /// The change attribute of `stat`.
     change: u64,
     /// When the request left that brought `stat`.
     sent: Instant,
+    /// When its reply came in.
+    taken: Instant,
+    /// Counts the changes by others that were seen.
+    foreign: Moves,
     /// When our last change was answered.
     changed: Instant,
     /// Believed for so long after `sent`; grows while nothing changes.
@@ -91,9 +102,12 @@ impl AttrState {
         let (min, _) = timeouts.range(stat.kind);
         Self {
             server_size: stat.size,
+            largest: stat.size,
             stat,
             change: attrs.change,
             sent,
+            taken: sent,
+            foreign: 0,
             changed: sent,
             timeout: min,
             expired: false,
@@ -112,6 +126,11 @@ impl AttrState {
         self.server_size
     }
 
+    /// Somebody else has cut the file, and the kernel may not know it.
+    pub fn may_seem_longer(&self) -> bool {
+        self.largest > self.stat.size
+    }
+
     /// A change of ours was answered after `sent`: what a request sent then has
     /// learned may be from before it.
     pub fn overtook(&self, sent: Instant) -> bool {
@@ -121,6 +140,12 @@ impl AttrState {
     /// The change attribute.
     pub fn change(&self) -> u64 {
         self.change
+    }
+
+    /// How many changes by others were seen: what was cached under another
+    /// count is old.
+    pub fn foreign(&self) -> Moves {
+        self.foreign
     }
 
     /// What was cached under this value of the change attribute is good.
@@ -141,13 +166,30 @@ impl AttrState {
         self.expired = true;
     }
 
-    /// Takes in what a request sent at `sent` learned.
-    pub fn learn(&mut self, attrs: &Attributes, sent: Instant, timeouts: &Timeouts) -> Seen {
+    /// Takes in what a request sent at `sent` and answered at `now` learned.
+    pub fn learn(
+        &mut self,
+        attrs: &Attributes,
+        sent: Instant,
+        now: Instant,
+        timeouts: &Timeouts,
+    ) -> Seen {
         if sent < self.sent || sent < self.changed {
             return Seen::Late;
         }
+        if sent < self.taken && attrs.change != self.change {
+            // A tie goes to the request that was sent last.
+            if attrs.ctime >= ntime(self.stat.ctime) {
+                self.take(attrs, sent, now);
+            }
+            self.disturbed();
+            return Seen::Foreign;
+        }
+        // Attributes read in the middle of somebody's write: servers stamp a
+        // file before they change it.
+        let torn = attrs.change == self.change && attrs.size != self.server_size;
         let (min, max) = timeouts.range(self.stat.kind);
-        self.timeout = if attrs.change == self.change {
+        self.timeout = if attrs.change == self.change && !torn {
             // Undisturbed: believe it longer, the longer it stays so. Many
             // lookups in a directory all bring its attributes along; they must
             // not stretch the time out at once.
@@ -159,12 +201,31 @@ impl AttrState {
         } else {
             min
         };
-        self.take(attrs, sent);
-        if self.explained.contains(&attrs.change) {
+        self.take(attrs, sent, now);
+        if self.explained.contains(&attrs.change) && !torn {
             return Seen::Same;
         }
-        self.explain_only(attrs.change);
+        self.foreign_change();
         Seen::Foreign
+    }
+
+    /// As [`AttrState::learn`], for what an OPEN or a LOCK brought: nothing older
+    /// may be seen afterwards. A reply that is late may be the only one to know
+    /// of somebody else's close before it.
+    pub fn learn_at_open(
+        &mut self,
+        attrs: &Attributes,
+        sent: Instant,
+        now: Instant,
+        timeouts: &Timeouts,
+    ) -> Seen {
+        match self.learn(attrs, sent, now, timeouts) {
+            Seen::Late if !self.explained.contains(&attrs.change) => {
+                self.disturbed();
+                Seen::Foreign
+            }
+            seen => seen,
+        }
     }
 
     /// Takes in what our own change came to, answered at `now`.
@@ -196,19 +257,20 @@ impl AttrState {
             let size = self.stat.size.max(after.size);
             let server_size = self.server_size.max(after.size);
             if (after.mtime, after.ctime) >= (ntime(self.stat.mtime), ntime(self.stat.ctime)) {
-                self.take(after, self.sent.max(sent));
+                self.take(after, self.sent.max(sent), now);
             }
             self.stat.size = size;
+            self.largest = self.largest.max(size);
             self.server_size = server_size;
             self.expired = true;
             return Seen::Same;
         }
         self.timeout = timeouts.range(self.stat.kind).0;
-        self.take(after, sent);
+        self.take(after, sent, now);
         if explained {
             Seen::Same
         } else {
-            self.explain_only(after.change);
+            self.foreign_change();
             Seen::Foreign
         }
     }
@@ -216,12 +278,14 @@ impl AttrState {
     /// We have written up to `end`, and the server will have it.
     pub fn grow(&mut self, end: u64) {
         self.stat.size = self.stat.size.max(end);
+        self.largest = self.largest.max(end);
     }
 
     /// We have set the size, and nothing was on its way.
     pub fn cut(&mut self, size: u64) {
         self.stat.size = size;
         self.server_size = size;
+        self.largest = size;
     }
 
     /// A name of the object is gone (or kept out of sight).
@@ -234,15 +298,24 @@ impl AttrState {
         self.hidden = hidden;
     }
 
-    fn explain_only(&mut self, change: u64) {
+    /// Somebody else's change led to what is known now.
+    fn foreign_change(&mut self) {
+        self.foreign += 1;
         self.explained.clear();
-        self.explained.push(change);
+        self.explained.push(self.change);
     }
 
-    fn take(&mut self, attrs: &Attributes, sent: Instant) {
+    /// Somebody else changed the object, and when is not known.
+    fn disturbed(&mut self) {
+        self.foreign_change();
+        self.expired = true;
+    }
+
+    fn take(&mut self, attrs: &Attributes, sent: Instant, now: Instant) {
         let kind = self.stat.kind;
         self.stat = to_stat(self.stat.ino, attrs);
         self.server_size = attrs.size;
+        self.largest = self.largest.max(attrs.size);
         if self.hidden {
             self.stat.nlink = self.stat.nlink.saturating_sub(1);
         }
@@ -251,6 +324,7 @@ impl AttrState {
         }
         self.change = attrs.change;
         self.sent = sent;
+        self.taken = now;
         self.expired = false;
     }
 }
@@ -352,14 +426,17 @@ mod tests {
         let mut at = t0;
         for expected in [6, 12, 24, 48, 60, 60] {
             at += Duration::from_secs(60);
-            assert_eq!(state.learn(&attrs(1, 100), at, &TIMEOUTS), Seen::Same);
+            assert_eq!(state.learn(&attrs(1, 100), at, at, &TIMEOUTS), Seen::Same);
             assert_eq!(state.ttl(at), Duration::from_secs(expected));
         }
         at += MS;
-        state.learn(&attrs(1, 100), at, &TIMEOUTS);
+        state.learn(&attrs(1, 100), at, at, &TIMEOUTS);
         assert_eq!(state.ttl(at), Duration::from_secs(60), "not stretched");
         at += MS;
-        assert_eq!(state.learn(&attrs(2, 100), at, &TIMEOUTS), Seen::Foreign);
+        assert_eq!(
+            state.learn(&attrs(2, 100), at, at, &TIMEOUTS),
+            Seen::Foreign
+        );
         assert_eq!(state.ttl(at), Duration::from_secs(3));
     }
 
@@ -369,7 +446,7 @@ mod tests {
         let mut state = state(t0);
         let seen = state.moved(&own(1, attrs(2, 5)), t0 + MS, t0 + 5 * MS, &TIMEOUTS);
         assert_eq!(seen, Seen::Same);
-        state.learn(&attrs(1, 100), t0 + 3 * MS, &TIMEOUTS);
+        state.learn(&attrs(1, 100), t0 + 3 * MS, t0 + 6 * MS, &TIMEOUTS);
         assert_eq!((state.stat().size, state.change()), (5, 2));
     }
 
@@ -379,16 +456,65 @@ mod tests {
         let mut state = state(t0);
         state.moved(&own(1, attrs(2, 5)), t0, t0 + MS, &TIMEOUTS);
         assert_eq!(
-            state.learn(&attrs(2, 5), t0 + 2 * MS, &TIMEOUTS),
+            state.learn(&attrs(2, 5), t0 + 2 * MS, t0 + 3 * MS, &TIMEOUTS),
             Seen::Same
         );
         // Somebody else moved it from 2 to 3 before our next change.
         let seen = state.moved(&own(3, attrs(4, 9)), t0 + 3 * MS, t0 + 4 * MS, &TIMEOUTS);
         assert_eq!(seen, Seen::Foreign);
         assert_eq!(
-            state.learn(&attrs(4, 9), t0 + 5 * MS, &TIMEOUTS),
+            state.learn(&attrs(4, 9), t0 + 5 * MS, t0 + 6 * MS, &TIMEOUTS),
             Seen::Same
         );
+    }
+
+    fn at(change: u64, ctime: i64) -> Attributes {
+        Attributes {
+            ctime: NfsTime {
+                sec: ctime,
+                nsec: 0,
+            },
+            ..attrs(change, change)
+        }
+    }
+
+    /// Of two requests under way together either may have run first.
+    #[test]
+    fn replies_that_crossed_never_bring_the_older_state_back() {
+        let t0 = Instant::now();
+        for order in [[5, 4], [4, 5]] {
+            let mut state = state(t0);
+            for (index, change) in order.into_iter().enumerate() {
+                let (sent, now) = (t0 + (1 + index as u32) * MS, t0 + (10 + index as u32) * MS);
+                let seen = state.learn(&at(change, change as i64), sent, now, &TIMEOUTS);
+                assert_eq!(seen, Seen::Foreign);
+            }
+            assert_eq!((state.change(), state.stat().size), (5, 5));
+            assert_eq!(state.ttl(t0 + 12 * MS), Duration::ZERO, "to be asked again");
+            assert_eq!(state.foreign(), 2);
+        }
+    }
+
+    #[test]
+    fn another_size_under_the_same_change_attribute_is_a_change() {
+        let t0 = Instant::now();
+        let mut state = state(t0);
+        let seen = state.learn(&attrs(1, 0), t0 + MS, t0 + 2 * MS, &TIMEOUTS);
+        assert_eq!((seen, state.foreign()), (Seen::Foreign, 1));
+        let seen = state.learn(&attrs(1, 0), t0 + 3 * MS, t0 + 4 * MS, &TIMEOUTS);
+        assert_eq!(seen, Seen::Same);
+    }
+
+    #[test]
+    fn an_open_that_is_late_and_saw_somebody_elses_change_is_heeded() {
+        let t0 = Instant::now();
+        let mut state = state(t0);
+        state.moved(&own(1, attrs(2, 5)), t0 + MS, t0 + 5 * MS, &TIMEOUTS);
+        let seen = state.learn_at_open(&attrs(2, 5), t0 + 3 * MS, t0 + 6 * MS, &TIMEOUTS);
+        assert_eq!(seen, Seen::Late, "our own");
+        let seen = state.learn_at_open(&attrs(9, 7), t0 + 3 * MS, t0 + 6 * MS, &TIMEOUTS);
+        assert_eq!((seen, state.foreign()), (Seen::Foreign, 1));
+        assert_eq!(state.ttl(t0 + 6 * MS), Duration::ZERO);
     }
 
     #[test]

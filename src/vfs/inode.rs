@@ -5,20 +5,25 @@
 //! that lies in another file system of the server, is mapped out of the way.
 //!
 //! The table owns an inode as long as the kernel holds lookups of it, which
-//! FORGET gives back; the name cache and open handles may hold it longer. If a
-//! fileid comes back under another file handle, the old file is gone and the
-//! number means a new one: the new inode takes over the number with the next
-//! generation, and with the lookups still owed.
+//! FORGET gives back; the name cache and open handles may hold it longer.
 //!
-//! Locks: a shard of the table first, then an inode's; never two inodes' at
-//! once, never across an await.
+//! A fileid may come back under another file handle while the kernel still holds
+//! the file that had it first, and replies about the two may arrive in any order.
+//! The kernel takes a number that changes its meaning for the end of the old
+//! file: everything that has it open gets EIO from then on. So the second file has
+//! a number out of the way as long as the first is held (`elsewhere`), and is
+//! still shown under its fileid.
+//!
+//! Locks: `elsewhere` first, then a shard of the table, then an inode's; never
+//! two inodes' at once, never across an await.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use dashmap::mapref::entry::Entry as Slot;
+use dashmap::mapref::entry::{Entry as Slot, VacantEntry};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -33,7 +38,8 @@ use crate::nfs::proto::types::FileHandle;
 pub struct Inode {
     /// Its number for the kernel.
     pub ino: Ino,
-    /// Tells apart objects that had the number one after the other.
+    /// Tells apart objects that had the number one after the other. No two
+    /// inodes of a table have the same.
     pub generation: u64,
     /// Its name for the server.
     pub handle: FileHandle,
@@ -87,6 +93,11 @@ impl Inode {
         self.place.lock().clone()
     }
 
+    /// Another file had its number when it was found.
+    pub fn is_elsewhere(&self) -> bool {
+        self.ino != ROOT_INO && self.ino != self.attr.lock().stat().ino
+    }
+
     /// The state of an open file, made at its first use.
     pub fn file(&self, make: impl FnOnce() -> FileState) -> &FileState {
         self.file.get_or_init(|| Box::new(make()))
@@ -121,6 +132,13 @@ pub struct InodeTable {
     inodes: DashMap<Ino, Known>,
     /// Entries of `inodes`, without asking every shard.
     count: AtomicUsize,
+    /// Held files whose own number another one had when they were found, and
+    /// the numbers they have instead.
+    elsewhere: Mutex<HashMap<FileHandle, Ino>>,
+    /// Entries of `elsewhere`, changed with the shard of the file's own number
+    /// locked.
+    elsewhere_count: AtomicUsize,
+    made: AtomicU64,
     root: Arc<Inode>,
     root_fsid: (u64, u64),
     root_fileid: u64,
@@ -132,7 +150,8 @@ impl InodeTable {
     pub fn new(handle: FileHandle, attrs: &Attributes, sent: Instant, timeouts: Timeouts) -> Self {
         let root = Arc::new(Inode {
             ino: ROOT_INO,
-            generation: 0,
+            // Others count from 0.
+            generation: u64::MAX,
             handle,
             kind: kind_of(attrs.kind),
             attr: Mutex::new(AttrState::new(attrs.fileid, attrs, sent, &timeouts)),
@@ -144,6 +163,9 @@ impl InodeTable {
         Self {
             inodes: DashMap::new(),
             count: AtomicUsize::new(0),
+            elsewhere: Mutex::default(),
+            elsewhere_count: AtomicUsize::new(0),
+            made: AtomicU64::new(0),
             root,
             root_fsid: attrs.fsid,
             root_fileid: attrs.fileid,
@@ -209,26 +231,79 @@ impl InodeTable {
             return (Arc::clone(&self.root), false);
         }
         match self.inodes.entry(ino) {
-            Slot::Occupied(mut slot) => {
-                let known = slot.get_mut();
-                known.lookups += 1;
-                if known.inode.handle == *handle {
-                    return (Arc::clone(&known.inode), false);
-                }
-                known.inode =
-                    self.make(ino, known.inode.generation + 1, handle.clone(), attrs, sent);
-                (Arc::clone(&known.inode), true)
+            Slot::Occupied(mut slot) if slot.get().inode.handle == *handle => {
+                return (slot.get_mut().looked_up(), false);
             }
-            Slot::Vacant(slot) => {
-                let inode = self.make(ino, 0, handle.clone(), attrs, sent);
-                self.count.fetch_add(1, Ordering::Relaxed);
-                slot.insert(Known {
-                    inode: Arc::clone(&inode),
-                    lookups: 1,
-                });
-                (inode, true)
+            Slot::Vacant(slot) if self.elsewhere_count.load(Ordering::Relaxed) == 0 => {
+                return (self.insert(slot, ino, handle, attrs, sent), true);
+            }
+            _ => {}
+        }
+        let mut elsewhere = self.elsewhere.lock();
+        if let Some(other) = elsewhere.get(handle)
+            && let Slot::Occupied(mut slot) = self.inodes.entry(*other)
+            && slot.get().inode.handle == *handle
+        {
+            return (slot.get_mut().looked_up(), false);
+        }
+        let own = match self.inodes.entry(ino) {
+            Slot::Occupied(mut slot) if slot.get().inode.handle == *handle => {
+                return (slot.get_mut().looked_up(), false);
+            }
+            Slot::Vacant(slot) => return (self.insert(slot, ino, handle, attrs, sent), true),
+            Slot::Occupied(slot) => {
+                self.elsewhere_count.fetch_add(1, Ordering::Relaxed);
+                slot
+            }
+        };
+        drop(own);
+        for way in 1.. {
+            let other = out_of_the_way(ino, way);
+            if let Slot::Vacant(slot) = self.inodes.entry(other) {
+                elsewhere.insert(handle.clone(), other);
+                return (self.insert(slot, ino, handle, attrs, sent), true);
             }
         }
+        unreachable!("the numbers are more than the inodes")
+    }
+
+    fn insert(
+        &self,
+        slot: VacantEntry<'_, Ino, Known>,
+        shown: Ino,
+        handle: &FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+    ) -> Arc<Inode> {
+        let inode = Arc::new(Inode {
+            ino: *slot.key(),
+            generation: self.made.fetch_add(1, Ordering::Relaxed),
+            handle: handle.clone(),
+            kind: kind_of(attrs.kind),
+            attr: Mutex::new(AttrState::new(shown, attrs, sent, &self.timeouts)),
+            file: OnceLock::new(),
+            link: OnceLock::new(),
+            stale: AtomicBool::new(false),
+            place: Mutex::new(None),
+        });
+        self.count.fetch_add(1, Ordering::Relaxed);
+        slot.insert(Known {
+            inode: Arc::clone(&inode),
+            lookups: 1,
+        });
+        inode
+    }
+
+    /// The inode with this handle, if the kernel holds it.
+    pub fn find(&self, handle: &FileHandle, attrs: &Attributes) -> Option<Arc<Inode>> {
+        let matching = |ino| self.get(ino).filter(|inode| inode.handle == *handle);
+        matching(self.ino_of(attrs)).or_else(|| {
+            if self.elsewhere_count.load(Ordering::Relaxed) == 0 {
+                return None;
+            }
+            let other = self.elsewhere.lock().get(handle).copied();
+            other.and_then(matching)
+        })
     }
 
     /// Counts a lookup of an inode that somebody has kept. False if its number
@@ -245,6 +320,13 @@ impl InodeTable {
                 }
                 same
             }
+            // It may be held under another number, or must not be held under
+            // this one: the server's answer leads to the right one.
+            Slot::Vacant(_)
+                if inode.is_elsewhere() || self.elsewhere_count.load(Ordering::Relaxed) > 0 =>
+            {
+                false
+            }
             Slot::Vacant(slot) => {
                 self.count.fetch_add(1, Ordering::Relaxed);
                 slot.insert(Known {
@@ -258,36 +340,39 @@ impl InodeTable {
 
     /// The kernel gives lookups back.
     pub fn forget(&self, ino: Ino, lookups: u64) {
-        if let Slot::Occupied(mut slot) = self.inodes.entry(ino) {
-            let known = slot.get_mut();
-            known.lookups = known.lookups.saturating_sub(lookups);
-            if known.lookups == 0 {
-                slot.remove();
-                self.count.fetch_sub(1, Ordering::Relaxed);
+        let Slot::Occupied(mut slot) = self.inodes.entry(ino) else {
+            return;
+        };
+        let known = slot.get_mut();
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups > 0 {
+            return;
+        }
+        let (_, known) = slot.remove_entry();
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        if self.elsewhere_count.load(Ordering::Relaxed) > 0 {
+            let mut elsewhere = self.elsewhere.lock();
+            // Unless it was found again in between.
+            if elsewhere.get(&known.inode.handle) == Some(&ino) && !self.inodes.contains_key(&ino) {
+                elsewhere.remove(&known.inode.handle);
+                self.elsewhere_count.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
+}
 
-    fn make(
-        &self,
-        ino: Ino,
-        generation: u64,
-        handle: FileHandle,
-        attrs: &Attributes,
-        sent: Instant,
-    ) -> Arc<Inode> {
-        Arc::new(Inode {
-            ino,
-            generation,
-            handle,
-            kind: kind_of(attrs.kind),
-            attr: Mutex::new(AttrState::new(ino, attrs, sent, &self.timeouts)),
-            file: OnceLock::new(),
-            link: OnceLock::new(),
-            stale: AtomicBool::new(false),
-            place: Mutex::new(None),
-        })
+impl Known {
+    fn looked_up(&mut self) -> Arc<Inode> {
+        self.lookups += 1;
+        Arc::clone(&self.inode)
     }
+}
+
+/// Numbers for a file whose own is taken, spread over a range that fileids
+/// hardly reach.
+fn out_of_the_way(ino: Ino, way: u64) -> Ino {
+    let mixed = (ino ^ way.rotate_right(16)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed >> 2 | 3 << 62
 }
 
 #[cfg(test)]
@@ -351,16 +436,35 @@ mod tests {
     }
 
     #[test]
-    fn a_reused_fileid_is_a_new_generation_and_owes_the_old_lookups_too() {
+    fn a_reused_fileid_is_another_number_while_the_old_file_is_held() {
         let table = table();
         let now = Instant::now();
         let (old, _) = table.look_up(&handle(b"a"), &attrs(5), now);
-        let (new, _) = table.look_up(&handle(b"b"), &attrs(5), now);
-        assert_eq!((old.generation, new.generation), (0, 1));
-        assert!(!table.look_up_again(&old));
-        table.forget(5, 1);
-        assert!(table.get(5).is_some());
-        table.forget(5, 1);
-        assert!(table.is_empty());
+        let (new, is_new) = table.look_up(&handle(b"b"), &attrs(5), now);
+        assert!(is_new && old.ino == 5 && new.ino != 5);
+        assert_eq!(new.attr.lock().stat().ino, 5, "as st_ino");
+        // Replies about either, in any order.
+        for _ in 0..2 {
+            assert!(Arc::ptr_eq(
+                &table.look_up(&handle(b"a"), &attrs(5), now).0,
+                &old
+            ));
+            assert!(Arc::ptr_eq(
+                &table.look_up(&handle(b"b"), &attrs(5), now).0,
+                &new
+            ));
+        }
+        assert!(Arc::ptr_eq(
+            &table.find(&handle(b"b"), &attrs(5)).unwrap(),
+            &new
+        ));
+        table.forget(5, 3);
+        let (still, _) = table.look_up(&handle(b"b"), &attrs(5), now);
+        assert!(Arc::ptr_eq(&still, &new), "although its own number is free");
+        table.forget(new.ino, 4);
+        assert!(table.is_empty() && table.elsewhere.lock().is_empty());
+        let (later, _) = table.look_up(&handle(b"b"), &attrs(5), now);
+        assert_eq!(later.ino, 5);
+        assert!(later.generation > new.generation);
     }
 }

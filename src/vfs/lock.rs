@@ -380,7 +380,7 @@ impl Vfs {
     async fn revalidate(self: &Arc<Self>, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) {
         self.learn_at_open(inode, attrs, sent);
         // What was read ahead is as old.
-        self.file_state(inode).foreign_change();
+        self.file_state(inode).lose_pages();
         let Some(kernel) = self.kernel.get().map(Arc::clone) else {
             return;
         };

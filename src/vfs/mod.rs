@@ -13,7 +13,7 @@
 //! | write | [`write`], [`pipeline`], [`window`], [`errseq`] |
 //! | getlk, setlk (fcntl, flock) | [`lock`], `locktable` |
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
-//! | what is cached | [`attr`], [`inode`], [`namecache`] |
+//! | what is cached | [`attr`], [`pages`], [`inode`], [`namecache`] |
 //!
 //! Ownership and order of locks: the inode table's shards, then an inode's
 //! `FileState` lock, then its `attr`, a lock state's or the window's. No
@@ -34,6 +34,7 @@ pub mod name;
 pub mod namecache;
 pub mod object;
 pub mod open;
+pub mod pages;
 pub mod pipeline;
 pub mod read;
 pub mod readahead;
@@ -228,7 +229,8 @@ impl Vfs {
     /// Takes in what a request sent at `sent` learned about `inode`.
     fn learn(&self, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) -> Seen {
         let timeouts = self.inodes.timeouts();
-        let seen = Self::with_attr(inode, |attr| attr.learn(attrs, sent, timeouts));
+        let now = Instant::now();
+        let seen = Self::with_attr(inode, |attr| attr.learn(attrs, sent, now, timeouts));
         self.heed(inode, seen);
         seen
     }
@@ -268,11 +270,17 @@ impl Vfs {
     }
 
     fn heed(&self, inode: &Arc<Inode>, seen: Seen) {
-        if seen != Seen::Foreign {
-            return;
+        if seen == Seen::Foreign
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.inval_inode(inode.ino);
         }
+    }
+
+    /// The kernel may have pages that the server will never have.
+    fn lose_pages(&self, inode: &Arc<Inode>) {
         if let Some(file) = inode.opened() {
-            file.foreign_change();
+            file.lose_pages();
         }
         if let Some(kernel) = self.kernel.get() {
             kernel.inval_inode(inode.ino);
@@ -283,7 +291,11 @@ impl Vfs {
     /// looked up. `dir` says how long the name may be believed.
     fn entry(&self, inode: &Arc<Inode>, dir: &Inode) -> Entry {
         let entry_ttl = dir.attr.lock().ttl(Instant::now());
-        let (stat, attr_ttl) = Self::known_stat(inode);
+        let (stat, mut attr_ttl) = Self::known_stat(inode);
+        if inode.is_elsewhere() {
+            // The kernel takes st_ino from the entry until it asks for it.
+            attr_ttl = Duration::ZERO;
+        }
         Entry {
             ino: inode.ino,
             generation: inode.generation,

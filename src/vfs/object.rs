@@ -146,7 +146,7 @@ impl Vfs {
     /// size is this, even if a reply from before was taken in meanwhile.
     pub(super) fn was_cut(&self, inode: &Arc<Inode>, after: Option<&Attributes>) {
         if let Some(file) = inode.opened() {
-            file.inner.lock().epoch += 1;
+            file.inner.lock().cuts += 1;
         }
         if let Some(after) = after {
             Self::with_attr(inode, |attr| attr.cut(after.size));

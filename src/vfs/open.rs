@@ -8,7 +8,7 @@
 //! close(2) is FLUSH: there every write is made stable and errors are told.
 //! RELEASE comes later and nobody waits for it.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -17,11 +17,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Vfs;
-use super::attr;
+use super::attr::{self, AttrState};
 use super::errseq::Seen;
 use super::inode::{Inode, Place};
 use super::locktable::LockTable;
 use super::namecache::Target;
+use super::pages::{FileAt, Moves, Pages};
 use super::pipeline::Pipeline;
 use super::read::Ahead;
 use super::types::{Entry, Errno, FileKind, Ino, Opened};
@@ -71,11 +72,15 @@ pub struct FileState {
 pub(super) struct FileInner {
     opens: Vec<SharedOpen>,
     pub(super) pipeline: Pipeline<Origin>,
-    /// The kernel may hold pages, and this change attribute explains them.
-    pub(super) pages: Option<u64>,
-    /// Moves with every foreign change and with every new size: what was read
-    /// ahead before is old.
-    pub(super) epoch: u64,
+    pub(super) pages: Pages,
+    /// Counts what made pages old although no foreign change was seen.
+    losses: Moves,
+    /// Counts what made data old that were read ahead, but no pages: new sizes,
+    /// restarts of the server.
+    pub(super) cuts: Moves,
+    /// Foreign changes that the kernel's attributes are known not to be older
+    /// than.
+    told: Moves,
     /// Handles that may have read ahead: what is written, by whichever handle,
     /// makes that old.
     readers: Vec<Weak<OpenHandle>>,
@@ -97,14 +102,16 @@ pub(super) struct FileInner {
 }
 
 impl FileInner {
-    /// The kernel's pages are those of the file at `change`: every move of the
-    /// file since they were read is our own, so that its present change
-    /// attribute explains the old one.
-    pub(super) fn keeps_pages(&self, inode: &Inode, change: u64) -> bool {
-        match self.pages {
-            Some(pages) => pages == change || inode.attr.lock().explains(pages),
-            None => false,
-        }
+    /// Pages read under another count are old. Foreign changes are counted where
+    /// they are seen, under the lock of the attributes: whoever knows a new change
+    /// attribute finds the count moved.
+    pub(super) fn moves(&self, attr: &AttrState) -> Moves {
+        self.losses + attr.foreign()
+    }
+
+    /// What was read ahead under another count is old.
+    pub(super) fn epoch(&self, attr: &AttrState) -> Moves {
+        self.moves(attr) + self.cuts
     }
 
     /// The handle begins to read ahead.
@@ -144,8 +151,10 @@ impl FileState {
             inner: Mutex::new(FileInner {
                 opens: Vec::new(),
                 pipeline: Pipeline::new(Arc::clone(&vfs.pipeline)),
-                pages: None,
-                epoch: 0,
+                pages: Pages::default(),
+                losses: 0,
+                cuts: 0,
+                told: 0,
                 readers: Vec::new(),
                 preserved: false,
                 silly: None,
@@ -159,11 +168,11 @@ impl FileState {
         }
     }
 
-    /// Somebody else changed the file: what was read of it is old.
-    pub(super) fn foreign_change(&self) {
+    /// What was read of the file may be old.
+    pub(super) fn lose_pages(&self) {
         let mut inner = self.inner.lock();
-        inner.epoch += 1;
-        inner.pages = None;
+        inner.losses += 1;
+        inner.pages.lost();
     }
 
     /// An open of the file that allows writing, for SETATTR of the size.
@@ -189,6 +198,9 @@ pub struct OpenHandle {
     pub(super) ahead: Ahead,
     /// It was locked through once.
     pub(super) locked: AtomicBool,
+    /// The kernel was told to drop its pages, and has not used the handle yet.
+    drops_pages: AtomicBool,
+    opened_at: FileAt,
 }
 
 fn access_of(flags: i32) -> u32 {
@@ -209,6 +221,19 @@ impl Vfs {
             .get(&fh)
             .map(|handle| Arc::clone(&handle))
             .ok_or(Errno(libc::EBADF))
+    }
+
+    /// The handle, which the kernel uses: what its open had it drop is dropped.
+    pub(super) fn used_handle(&self, fh: u64) -> Result<Arc<OpenHandle>, Errno> {
+        let handle = self.handle(fh)?;
+        if handle.drops_pages.load(Ordering::Relaxed)
+            && handle.drops_pages.swap(false, Ordering::Relaxed)
+        {
+            let mut inner = self.file_state(&handle.inode).inner.lock();
+            let moves = inner.moves(&handle.inode.attr.lock());
+            inner.pages.used(handle.opened_at, moves);
+        }
+        Ok(handle)
     }
 
     /// OPEN by handle: one round trip, in which the file's attributes come
@@ -294,12 +319,8 @@ impl Vfs {
                     self.moved(&inode, &own, sent);
                     self.was_cut(&inode, own.after.as_ref());
                 } else {
-                    let seen = self.learn_at_open(&inode, &attrs, sent);
-                    if seen != attr::Seen::Same
-                        && let Some(kernel) = self.kernel.get()
-                    {
-                        kernel.inval_attr(ino);
-                    }
+                    self.learn_at_open(&inode, &attrs, sent);
+                    self.tell_attr(&inode);
                 }
                 Ok(self.opened(&inode, open, access, flags))
             }
@@ -319,21 +340,25 @@ impl Vfs {
         attrs: &Attributes,
         sent: Instant,
     ) -> attr::Seen {
-        let seen = self.learn(inode, attrs, sent);
-        let unexplained = seen == attr::Seen::Late && {
-            let mut attr = inode.attr.lock();
-            let unexplained = !attr.explains(attrs.change);
-            if unexplained {
-                attr.expire();
-            }
-            unexplained
-        };
-        if unexplained {
-            // Overtaken by a write of ours, and perhaps the only one to know
-            // of somebody else's close before this.
-            self.file_state(inode).foreign_change();
-        }
+        let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
+        let seen = Self::with_attr(inode, |attr| attr.learn_at_open(attrs, sent, now, timeouts));
+        self.heed(inode, seen);
         seen
+    }
+
+    /// Makes the kernel forget attributes that a foreign change has made old,
+    /// whoever saw that: they may be on their way to it still, but not after
+    /// this.
+    fn tell_attr(&self, inode: &Arc<Inode>) {
+        let foreign = inode.attr.lock().foreign();
+        if self.file_state(inode).inner.lock().told >= foreign {
+            return;
+        }
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_attr(inode.ino);
+        }
+        let mut inner = self.file_state(inode).inner.lock();
+        inner.told = inner.told.max(foreign);
     }
 
     /// OPEN with creation: one round trip.
@@ -379,11 +404,15 @@ impl Vfs {
     }
 
     fn opened(&self, inode: &Arc<Inode>, open: Arc<OpenState>, access: u32, flags: i32) -> Opened {
-        let change = inode.attr.lock().change();
         let state = self.file_state(inode);
         let mut inner = state.inner.lock();
-        let keep_cache = inner.keeps_pages(inode, change);
-        inner.pages = Some(change);
+        let (seen, keep_cache, seems_longer) = {
+            let attr = inode.attr.lock();
+            let (change, moves) = (attr.change(), inner.moves(&attr));
+            let seen = FileAt { change, moves };
+            let keep = inner.pages.open(seen, |pages| attr.explains(pages));
+            (seen, keep, attr.may_seem_longer())
+        };
         let handle = OpenHandle {
             inode: Arc::clone(inode),
             open,
@@ -391,6 +420,8 @@ impl Vfs {
             seen: Mutex::new(inner.pipeline.errors().sample()),
             ahead: Ahead::new(self.config.read_ahead),
             locked: AtomicBool::new(false),
+            drops_pages: AtomicBool::new(!keep_cache),
+            opened_at: seen,
         };
         drop(inner);
         let fh = self.new_fh();
@@ -401,7 +432,12 @@ impl Vfs {
         Opened {
             fh,
             keep_cache,
-            direct_io: flags & libc::O_DIRECT != 0,
+            // The kernel writes out of its pages, and cuts those when it learns
+            // of a smaller size, be it by another process and in the middle of
+            // a write(2): zeros would be written instead of the data. It spares
+            // a write beyond the end that it knows; one that is within, because
+            // that end is too far, must not go through pages.
+            direct_io: flags & libc::O_DIRECT != 0 || access & ACCESS_WRITE != 0 && seems_longer,
         }
     }
 
@@ -484,7 +520,7 @@ impl Vfs {
     /// process's POSIX locks on it go, and a write error that this handle has
     /// not told of is told.
     pub async fn flush(self: &Arc<Self>, _ino: Ino, fh: u64, lock_owner: u64) -> Result<(), Errno> {
-        let handle = self.handle(fh)?;
+        let handle = self.used_handle(fh)?;
         self.drain(&handle.inode).await;
         self.closed_by(&handle.inode, lock_owner).await;
         self.tell_error(&handle)
@@ -493,7 +529,7 @@ impl Vfs {
     /// FSYNC: as FLUSH. Data and metadata are not told apart: the server is
     /// asked for both.
     pub async fn fsync(self: &Arc<Self>, _ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
-        let handle = self.handle(fh)?;
+        let handle = self.used_handle(fh)?;
         self.drain(&handle.inode).await;
         self.check_locks(&handle, fh)?;
         self.tell_error(&handle)

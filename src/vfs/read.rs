@@ -71,7 +71,7 @@ impl Vfs {
         size: u32,
         open_flags: i32,
     ) -> Result<Bytes, Errno> {
-        let handle = self.handle(fh)?;
+        let handle = self.used_handle(fh)?;
         self.check_locks(&handle, fh)?;
         loop {
             let restarts = self.restarts.load(Ordering::Relaxed);
@@ -166,7 +166,7 @@ impl Vfs {
             if !listed {
                 file.reads_ahead(handle);
             }
-            file.epoch
+            file.epoch(&handle.inode.attr.lock())
         };
         let fetches: Vec<Fetch> = {
             let mut inner = handle.ahead.inner.lock();

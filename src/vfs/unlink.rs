@@ -312,11 +312,9 @@ impl Vfs {
             return Ok(None);
         }
         match self.client.lookup(cred, &dir.handle, name).await {
-            Ok(found) => Ok(found.object.and_then(|(handle, attrs)| {
-                self.inodes
-                    .get(self.inodes.ino_of(&attrs))
-                    .filter(|inode| inode.handle == handle)
-            })),
+            Ok(found) => Ok(found
+                .object
+                .and_then(|(handle, attrs)| self.inodes.find(&handle, &attrs))),
             Err(error) => Err(self.failed(&error, dir)),
         }
     }

@@ -13,7 +13,6 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Vfs;
-use super::attr::Seen;
 use super::inode::Inode;
 use super::open::{FileInner, Origin};
 use super::pipeline::{Action, Chunks, RequestId, Stable};
@@ -40,7 +39,10 @@ impl Vfs {
         data: Bytes,
         flags: WriteFlags,
     ) -> Result<u32, Errno> {
-        let handle = self.handle(fh)?;
+        let handle = match flags.from_cache {
+            true => self.handle(fh)?,
+            false => self.used_handle(fh)?,
+        };
         // Pages of a shared mapping come by any handle that may write.
         if handle.access & ACCESS_WRITE == 0 {
             return Err(Errno(libc::EBADF));
@@ -216,7 +218,7 @@ impl Vfs {
                 // The local size has run ahead of what the server has, and the
                 // kernel has pages that no server will ever have.
                 inode.attr.lock().expire();
-                self.heed(inode, Seen::Foreign);
+                self.lose_pages(inode);
                 self.with_pipeline(inode, |inner| inner.pipeline.failed(id, errno));
             }
         }
@@ -242,7 +244,7 @@ impl Vfs {
             }
             Err(error) => {
                 let errno = self.failed(&error, inode);
-                self.heed(inode, Seen::Foreign);
+                self.lose_pages(inode);
                 self.with_pipeline(inode, |inner| inner.pipeline.commit_failed(id, errno));
             }
         }
@@ -257,7 +259,7 @@ impl Vfs {
         for inode in self.window.busy() {
             self.with_pipeline(&inode, |inner| {
                 inner.pipeline.server_restarted();
-                inner.epoch += 1;
+                inner.cuts += 1;
             });
             self.pump(&inode);
         }

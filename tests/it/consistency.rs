@@ -147,6 +147,32 @@ fn write_file(host: &Path, name: &str, version: u64, way: usize) {
     }
 }
 
+/// What is where once nobody writes, for whoever looks into a failure.
+fn evidence(hosts: &[&Path], server: &Path, name: &str) -> String {
+    let summary = |content: std::io::Result<Vec<u8>>| match content {
+        Ok(content) => {
+            let words: Vec<_> = content.chunks(8).map(<[u8]>::to_vec).collect();
+            let runs: Vec<_> = words.chunk_by(|a, b| a == b).collect();
+            let runs: Vec<_> = runs
+                .iter()
+                .map(|run| {
+                    (
+                        u64::from_le_bytes(run[0][..].try_into().unwrap_or_default()),
+                        run.len(),
+                    )
+                })
+                .collect();
+            format!("{runs:?}")
+        }
+        Err(error) => error.to_string(),
+    };
+    let mut text = format!("server {}", summary(fs::read(server.join(name))));
+    for (number, host) in hosts.iter().enumerate() {
+        text += &format!(", host {number} {}", summary(fs::read(host.join(name))));
+    }
+    text
+}
+
 #[test]
 fn who_opens_after_a_close_sees_what_was_closed_and_nothing_older() {
     let (world, others) = hosts();
@@ -164,8 +190,10 @@ fn who_opens_after_a_close_sees_what_was_closed_and_nothing_older() {
     // With renames a write fails with EIO now and then, which is not understood
     // yet: EFS_FUSE_CHECKER_RENAMES=1 shows it.
     let ways = 2 + setting("EFS_FUSE_CHECKER_RENAMES", 0).min(1) as usize;
+    let server = world.server.export();
     thread::scope(|scope| {
         for worker in 0..9usize {
+            let (hosts, server) = (&hosts, server.as_path());
             let (versions, reads, writes) = (&versions, &reads, &writes);
             let refused = &refused;
             let host = hosts[worker % 3];
@@ -208,7 +236,12 @@ fn who_opens_after_a_close_sees_what_was_closed_and_nothing_older() {
                         }
                         let newest = file.begun.load(Ordering::SeqCst);
                         if let Err(wrong) = judge(&seen, oldest, newest) {
-                            panic!("seed {seed}, host {}, {name}: {wrong}", worker % 3);
+                            let _quiet = file.writing.lock();
+                            panic!(
+                                "seed {seed}, host {}, {name}: {wrong}\nafterwards {}",
+                                worker % 3,
+                                evidence(hosts, server, &name)
+                            );
                         }
                         reads.fetch_add(1, Ordering::Relaxed);
                     }

@@ -455,3 +455,53 @@ async fn a_directory_whose_last_file_was_unlinked_and_just_closed_can_be_removed
     );
     assert_eq!((released, removed), (Ok(()), Ok(())));
 }
+
+/// The kernel drops its pages when it has the answer, not when it is given.
+#[tokio::test(start_paused = true)]
+async fn pages_are_not_kept_by_an_open_that_overtakes_the_one_that_drops_them() {
+    let peer = Peer::new(PeerConfig::default());
+    let (host, other) = (Host::new(&peer).await, Host::new(&peer).await);
+    let (_, theirs) = other.create("f").await;
+    let ino = host.ino("f").await;
+    let open = async || host.vfs.open(&host.cred, ino, libc::O_RDONLY).await;
+    let first = open().await.expect("open");
+    host.flush(first.fh).await.expect("flush");
+    assert!(open().await.expect("open").keep_cache, "nothing has moved");
+    other.write(theirs, 0, vec![7; 100]).await.expect("write");
+    other.flush(theirs).await.expect("flush");
+    let drops = open().await.expect("open");
+    let overtakes = open().await.expect("open");
+    assert!(!drops.keep_cache && !overtakes.keep_cache);
+    host.read(drops.fh, 0, 10).await;
+    assert!(open().await.expect("open").keep_cache);
+}
+
+/// What the kernel writes out of its pages is zeros behind a new, smaller end
+/// that another process of the host makes it see meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_another_host_has_cut_is_not_written_through_pages() {
+    let peer = Peer::new(PeerConfig::default());
+    let (host, other) = (Host::new(&peer).await, Host::new(&peer).await);
+    let (theirs, fh) = other.create("f").await;
+    other.write(fh, 0, vec![7; 10_000]).await.expect("write");
+    other.flush(fh).await.expect("flush");
+    let ino = host.ino("f").await;
+    let open = async |flags| host.vfs.open(&host.cred, ino, flags).await.expect("open");
+    assert!(!open(libc::O_RDWR).await.direct_io);
+    let cut = SetAttr {
+        size: Some(2_000),
+        ..SetAttr::default()
+    };
+    other.set(theirs, Some(fh), cut).await;
+    assert!(open(libc::O_WRONLY).await.direct_io);
+    assert!(!open(libc::O_RDONLY).await.direct_io);
+    let rdwr = open(libc::O_RDWR).await;
+    assert!(rdwr.direct_io);
+    // From a cut of its own on, the kernel knows the size.
+    let cut = SetAttr {
+        size: Some(1_000),
+        ..SetAttr::default()
+    };
+    host.set(ino, Some(rdwr.fh), cut).await;
+    assert!(!open(libc::O_RDWR).await.direct_io);
+}
