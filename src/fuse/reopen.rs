@@ -72,7 +72,8 @@ impl Reopens {
     }
 
     /// The thread opens `ino`: whether that is what it has found on its second
-    /// walk, which ends with this.
+    /// walk, which ends with this. Where it has found nothing it did not walk: a
+    /// descriptor's link in /proc leads to the file itself, whatever its names.
     pub(super) fn opens(&self, tid: u32, ino: Ino) -> bool {
         if self.none() {
             return false;
@@ -80,7 +81,9 @@ impl Reopens {
         let mut retries = self.retries.lock();
         let retry = retries.remove(&tid);
         self.count.store(retries.len(), Ordering::Release);
-        retry.is_some_and(|retry| retry.found == Some(ino) && retry.since.elapsed() < WHILE)
+        retry.is_some_and(|retry| {
+            retry.found.is_none_or(|found| found == ino) && retry.since.elapsed() < WHILE
+        })
     }
 }
 
@@ -101,6 +104,8 @@ mod tests {
         reopens.refused(5);
         reopens.found(5, 3);
         assert!(!reopens.opens(5, 7), "another file");
+        reopens.refused(5);
+        assert!(reopens.opens(5, 7), "no walk");
     }
 
     #[test]

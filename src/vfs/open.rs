@@ -250,8 +250,8 @@ impl Vfs {
         self.open_checked(cred, ino, flags, true).await
     }
 
-    /// The same for a file whose name was asked for on behalf of this very
-    /// open: whatever that leads to by now.
+    /// The same for a file that this very open has found by asking for its name,
+    /// or was not found by name at all: whatever that leads to by now.
     pub async fn open_found(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -297,8 +297,9 @@ impl Vfs {
         match self.client.open_handle(&open, share, truncate, name).await {
             Ok(None) => {
                 self.leave(&inode, &open).await;
+                // The place stays: who else has walked here by that name is to be
+                // told the same.
                 if let Some(Place { dir, name }) = place {
-                    inode.not_found();
                     self.names.remove(&dir, &name);
                     dir.attr.lock().expire();
                     if let Some(kernel) = self.kernel.get() {

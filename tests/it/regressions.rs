@@ -505,3 +505,21 @@ async fn a_file_that_another_host_has_cut_is_not_written_through_pages() {
     host.set(ino, Some(rdwr.fh), cut).await;
     assert!(!open(libc::O_RDWR).await.direct_io);
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_open_by_a_name_that_was_given_away_is_refused_not_only_the_first() {
+    let peer = Peer::new(PeerConfig::default());
+    let (host, other) = (Host::new(&peer).await, Host::new(&peer).await);
+    let (_, fh) = other.create("f").await;
+    let ino = host.ino("f").await;
+    other.create("f.new").await;
+    let rename = other
+        .vfs
+        .rename(&other.cred, ROOT_INO, b"f.new", ROOT_INO, b"f", 0);
+    rename.await.expect("rename");
+    for _ in 0..3 {
+        let opened = host.vfs.open(&host.cred, ino, libc::O_RDONLY).await;
+        assert_eq!(opened.expect_err("an old file").0, libc::ESTALE);
+    }
+    let _keeps_it_alive = fh;
+}
