@@ -109,15 +109,21 @@ fn a_site_read_by_one_host_while_another_deploys_by_rename_is_whole_at_every_mom
         let _done = Done(&done);
         for seed in 1..=READERS as u64 {
             let (deployed, done, pages, reader) = (&deployed, &done, &pages, &reader);
+            let host = &hosts.hosts[1];
             scope.spawn(move || {
                 let mut dice = seed;
                 while !done.load(Ordering::SeqCst) {
                     let number = next(&mut dice) as usize % FILES;
                     let oldest = deployed[number].load(Ordering::SeqCst);
                     let mut text = String::new();
-                    File::open(reader.join(name(number)))
-                        .and_then(|mut file| file.read_to_string(&mut text))
-                        .unwrap_or_else(|error| panic!("file {number}: {error}"));
+                    let failed = |what: &str, error| -> ! {
+                        let said = host.stats()["last_error"].take();
+                        panic!("{what} file {number}: {error}; last error: {said}")
+                    };
+                    let mut file = File::open(reader.join(name(number)))
+                        .unwrap_or_else(|error| failed("open", error));
+                    file.read_to_string(&mut text)
+                        .unwrap_or_else(|error| failed("read", error));
                     match release_of(number, &text) {
                         Ok(release) if release >= oldest => {}
                         wrong => panic!("file {number}: {wrong:?}, deployed was {oldest}"),

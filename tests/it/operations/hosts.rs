@@ -201,11 +201,8 @@ fn holder(host: &Host, how: &str) -> (Background, std::path::PathBuf, tempfile::
 
 #[test]
 fn a_lock_of_a_dead_host_is_freed_when_its_lease_is_over() {
-    let lease = 6;
-    let options = ServerOptions {
-        lease,
-        ..ServerOptions::default()
-    };
+    let options = short_lease();
+    let lease = options.lease;
     let mut hosts = Hosts::with(3, options, &[], LIMIT);
     for how in ["flock", "fcntl"] {
         fs::write(hosts.hosts[1].path(how), "nobody").expect("write");
@@ -256,43 +253,225 @@ const LOSE: &str = r#"
     rename "$report.new", $report;
 "#;
 
+/// A process that runs [`LOSE`].
+struct Loser {
+    process: Background,
+    how: &'static str,
+    dir: tempfile::TempDir,
+}
+
+impl Loser {
+    /// It has the lock when this comes back.
+    fn start(host: &Host, how: &'static str) -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let [go, report] = ["go", "report"].map(|name| dir.path().join(name));
+        let arguments = [
+            &format!("/volumes/{how}"),
+            how,
+            go.to_str().expect("UTF-8"),
+            report.to_str().expect("UTF-8"),
+        ];
+        let script = format!("use IO::Handle; use Errno;{LOSE}");
+        let process = host.spawn(perl(&script, &arguments)).expect("perl");
+        let held = dir.path().join("go.held");
+        eventually(SOON, || held.exists().then_some(())).expect("locked");
+        Self { process, how, dir }
+    }
+
+    /// Lets it go on, now that `other` has the lock.
+    #[track_caller]
+    fn finds_it_lost(mut self, hosts: &Hosts, other: &Host) {
+        fs::write(self.dir.path().join("go"), "").expect("go");
+        let status = self.process.wait(Duration::from_secs(60)).expect("it ends");
+        assert!(status.success(), "{status}");
+        let report = fs::read_to_string(self.dir.path().join("report")).expect("a report");
+        // The write may be accepted before the loss is known, fsync tells of it.
+        let lost = ["EIO", "wrote"].map(|wrote| format!("{wrote}, EIO, {}", other.name()));
+        assert!(lost.contains(&report), "{report}");
+        let there = fs::read_to_string(hosts.behind(self.how)).expect("read behind");
+        assert_eq!(there, other.name());
+    }
+}
+
 #[test]
 fn a_host_that_was_cut_off_longer_than_its_lease_finds_its_lock_lost_and_changes_nothing() {
-    let lease = 6;
-    let options = ServerOptions {
-        lease,
-        ..ServerOptions::default()
-    };
+    let options = short_lease();
+    let limit = Duration::from_secs(u64::from(options.lease) * 3 + 10);
     let hosts = Hosts::with(2, options, &[], LIMIT);
     let [cut, other] = &hosts.hosts[..] else {
         panic!("two hosts")
     };
     fs::write(other.path("fcntl"), "nobody").expect("write");
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let (go, report) = (dir.path().join("go"), dir.path().join("report"));
-    let arguments = [
-        "/volumes/fcntl",
-        "fcntl",
-        go.to_str().expect("UTF-8"),
-        report.to_str().expect("UTF-8"),
-    ];
-    let script = format!("use IO::Handle; use Errno;{LOSE}");
-    let mut loser = cut.spawn(perl(&script, &arguments)).expect("perl");
-    eventually(SOON, || dir.path().join("go.held").exists().then_some(())).expect("locked");
+    let loser = Loser::start(cut, "fcntl");
     let (_holder, mark, _dir) = holder(other, "fcntl");
     cut.cut_off();
-    let limit = Duration::from_secs(u64::from(lease) * 3 + 10);
     eventually(limit, || mark.exists().then_some(())).expect("freed");
     cut.plug_in();
-    fs::write(&go, "").expect("go");
-    let status = loser.wait(Duration::from_secs(60)).expect("it ends");
-    assert!(status.success(), "{status}");
-    let report = fs::read_to_string(report).expect("a report");
-    // The write may be accepted before the loss is known, fsync tells of it.
-    let lost = ["EIO", "wrote"].map(|wrote| format!("{wrote}, EIO, {}", other.name()));
-    assert!(lost.contains(&report), "{report}");
-    assert_eq!(
-        fs::read_to_string(hosts.behind("fcntl")).expect("read behind"),
-        other.name()
-    );
+    loser.finds_it_lost(&hosts, other);
+}
+
+fn short_lease() -> ServerOptions {
+    ServerOptions {
+        lease: 6,
+        ..ServerOptions::default()
+    }
+}
+
+/// Writes a file before the cable is pulled and one while it is out, and says when
+/// both are stable. Not the test's own process: one that forks closes what is open
+/// here in the child, which waits for the server.
+const WRITE: &str = r#"
+    (my $marks) = @ARGV;
+    sub file { open(my $f, "+>", "/volumes/$_[0]") or die "open: $!"; $f }
+    sub fill { for (1 .. 48) { syswrite($_[0], $_[1] x 65536) == 65536 or die "write: $!" } }
+    sub mark { open(my $m, ">", "$marks/$_[0]") or die "mark: $!"; close $m }
+    my ($before, $during, $idle) = (file("before"), file("during"), file("idle"));
+    syswrite($idle, "idle"); $idle->sync or die "fsync: $!";
+    fill($before, "b");
+    mark("ready");
+    select(undef, undef, undef, 0.02) until -e "$marks/cut";
+    fill($during, "d");
+    mark("written");
+    for ($before, $during, $idle) { $_->sync or die "fsync: $!" }
+    sysseek($idle, 0, 0);
+    sysread($idle, my $text, 10) == 4 or die "read: $!";
+    mark("stable");
+"#;
+
+/// That writer on a host, up to where the host is cut off and everything written.
+fn write_and_cut(host: &Host) -> (Background, tempfile::TempDir) {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let script = format!("use IO::Handle;{WRITE}");
+    let writer = perl(&script, &[dir.path().to_str().expect("UTF-8")]);
+    let writer = host.spawn(writer).expect("perl");
+    let mark = |name: &str| {
+        let mark = dir.path().join(name);
+        eventually(SOON, || mark.exists().then_some(())).unwrap_or_else(|| panic!("{name}"));
+    };
+    mark("ready");
+    host.cut_off();
+    fs::write(dir.path().join("cut"), "").expect("mark");
+    mark("written");
+    (writer, dir)
+}
+
+#[track_caller]
+fn is_stable(hosts: &Hosts, (mut writer, dir): (Background, tempfile::TempDir)) {
+    let status = writer.wait(Duration::from_secs(60)).expect("it ends");
+    assert!(status.success() && dir.path().join("stable").exists());
+    for (name, byte) in [("before", b'b'), ("during", b'd')] {
+        let there = fs::read(hosts.behind(name)).expect("read behind");
+        assert!(there == vec![byte; 48 << 16], "{name}");
+    }
+}
+
+/// Nobody took anything from the host meanwhile: what it had open and had not
+/// written yet arrives, though the server has forgotten it.
+#[test]
+fn a_host_that_was_cut_off_longer_than_its_lease_loses_no_data() {
+    let hosts = Hosts::with(2, short_lease(), &[], LIMIT);
+    let [cut, other] = &hosts.hosts[..] else {
+        panic!("two hosts")
+    };
+    let writer = write_and_cut(cut);
+    thread::sleep(Duration::from_secs(16));
+    // So that the server looks who is still there.
+    fs::write(other.path("other"), b"x").expect("write");
+    cut.plug_in();
+    is_stable(&hosts, writer);
+}
+
+/// The server reboots while a host is cut off, and its grace is over when that is
+/// back: others may have had the lock.
+#[test]
+fn a_host_that_missed_the_grace_period_loses_its_lock_and_no_data() {
+    let mut hosts = Hosts::with(2, short_lease(), &[], LIMIT);
+    fs::write(hosts.hosts[0].path("flock"), b"before").expect("write");
+    let loser = Loser::start(&hosts.hosts[0], "flock");
+    let writer = write_and_cut(&hosts.hosts[0]);
+    hosts.server.kill();
+    hosts.server.restart();
+    let (_holder, mark, _dir) = holder(&hosts.hosts[1], "flock");
+    eventually(SOON * 2, || mark.exists().then_some(())).expect("after the grace period");
+    hosts.hosts[0].plug_in();
+    loser.finds_it_lost(&hosts, &hosts.hosts[1]);
+    is_stable(&hosts, writer);
+}
+
+#[test]
+fn a_wait_for_a_lock_goes_on_over_a_cut_cable_and_a_reboot_of_the_server() {
+    let mut hosts = Hosts::with(2, ServerOptions::default(), &[], LIMIT);
+    fs::write(hosts.hosts[0].path("flock"), b"nobody").expect("write");
+    let (mut first, mark, _dir) = holder(&hosts.hosts[0], "flock");
+    eventually(SOON, || mark.exists().then_some(())).expect("locked");
+    let (mut second, mark, _dir) = holder(&hosts.hosts[1], "flock");
+    thread::sleep(Duration::from_millis(300));
+    hosts.hosts[1].cut_off();
+    thread::sleep(Duration::from_secs(2));
+    hosts.hosts[1].plug_in();
+    thread::sleep(Duration::from_secs(1));
+    hosts.server.kill();
+    hosts.server.restart();
+    thread::sleep(Duration::from_secs(1));
+    assert!(second.ended().is_none() && !mark.exists(), "it waits");
+    first.kill();
+    eventually(SOON * 3, || mark.exists().then_some(())).expect("its turn");
+    let text = fs::read_to_string(hosts.hosts[0].path("flock")).expect("read");
+    assert_eq!(text, hosts.hosts[1].name());
+    second.kill();
+}
+
+/// Locks the file, and forks: the child has the descriptor for as long as the file
+/// STOP is not there.
+const FORK: &str = r#"
+    (my $file, $how, my $mark, my $stop) = @ARGV;
+    open($f, "+<", $file) or die "open: $!";
+    lock_it();
+    if (fork() == 0) {
+        open(my $m, ">", $mark) or die "mark: $!";
+        close $m;
+        select(undef, undef, undef, 0.02) until -e $stop;
+        rename($stop, "$stop.seen");
+        exit 0;
+    }
+    select(undef, undef, undef, 0.02) until -e $mark;
+    exit 0;
+"#;
+
+#[test]
+fn a_forked_child_keeps_a_flock_and_not_the_record_locks_of_its_parent() {
+    let hosts = Hosts::new(2);
+    let [a, b] = &hosts.hosts[..] else {
+        panic!("two hosts")
+    };
+    for how in ["flock", "fcntl"] {
+        fs::write(a.path(how), [0; 8]).expect("write");
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (mark, stop) = (dir.path().join("mark"), dir.path().join("stop"));
+        let arguments = [
+            &format!("/volumes/{how}"),
+            how,
+            mark.to_str().expect("UTF-8"),
+            stop.to_str().expect("UTF-8"),
+        ];
+        let mut parent = a.spawn(perl(FORK, &arguments)).expect("perl");
+        assert!(parent.wait(SOON).is_some_and(|status| status.success()));
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(b.path(how))
+            .expect("open");
+        // The child lives, and has the file open.
+        if how == "flock" {
+            thread::sleep(Duration::from_millis(300));
+            assert!(file.try_lock().is_err(), "the child's as well");
+            fs::write(&stop, "").expect("stop");
+        }
+        eventually(SOON, || file.try_lock().ok()).expect("free");
+        if how == "fcntl" {
+            fs::write(&stop, "").expect("stop");
+        }
+        let seen = dir.path().join("stop.seen");
+        eventually(SOON, || seen.exists().then_some(())).expect("the child ends");
+    }
 }
