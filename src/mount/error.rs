@@ -97,7 +97,7 @@ impl MountError {
                 error(SYSTEM).remedy("install the package fuse3 and check that /dev/fuse exists")
             }
             // fusermount3 only has words, and fuser wraps mount(2)'s.
-            _ if ["ermission denied", "not permitted", "EPERM"].iter().any(|word| why.to_string().contains(word)) => {
+            _ if ["ermission denied", "not permitted", "no write access", "EPERM"].iter().any(|word| why.to_string().contains(word)) => {
                 error(SYSTEM).remedy("mount as root, in a container with CAP_SYS_ADMIN and /dev/fuse")
             }
             _ => error(MOUNT),
