@@ -9,7 +9,9 @@
 //!               │     └─► vfs      what a file system means here
 //!               │           └─► nfs      the NFSv4.1 client (RFC 8881)
 //!               │                 └─► rpc      ONC RPC (RFC 5531) ─► xdr (RFC 4506)
+//!               ├─► tree       whole trees over NFS, without a mount (du, rm)
 //!               └─► telemetry  counters, logs, the control socket (any layer may count)
+//!                   privilege  capabilities, in effect only where needed (any layer may)
 //! ```
 
 pub mod cli;
@@ -17,7 +19,9 @@ pub mod efs;
 pub mod fuse;
 pub mod mount;
 pub mod nfs;
+pub mod privilege;
 pub mod rpc;
 pub mod telemetry;
+pub mod tree;
 pub mod vfs;
 pub mod xdr;

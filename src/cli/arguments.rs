@@ -1,6 +1,8 @@
 //! The command line as clap knows it, and clap's complaints in our words.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
@@ -28,6 +30,32 @@ pub(super) enum Command {
     Stats(Stats),
     /// Show what is mounted, and how it is doing
     Status(Status),
+    /// Measure a directory tree, over NFS and without a mount
+    Du(Du),
+    /// Remove a directory tree, over NFS and without a mount
+    Rm(Rm),
+    /// Show or change what the daemon of a mount logs
+    LogLevel(LogLevel),
+    /// Make man pages, completions, tables
+    #[command(subcommand, hide = true)]
+    Generate(Generate),
+}
+
+/// `efs-fuse generate`
+#[derive(Debug, Subcommand)]
+pub(super) enum Generate {
+    /// Man pages
+    Man {
+        /// Where to
+        dir: PathBuf,
+    },
+    /// Completions for bash, zsh and fish
+    Completions {
+        /// Where to
+        dir: PathBuf,
+    },
+    /// The mount options as a Markdown table
+    Options,
 }
 
 /// `efs-fuse mount`
@@ -70,8 +98,91 @@ pub(super) struct Stats {
     #[arg(long)]
     pub(super) json: bool,
     /// Start again at zero, after printing
-    #[arg(long)]
+    #[arg(long, conflicts_with = "watch")]
     pub(super) reset: bool,
+    /// Show what happens, again every SECONDS (1)
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "1",
+        value_parser = seconds)]
+    pub(super) watch: Option<Duration>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected a number of seconds, 0.1 to 3600".to_owned();
+    let seconds = text.parse().map_err(|_| wrong())?;
+    if (0.1..=3600.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(wrong())
+    }
+}
+
+/// What `du` and `rm` work on.
+#[derive(Debug, Args)]
+pub(super) struct Tree {
+    /// HOST:/dir, fs-ID:/dir, or a path in a mount of ours (beginning with / or .)
+    pub(super) target: OsString,
+    /// Mount options, separated by commas; those of the mount, for a path
+    #[arg(short, value_name = "OPTIONS")]
+    pub(super) options: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// `efs-fuse du`
+#[derive(Debug, Args)]
+pub(super) struct Du {
+    #[command(flatten)]
+    pub(super) tree: Tree,
+    /// Bytes instead of human sizes
+    #[arg(long)]
+    pub(super) bytes: bool,
+    /// Also show each directory at most N below
+    #[arg(long, short, value_name = "N", default_value_t = 0)]
+    pub(super) depth: usize,
+}
+
+/// `efs-fuse rm`
+#[derive(Debug, Args)]
+pub(super) struct Rm {
+    #[command(flatten)]
+    pub(super) tree: Tree,
+    /// Directories too, with everything in them
+    #[arg(long, short)]
+    pub(super) recursive: bool,
+    /// Only what was last modified longer ago than AGE: 90m, 12h, 30d, 8w
+    #[arg(long, value_name = "AGE", value_parser = age)]
+    pub(super) older_than: Option<Duration>,
+    /// Remove. Without it, what would be removed is only listed
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected a number and a unit, s, m, h, d or w".to_owned();
+    let unit = match text.as_bytes().last() {
+        Some(b's') => 1,
+        Some(b'm') => 60,
+        Some(b'h') => 3600,
+        Some(b'd') => 86_400,
+        Some(b'w') => 7 * 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    Ok(Duration::from_secs(u64::from(number) * unit))
+}
+
+/// `efs-fuse log-level`
+#[derive(Debug, Args)]
+pub(super) struct LogLevel {
+    /// Where it is mounted
+    pub(super) mountpoint: PathBuf,
+    /// error, warn, info, debug, trace, or directives as in RUST_LOG; left
+    /// out, the present one is shown
+    pub(super) level: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// `efs-fuse status`
@@ -208,6 +319,16 @@ mod tests {
             ],
         ] {
             assert!(Helper::try_parse_from(arguments).is_ok(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn ages_have_a_unit() {
+        let seconds = |text| age(text).map(|age| age.as_secs());
+        assert_eq!(seconds("90s"), Ok(90));
+        assert_eq!(seconds("2w"), Ok(1_209_600));
+        for text in ["", "5", "d", "-1d", "1.5h", "5y", "9999999999d", "é"] {
+            assert!(seconds(text).is_err(), "{text}");
         }
     }
 

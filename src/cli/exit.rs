@@ -69,6 +69,12 @@ pub fn warn(text: &str) {
     say(&format!("warning: {text}"));
 }
 
+/// What a command that prints something else on stdout has to say, on a line of
+/// its own.
+pub fn note(text: &str) {
+    say(text);
+}
+
 /// One line on stderr, whatever is in the text: names that users give may
 /// contain line breaks and worse.
 fn say(text: &str) {

@@ -5,16 +5,22 @@
 //! [`exit`] the one place where failures become lines and statuses.
 
 mod arguments;
+mod du;
 pub mod exit;
 mod format;
+mod generate;
+mod log_level;
 mod mount;
 pub mod option_list;
 mod option_value;
 pub mod options;
+mod rm;
 mod running;
 mod stats;
 mod status;
+mod tree;
 mod umount;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -25,8 +31,9 @@ use clap::Parser;
 use arguments::{Cli, Command, Helper};
 use exit::Failure;
 
-/// The name under which `mount(8)` calls this program.
-const HELPER_NAME: &str = "mount.efs-fuse";
+/// The names under which `mount(8)` calls this program: the second for the
+/// type that the mount table shows, as in `mount -o remount`.
+const HELPER_NAMES: [&str; 2] = ["mount.efs-fuse", "mount.fuse.efs-fuse"];
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -35,7 +42,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let as_helper = arguments.first().is_some_and(|name| {
         Path::new(name)
             .file_name()
-            .is_some_and(|name| name == HELPER_NAME)
+            .is_some_and(|name| HELPER_NAMES.iter().any(|helper| name == *helper))
     });
     let outcome = if as_helper {
         Helper::try_parse_from(arguments)
@@ -55,5 +62,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Du(arguments) => du::run(&arguments),
+        Command::Rm(arguments) => rm::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::LogLevel(arguments) => log_level::run(&arguments),
     }
 }

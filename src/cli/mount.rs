@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use super::arguments::{Helper, Mount};
 use super::exit::{self, Failure};
-use super::option_list::{self, OptionError};
+use super::option_list::{self, OptionError, Typed};
 use crate::efs::device::{Device, RegionError};
 use crate::mount::launch;
+use crate::mount::options::Atime;
+use crate::mount::remount::{Flags, Remount};
 use crate::mount::{MountError, MountOptions, MountRequest, daemon};
 
 /// What both ways of calling come down to.
@@ -54,7 +56,10 @@ pub(super) fn run(asked: &Asked) -> Result<(), Failure> {
     if !asked.foreground {
         daemon::close_inherited();
     }
-    let options = read_options(asked)?;
+    let (options, typed) = read_options(asked)?;
+    if options.remount {
+        return remount(asked, &options, &typed);
+    }
     let device = find_device(&asked.device, &options)?;
     let spec = device.to_string();
     if asked.fake {
@@ -68,6 +73,7 @@ pub(super) fn run(asked: &Asked) -> Result<(), Failure> {
         device,
         mountpoint: asked.mountpoint.clone(),
         options,
+        written: typed.iter().map(Typed::written).collect(),
         foreground: asked.foreground,
     };
     launch::mount(request, exit::warn)?;
@@ -82,7 +88,52 @@ fn say(asked: &Asked, spec: &str, how: &str) -> Result<(), Failure> {
     exit::print(&format!("{spec} {how} on {}\n", asked.mountpoint.display()))
 }
 
-fn read_options(asked: &Asked) -> Result<MountOptions, Failure> {
+/// `mount -o remount`: what the kernel keeps is changed; what the daemon was
+/// started with must be what it is asked to be now.
+fn remount(asked: &Asked, options: &MountOptions, typed: &[Typed]) -> Result<(), Failure> {
+    let running = Remount::of(&asked.mountpoint)?;
+    let known = |option: &&Typed| running.has(&option.written());
+    if let Some(changed) = typed
+        .iter()
+        .filter(|option| option.is_fixed())
+        .find(|option| !known(option))
+    {
+        let what = format!("remounting {}", asked.mountpoint.display());
+        let why = format!(
+            "{} was not among its options, and only ro, rw, dev, suid, exec and atime can change in a living mount",
+            changed.written()
+        );
+        return Err(Failure::usage(what, why).remedy("to unmount and mount again"));
+    }
+    let given = |names: &[&str]| {
+        let name = |option: &Typed| option.written();
+        typed
+            .iter()
+            .any(|option| names.contains(&name(option).as_str()))
+    };
+    if asked.fake {
+        return Ok(());
+    }
+    running.apply(Flags {
+        read_only: given(&["ro", "rw"]).then_some(options.read_only),
+        nodev: given(&["dev", "nodev"]).then_some(!options.dev),
+        nosuid: given(&["suid", "nosuid"]).then_some(!options.suid),
+        noexec: given(&["exec", "noexec"]).then_some(!options.exec),
+        noatime: given(&["atime", "noatime", "relatime", "strictatime"])
+            .then_some(options.atime == Atime::Never),
+    })?;
+    Ok(())
+}
+
+fn read_options(asked: &Asked) -> Result<(MountOptions, Vec<Typed>), Failure> {
+    read_lists(&asked.options, asked.sloppy)
+}
+
+/// Reads lists of options as the user wrote them, and what they mean.
+pub(super) fn read_lists(
+    lists: &[String],
+    sloppy: bool,
+) -> Result<(MountOptions, Vec<Typed>), Failure> {
     let wrong = |why: OptionError| {
         let remedy = why.remedy();
         let failure = Failure::usage("reading the mount options", why);
@@ -91,14 +142,15 @@ fn read_options(asked: &Asked) -> Result<MountOptions, Failure> {
             None => failure,
         }
     };
-    let read = option_list::read(&asked.options, asked.sloppy).map_err(wrong)?;
+    let read = option_list::read(lists, sloppy).map_err(wrong)?;
     for name in &read.ignored {
         exit::warn(&format!("unknown option {name:?} is ignored"));
     }
-    option_list::mean(&read.typed).map_err(wrong)
+    let options = option_list::mean(&read.typed).map_err(wrong)?;
+    Ok((options, read.typed))
 }
 
-fn find_device(written: &str, options: &MountOptions) -> Result<Device, Failure> {
+pub(super) fn find_device(written: &str, options: &MountOptions) -> Result<Device, Failure> {
     let device = Device::parse(written).map_err(|why| {
         Failure::usage("reading the device", why)
             .remedy("HOST:/dir, [IPV6]:/dir or fs-0123abcd:/dir")

@@ -64,6 +64,23 @@ pub enum OptionError {
     Conflict(String, String),
 }
 
+impl Typed {
+    /// As it is written, with its value.
+    pub fn written(&self) -> String {
+        match self.value.as_str() {
+            "" => self.spec.name.to_owned(),
+            value => format!("{}={value}", self.spec.name),
+        }
+    }
+
+    /// Whether it means anything to a mount that is there already, other than
+    /// what a remount can change.
+    pub fn is_fixed(&self) -> bool {
+        !REMOUNTABLE.contains(&self.spec.name)
+            && matches!(self.spec.meaning, Meaning::Set(_) | Meaning::Flag(_))
+    }
+}
+
 impl OptionError {
     /// What the user can do about it.
     pub fn remedy(&self) -> Option<String> {
@@ -157,8 +174,10 @@ fn checked(spec: &'static OptionSpec, value: Option<&str>) -> Result<String, Opt
 /// A malformed value, or two options that contradict each other.
 pub fn mean(typed: &[Typed]) -> Result<MountOptions, OptionError> {
     let last = |name: &str| typed.iter().rev().find(|option| option.spec.name == name);
+    // mount(8) puts what is to change behind what is mounted: the last counts.
+    let remount = last("remount").is_some();
     for (one, other) in CONTRADICTIONS {
-        if let (Some(_), Some(_)) = (last(one), last(other)) {
+        if let (Some(_), Some(_), false) = (last(one), last(other), remount) {
             return Err(OptionError::Conflict(
                 (*one).to_owned(),
                 (*other).to_owned(),
@@ -272,6 +291,23 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
     ("mount_timeout", "wait"),
 ];
 
+/// What the kernel alone keeps, and changes in a living mount.
+const REMOUNTABLE: &[&str] = &[
+    "remount",
+    "ro",
+    "rw",
+    "dev",
+    "nodev",
+    "suid",
+    "nosuid",
+    "exec",
+    "noexec",
+    "atime",
+    "noatime",
+    "relatime",
+    "strictatime",
+];
+
 const CACHE_TIMES: &[&str] = &["actimeo", "acregmin", "acregmax", "acdirmin", "acdirmax"];
 
 #[cfg(test)]
@@ -311,7 +347,8 @@ mod tests {
         let o = taken(
             "ro,nodev,nosuid,noexec,noatime,allow_other,nodefault_permissions,port=12049,region=eu-west-1,notls,\
              mount_timeout=7,timeo=600,retrans=2,rsize=64k,wsize=131072,write_window=8m,max_requests=16,fuse_threads=3,\
-             acregmin=1,acregmax=2,acdirmin=4,acdirmax=5,lookupcache=pos,debug,log=/var/log/e",
+             acregmin=1,acregmax=2,acdirmin=4,acdirmax=5,lookupcache=pos,debug,log=/var/log/e,\
+             slow_op_ms=250,metrics=:9400",
         );
         assert!(
             o.read_only
@@ -346,6 +383,8 @@ mod tests {
         };
         assert_eq!((o.cache_times, o.name_cache), (times, NameCache::Positive));
         assert_eq!(o.log_file.as_deref(), Some("/var/log/e".as_ref()));
+        assert_eq!(o.slow_op, Some(Duration::from_millis(250)));
+        assert!(o.metrics.is_some() && !o.remount);
     }
 
     #[test]
@@ -400,7 +439,6 @@ mod tests {
             "soft",
             "nconnect=4",
             "mounttargetip=1.2.3.4",
-            "metrics=:9",
         ] {
             let why = wrong(list, "not supported").to_string();
             assert!(why.contains("this version"), "{why}");
@@ -453,6 +491,8 @@ mod tests {
             "region=EU",
             "timeo=0",
             "retrans=many",
+            "slow_op_ms=0",
+            "metrics=somewhere",
         ] {
             let name = list.split('=').next().unwrap_or(list);
             let why = wrong(list, "malformed").to_string();

@@ -345,6 +345,30 @@ pub static TABLE: &[OptionSpec] = &[
         o.log_file = Some(path);
         Ok(())
     }),
+    set(
+        "slow_op_ms",
+        "MILLISECONDS",
+        "log every operation that takes this long",
+        |o, text| {
+            let time = Duration::from_millis(value::number(text, 1, 86_400_000)?);
+            o.slow_op = Some(time);
+            Ok(())
+        },
+    ),
+    set(
+        "metrics",
+        "[ADDRESS:]PORT|/SOCKET",
+        "serve Prometheus metrics there, at /metrics",
+        |o, text| {
+            o.metrics = Some(text.parse()?);
+            Ok(())
+        },
+    ),
+    flag(
+        "remount",
+        "change ro, rw, dev, suid, exec, atime of a mount",
+        |o| o.remount = true,
+    ),
     OptionSpec {
         name: "sloppy",
         value: No,
@@ -400,6 +424,10 @@ pub static TABLE: &[OptionSpec] = &[
     tolerated("owner", No),
     tolerated("group", No),
     tolerated("comment", Allowed),
+    // Shown in the mount table, and given back to us by `mount -o remount`.
+    tolerated("user_id", Needed("UID")),
+    tolerated("group_id", Needed("GID")),
+    tolerated("max_read", Needed("BYTES")),
     tolerated("norelatime", No),
     tolerated("nostrictatime", No),
     tolerated("diratime", No),
@@ -447,10 +475,7 @@ pub static TABLE: &[OptionSpec] = &[
     refused("nconnect", LATER),
     refused("max_connect", LATER),
     refused("trunkdiscovery", LATER),
-    refused("metrics", LATER),
-    refused("slow_op_ms", LATER),
     // What it will never be.
-    refused("remount", "unmount and mount again to change options"),
     refused("bg", "use wait=forever, or nofail in fstab"),
     refused("nocto", "close-to-open consistency is always kept"),
     refused("acl", "there are no ACLs"),

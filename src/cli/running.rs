@@ -68,12 +68,17 @@ impl Running {
 
     /// Asks the daemon.
     pub(super) fn ask(&self, command: &str) -> Result<Value, Failure> {
+        self.request(&json!({"cmd": command}))
+    }
+
+    /// The same for a request with more to it than its name.
+    pub(super) fn request(&self, request: &Value) -> Result<Value, Failure> {
         let what = format!("asking the daemon of {}", self.mountpoint.display());
         let Some(daemon) = &self.daemon else {
             let remedy = format!("efs-fuse umount --lazy {}", self.mountpoint.display());
             return Err(Failure::system(what, "it is gone, or it is another user's").remedy(remedy));
         };
-        control::ask(&daemon.socket, command, PATIENCE).map_err(|why| match why.kind() {
+        control::request(&daemon.socket, request, PATIENCE).map_err(|why| match why.kind() {
             io::ErrorKind::PermissionDenied => {
                 Failure::system(what, "permission denied").remedy("as root")
             }

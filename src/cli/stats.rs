@@ -6,8 +6,12 @@ use super::arguments::Stats;
 use super::exit::{self, Failure};
 use super::format::{bytes, count, micros, table};
 use super::running::Running;
+use super::watch;
 
 pub(super) fn run(asked: &Stats) -> Result<(), Failure> {
+    if let Some(interval) = asked.watch {
+        return watch::run(&Running::at(&asked.mountpoint)?, interval, asked.json);
+    }
     // A reset answers with the last numbers before it: none is lost between.
     let command = if asked.reset { "reset" } else { "stats" };
     let numbers = Running::at(&asked.mountpoint)?.ask(command)?;
@@ -44,10 +48,14 @@ fn show(numbers: &Value) -> String {
                 count(number(&numbers["errors"])),
                 latency("p50_us"),
                 latency("p99_us"),
+                latency("p999_us"),
             ]
         });
         text.push('\n');
-        text.push_str(&table(&[title, "count", "errors", "p50", "p99"], rows));
+        text.push_str(&table(
+            &[title, "count", "errors", "p50", "p99", "p99.9"],
+            rows,
+        ));
     }
     if let Some(caches) = numbers["cache"].as_object() {
         let rows = caches.iter().map(|(name, cache)| {
@@ -62,7 +70,7 @@ fn show(numbers: &Value) -> String {
         text.push_str(&table(&["cache", "hits", "misses", "hit ratio"], rows));
     }
     let now = numbers["gauges"].as_object().into_iter().flatten();
-    let events = ["reconnects", "recoveries", "interrupts"]
+    let events = ["reconnects", "recoveries", "interrupts", "slow_operations"]
         .map(|key| (key.to_owned(), numbers[key].clone()));
     let now = now
         .map(|(name, value)| (name.clone(), value.clone()))

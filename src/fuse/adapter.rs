@@ -34,6 +34,7 @@ use super::identity::IdentityCache;
 use super::interrupt::{InterruptWatcher, Patience};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
+use super::prober::{self, Prober};
 use super::reopen::Reopens;
 use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
@@ -49,6 +50,7 @@ pub struct Adapter {
     dispatch: Dispatcher,
     watcher: Arc<InterruptWatcher>,
     options: KernelOptions,
+    prober: Prober,
 }
 
 type VfsResult<T> = Result<T, types::Errno>;
@@ -77,7 +79,12 @@ impl Adapter {
             dispatch: Dispatcher::new(runtime, Arc::clone(&watcher), metrics),
             watcher,
             options,
+            prober: Prober::default(),
         })
+    }
+
+    pub(super) fn prober(&self) -> Prober {
+        self.prober.clone()
     }
 
     fn vfs(&self) -> Arc<Vfs> {
@@ -584,6 +591,9 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        if self.prober.is(req.pid()) {
+            return reply.error(Errno::from_i32(prober::ANSWER));
+        }
         let call = Call::new(FuseOp::StatFs, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let work = async move { vfs.statfs(&cred, ino.0).await };

@@ -80,6 +80,23 @@ impl Call {
         }
     }
 
+    /// Counts the request, which is over, and logs it if that took too long.
+    fn account(&self, metrics: &Metrics, ok: bool) {
+        let elapsed = self.started.elapsed();
+        metrics.fuse_op(self.op, ok, elapsed);
+        if let Some(left_out) = metrics.slow.line(elapsed) {
+            tracing::warn!(
+                id = self.unique,
+                ino = self.ino,
+                tid = self.tid,
+                ok,
+                left_out,
+                "slow: {} took {elapsed:.1?}",
+                self.op.name(),
+            );
+        }
+    }
+
     /// The same with another patience.
     pub(super) fn patience(self, patience: Patience) -> Self {
         Self { patience, ..self }
@@ -145,8 +162,7 @@ impl<R: Reply> Drop for InFlight<R> {
             reply.refuse(fuser::Errno::EIO);
         }
         self.metrics.gauges.fuse_in_flight.dec();
-        self.metrics
-            .fuse_op(self.call.op, self.ok, self.call.started.elapsed());
+        self.call.account(&self.metrics, self.ok);
     }
 }
 
@@ -186,7 +202,7 @@ impl Dispatcher {
 
     /// Counts a request that was answered on the reader thread.
     pub(super) fn answered(&self, call: &Call, ok: bool) {
-        self.metrics.fuse_op(call.op, ok, call.started.elapsed());
+        call.account(&self.metrics, ok);
     }
 
     /// Runs `work` in a task and gives its result to `answer`, or, if the

@@ -11,6 +11,7 @@
 //!                   ├─ cache hit:  answered on the reader thread
 //!                   └─ dispatch    else one tokio task, which runs to its end
 //!                        └─ interrupt   answers EINTR when the caller is killed
+//! watchdog ─► prober    one request of our own, there and back
 //! kernel ◄─ notify    invalidations, from a thread of their own
 //! ```
 //!
@@ -31,6 +32,7 @@ mod kernel;
 mod listing;
 mod notify;
 mod place;
+mod prober;
 mod proc;
 mod reopen;
 mod session;

@@ -12,6 +12,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::privilege;
+
 /// How much force an unmount uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmount {
@@ -111,19 +113,23 @@ impl Place {
             return false;
         };
         let mut answer = std::mem::MaybeUninit::uninit();
-        // SAFETY: `path` is a C string and `answer` has room for the answer;
-        // both live through the call.
-        let failed = unsafe { libc::statfs(path.as_ptr(), answer.as_mut_ptr()) } != 0;
-        failed && io::Error::last_os_error().raw_os_error() == Some(libc::ENOTCONN)
+        privilege::raised(|| {
+            // SAFETY: `path` is a C string and `answer` has room for the answer;
+            // both live through the call.
+            let failed = unsafe { libc::statfs(path.as_ptr(), answer.as_mut_ptr()) } != 0;
+            failed && io::Error::last_os_error().raw_os_error() == Some(libc::ENOTCONN)
+        })
     }
 
     fn umount2(&self, flags: i32) -> io::Result<()> {
         let path = CString::new(self.mountpoint.as_os_str().as_bytes())?;
-        // SAFETY: `path` is a C string that lives through the call.
-        match unsafe { libc::umount2(path.as_ptr(), libc::UMOUNT_NOFOLLOW | flags) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        privilege::raised(|| {
+            // SAFETY: `path` is a C string that lives through the call.
+            match unsafe { libc::umount2(path.as_ptr(), libc::UMOUNT_NOFOLLOW | flags) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
     }
 
     fn seen(&self) -> io::Result<Seen> {

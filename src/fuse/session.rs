@@ -19,6 +19,8 @@ use tokio::sync::watch;
 use super::adapter::Adapter;
 use super::notify::Notify;
 use super::place::{Place, Unmount};
+use super::prober::Prober;
+use crate::privilege;
 
 /// How a file system is mounted.
 #[derive(Clone, Debug)]
@@ -111,6 +113,7 @@ impl SessionOptions {
 #[derive(Debug)]
 pub struct Running {
     place: Place,
+    prober: Prober,
     ended: watch::Receiver<Option<Result<(), Arc<io::Error>>>>,
 }
 
@@ -127,8 +130,13 @@ pub fn start(
     mountpoint: &Path,
     options: &SessionOptions,
 ) -> io::Result<Running> {
-    let mountpoint = mountpoint.canonicalize()?;
-    let session = Session::new(adapter, &mountpoint, &options.config())?;
+    let prober = adapter.prober();
+    // No thread is started within: fuser's begin with `spawn`.
+    let (mountpoint, session) = privilege::raised(|| {
+        let mountpoint = mountpoint.canonicalize()?;
+        let session = Session::new(adapter, &mountpoint, &options.config())?;
+        io::Result::Ok((mountpoint, session))
+    })?;
     let place = Place::find(mountpoint);
     notify.connect(session.notifier())?;
     let serving = session.spawn().inspect_err(|_| notify.close())?;
@@ -136,6 +144,7 @@ pub fn start(
     // From here on, dropping this unmounts.
     let running = Running {
         place: place.clone(),
+        prober,
         ended,
     };
     let (serving, queue) = (ManuallyDrop::new(serving), Arc::clone(notify));
@@ -203,6 +212,16 @@ impl Running {
             Some(Err(error)) => Err(io::Error::new(error.kind(), error)),
             Some(Ok(())) | None => Ok(()),
         }
+    }
+
+    /// Sends a request through the kernel and waits until it is answered, which
+    /// takes no server. Blocks, for ever if the mount does not serve: not to be
+    /// called on a thread of the runtime, and by one caller at a time.
+    ///
+    /// # Errors
+    /// The mount is gone or dead.
+    pub fn probe(&self) -> io::Result<()> {
+        privilege::raised(|| self.prober.probe(self.place.mountpoint()))
     }
 
     /// Unmounts. Blocks while the kernel does, which may ask us things: not

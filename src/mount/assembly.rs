@@ -21,15 +21,17 @@ use super::launch::MountRequest;
 use super::options::{CacheTimes, LocksOf, MountOptions, NameCache, Patience};
 use super::registry::{Entry, Registry};
 use super::signals::Shutdown;
+use super::watchdog;
 use crate::efs::TcpConnector;
 use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions, Unmount};
 use crate::nfs::proto::ops::Op;
 use crate::nfs::proto::status::Status;
 use crate::nfs::session::establish::Identity;
 use crate::nfs::{Client, ClientConfig, ConnectError, NfsError};
+use crate::privilege;
 use crate::rpc::RpcError;
 use crate::rpc::auth::Credential;
-use crate::telemetry::{Metrics, control};
+use crate::telemetry::{Metrics, control, serve};
 use crate::vfs::attr::Timeouts;
 use crate::vfs::types::FileKind;
 use crate::vfs::{Vfs, VfsConfig};
@@ -114,6 +116,7 @@ async fn serve(
             .map_err(|why| MountError::mounting(&request.mountpoint, &why))?
     };
     let running = Arc::new(running);
+    watchdog::start(&running);
     let published = publish(request, client, &vfs, metrics);
     if let Err(why) = &published {
         tracing::warn!("stats and status will not find this mount: {why}");
@@ -162,6 +165,19 @@ async fn leave(running: &Arc<Running>) -> io::Result<()> {
     // Not waited for: the end of this process closes the connection.
     drop(unmount(Unmount::Force));
     Ok(())
+}
+
+/// Connects as a mount does, and mounts nothing: the directory of the device is
+/// what the client takes for its root. The caller must shut the client down.
+///
+/// # Errors
+/// As for a mount.
+pub async fn connect_only(
+    request: &MountRequest,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Client>, MountError> {
+    let (client, _) = connect_patiently(request, metrics).await?;
+    Ok(client)
 }
 
 /// Connects as often and as long as the options say.
@@ -384,24 +400,55 @@ fn publish(
 ) -> io::Result<impl Drop + use<>> {
     struct Published {
         _control: control::ControlServer,
+        _metrics: Option<serve::Endpoint>,
         _registration: super::registry::Registration,
     }
     impl Drop for Published {
         fn drop(&mut self) {}
     }
     let peer = client.channel().peer();
-    let entry = Entry::own(&request.mountpoint, &request.device.spec, &peer)?;
+    let mut entry = Entry::own(&request.mountpoint, &request.device.spec, &peer)?;
+    entry.options.clone_from(&request.written);
     let since = entry.since;
     let registration = Registry::of_user().register(&entry)?;
     let (client, vfs) = (Arc::clone(client), Arc::clone(vfs));
     let (device, mountpoint) = (request.device.spec.clone(), request.mountpoint.clone());
     let counted = Arc::clone(metrics);
     let status = move || status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
-    let control = control::serve(registration.socket(), Arc::clone(metrics), Arc::new(status))?;
+    let status: control::StatusFn = Arc::new(status);
+    let endpoint = request.options.metrics.as_ref();
+    let endpoint =
+        endpoint.and_then(|address| serve_metrics(address, Arc::clone(metrics), &status));
+    let control = control::serve(registration.socket(), Arc::clone(metrics), status)?;
     Ok(Published {
         _control: control,
+        _metrics: endpoint,
         _registration: registration,
     })
+}
+
+/// Serves metrics. A volume matters more than its numbers: a port that is taken
+/// is a warning, not the end of the mount.
+fn serve_metrics(
+    address: &serve::Address,
+    metrics: Arc<Metrics>,
+    status: &control::StatusFn,
+) -> Option<serve::Endpoint> {
+    match privilege::raised(|| serve::bind(address)) {
+        Ok(bound) => {
+            let endpoint = bound.serve(metrics, Arc::clone(status));
+            tracing::info!("metrics at {}", endpoint.address());
+            Some(endpoint)
+        }
+        Err(why) => {
+            tracing::warn!("no metrics: {address}: {why}");
+            metrics.set_last_error(format!("no metrics at {address}: {why}"));
+            eprintln!(
+                "efs-fuse: warning: no metrics: {address}: {why}. Try: another address in -o metrics="
+            );
+            None
+        }
+    }
 }
 
 /// What `efs-fuse status` shows of one mount.

@@ -12,6 +12,7 @@ use super::memory;
 use super::options::MountOptions;
 use super::registry::Registry;
 use crate::efs::device::Device;
+use crate::privilege;
 use crate::telemetry::{Metrics, log};
 
 /// Everything the assembly has to know.
@@ -23,6 +24,8 @@ pub struct MountRequest {
     pub mountpoint: PathBuf,
     /// The options, complete.
     pub options: MountOptions,
+    /// The options as they were written, for a later remount to compare.
+    pub written: Vec<String>,
     /// Stay in the foreground (`--foreground`).
     pub foreground: bool,
 }
@@ -77,9 +80,17 @@ fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError>
             None => error.remedy("-o log=FILE"),
         }
     })?;
+    // Before the first thread, which all others would inherit from.
+    if let Err(why) = privilege::reduce() {
+        tracing::warn!(%why, "running with more privileges than needed");
+    }
     announcer
         .watch_parent()
         .map_err(|why| MountError::system("starting a thread", why))?;
+    let metrics = Metrics::new();
+    if let Some(threshold) = request.options.slow_op {
+        metrics.slow.set(threshold);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("efs-fuse")
         .enable_all()
@@ -88,7 +99,7 @@ fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError>
     let outcome = runtime.block_on(async {
         // A panic in the assembly is a bug, but not a reason to leave the
         // parent without an answer.
-        let task = tokio::spawn(assembly::run(request, Metrics::new(), announcer.ready()));
+        let task = tokio::spawn(assembly::run(request, metrics, announcer.ready()));
         task.await.unwrap_or_else(|_| {
             Err(MountError::new(
                 MOUNT,

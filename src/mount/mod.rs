@@ -5,7 +5,8 @@
 //! umount:  mountinfo, registry ─► umount2 ─► wait for the daemon
 //! ```
 //!
-//! [`launch`] runs the first line; [`unmount`] is the second. The kernel's
+//! [`launch`] runs the first line; [`unmount`] is the second; [`remount`] and
+//! [`watchdog`] are for what happens in between. The kernel's
 //! mount table ([`mountinfo`]) is the truth about what is mounted, the
 //! [`registry`] adds who serves it. No function here asks a mounted file system
 //! anything that could hang ([`place`], [`checks`]).
@@ -22,8 +23,10 @@ pub mod options;
 pub mod place;
 pub mod process;
 pub mod registry;
+pub mod remount;
 pub mod signals;
 pub mod unmount;
+pub mod watchdog;
 
 pub use daemon::Ready;
 pub use error::MountError;

@@ -22,6 +22,13 @@ pub struct Mount {
     pub minor: u32,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
+    /// The directory of the file system that is seen there: not its root in a
+    /// bind mount.
+    pub root: PathBuf,
+    /// What the kernel allows there: `rw,nosuid,relatime`.
+    pub options: String,
+    /// What the file system itself shows: `rw,user_id=0,allow_other`.
+    pub super_options: String,
     /// The type with its subtype, `fuse.efs-fuse`.
     pub fs_type: String,
     /// The device; for us `HOST:/dir`.
@@ -63,6 +70,24 @@ impl MountTable {
         self.0.iter().rev().find(|mount| mount.mountpoint == path)
     }
 
+    /// The mount that `path` lies in: the one with the longest mount point.
+    /// `path` must be canonical.
+    pub fn containing(&self, path: &Path) -> Option<&Mount> {
+        let around = self
+            .0
+            .iter()
+            .filter(|mount| path.starts_with(&mount.mountpoint));
+        // Of several at one place the last is seen: max_by_key takes that.
+        around.max_by_key(|mount| mount.mountpoint.components().count())
+    }
+
+    /// What is mounted below `path`, whatever it is.
+    pub fn below<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a Mount> {
+        let below =
+            move |mount: &&Mount| mount.mountpoint != path && mount.mountpoint.starts_with(path);
+        self.0.iter().filter(below)
+    }
+
     /// All our mounts.
     pub fn ours(&self) -> impl Iterator<Item = &Mount> {
         self.0.iter().filter(|mount| mount.is_ours())
@@ -74,14 +99,20 @@ impl MountTable {
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
     let device = fields.nth(2)?;
-    let mountpoint = fields.nth(1)?;
+    let root = fields.next()?;
+    let mountpoint = fields.next()?;
+    let options = fields.next()?;
     fields.find(|field| *field == b"-")?;
     let (fs_type, source) = (fields.next()?, fields.next()?);
+    let super_options = fields.next().unwrap_or_default();
     let (major, minor) = str::from_utf8(device).ok()?.split_once(':')?;
     Some(Mount {
         major: major.parse().ok()?,
         minor: minor.parse().ok()?,
         mountpoint: OsString::from_vec(unescape(mountpoint)).into(),
+        root: OsString::from_vec(unescape(root)).into(),
+        super_options: String::from_utf8_lossy(super_options).into_owned(),
+        options: String::from_utf8_lossy(options).into_owned(),
         fs_type: String::from_utf8_lossy(&unescape(fs_type)).into_owned(),
         source: String::from_utf8_lossy(&unescape(source)).into_owned(),
     })
@@ -148,6 +179,21 @@ rubbish
             Some("tmpfs")
         );
         assert_eq!(table.ours().count(), 2);
+    }
+
+    #[test]
+    fn a_path_lies_in_the_mount_with_the_longest_place() {
+        let table = MountTable::parse(TABLE);
+        let source = |path| {
+            table
+                .containing(Path::new(path))
+                .map(|mount| mount.source.as_str())
+        };
+        assert_eq!(source("/volumes/a/b"), Some("tmpfs"));
+        assert_eq!(source("/my data\\x/c"), Some("[::1]:/a b"));
+        assert_eq!(source("/volumesque"), Some("/dev/sda1"));
+        let below = |path| table.below(Path::new(path)).count();
+        assert_eq!((below("/volumes"), below("/")), (0, 4));
     }
 
     #[test]

@@ -12,6 +12,11 @@ pub fn ready() {
     tell("READY=1\nSTATUS=mounted");
 }
 
+/// Tells the service manager's watchdog that this process is well.
+pub fn alive() {
+    tell("WATCHDOG=1");
+}
+
 /// Tells the service manager that unmounting has begun.
 pub fn stopping() {
     tell("STOPPING=1\nSTATUS=unmounting");

@@ -7,6 +7,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::telemetry::serve::Address;
+
 /// The NFS port (RFC 8881 section 2.9.3).
 pub const DEFAULT_PORT: u16 = 2049;
 /// The largest READ and WRITE asked for, and the largest that FUSE carries in
@@ -161,6 +163,12 @@ pub struct MountOptions {
     pub debug: bool,
     /// `log=FILE`, absolute: the daemon changes its directory.
     pub log_file: Option<PathBuf>,
+    /// `slow_op_ms=`: an operation that takes this long is logged.
+    pub slow_op: Option<Duration>,
+    /// `metrics=`: where to serve them.
+    pub metrics: Option<Address>,
+    /// `remount`: change what is mounted already.
+    pub remount: bool,
     /// `dev`: device nodes work. As with every mount by root, unless `nodev`.
     pub dev: bool,
     /// `suid`: set-user-id bits work. As with every mount by root, unless `nosuid`.
@@ -197,6 +205,9 @@ impl Default for MountOptions {
             retrans: None,
             debug: false,
             log_file: None,
+            slow_op: None,
+            metrics: None,
+            remount: false,
             dev: true,
             suid: true,
             exec: true,

@@ -46,6 +46,9 @@ pub struct Entry {
     pub since: u64,
     /// The version of the program.
     pub version: String,
+    /// The mount options, each as it was written.
+    #[serde(default)]
+    pub options: Vec<String>,
 }
 
 impl Entry {
@@ -67,6 +70,7 @@ impl Entry {
             exe: process::executable(pid).unwrap_or_default(),
             since: now.as_secs(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            options: Vec::new(),
         })
     }
 

@@ -7,7 +7,9 @@
 //! |---|---|
 //! | `{"cmd":"stats"}` | [`Metrics::snapshot`] |
 //! | `{"cmd":"status"}` | what the status function given to [`serve`] returns |
+//! | `{"cmd":"buckets"}` | [`Metrics::snapshot_with_buckets`] |
 //! | `{"cmd":"reset"}` | the last snapshot; the counters start again at zero |
+//! | `{"cmd":"log","filter":"..."}` | `{"filter":"..."}`: what is logged from now on; without `filter`, what is logged now |
 //! | anything else | `{"error":"..."}` |
 //!
 //! Sizes, times and the number of clients are bounded: a client can neither
@@ -27,7 +29,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::Metrics;
+use super::{Metrics, log};
 
 /// The longest request line.
 const MAX_REQUEST: u64 = 4 << 10;
@@ -132,7 +134,18 @@ fn answer(line: &[u8], metrics: &Metrics, status: &StatusFn) -> Value {
     };
     match request["cmd"].as_str() {
         Some("stats") => metrics.snapshot(),
+        Some("buckets") => metrics.snapshot_with_buckets(),
         Some("status") => status(),
+        Some("log") => {
+            let filter = match request["filter"].as_str() {
+                Some(filter) => log::set_filter(filter),
+                None => log::current_filter(),
+            };
+            match filter {
+                Ok(filter) => json!({"filter": filter}),
+                Err(why) => json!({"error": why.to_string()}),
+            }
+        }
         Some("reset") => {
             let last = metrics.snapshot();
             metrics.reset();
@@ -149,10 +162,18 @@ fn answer(line: &[u8], metrics: &Metrics, status: &StatusFn) -> Value {
 /// Nobody listens (`ConnectionRefused`, `NotFound`), no answer in time
 /// (`WouldBlock` or `TimedOut`), or an answer that is no JSON or an `error`.
 pub fn ask(path: &Path, command: &str, patience: Duration) -> io::Result<Value> {
+    request(path, &json!({"cmd": command}), patience)
+}
+
+/// The same for a request with more to it than its name.
+///
+/// # Errors
+/// As [`ask`].
+pub fn request(path: &Path, request: &Value, patience: Duration) -> io::Result<Value> {
     let mut stream = BlockingStream::connect(path)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
-    writeln!(stream, "{}", json!({"cmd": command}))?;
+    writeln!(stream, "{request}")?;
     let mut line = Vec::new();
     BufReader::new(stream.take(MAX_REPLY)).read_until(b'\n', &mut line)?;
     let answer: Value = serde_json::from_slice(&line)?;

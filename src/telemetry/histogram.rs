@@ -55,17 +55,100 @@ impl Histogram {
         self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
     }
 
+    /// The events so far. Those recorded meanwhile may or may not be in it.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for (count, bucket) in counts.0.iter_mut().zip(&self.buckets) {
+            *count = bucket.load(Relaxed);
+        }
+        counts
+    }
+
+    /// See [`Counts::quantiles_ns`].
+    pub fn quantiles_ns<const N: usize>(&self, wanted: [f64; N]) -> [f64; N] {
+        // One copy, so that all quantiles speak of the same events.
+        self.counts().quantiles_ns(wanted)
+    }
+
+    /// The median and the two tails that are shown to users.
+    pub fn quantiles(&self) -> Quantiles {
+        self.counts().quantiles()
+    }
+
+    pub(super) fn reset(&self) {
+        for bucket in &self.buckets {
+            bucket.store(0, Relaxed);
+        }
+    }
+}
+
+/// A copy of a histogram: plain numbers that can be added up and subtracted.
+#[derive(Debug, Clone)]
+pub struct Counts(Box<[u64; BUCKETS]>);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self(Box::new([0; BUCKETS]))
+    }
+}
+
+impl Counts {
+    /// The number of events.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// The sum of all latencies in seconds, each taken for the middle of its
+    /// bucket: within 3.2 %.
+    pub fn sum_s(&self) -> f64 {
+        let ns = self.0.iter().enumerate().filter(|(_, count)| **count > 0);
+        ns.map(|(index, &count)| middle_of(index) * count as f64)
+            .sum::<f64>()
+            / 1e9
+    }
+
+    /// The number of events that took less than 2^`exponent` nanoseconds: at
+    /// powers of two the buckets have a border, so this is exact.
+    pub fn below(&self, exponent: u32) -> u64 {
+        let end = bucket_of(1 << exponent.min(MAX_BITS - 1));
+        self.0[..end].iter().sum()
+    }
+
+    /// The buckets that are not empty: number and count.
+    pub fn sparse(&self) -> Vec<(usize, u64)> {
+        let counts = self.0.iter().copied().enumerate();
+        counts.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// The inverse of [`sparse`](Self::sparse); what is out of range counts as
+    /// longer than everything.
+    pub fn from_sparse(sparse: impl IntoIterator<Item = (usize, u64)>) -> Self {
+        let mut counts = Self::default();
+        for (index, count) in sparse {
+            counts.0[index.min(BUCKETS - 1)] += count;
+        }
+        counts
+    }
+
+    /// The events since `earlier`, an older copy of the same histogram. After a
+    /// reset in between, all there are.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let reset = self.0.iter().zip(&*earlier.0).any(|(now, then)| now < then);
+        if reset {
+            return self.clone();
+        }
+        let mut rest = self.clone();
+        for (now, then) in rest.0.iter_mut().zip(&*earlier.0) {
+            *now -= then;
+        }
+        rest
+    }
+
     /// The latencies below which the shares `wanted` (ascending, 0 to 1) of
     /// the events stayed, in nanoseconds; zeros if there were no events.
-    /// Events recorded meanwhile may or may not be in it.
     pub fn quantiles_ns<const N: usize>(&self, wanted: [f64; N]) -> [f64; N] {
-        // One copy first, so that all quantiles speak of the same events.
-        let mut counts = [0u64; BUCKETS];
-        let mut total = 0u64;
-        for (count, bucket) in counts.iter_mut().zip(&self.buckets) {
-            *count = bucket.load(Relaxed);
-            total += *count;
-        }
+        let (counts, total) = (&self.0, self.total());
         let mut found = [0.0; N];
         if total == 0 {
             return found;
@@ -92,12 +175,6 @@ impl Histogram {
             p50_us: p50,
             p99_us: p99,
             p999_us: p999,
-        }
-    }
-
-    pub(super) fn reset(&self) {
-        for bucket in &self.buckets {
-            bucket.store(0, Relaxed);
         }
     }
 }
@@ -199,5 +276,35 @@ mod tests {
         assert!(histogram.quantiles().p50_us > 1e9);
         histogram.reset();
         assert_eq!(histogram.count(), 0);
+    }
+
+    #[test]
+    fn powers_of_two_are_borders_and_the_sum_is_close() {
+        let histogram = Histogram::default();
+        for ns in [(1 << 14) - 1, 1 << 14, (1 << 15) - 1, 1 << 15, 3 << 15] {
+            histogram.record(Duration::from_nanos(ns));
+        }
+        let counts = histogram.counts();
+        assert_eq!([14, 15, 16, 17].map(|e| counts.below(e)), [1, 3, 4, 5]);
+        assert_eq!((counts.below(63), counts.total()), (5, 5));
+        let exact = (2 * (1 << 14) + 2 * (1 << 15) + (3 << 15) - 2) as f64 / 1e9;
+        assert!((counts.sum_s() / exact - 1.0).abs() < 0.032, "{counts:?}");
+    }
+
+    #[test]
+    fn two_copies_tell_what_happened_between_them_also_over_a_reset() {
+        let histogram = Histogram::default();
+        histogram.record(Duration::from_millis(1));
+        let before = histogram.counts();
+        histogram.record(Duration::from_millis(9));
+        let between = histogram.counts().since(&before);
+        assert_eq!(between.total(), 1);
+        assert!(between.quantiles().p50_us > 8_500.0);
+        let carried = Counts::from_sparse(between.sparse());
+        assert_eq!(carried.sparse(), between.sparse());
+        histogram.reset();
+        histogram.record(Duration::from_millis(2));
+        assert_eq!(histogram.counts().since(&before).total(), 1);
+        assert_eq!(Counts::from_sparse([(usize::MAX, 3)]).total(), 3);
     }
 }

@@ -1,19 +1,22 @@
 //! Where `tracing` events go, and which of them.
 //!
 //! In the foreground they go to stderr, each line with the `efs-fuse:` prefix
-//! that every line of ours has there. A daemon has no stderr: it logs to the
+//! that every line of ours has there; or to the journal, with their levels and
+//! fields, if that is where stderr leads. A daemon has no stderr: it logs to the
 //! file of `-o log=FILE`, else to the journal where there is one, else nowhere.
 //!
 //! `RUST_LOG` chooses what is logged (`tracing-subscriber` filter syntax);
 //! without it warnings go to stderr and everything from `info` up elsewhere;
 //! `-o debug` means `debug` for this program and `info` for its libraries.
+//! [`set_filter`] changes the choice of a running daemon.
 
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::{Event, Level, Subscriber};
@@ -22,6 +25,7 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// The socket that is there if and only if journald listens.
@@ -46,12 +50,30 @@ impl Destination {
     pub fn choose(foreground: bool, file: Option<&Path>) -> Self {
         match file {
             Some(path) => Self::File(path.to_owned()),
-            None if foreground => Self::Stderr,
+            None if foreground && !stderr_is_journal() => Self::Stderr,
             None if Path::new(JOURNAL).exists() => Self::Journal,
             None => Self::Nowhere,
         }
     }
 }
+
+/// Whether systemd has connected stderr with the journal, as it tells services
+/// by `JOURNAL_STREAM=device:inode` (systemd.exec(5)).
+fn stderr_is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else {
+        return false;
+    };
+    let stderr = File::from(match io::stderr().as_fd().try_clone_to_owned() {
+        Ok(stderr) => stderr,
+        Err(_) => return false,
+    });
+    stderr
+        .metadata()
+        .is_ok_and(|about| stream.to_str() == Some(&format!("{}:{}", about.dev(), about.ino())))
+}
+
+/// The filter of the one subscriber that the process has.
+static FILTER: OnceLock<reload::Handle<EnvFilter, tracing_subscriber::Registry>> = OnceLock::new();
 
 /// Installs the subscriber of the process. To be called once, after the fork.
 ///
@@ -64,6 +86,7 @@ pub fn init(destination: &Destination, debug: bool) -> io::Result<()> {
         debug,
         destination,
     )?;
+    let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let installed = match destination {
         Destination::Nowhere => return Ok(()),
@@ -83,7 +106,59 @@ pub fn init(destination: &Destination, debug: bool) -> io::Result<()> {
                 .try_init()
         }
     };
-    installed.map_err(io::Error::other)
+    installed.map_err(io::Error::other)?;
+    // A second subscriber was refused above.
+    let _ = FILTER.set(handle);
+    Ok(())
+}
+
+/// Changes what is logged from now on: a level (`error`, `warn`, `info`,
+/// `debug`, `trace`), which is for this program, or directives in the syntax of
+/// `RUST_LOG`. Returns the filter in force.
+///
+/// # Errors
+/// Malformed, or this process logs nowhere.
+pub fn set_filter(wanted: &str) -> io::Result<String> {
+    let handle = FILTER.get().ok_or_else(nowhere)?;
+    let directives = match wanted {
+        "debug" | "trace" => format!("info,efs_fuse={wanted}"),
+        other => other.to_owned(),
+    };
+    let malformed = |why: String| {
+        let why = format!("{wanted:?} is no level and no filter: {why}");
+        io::Error::new(io::ErrorKind::InvalidInput, why)
+    };
+    let filter = EnvFilter::try_new(&directives).map_err(|why| malformed(why.to_string()))?;
+    // A word that is no level would be taken for the name of a module.
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if wanted.chars().all(word)
+        && wanted
+            .parse::<tracing::level_filters::LevelFilter>()
+            .is_err()
+    {
+        return Err(malformed(
+            "expected error, warn, info, debug or trace".to_owned(),
+        ));
+    }
+    handle.reload(filter).map_err(io::Error::other)?;
+    current_filter()
+}
+
+/// What is logged now, in the syntax of `RUST_LOG`.
+///
+/// # Errors
+/// This process logs nowhere.
+pub fn current_filter() -> io::Result<String> {
+    let handle = FILTER.get().ok_or_else(nowhere)?;
+    handle
+        .with_current(ToString::to_string)
+        .map_err(io::Error::other)
+}
+
+fn nowhere() -> io::Error {
+    io::Error::other(
+        "this mount has no log: it was mounted without -o log=FILE, and no journal listens",
+    )
 }
 
 fn filter(rust_log: Option<&str>, debug: bool, destination: &Destination) -> io::Result<EnvFilter> {

@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use super::counters::{Counter, Gauges};
-use super::histogram::Histogram;
+use super::histogram::{Counts, Histogram};
 use super::operations::{Cache, FuseOp, NFS_FIRST, NFS_NAMES, NFS_OTHER};
+use super::slow::SlowLog;
 
 /// All numbers of one mount. Shared by `Arc`; counting never blocks.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Metrics {
     pub recoveries: Counter,
     /// FUSE requests that were ended by a signal of their caller.
     pub interrupts: Counter,
+    /// What took too long.
+    pub slow: SlowLog,
     /// Rare (an error that is worth showing), hence a lock and not an atomic.
     last_error: Mutex<Option<String>>,
     born: Instant,
@@ -94,6 +97,7 @@ impl Metrics {
             reconnects: Counter::default(),
             recoveries: Counter::default(),
             interrupts: Counter::default(),
+            slow: SlowLog::default(),
             last_error: Mutex::new(None),
             born: Instant::now(),
             reset_at_ms: AtomicU64::new(0),
@@ -187,7 +191,61 @@ impl Metrics {
             "reconnects": self.reconnects.get(),
             "recoveries": self.recoveries.get(),
             "interrupts": self.interrupts.get(),
+            "slow_operations": self.slow.seen.get(),
             "last_error": self.last_error(),
+        })
+    }
+
+    /// One operation's count, errors and latencies after the other, FUSE's
+    /// (`true`) or NFS's; those that never happened are left out.
+    pub(super) fn operations(
+        &self,
+        fuse: bool,
+    ) -> impl Iterator<Item = (&'static str, u64, Counts)> {
+        let (names, operations): (Vec<_>, &[OnceLock<Box<Operation>>]) = if fuse {
+            (FuseOp::ALL.iter().map(|op| op.name()).collect(), &self.fuse)
+        } else {
+            let names = NFS_NAMES.iter().copied().chain([NFS_OTHER]);
+            (names.collect(), &self.nfs)
+        };
+        names.into_iter().zip(operations).filter_map(|(name, of)| {
+            let of = of.get()?;
+            Some((name, of.errors.get(), of.latency.counts()))
+        })
+    }
+
+    /// The snapshot, and under `buckets` the histograms of all operations
+    /// (`[[bucket, count], ...]` by name): for who wants the latencies between
+    /// two snapshots.
+    pub fn snapshot_with_buckets(&self) -> Value {
+        let buckets = |fuse| {
+            let of = self.operations(fuse);
+            of.map(|(name, _, counts)| (name.to_owned(), json!(counts.sparse())))
+                .collect::<Map<_, _>>()
+        };
+        let mut snapshot = self.snapshot();
+        snapshot["buckets"] = json!({"fuse_ops": buckets(true), "nfs_ops": buckets(false)});
+        snapshot
+    }
+
+    /// The counters that have no operation, by name.
+    pub(super) fn totals(&self) -> [(&'static str, u64); 7] {
+        [
+            ("round_trips", self.round_trips.get()),
+            ("read_bytes", self.bytes_read.get()),
+            ("written_bytes", self.bytes_written.get()),
+            ("reconnects", self.reconnects.get()),
+            ("recoveries", self.recoveries.get()),
+            ("interrupts", self.interrupts.get()),
+            ("slow_operations", self.slow.seen.get()),
+        ]
+    }
+
+    /// Hits and misses of each cache.
+    pub(super) fn cache_counts(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
+        Cache::ALL.iter().map(|cache| {
+            let ratio = &self.caches[*cache as usize];
+            (cache.name(), ratio.hits.get(), ratio.misses.get())
         })
     }
 
@@ -202,6 +260,7 @@ impl Metrics {
             &self.reconnects,
             &self.recoveries,
             &self.interrupts,
+            &self.slow.seen,
         ];
         counters.into_iter().for_each(Counter::reset);
         for operation in self.nfs.iter().chain(&self.fuse).filter_map(OnceLock::get) {

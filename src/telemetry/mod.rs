@@ -1,5 +1,5 @@
-//! What can be seen of a running mount: counters, latencies, logs, and the
-//! socket through which the commands ask for them.
+//! What can be seen of a running mount: counters, latencies, logs, the socket
+//! through which the commands ask for them, and the Prometheus endpoint.
 //!
 //! Any layer may count; this layer calls nobody. Counting is relaxed atomics
 //! only, so it is safe in a FUSE reader thread as well as in a tokio task. The
@@ -12,6 +12,9 @@ pub mod histogram;
 pub mod log;
 pub mod metrics;
 pub mod operations;
+pub mod prometheus;
+pub mod serve;
+pub mod slow;
 
 pub use counters::{Counter, Gauge, Gauges};
 pub use metrics::Metrics;

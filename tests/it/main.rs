@@ -9,6 +9,7 @@ mod consistency;
 mod copies;
 mod faults;
 mod fixtures;
+mod home;
 mod hostile;
 mod lifecycle;
 mod model;

@@ -17,9 +17,11 @@ mod names;
 mod objects;
 mod opens;
 mod root;
+mod tree;
 
 pub use data::Written;
 pub use locks::Locked;
 pub use names::{Found, Made, Moved};
 pub use opens::{HowToOpen, OpenedFile};
 pub use root::FileSystem;
+pub use tree::ListFrom;

@@ -1,0 +1,68 @@
+//! Signs of life for the service manager (`WatchdogSec=`, sd_watchdog_enabled(3)).
+//!
+//! A ping says that this daemon serves, not that its server does: a dead server
+//! must not get the daemon killed, which would lose what programs have open.
+//! Before each ping a request of our own goes through the kernel and back
+//! ([`Running::probe`]); the ping itself is sent by a task of the runtime. So
+//! pings stop when the reader threads, the way back to the kernel, or the
+//! runtime are stuck, and then the manager starts the daemon anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::notify;
+use crate::fuse::Running;
+
+/// Pings at a third of the time that the service manager allows, if it asks
+/// for pings. Ends with the mount.
+pub fn start(running: &Arc<Running>) {
+    let Some(limit) = asked_for(
+        std::env::var("WATCHDOG_USEC").ok().as_deref(),
+        std::env::var("WATCHDOG_PID").ok().as_deref(),
+        std::process::id(),
+    ) else {
+        return;
+    };
+    tracing::debug!("a sign of life for the watchdog every {:?}", limit / 3);
+    let running = Arc::downgrade(running);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(limit / 3).await;
+            let Some(running) = running.upgrade() else {
+                return;
+            };
+            if running.has_ended() {
+                return;
+            }
+            // Without an answer this never goes on, and nobody pings.
+            match tokio::task::spawn_blocking(move || running.probe()).await {
+                Ok(Ok(())) => notify::alive(),
+                Ok(Err(why)) => tracing::warn!(%why, "the mount does not answer its own daemon"),
+                Err(_) => return,
+            }
+        }
+    });
+}
+
+/// The time between pings that the manager bears, if it watches this process.
+fn asked_for(usec: Option<&str>, pid: Option<&str>, own: u32) -> Option<Duration> {
+    let usec = usec?.parse().ok().filter(|&usec| usec > 0)?;
+    let ours = pid.is_none_or(|pid| pid.is_empty() || pid == own.to_string());
+    ours.then(|| Duration::from_micros(usec))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_watchdog_that_watches_this_process_is_heeded() {
+        let minute = Some(Duration::from_secs(60));
+        assert_eq!(asked_for(Some("60000000"), None, 7), minute);
+        assert_eq!(asked_for(Some("60000000"), Some("7"), 7), minute);
+        assert_eq!(asked_for(Some("60000000"), Some("8"), 7), None);
+        for usec in [None, Some(""), Some("0"), Some("soon")] {
+            assert_eq!(asked_for(usec, None, 7), None);
+        }
+    }
+}

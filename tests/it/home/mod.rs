@@ -1,0 +1,9 @@
+//! At home on a machine: mount(8), fstab, systemd, packages, and what can be
+//! seen of a running mount. What needs a booted system is in `scripts/boot-test`.
+
+mod files;
+mod helper;
+mod observe;
+mod privileges;
+mod trees;
+mod watchdog;
