@@ -193,12 +193,12 @@ fn slow_operations_are_logged_with_what_the_server_took() {
             )
         })
     };
-    let of_fuse = line("slow: mkdir took 1");
+    let of_fuse = line("slow: mkdir took ");
     assert!(
         of_fuse.contains(" WARN ") && of_fuse.contains("ok=true"),
         "{of_fuse}"
     );
-    line("slow: the server took 1");
+    line("slow: the server took ");
     assert!(mount.stat("/slow_operations") >= 2);
 }
 
@@ -239,15 +239,15 @@ fn the_live_screen_ends_with_q_and_gives_the_terminal_back() {
     let world = World::new();
     fs::write(world.path("file"), noise(1, 10_000)).expect("write");
     let shown = tempfile::NamedTempFile::new().expect("temporary file");
-    // script(1) gives it a terminal; the key comes after some intervals.
+    // script(1) gives it a terminal; the key comes when there is something to see.
     let mut command = Command::new("bash");
     command
         .arg("-c")
-        .arg("(sleep 1.5; printf q) | script -qefc \"stty rows 30 cols 100; '$EFS_FUSE' stats '$AT' --watch=0.2\" \"$OUT\" >/dev/null")
+        .arg("(for _ in $(seq 300); do grep -q 'cache hits' \"$OUT\" && break; sleep 0.1; done; printf q) | script -qefc \"stty rows 30 cols 100; '$EFS_FUSE' stats '$AT' --watch=0.2\" \"$OUT\" >/dev/null")
         .env("EFS_FUSE", EFS_FUSE)
         .env("AT", world.mount.path())
         .env("OUT", shown.path());
-    run(&mut command, Duration::from_secs(20)).expect_success("the screen");
+    run(&mut command, COMMAND_LIMIT).expect_success("the screen");
     let shown = fs::read_to_string(shown.path()).expect("what was shown");
     let at = world.mount.path().display().to_string();
     for expected in [
