@@ -313,7 +313,9 @@ fn append(root: &Path, amounts: &Amounts) -> Result<()> {
             .create(true)
             .open(&path)
             .context("open")?;
-        writeln!(file, "{number:099}").context("write")?;
+        // One write(2): `writeln!` makes several.
+        let record = format!("{number:099}\n");
+        file.write_all(record.as_bytes()).context("write")?;
         file.sync_all().context("fsync")?;
     }
     let size = fs::metadata(&path).context("stat")?.len();

@@ -395,6 +395,10 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let call = Call::new(FuseOp::Read, req, ino.0);
+        if let Some(data) = attempt(|| self.vfs.read_cached(fh.0, offset, size)) {
+            answer::data(size)(reply, data);
+            return self.dispatch.answered(&call, true);
+        }
         let vfs = self.vfs();
         let work = async move { vfs.read(ino.0, fh.0, offset, size, flags.0).await };
         self.dispatch

@@ -17,6 +17,8 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use super::calls::Lacks;
+use super::closing::Closing;
 use super::proto::compound::{Compound, SlotUse};
 use super::proto::ops::Op;
 use super::proto::reply::{NfsError, Reply};
@@ -164,6 +166,9 @@ pub struct Client {
     /// RECLAIM_COMPLETE was sent for it, and nothing is left to be reclaimed.
     pub(super) reclaimed: AtomicU64,
     pub(super) opens: OpenTable,
+    pub(super) closing: Closing,
+    /// What the server was found to lack of what saves requests.
+    pub(super) lacks: Lacks,
     /// Seconds; from the server's lease_time.
     pub(super) lease: watch::Sender<u32>,
     /// See [`Client::on_restart`].
@@ -234,6 +239,8 @@ impl Client {
             reclaimed: AtomicU64::new(client_id.id),
             client_id: Mutex::new(client_id),
             opens: OpenTable::default(),
+            closing: Closing::default(),
+            lacks: Lacks::default(),
             lease: watch::Sender::new(super::lease::DEFAULT_LEASE),
             restarted: std::sync::OnceLock::new(),
             fs: std::sync::OnceLock::new(),
@@ -266,9 +273,9 @@ impl Client {
         }
     }
 
-    /// Files open at the server.
+    /// Files open at the server, those that are about to be closed among them.
     pub fn opens(&self) -> usize {
-        self.opens.len()
+        self.opens.len() + self.closing.pending()
     }
 
     /// What is to be done when the server has restarted and has lost data that

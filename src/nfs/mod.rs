@@ -3,6 +3,7 @@
 //! ```text
 //! calls/    one method a request: its compound, its redo rule, its result
 //!   └─► state/    what the server keeps for us: opens
+//!   └─► closing   CLOSEs, several in one compound
 //!   └─► client    runs a compound: slot, retry, recovery gate
 //!         ├─► session/   EXCHANGE_ID, CREATE_SESSION, the slot table
 //!         ├─► lease      renews the lease when nothing else does
@@ -17,6 +18,7 @@
 
 pub mod calls;
 pub mod client;
+mod closing;
 mod errno;
 mod lease;
 pub mod proto;

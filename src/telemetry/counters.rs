@@ -81,13 +81,15 @@ pub struct Gauges {
     pub open_dirs: Gauge,
     /// Inodes in the inode table.
     pub inodes: Gauge,
+    /// Closed files that the server still keeps open: their CLOSEs go together.
+    pub closes_pending: Gauge,
     /// Bytes accepted by `write(2)` and not yet answered by the server.
     pub window_bytes: Gauge,
 }
 
 impl Gauges {
     /// Name and value of each gauge, in the order of the snapshot.
-    pub fn read(&self) -> [(&'static str, i64); 7] {
+    pub fn read(&self) -> [(&'static str, i64); 8] {
         [
             ("fuse_in_flight", self.fuse_in_flight.get()),
             ("rpc_in_flight", self.rpc_in_flight.get()),
@@ -95,6 +97,7 @@ impl Gauges {
             ("open_files", self.open_files.get()),
             ("open_dirs", self.open_dirs.get()),
             ("inodes", self.inodes.get()),
+            ("closes_pending", self.closes_pending.get()),
             ("window_bytes", self.window_bytes.get()),
         ]
     }

@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::pages::Moves;
-use super::types::{FileKind, Ino, Stat, Timestamp};
+use super::types::{FileKind, Ino, SetAttr, SetTime, Stat, Timestamp};
 use crate::nfs::calls::Moved;
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::types::{FileType, NfsTime};
@@ -273,6 +273,24 @@ impl AttrState {
             self.foreign_change();
             Seen::Foreign
         }
+    }
+
+    /// What this host has set and the server does not know yet. Everybody here
+    /// sees it at once.
+    pub fn overlay(&mut self, set: &SetAttr, ctime: Timestamp) {
+        let time = |at: SetTime| match at {
+            SetTime::At(at) => at,
+            SetTime::Now => ctime,
+        };
+        let stat = &mut self.stat;
+        if let Some(mode) = set.mode {
+            stat.perm = (mode & 0o7777) as u16;
+        }
+        stat.uid = set.uid.unwrap_or(stat.uid);
+        stat.gid = set.gid.unwrap_or(stat.gid);
+        stat.atime = set.atime.map_or(stat.atime, time);
+        stat.mtime = set.mtime.map_or(stat.mtime, time);
+        stat.ctime = ctime;
     }
 
     /// We have written up to `end`, and the server will have it.

@@ -218,12 +218,12 @@ impl Vfs {
         let sent = Instant::now();
         match self
             .client
-            .open_handle(&handle.open, access, false, None)
+            .open_handle(&handle.open, access, false, None, None)
             .await
         {
             Ok(None) => Ok(()),
-            Ok(Some((attrs, _))) => {
-                self.learn(&handle.inode, &attrs, sent);
+            Ok(Some(opened)) => {
+                self.learn(&handle.inode, &opened.attrs, sent);
                 Ok(())
             }
             Err(error) => Err(match error.errno() {
@@ -305,6 +305,7 @@ impl Vfs {
     ) -> Result<Attempt, Errno> {
         let inode = &handle.inode;
         self.drain(inode).await;
+        self.send_changes(inode).await;
         let turn = tokio::select! {
             turn = lock.turn() => turn,
             () = waiting.gave_up() => return Err(Errno(libc::EINTR)),
@@ -412,6 +413,7 @@ impl Vfs {
             return Ok(());
         };
         self.drain(inode).await;
+        self.send_changes(inode).await;
         let turn = lock.turn().await;
         if span == Span::ALL {
             turn.forgive();

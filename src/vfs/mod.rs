@@ -7,9 +7,9 @@
 //! |---|---|
 //! | lookup, forget, mknod, mkdir, symlink, link | [`name`] |
 //! | unlink, rmdir, rename | [`unlink`] |
-//! | getattr, setattr, readlink, access, statfs | [`object`] |
+//! | getattr, setattr, readlink, access, statfs | [`object`], [`together`] |
 //! | open, create, flush, fsync, release | [`open`] |
-//! | read | [`read`], [`readahead`] |
+//! | read | [`read`], [`readahead`], [`small`] |
 //! | write | [`write`], [`pipeline`], [`window`], [`errseq`] |
 //! | getlk, setlk (fcntl, flock) | [`lock`], `locktable` |
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
@@ -38,6 +38,8 @@ pub mod pages;
 pub mod pipeline;
 pub mod read;
 pub mod readahead;
+pub mod small;
+pub mod together;
 pub mod types;
 pub mod unlink;
 pub mod window;
@@ -48,6 +50,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::attr::{AttrState, Seen, Timeouts};
@@ -96,6 +99,10 @@ pub struct Vfs {
     window: Window,
     pipeline: Arc<PipelineConfig>,
     silly: Silly,
+    /// See [`together`]: files with changes that wait.
+    changed: Mutex<Vec<Arc<Inode>>>,
+    /// See [`small`].
+    along: small::Budget,
     space: SpaceCache,
     kernel: OnceLock<Arc<dyn KernelCache>>,
     metrics: Arc<Metrics>,
@@ -120,7 +127,7 @@ const WRITES_IN_FLIGHT: usize = 16;
 
 /// How long a small write waits to be joined by the next one, or by the close
 /// that lets it go as the one and only, stable WRITE.
-const LINGER: Duration = Duration::from_millis(2);
+const LINGER: Duration = Duration::from_millis(5);
 
 impl Vfs {
     /// A file system on what `client` has found at its root. `sent` is when
@@ -151,6 +158,8 @@ impl Vfs {
             window: Window::new(config.write_window),
             pipeline,
             silly: Silly::default(),
+            changed: Mutex::default(),
+            along: small::Budget::default(),
             space: SpaceCache::default(),
             kernel: OnceLock::new(),
             metrics,
@@ -195,6 +204,7 @@ impl Vfs {
             for inode in self.window.busy() {
                 self.drain(&inode).await;
             }
+            self.client.closes_sent().await;
             if self.window.used() == 0 && self.files.is_empty() && self.client.opens() == 0 {
                 return;
             }
@@ -244,14 +254,20 @@ impl Vfs {
 
     /// Changes the attributes to what the server says, and keeps the file at
     /// least as long as what is on its way to it: the kernel cuts its pages at
-    /// any size that it is told, and appends there.
+    /// any size that it is told, and appends there. What this host has set and
+    /// the server does not know yet stays set.
     fn with_attr<T>(inode: &Inode, change: impl FnOnce(&mut AttrState) -> T) -> T {
         // Held, so that no write is accepted between the two.
         let file = inode.opened().map(|file| file.inner.lock());
         let mut attr = inode.attr.lock();
         let result = change(&mut attr);
-        if let Some(end) = file.and_then(|inner| inner.pipeline.end_offset()) {
-            attr.grow(end);
+        if let Some(inner) = file {
+            if let Some(end) = inner.pipeline.end_offset() {
+                attr.grow(end);
+            }
+            for (set, ctime) in inner.together.unknown() {
+                attr.overlay(set, ctime);
+            }
         }
         result
     }
@@ -259,9 +275,9 @@ impl Vfs {
     /// The attributes, and how long they may be believed: not at all while
     /// there are data on their way, which will move them.
     fn known_stat(inode: &Inode) -> (Stat, Duration) {
-        let writing = Self::is_writing(inode);
+        let changing = Self::is_changing(inode);
         let attr = inode.attr.lock();
-        let ttl = if writing {
+        let ttl = if changing {
             Duration::ZERO
         } else {
             attr.ttl(Instant::now())

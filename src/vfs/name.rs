@@ -190,7 +190,7 @@ impl Vfs {
     }
 
     /// CREATE of a FIFO, a socket or a device (which EFS refuses), or of a
-    /// regular file by OPEN and CLOSE: two round trips.
+    /// regular file by OPEN and CLOSE.
     pub async fn mknod(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -222,9 +222,7 @@ impl Vfs {
                     dir: file.dir,
                 };
                 let inode = self.made(&dir, name, &made, sent);
-                if let Err(error) = self.client.close(&file.open).await {
-                    tracing::debug!("closing a new file: {error}");
-                }
+                self.client.close_soon(&file.open);
                 return Ok(self.entry(&inode, &dir));
             }
             _ => return Err(Errno(libc::EINVAL)),
@@ -271,6 +269,7 @@ impl Vfs {
         if inode.kind == FileKind::Directory {
             return Err(Errno(libc::EPERM));
         }
+        self.send_changes(&inode).await;
         let sent = Instant::now();
         let (attrs, moved) = self
             .client

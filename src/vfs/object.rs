@@ -27,22 +27,27 @@ const BLOCK: u64 = 1 << 20;
 pub struct SpaceCache(Mutex<Option<(Instant, StatFs)>>);
 
 impl Vfs {
-    pub(super) fn is_writing(inode: &Inode) -> bool {
-        inode
-            .opened()
-            .is_some_and(|file| file.inner.lock().pipeline.end_offset().is_some())
+    /// Something is on its way that changes the attributes.
+    pub(super) fn is_changing(inode: &Inode) -> bool {
+        inode.opened().is_some_and(|file| {
+            let inner = file.inner.lock();
+            inner.pipeline.end_offset().is_some() || !inner.together.is_empty()
+        })
     }
 
     /// The attributes, if they may be believed and nothing is on its way that
     /// changes them.
     pub fn getattr_cached(&self, ino: Ino, _fh: Option<u64>) -> Option<(Stat, Duration)> {
         let inode = self.inodes.get(ino)?;
-        let answer = {
-            let attr = inode.attr.lock();
-            let ttl = attr.ttl(Instant::now());
-            (!ttl.is_zero()).then(|| (attr.stat().clone(), ttl))
+        let answer = match Self::stat_of_changed(&inode) {
+            Some(stat) => Some((stat, Duration::ZERO)),
+            None if Self::is_changing(&inode) => None,
+            None => {
+                let attr = inode.attr.lock();
+                let ttl = attr.ttl(Instant::now());
+                (!ttl.is_zero()).then(|| (attr.stat().clone(), ttl))
+            }
         };
-        let answer = answer.filter(|_| !Self::is_writing(&inode));
         self.metrics.cache(Cache::Attr, answer.is_some());
         answer
     }
@@ -56,6 +61,10 @@ impl Vfs {
         fh: Option<u64>,
     ) -> Result<(Stat, Duration), Errno> {
         let inode = self.inode_of(ino, fh)?;
+        if let Some(stat) = Self::stat_of_changed(&inode) {
+            return Ok((stat, Duration::ZERO));
+        }
+        self.send_changes(&inode).await;
         self.settle(&inode, 0, u64::MAX).await;
         {
             let attr = inode.attr.lock();
@@ -84,8 +93,11 @@ impl Vfs {
         }
     }
 
-    /// SETATTR: one round trip. Before a new size everything written is made
-    /// stable, so that nothing of it can come back behind the new end.
+    /// SETATTR: one round trip, or none at once (see [`together`]). Before a new
+    /// size everything written is made stable, so that nothing of it can come
+    /// back behind the new end.
+    ///
+    /// [`together`]: super::together
     pub async fn setattr(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -94,14 +106,11 @@ impl Vfs {
         set: SetAttr,
     ) -> Result<(Stat, Duration), Errno> {
         let inode = self.inode_of(ino, fh)?;
-        let new = NewAttributes {
-            size: set.size,
-            mode: set.mode.map(|mode| mode & 0o7777),
-            uid: set.uid,
-            gid: set.gid,
-            atime: set.atime.map(new_time),
-            mtime: set.mtime.map(new_time),
-        };
+        if let Some(stat) = self.set_together(&inode, cred, &set) {
+            return Ok((stat, Duration::ZERO));
+        }
+        self.send_changes(&inode).await;
+        let new = new_attributes(&set);
         let mut open = None;
         if set.size.is_some() {
             if inode.kind != FileKind::Regular {
@@ -218,6 +227,7 @@ impl Vfs {
         mask: u32,
     ) -> Result<(), Errno> {
         let inode = self.inode(ino)?;
+        self.send_changes(&inode).await;
         let is_dir = inode.kind == FileKind::Directory;
         let mut wanted = 0;
         if mask & libc::R_OK as u32 != 0 {
@@ -275,6 +285,18 @@ impl Vfs {
         };
         *self.space.0.lock() = Some((Instant::now(), space));
         Ok(space)
+    }
+}
+
+/// What SETATTR is asked to set.
+pub(super) fn new_attributes(set: &SetAttr) -> NewAttributes {
+    NewAttributes {
+        size: set.size,
+        mode: set.mode.map(|mode| mode & 0o7777),
+        uid: set.uid,
+        gid: set.gid,
+        atime: set.atime.map(new_time),
+        mtime: set.mtime.map(new_time),
     }
 }
 

@@ -25,10 +25,13 @@ use super::namecache::Target;
 use super::pages::{FileAt, Moves, Pages};
 use super::pipeline::Pipeline;
 use super::read::Ahead;
+use super::small::Standing;
+use super::together::Together;
 use super::types::{Entry, Errno, FileKind, Ino, Opened};
 use crate::nfs::calls::{HowToOpen, Moved};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
+use crate::nfs::proto::reply::ReadResult;
 use crate::nfs::state::OpenState;
 use crate::nfs::state::locks::LockState;
 use crate::rpc::auth::Credential;
@@ -81,6 +84,13 @@ pub(super) struct FileInner {
     /// Foreign changes that the kernel's attributes are known not to be older
     /// than.
     told: Moves,
+    /// Counts the writes of this host.
+    pub(super) writes: u64,
+    /// The kernel has read pages since it last dropped them, and nothing was
+    /// written since.
+    pub(super) filled: bool,
+    /// Times in a row that what came along with an OPEN was not wanted.
+    pub(super) unread: u8,
     /// Handles that may have read ahead: what is written, by whichever handle,
     /// makes that old.
     readers: Vec<Weak<OpenHandle>>,
@@ -94,6 +104,8 @@ pub(super) struct FileInner {
     /// REMOVEs and RENAMEs under way that take a name from the file because
     /// nobody has it open: opens wait.
     pub(super) removing: usize,
+    /// Attribute changes that the server does not know yet.
+    pub(super) together: Together,
     /// Who of this host has locks.
     pub(super) locks: LockTable,
     /// Lock states of owners that are gone, which the server keeps until the
@@ -155,11 +167,15 @@ impl FileState {
                 losses: 0,
                 cuts: 0,
                 told: 0,
+                writes: 0,
+                filled: false,
+                unread: 0,
                 readers: Vec::new(),
                 preserved: false,
                 silly: None,
                 replacing: 0,
                 removing: 0,
+                together: Together::default(),
                 locks: LockTable::default(),
                 retired: Vec::new(),
             }),
@@ -238,7 +254,7 @@ impl Vfs {
 
     /// OPEN by handle: one round trip, in which the file's attributes come
     /// along, so that the kernel's pages are kept exactly if the file has not
-    /// moved (close-to-open).
+    /// moved (close-to-open); and a small file's data, if they will be wanted.
     ///
     /// ESTALE if the name that the file was found by leads elsewhere now.
     pub async fn open(
@@ -286,7 +302,10 @@ impl Vfs {
         if truncate {
             self.drain(&inode).await;
         }
+        self.send_changes(&inode).await;
         let open = self.join(&inode, cred).await;
+        let reads = share & ACCESS_READ != 0 && flags & libc::O_DIRECT == 0 && !truncate;
+        let along = reads.then(|| self.along(&inode)).flatten();
         let sent = Instant::now();
         // A name is believed for a while, but what is opened is what it leads
         // to now: another host may have put a new file there.
@@ -294,7 +313,12 @@ impl Vfs {
         let name = place
             .as_ref()
             .map(|place| (&place.dir.handle, &*place.name));
-        match self.client.open_handle(&open, share, truncate, name).await {
+        let asked = along.map(|(along, _)| along);
+        let opened = self
+            .client
+            .open_handle(&open, share, truncate, name, asked)
+            .await;
+        match opened {
             Ok(None) => {
                 self.leave(&inode, &open).await;
                 // The place stays: who else has walked here by that name is to be
@@ -309,21 +333,27 @@ impl Vfs {
                 // Upon which the kernel looks the name up, and opens that.
                 Err(Errno(libc::ESTALE))
             }
-            Ok(Some((attrs, preserved))) => {
+            Ok(Some(opened)) => {
                 let file = self.file_state(&inode);
-                file.inner.lock().preserved = preserved;
+                file.inner.lock().preserved = opened.preserves_unlinked;
+                let mut came = None;
                 if truncate {
                     let own = Moved {
                         before: None,
-                        after: Some(attrs),
+                        after: Some(opened.attrs),
                     };
                     self.moved(&inode, &own, sent);
                     self.was_cut(&inode, own.after.as_ref());
                 } else {
-                    self.learn_at_open(&inode, &attrs, sent);
+                    let seen = self.learn_at_open(&inode, &opened.attrs, sent);
                     self.tell_attr(&inode);
+                    let moved_on = u64::from(seen == attr::Seen::Foreign);
+                    came = opened
+                        .data
+                        .zip(along)
+                        .map(|(data, (_, standing))| (data, standing.moved_on(moved_on)));
                 }
-                Ok(self.opened(&inode, open, access, flags))
+                Ok(self.opened(&inode, open, (access, flags), came))
             }
             Err(error) => {
                 let errno = self.failed(&error, &inode);
@@ -334,7 +364,8 @@ impl Vfs {
     }
 
     /// Takes in the attributes that came with an OPEN or a LOCK, after which
-    /// nothing older may be seen.
+    /// nothing older may be seen. With it, by how much this has moved the file's
+    /// epoch.
     pub(super) fn learn_at_open(
         &self,
         inode: &Arc<Inode>,
@@ -395,38 +426,55 @@ impl Vfs {
         {
             let mut inner = state.inner.lock();
             inner.preserved = file.preserves_unlinked;
+            if file.is_new && !inner.is_open() {
+                inner.together.made(file.attrs.uid);
+            }
             inner.opens.push(SharedOpen {
                 open: Arc::clone(&file.open),
                 users: 1,
             });
         }
         let entry = self.entry(&inode, &dir);
-        Ok((entry, self.opened(&inode, file.open, access, flags)))
+        let opened = self.opened(&inode, file.open, (access, flags), None);
+        Ok((entry, opened))
     }
 
-    fn opened(&self, inode: &Arc<Inode>, open: Arc<OpenState>, access: u32, flags: i32) -> Opened {
+    /// A handle on `open`, with what was read along with it.
+    fn opened(
+        &self,
+        inode: &Arc<Inode>,
+        open: Arc<OpenState>,
+        (access, flags): (u32, i32),
+        came: Option<(ReadResult, Standing)>,
+    ) -> Opened {
         let state = self.file_state(inode);
         let mut inner = state.inner.lock();
-        let (seen, keep_cache, seems_longer) = {
+        let (seen, keep_cache, seems_longer, beginning) = {
             let attr = inode.attr.lock();
             let (change, moves) = (attr.change(), inner.moves(&attr));
             let seen = FileAt { change, moves };
             let keep = inner.pages.open(seen, |pages| attr.explains(pages));
-            (seen, keep, attr.may_seem_longer())
+            let beginning = self.beginning(inner.standing(&attr), came);
+            (seen, keep, attr.may_seem_longer(), beginning)
         };
-        let handle = OpenHandle {
+        inner.filled &= keep_cache;
+        let comes = beginning.is_some();
+        let handle = Arc::new(OpenHandle {
             inode: Arc::clone(inode),
             open,
             access,
             seen: Mutex::new(inner.pipeline.errors().sample()),
-            ahead: Ahead::new(self.config.read_ahead),
+            ahead: Ahead::new(self.config.read_ahead, beginning),
             locked: AtomicBool::new(false),
             drops_pages: AtomicBool::new(!keep_cache),
             opened_at: seen,
-        };
+        });
+        if comes {
+            inner.reads_ahead(&handle);
+        }
         drop(inner);
         let fh = self.new_fh();
-        self.files.insert(fh, Arc::new(handle));
+        self.files.insert(fh, handle);
         self.metrics.gauges.open_files.inc();
         self.metrics
             .cache(crate::telemetry::Cache::Page, keep_cache);
@@ -496,6 +544,9 @@ impl Vfs {
             if close {
                 inner.opens.swap_remove(at);
             }
+            if !inner.is_open() {
+                inner.together.closed();
+            }
             let retired: Vec<_> = inner
                 .retired
                 .extract_if(.., |lock| Arc::ptr_eq(&lock.open, open))
@@ -509,20 +560,22 @@ impl Vfs {
                 }
             }
         }
-        if close && let Err(error) = self.client.close(open).await {
-            tracing::debug!(ino = inode.ino, "{error}");
+        if close {
+            self.client.close_soon(open);
         }
         if let Some(silly) = silly {
             self.remove_silly(silly).await;
         }
     }
 
-    /// FLUSH, at every close(2): all writes of the file become stable, the
+    /// FLUSH, at every close(2): all writes of the file become stable, its new
+    /// attributes are the server's, the
     /// process's POSIX locks on it go, and a write error that this handle has
     /// not told of is told.
     pub async fn flush(self: &Arc<Self>, _ino: Ino, fh: u64, lock_owner: u64) -> Result<(), Errno> {
         let handle = self.used_handle(fh)?;
         self.drain(&handle.inode).await;
+        self.send_changes(&handle.inode).await;
         self.closed_by(&handle.inode, lock_owner).await;
         self.tell_error(&handle)
     }
@@ -532,6 +585,7 @@ impl Vfs {
     pub async fn fsync(self: &Arc<Self>, _ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
         let handle = self.used_handle(fh)?;
         self.drain(&handle.inode).await;
+        self.send_changes(&handle.inode).await;
         self.check_locks(&handle, fh)?;
         self.tell_error(&handle)
     }
@@ -552,6 +606,11 @@ impl Vfs {
         // its directory next has to wait for the hidden name.
         let _closing = self.closing_hidden(&handle.inode);
         self.drain(&handle.inode).await;
+        self.send_changes(&handle.inode).await;
+        if let Some(used) = handle.ahead.beginning_used() {
+            let file = self.file_state(&handle.inode);
+            file.inner.lock().along_used(used);
+        }
         if self.tell_error(&handle).is_err() {
             tracing::error!(
                 ino = handle.inode.ino,

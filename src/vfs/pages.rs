@@ -36,11 +36,16 @@ impl Pages {
     /// At open: whether the kernel may keep its pages, because `explained` says
     /// that every move of the file since they were read is our own.
     pub fn open(&mut self, file: FileAt, explained: impl FnOnce(u64) -> bool) -> bool {
-        let keep = self.of.is_some_and(|pages| {
-            pages.moves == file.moves && (pages.change == file.change || explained(pages.change))
-        });
+        let keep = self.are_of(file, explained);
         self.of = keep.then_some(file);
         keep
+    }
+
+    /// What [`Pages::open`] would say.
+    pub fn are_of(&self, file: FileAt, explained: impl FnOnce(u64) -> bool) -> bool {
+        self.of.is_some_and(|pages| {
+            pages.moves == file.moves && (pages.change == file.change || explained(pages.change))
+        })
     }
 
     /// The kernel uses a handle whose open had the pages dropped; `moves` is the

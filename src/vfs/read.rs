@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::Vfs;
 use super::open::OpenHandle;
 use super::readahead::{CHUNK, Chunk, ChunkCache, Fetch, Readahead};
+use super::small::Beginning;
 use super::types::{Errno, Ino};
 use crate::nfs::state::OpenState;
 
@@ -39,17 +40,23 @@ struct AheadInner {
     epoch: u64,
     /// The file knows that this handle reads ahead.
     listed: bool,
+    /// What came along with the OPEN.
+    beginning: Option<Beginning>,
+    /// It came, and whether somebody read it.
+    wanted: Option<bool>,
 }
 
 impl Ahead {
     /// At most `window` bytes ahead.
-    pub fn new(window: u64) -> Self {
+    pub(super) fn new(window: u64, beginning: Option<Beginning>) -> Self {
         Self {
             inner: Mutex::new(AheadInner {
                 detector: Readahead::new(window),
                 chunks: ChunkCache::new((window / CHUNK) as usize + 2),
                 epoch: 0,
-                listed: false,
+                listed: beginning.is_some(),
+                wanted: beginning.as_ref().map(Beginning::was_used),
+                beginning,
             }),
             arrived: Notify::new(),
         }
@@ -57,11 +64,48 @@ impl Ahead {
 
     /// The range was written to.
     pub fn written(&self, range: Range<u64>) {
-        self.inner.lock().chunks.drop_range(&range);
+        let mut inner = self.inner.lock();
+        inner.chunks.drop_range(&range);
+        inner.beginning = None;
+    }
+
+    /// Whether what came along with the OPEN was wanted; `None` if nothing came.
+    pub(super) fn beginning_used(&self) -> Option<bool> {
+        self.inner.lock().wanted
+    }
+
+    /// The bytes at `offset` from what came along with the OPEN, if the file is
+    /// still at `epoch`.
+    fn read_beginning(&self, epoch: u64, offset: u64, size: u64) -> Option<Bytes> {
+        let mut inner = self.inner.lock();
+        let beginning = inner.beginning.as_mut()?;
+        if beginning.epoch != epoch {
+            inner.beginning = None;
+            return None;
+        }
+        let (data, last) = beginning.read(offset, size)?;
+        inner.wanted = Some(true);
+        if last {
+            inner.beginning = None;
+        }
+        Some(data)
     }
 }
 
 impl Vfs {
+    /// READ, if it can be answered at once: from what came along with the OPEN.
+    pub fn read_cached(&self, fh: u64, offset: u64, size: u32) -> Option<Bytes> {
+        let handle = self.used_handle(fh).ok()?;
+        let mut inner = handle.inode.opened()?.inner.lock();
+        if !inner.pipeline.is_idle() || inner.locks.is_lost(fh) {
+            return None;
+        }
+        let epoch = inner.epoch(&handle.inode.attr.lock());
+        let data = handle.ahead.read_beginning(epoch, offset, size.into())?;
+        inner.pages_read();
+        Some(data)
+    }
+
     /// READ. Fewer bytes than asked for mean the end of the file.
     pub async fn read(
         self: &Arc<Self>,
@@ -71,8 +115,13 @@ impl Vfs {
         size: u32,
         open_flags: i32,
     ) -> Result<Bytes, Errno> {
+        if let Some(data) = self.read_cached(fh, offset, size) {
+            return Ok(data);
+        }
         let handle = self.used_handle(fh)?;
         self.check_locks(&handle, fh)?;
+        let file = self.file_state(&handle.inode);
+        file.inner.lock().pages_read();
         loop {
             let restarts = self.restarts.load(Ordering::Relaxed);
             let data = self

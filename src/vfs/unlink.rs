@@ -22,6 +22,7 @@ use super::types::{Errno, FileKind, Ino};
 use crate::nfs::NfsError;
 use crate::nfs::calls::Moved;
 use crate::nfs::proto::status::Status;
+use crate::nfs::proto::types::FileHandle;
 use crate::rpc::auth::Credential;
 
 /// Where a removed file is kept while it is open.
@@ -29,6 +30,7 @@ use crate::rpc::auth::Credential;
 pub struct SillyName {
     dir: Arc<Inode>,
     name: Vec<u8>,
+    file: FileHandle,
     /// In whose name it is removed: who removed it first.
     cred: Arc<Credential>,
 }
@@ -107,7 +109,12 @@ impl Vfs {
         let sent = Instant::now();
         let moved = self
             .client
-            .remove(cred, &dir.handle, name)
+            .remove_closed(
+                cred,
+                &dir.handle,
+                name,
+                victim.as_ref().map(|victim| &victim.handle),
+            )
             .await
             .map_err(|error| self.failed(&error, &dir))?;
         if let Some(victim) = &victim {
@@ -188,6 +195,8 @@ impl Vfs {
         Self::check_name(new_name)?;
         let from = self.inode(parent)?;
         let to = self.inode(new_parent)?;
+        // What has the new name is what programs have made of it.
+        self.send_all_changes().await;
         let source = self.remembered_inode(&from, name);
         let victim = self.who_is(cred, &to, new_name).await?;
         let same = matches!((&source, &victim), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
@@ -205,11 +214,12 @@ impl Vfs {
         let sent = Instant::now();
         let renamed = self
             .client
-            .rename(
+            .rename_closed(
                 cred,
                 (&from.handle, name),
                 (&to.handle, new_name),
                 source.as_ref().map(|inode| &inode.handle),
+                replaced.map(|victim| &victim.handle),
             )
             .await;
         let (left, entered) = match renamed {
@@ -402,6 +412,7 @@ impl Vfs {
             let silly = SillyName {
                 dir: Arc::clone(dir),
                 name: hidden.into_bytes(),
+                file: victim.handle.clone(),
                 cred: Arc::clone(cred),
             };
             victim.not_found();
@@ -444,9 +455,18 @@ impl Vfs {
     /// The file is closed: its hidden name goes.
     pub(super) async fn remove_silly(self: &Arc<Self>, silly: SillyName) {
         let _closing = self.silly.closing(silly.dir.ino);
-        let SillyName { dir, name, cred } = silly;
+        let SillyName {
+            dir,
+            name,
+            file,
+            cred,
+        } = silly;
         let sent = Instant::now();
-        match self.client.remove(&cred, &dir.handle, &name).await {
+        // Some servers do not remove what is open: the CLOSE goes in front.
+        let removed = self
+            .client
+            .remove_closed(&cred, &dir.handle, &name, Some(&file));
+        match removed.await {
             Ok(moved) => self.named(&dir, &name, &moved, Target::Missing, sent),
             Err(NfsError::Status(_, Status::NOENT | Status::STALE)) => {}
             Err(error) => tracing::warn!(

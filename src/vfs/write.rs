@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::Vfs;
 use super::inode::Inode;
+use super::object::new_attributes;
 use super::open::{FileInner, Origin};
 use super::pipeline::{Action, Chunks, RequestId, Stable};
 use super::types::{Errno, Ino, WriteFlags};
@@ -56,6 +57,8 @@ impl Vfs {
         self.check_locks(&handle, fh)?;
         self.tell_error(&handle)?;
         let inode = &handle.inode;
+        // A mode set before these data protects them from the first byte on.
+        self.send_changes(inode).await;
         let sync = flags.open_flags & SYNCHRONOUS != 0 || self.config.write_window == 0;
         if !sync {
             self.wait_for_room(inode, len).await;
@@ -63,6 +66,9 @@ impl Vfs {
         let (ticket, readers) = self.with_pipeline(inode, |inner| {
             let origin = Origin::new(&handle.open);
             inner.pipeline.accept(now(), origin, offset, data, sync);
+            inner.writes += 1;
+            // The page of the end of the file is the kernel's only in part.
+            inner.filled = false;
             inode.attr.lock().grow(end);
             let ticket = sync.then(|| inner.pipeline.begin_drain());
             (ticket, inner.readers())
@@ -190,15 +196,38 @@ impl Vfs {
             Stable::DataSync => Committed::DataSync,
             Stable::FileSync => Committed::FileSync,
         };
+        // The last one takes along what was set since.
+        let changes = if stable == Committed::FileSync {
+            let mut inner = self.file_state(inode).inner.lock();
+            match inner.pipeline.is_last(id) {
+                true => inner.together.leave_as(&origin.open.cred),
+                false => None,
+            }
+        } else {
+            None
+        };
+        let attrs = changes.as_ref().map(|one| new_attributes(&one.set));
+        let len: usize = data.iter().map(Bytes::len).sum();
         let sent = Instant::now();
-        match self
-            .client
-            .write(&origin.open, origin.fence, offset, stable, &data)
-            .await
-        {
+        let written = self.client.write_and_set(
+            &origin.open,
+            (offset, &data),
+            origin.fence,
+            stable,
+            attrs.as_ref(),
+        );
+        match written.await {
             Ok(written) => {
-                self.moved(inode, &written.moved, sent);
                 let result = written.result;
+                let whole = result.count as usize >= len;
+                if changes.is_some() {
+                    // The rest of a short one moves the times once more.
+                    self.changes_left(inode, !whole);
+                }
+                self.moved(inode, &written.moved, sent);
+                if changes.is_some() && whole {
+                    self.changes_answered(inode, written.set);
+                }
                 let committed = match result.committed {
                     Committed::Unstable => Stable::Unstable,
                     Committed::DataSync => Stable::DataSync,
@@ -214,6 +243,9 @@ impl Vfs {
                 });
             }
             Err(error) => {
+                if changes.is_some() {
+                    self.changes_left(inode, true);
+                }
                 let errno = self.failed(&error, inode);
                 // The local size has run ahead of what the server has, and the
                 // kernel has pages that no server will ever have.

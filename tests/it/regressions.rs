@@ -346,6 +346,7 @@ async fn a_file_that_is_open_survives_a_lost_lease() {
     host.flush(fh).await.unwrap();
     assert_eq!(peer.fs().read_file("/f").unwrap(), b"onetwo");
     host.vfs.release(0, fh, None).await.unwrap();
+    host.vfs.client().closes_sent().await;
     assert_eq!(peer.open_count(), 0);
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::client::Client;
-use super::super::proto::attrs::{Attributes, CHANGE_ONLY};
+use super::super::proto::attrs::{Attributes, CHANGE_ONLY, NewAttributes};
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, ReadResult, WriteResult};
-use super::super::proto::types::{Stable, Verifier};
+use super::super::proto::types::{Stable, StateId, Verifier};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
@@ -22,6 +22,8 @@ pub struct Written {
     pub result: WriteResult,
     /// How the file moved.
     pub moved: Moved,
+    /// What became of the attributes that were to be set after it.
+    pub set: Result<(), NfsError>,
 }
 
 impl Client {
@@ -74,6 +76,20 @@ impl Client {
         stable: Stable,
         data: &[Bytes],
     ) -> Result<Written, NfsError> {
+        self.write_and_set(open, (offset, data), fence, stable, None)
+            .await
+    }
+
+    /// The same; then `attrs` are set in the same compound, also if less was
+    /// written than was sent.
+    pub async fn write_and_set(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        (offset, data): (u64, &[Bytes]),
+        fence: u32,
+        stable: Stable,
+        attrs: Option<&NewAttributes>,
+    ) -> Result<Written, NfsError> {
         for _ in 0..STATE_RETRIES {
             if open.fence() != fence {
                 return Err(NfsError::StateLost);
@@ -83,17 +99,24 @@ impl Client {
                 .call(&open.cred, Class::Bulk, |c| {
                     c.put(&open.handle)
                         .get_attrs(CHANGE_ONLY)
-                        .write(stateid, offset, stable, data)
-                        .then()
-                        .get_attrs(self.object());
+                        .write(stateid, offset, stable, data);
+                    if let Some(attrs) = attrs {
+                        c.set_attrs(StateId::ANONYMOUS, attrs);
+                    }
+                    c.then().get_attrs(self.object());
                 })
                 .await?;
             let before = change_before(&mut reply)?;
             match reply.written() {
                 Ok(result) => {
                     self.metrics.bytes_written(result.count.into());
+                    let set = match attrs {
+                        Some(_) => reply.attrs_set(),
+                        None => Ok(()),
+                    };
                     return Ok(Written {
                         result,
+                        set,
                         moved: Moved {
                             before,
                             after: reply.attrs().ok(),

@@ -22,6 +22,7 @@ mod tree;
 pub use data::Written;
 pub use locks::Locked;
 pub use names::{Found, Made, Moved};
-pub use opens::{HowToOpen, OpenedFile};
+pub(super) use opens::Lacks;
+pub use opens::{Along, HowToOpen, OpenedFile, OpenedHandle};
 pub use root::FileSystem;
 pub use tree::ListFrom;

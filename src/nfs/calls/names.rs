@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::super::client::Client;
 use super::super::proto::attrs::{self, Attributes, NewAttributes};
+use super::super::proto::compound::Compound;
 use super::super::proto::ops::{Make, Op};
 use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::status::Status;
@@ -134,10 +135,20 @@ impl Client {
         dir: &FileHandle,
         name: &[u8],
     ) -> Result<Moved, NfsError> {
+        self.remove_closed(cred, dir, name, None).await
+    }
+
+    /// The same where the name leads to `file`, whose CLOSE may still wait.
+    pub async fn remove_closed(
+        self: &Arc<Self>,
+        cred: &Credential,
+        dir: &FileHandle,
+        name: &[u8],
+        file: Option<&FileHandle>,
+    ) -> Result<Moved, NfsError> {
         let mut reply = self
-            .call(cred, Class::Metadata, |c| {
-                c.once()
-                    .put(dir)
+            .call_closing(cred, file, 4, |c| {
+                c.put(dir)
                     .get_attrs(attrs::CHANGE_ONLY)
                     .remove(name)
                     .then()
@@ -165,10 +176,21 @@ impl Client {
         to: (&FileHandle, &[u8]),
         moved: Option<&FileHandle>,
     ) -> Result<(Moved, Moved), NfsError> {
+        self.rename_closed(cred, from, to, moved, None).await
+    }
+
+    /// The same where the new name leads to `file`, whose CLOSE may still wait.
+    pub async fn rename_closed(
+        self: &Arc<Self>,
+        cred: &Credential,
+        from: (&FileHandle, &[u8]),
+        to: (&FileHandle, &[u8]),
+        moved: Option<&FileHandle>,
+        file: Option<&FileHandle>,
+    ) -> Result<(Moved, Moved), NfsError> {
         let mut reply = self
-            .call(cred, Class::Metadata, |c| {
-                c.once()
-                    .put(from.0)
+            .call_closing(cred, file, 7, |c| {
+                c.put(from.0)
                     .get_attrs(attrs::CHANGE_ONLY)
                     .save()
                     .put(to.0)
@@ -203,6 +225,40 @@ impl Client {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// A request that must not run twice and has to have `ops` operations, with
+    /// the CLOSEs of `file` that still wait in front of it.
+    async fn call_closing(
+        self: &Arc<Self>,
+        cred: &Credential,
+        file: Option<&FileHandle>,
+        ops: usize,
+        build: impl Fn(&mut Compound) + Send + Sync,
+    ) -> Result<Reply, NfsError> {
+        let front = self.close_in_front(file, cred, ops).await;
+        let reply = self
+            .call(cred, Class::Metadata, |c| {
+                c.once();
+                front.add(c);
+                build(c);
+            })
+            .await;
+        let mut reply = match reply {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.not_closed_in_front(front);
+                return Err(error);
+            }
+        };
+        if self.closed_in_front(front, &mut reply) {
+            return Ok(reply);
+        }
+        self.call(cred, Class::Metadata, |c| {
+            c.once();
+            build(c);
+        })
+        .await
     }
 
     /// LINK: one more name for an object. Returns its attributes after it, and

@@ -1,6 +1,7 @@
 //! OPEN and CLOSE.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::client::Client;
 use super::super::proto::attrs::{
@@ -8,9 +9,10 @@ use super::super::proto::attrs::{
 };
 use super::super::proto::compound::Compound;
 use super::super::proto::ops::{Claim, Create, Op, PRESERVE_UNLINKED};
-use super::super::proto::reply::NfsError;
+use super::super::proto::reply::{NfsError, ReadResult, Reply};
 use super::super::proto::status::Status;
 use super::super::proto::types::{FileHandle, StateId};
+use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
 use super::names::{Moved, change_before, saved_after};
@@ -39,6 +41,62 @@ pub struct OpenedFile {
     /// The server promises to keep the file's data until the last CLOSE even
     /// if its name is removed.
     pub preserves_unlinked: bool,
+    /// The file was not there before.
+    pub is_new: bool,
+}
+
+/// A READ of a file's beginning that goes along with its OPEN.
+#[derive(Clone, Copy, Debug)]
+pub struct Along {
+    /// Bytes.
+    pub count: u32,
+    /// Not if this is still the file's change attribute: its data are known.
+    pub unless: Option<u64>,
+}
+
+/// A file that was opened by its handle.
+#[derive(Debug)]
+pub struct OpenedHandle {
+    /// The file's attributes.
+    pub attrs: Attributes,
+    /// See [`OpenedFile::preserves_unlinked`].
+    pub preserves_unlinked: bool,
+    /// What was read along, after `attrs` were taken; `None` if nothing was,
+    /// for whatever reason.
+    pub data: Option<ReadResult>,
+}
+
+/// What saves requests and this server was found to lack. Asked for until it is
+/// refused once, then never again.
+#[derive(Debug, Default)]
+pub(in super::super) struct Lacks {
+    /// The current stateid (RFC 8881 §16.2.3.1.2) in READ.
+    current_stateid: AtomicBool,
+    /// The anonymous stateid (§8.2.3) in READ of an open file.
+    anonymous_read: AtomicBool,
+    /// NVERIFY (§18.15).
+    nverify: AtomicBool,
+}
+
+impl Lacks {
+    /// The stateid for a READ in the compound of its OPEN.
+    fn stateid(&self) -> Option<StateId> {
+        if !self.current_stateid.load(Ordering::Relaxed) {
+            Some(StateId::CURRENT)
+        } else if !self.anonymous_read.load(Ordering::Relaxed) {
+            Some(StateId::ANONYMOUS)
+        } else {
+            None
+        }
+    }
+
+    fn refused(&self, stateid: StateId) {
+        let lack = match stateid == StateId::CURRENT {
+            true => &self.current_stateid,
+            false => &self.anonymous_read,
+        };
+        lack.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Client {
@@ -46,17 +104,28 @@ impl Client {
     /// `truncate` the file is cut to nothing in the same compound. With `name`
     /// (a directory and a name in it), `None` if that does not lead to the file
     /// (any more); the caller has to close `open` then.
+    ///
+    /// With `along` the beginning of the file is read in the same compound,
+    /// which is not kept for a replay: a second OPEN of the same owner only
+    /// moves the stateid.
     pub async fn open_handle(
         self: &Arc<Self>,
         open: &Arc<OpenState>,
         access: u32,
         truncate: bool,
         name: Option<(&FileHandle, &[u8])>,
-    ) -> Result<Option<(Attributes, bool)>, NfsError> {
+        along: Option<Along>,
+    ) -> Result<Option<OpenedHandle>, NfsError> {
         let empty = NewAttributes {
             size: Some(0),
             ..NewAttributes::default()
         };
+        self.room_to_open().await;
+        let along = along.filter(|_| !truncate).and_then(|along| {
+            let lacks_nverify = self.lacks.nverify.load(Ordering::Relaxed);
+            let stateid = self.lacks.stateid()?;
+            (along.unless.is_none() || !lacks_nverify).then_some((along, stateid))
+        });
         let mut reply = self
             .call(&open.cred, Class::Metadata, |c| {
                 if let Some((dir, name)) = name {
@@ -72,6 +141,12 @@ impl Client {
                     c.once().set_attrs(StateId::CURRENT, &empty);
                 }
                 c.then().get_attrs(self.object());
+                if let Some((along, stateid)) = along {
+                    if let Some(change) = along.unless {
+                        c.differs_from(change);
+                    }
+                    c.read(stateid, 0, along.count);
+                }
             })
             .await?;
         let mut leads_here = true;
@@ -85,7 +160,9 @@ impl Client {
                 // Who has the file by other means (a descriptor passed on, or
                 // /proc) need not be able to search its directory.
                 Err(NfsError::Status(Op::Lookup, Status::ACCESS)) => {
-                    return Box::pin(self.open_handle(open, access, truncate, None)).await;
+                    let along = along.map(|(along, _)| along);
+                    let again = self.open_handle(open, access, truncate, None, along);
+                    return Box::pin(again).await;
                 }
                 Err(error) => return Err(error),
             };
@@ -100,7 +177,14 @@ impl Client {
         if !leads_here {
             return Ok(None);
         }
-        let preserves = opened.flags & PRESERVE_UNLINKED != 0;
+        let preserves_unlinked = opened.flags & PRESERVE_UNLINKED != 0;
+        let found = |attrs, data| {
+            Ok(Some(OpenedHandle {
+                attrs,
+                preserves_unlinked,
+                data,
+            }))
+        };
         if truncate {
             match reply.attrs_set() {
                 Ok(()) => {}
@@ -110,18 +194,51 @@ impl Client {
                         .set_attrs(&open.cred, &open.handle, Some(open), &empty)
                         .await?;
                     if let Some(attrs) = moved.after {
-                        return Ok(Some((attrs, preserves)));
+                        return found(attrs, None);
                     }
                 }
                 Err(error) => return Err(error),
             }
         }
         match reply.attrs() {
-            Ok(attrs) => Ok(Some((attrs, preserves))),
-            Err(_) => {
-                let attrs = self.get_attrs(&open.cred, &open.handle).await?;
-                Ok(Some((attrs, preserves)))
+            Ok(attrs) => {
+                let data =
+                    along.and_then(|(along, stateid)| self.read_along(&mut reply, along, stateid));
+                found(attrs, data)
             }
+            Err(_) => found(self.get_attrs(&open.cred, &open.handle).await?, None),
+        }
+    }
+
+    /// The data that came along with an OPEN, which stands whatever became of
+    /// them.
+    fn read_along(&self, reply: &mut Reply, along: Along, stateid: StateId) -> Option<ReadResult> {
+        if along.unless.is_some() {
+            match reply.ok(Op::NVerify) {
+                Ok(_) => {}
+                Err(NfsError::Status(_, Status::SAME | Status::DELAY | Status::OK)) => {
+                    return None;
+                }
+                Err(error) => {
+                    tracing::debug!("{error}: not asked again");
+                    self.lacks.nverify.store(true, Ordering::Relaxed);
+                    return None;
+                }
+            }
+        }
+        match reply.read() {
+            Ok(read) if read.data.len() <= along.count as usize => {
+                self.metrics.bytes_read(read.data.len() as u64);
+                Some(read)
+            }
+            Err(NfsError::Status(_, status))
+                if state_is_gone(status) || status == Status::INVAL =>
+            {
+                tracing::debug!("READ in the compound of its OPEN: {status}");
+                self.lacks.refused(stateid);
+                None
+            }
+            _ => None,
         }
     }
 
@@ -137,6 +254,7 @@ impl Client {
         mode: u32,
         how: HowToOpen,
     ) -> Result<OpenedFile, NfsError> {
+        self.room_to_open().await;
         let owner = self.opens.next_owner();
         let owner_bytes = owner.to_be_bytes();
         let at_creation = NewAttributes {
@@ -201,6 +319,8 @@ impl Client {
                 attrs,
                 dir,
                 preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
+                // Of a file that exists no mode is set.
+                is_new: plan.is_some() || opened.set.has(n::MODE),
             }),
             Err(error) => {
                 let _ = self.close(&open).await;
@@ -212,15 +332,20 @@ impl Client {
     /// CLOSE. The open is gone locally whatever the server says; what it says
     /// is for the log.
     pub async fn close(self: &Arc<Self>, open: &Arc<OpenState>) -> Result<(), NfsError> {
+        match self.closed_here(open) {
+            Some(stateid) => self.send_close(open, stateid).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody uses the open any more. What there is to be closed.
+    pub(in super::super) fn closed_here(&self, open: &OpenState) -> Option<StateId> {
         self.opens.forget(open);
         let was_dead = open.is_dead();
         // Requests may still be on their way with it (reading ahead): they must
         // not open it again.
         open.lose();
-        match open.exact() {
-            Some(stateid) if !was_dead => self.send_close(open, stateid).await,
-            _ => Ok(()),
-        }
+        open.exact().filter(|_| !was_dead)
     }
 
     /// The CLOSE itself. `stateid` is what it was when this began.

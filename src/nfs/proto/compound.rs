@@ -213,6 +213,14 @@ impl Compound {
         self
     }
 
+    /// NVERIFY (§18.15): stops here if the object has this change attribute.
+    pub fn differs_from(&mut self, change: u64) -> &mut Self {
+        let out = self.op(Op::NVerify);
+        super::attrs::CHANGE_ONLY.encode(out);
+        out.opaque(&change.to_be_bytes());
+        self
+    }
+
     /// SETATTR (§18.30).
     pub fn set_attrs(&mut self, stateid: StateId, attrs: &NewAttributes) -> &mut Self {
         let out = self.op(Op::SetAttr);

@@ -104,6 +104,13 @@ impl<O: Clone + PartialEq> Machine<O> {
             && self.commit.is_none()
     }
 
+    pub(super) fn is_last(&self, id: RequestId) -> bool {
+        matches!(&self.flights[..], [only] if only.id == id.0)
+            && self.queue.is_empty()
+            && self.retained.is_empty()
+            && self.commit.is_none()
+    }
+
     pub(super) fn bytes(&self) -> usize {
         let flying: usize = self.flights.iter().map(|f| f.segment.charge()).sum();
         self.queue.charge() + flying + self.retained.charge()

@@ -329,6 +329,12 @@ impl<O: Clone + PartialEq> Pipeline<O> {
         self.forget(errno, |_| true);
     }
 
+    /// Whether this WRITE is all there is: nothing else is queued, in flight or
+    /// to be committed.
+    pub fn is_last(&self, id: RequestId) -> bool {
+        self.busy.as_ref().is_some_and(|b| b.is_last(id))
+    }
+
     /// Whether nothing is pending: no data, no request.
     pub fn is_idle(&self) -> bool {
         self.busy.is_none()

@@ -194,7 +194,12 @@ impl World {
                 }
             }
             Step::Wait(millis) => tokio::time::sleep(Duration::from_millis(*millis)).await,
-            Step::Foreign(foreign) => self.foreign(foreign).await,
+            Step::Foreign(foreign) => {
+                // What it removes may be a file that is only open at the server,
+                // and one that keeps no removed files could not close it.
+                self.mount.vfs.client().closes_sent().await;
+                self.foreign(foreign).await;
+            }
             Step::Fault(fault) => {
                 self.unsure = true;
                 self.fault(fault);

@@ -19,12 +19,22 @@ const GETATTR_STALE: u64 = 1;
 const OPEN: u64 = 1;
 const OPEN_AND_CUT: u64 = 1;
 const CREATE: u64 = 1;
+/// Its data have come along.
+const READ_SMALL: u64 = 0;
 const READ: u64 = 1;
 const SMALL_WRITE: u64 = 0;
 const SMALL_FLUSH: u64 = 1;
 const FLUSH_NOTHING: u64 = 0;
-/// CLOSE; nobody waits for it.
-const RELEASE: u64 = 1;
+/// CLOSE waits for others.
+const RELEASE: u64 = 0;
+/// Of seven files: their CLOSEs.
+const SEVEN_RELEASED: u64 = 1;
+/// An open, a write, an fsync and a close of a file that exists.
+const APPEND: u64 = 2;
+/// Times, owner and mode of a file that was just made and is still open.
+const SET_THREE: u64 = 0;
+/// With the data.
+const FLUSH_DATA_AND_SET: u64 = 1;
 const TRUNCATE: u64 = 1;
 const CHMOD: u64 = 1;
 const MKDIR: u64 = 1;
@@ -77,6 +87,7 @@ async fn no_operation_costs_more_round_trips_than_its_budget() {
         fs.write_file(&name, b"").unwrap();
     }
     fs.write_file("/old", b"old content").unwrap();
+    fs.write_file("/large", &vec![1; 1 << 20]).unwrap();
     let mount = Mount::of(&peer, "one", super::rig::default_timeouts()).await;
     let bill = Bill { mount };
     let m = &bill.mount;
@@ -106,12 +117,19 @@ async fn no_operation_costs_more_round_trips_than_its_budget() {
 
     let file = bill.costs("open", OPEN, m.open(old, libc::O_RDONLY)).await;
     let file = file.unwrap();
-    let data = bill.costs("read", READ, m.read(file, 0, 4096)).await;
+    let data = bill.costs("read", READ_SMALL, m.read(file, 0, 4096)).await;
     assert_eq!(data.unwrap(), b"old content");
     bill.costs("flush of nothing", FLUSH_NOTHING, m.flush(file))
         .await
         .unwrap();
     bill.costs("release", RELEASE, m.release(file)).await;
+    let large = m.walk("large").await.unwrap();
+    let file = bill.costs("open", OPEN, m.open(large, libc::O_RDONLY));
+    let file = file.await.unwrap();
+    bill.costs("read", READ, m.read(file, 0, 4096))
+        .await
+        .unwrap();
+    m.release(file).await;
 
     let create = m.create(ROOT_INO, "new", libc::O_WRONLY | libc::O_EXCL);
     let file = bill.costs("create", CREATE, create).await.unwrap();
@@ -127,6 +145,60 @@ async fn no_operation_costs_more_round_trips_than_its_budget() {
         .await
         .unwrap();
     assert!(!peer.fs().has_unstable("/new").unwrap());
+    let append = async {
+        let file = m.open(file.ino, libc::O_WRONLY).await?;
+        m.write(file, 4000, &[2; 100]).await?;
+        m.fsync(file).await?;
+        m.close(file).await
+    };
+    bill.costs("append and fsync", APPEND, append)
+        .await
+        .unwrap();
+
+    let create = m.create(ROOT_INO, "made", libc::O_WRONLY | libc::O_EXCL);
+    let made = bill.costs("create", CREATE, create).await.unwrap();
+    let changes = [
+        efs_fuse::vfs::types::SetAttr {
+            mtime: Some(efs_fuse::vfs::types::SetTime::At(Default::default())),
+            ..Default::default()
+        },
+        efs_fuse::vfs::types::SetAttr {
+            uid: Some(0),
+            gid: Some(0),
+            ..Default::default()
+        },
+        efs_fuse::vfs::types::SetAttr {
+            mode: Some(0o600),
+            ..Default::default()
+        },
+    ];
+    bill.costs("its attributes", SET_THREE, async {
+        m.write(made, 0, &[3; 5000]).await.unwrap();
+        for set in changes {
+            m.vfs
+                .setattr(cred, made.ino, Some(made.fh), set)
+                .await
+                .unwrap();
+        }
+    })
+    .await;
+    bill.costs("its flush", FLUSH_DATA_AND_SET, m.flush(made))
+        .await
+        .unwrap();
+    m.release(made).await;
+
+    m.vfs.client().closes_sent().await;
+    for _ in 0..6 {
+        let file = m.open(old, libc::O_RDONLY).await.unwrap();
+        m.release(file).await;
+    }
+    let seventh = m.open(old, libc::O_RDONLY).await.unwrap();
+    bill.costs("releasing seven", SEVEN_RELEASED, async {
+        m.release(seventh).await;
+        millis(20).await;
+    })
+    .await;
+    assert_eq!(m.peer.open_count(), 0);
 
     let cut = m.open(file.ino, libc::O_WRONLY | libc::O_TRUNC);
     let cut = bill.costs("open O_TRUNC", OPEN_AND_CUT, cut).await.unwrap();
@@ -214,6 +286,7 @@ async fn what_nobody_does_costs_nothing() {
     mount.write(file, 0, b"x").await.unwrap();
     millis(1000).await;
     mount.close(file).await.unwrap();
+    mount.vfs.client().closes_sent().await;
     mount.peer.clear_log();
     super::rig::seconds(25).await;
     assert_eq!(mount.peer.round_trips(), 0);

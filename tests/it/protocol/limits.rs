@@ -41,15 +41,15 @@ async fn every_call(rig: &Rig) {
     let open = client.prepare_open(handle.clone(), cred.clone());
     let both = ACCESS_READ | ACCESS_WRITE;
     client
-        .open_handle(&open, both, false, None)
+        .open_handle(&open, both, false, None, None)
         .await
         .expect("open by handle");
-    let (attrs, _) = client
-        .open_handle(&open, both, true, None)
+    let cut = client
+        .open_handle(&open, both, true, None, None)
         .await
         .expect("open and cut")
         .expect("the file");
-    assert_eq!(attrs.size, 0);
+    assert_eq!(cut.attrs.size, 0);
     client.close(&open).await.expect("close");
     let new = NewAttributes {
         uid: Some(1234),

@@ -244,6 +244,8 @@ async fn closing_any_descriptor_ends_the_locks_of_a_process_and_release_those_of
     set(&two, there, 5, range(WRITE, 10, 19)).await.unwrap();
     one.release(second).await;
     two.release(there).await;
+    one.vfs.client().closes_sent().await;
+    two.vfs.client().closes_sent().await;
     assert_eq!(peer.open_count(), 0);
 }
 

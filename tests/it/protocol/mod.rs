@@ -5,6 +5,7 @@
 //! nothing and a hang is a time limit that is reached ([`rig::within`]).
 
 mod budget;
+mod closes;
 mod data;
 mod exactly_once;
 mod farewell;
@@ -17,3 +18,5 @@ mod recovery;
 pub(crate) mod rig;
 mod sequence;
 mod slots;
+mod small;
+mod together;

@@ -251,6 +251,7 @@ async fn a_restart_between_write_and_commit_loses_nothing() {
         assert!(!mount.peer.fs().has_unstable("/f").unwrap());
         assert_eq!(mount.peer.fs().read_file("/f").unwrap(), data);
         mount.close(file).await.expect("close");
+        mount.vfs.client().closes_sent().await;
     })
     .await;
     assert_eq!(mount.peer.open_count(), 0);
@@ -291,6 +292,7 @@ async fn a_restart_at_any_request_of_a_copy_loses_nothing() {
             mount.close(file).await.expect("close");
             let moved = mount.rename((1, "f"), (1, "g")).await;
             moved.expect("rename");
+            mount.vfs.client().closes_sent().await;
         })
         .await;
         assert_eq!(mount.peer.fs().read_file("/g").unwrap(), data, "{nth}");
@@ -364,7 +366,7 @@ async fn an_open_that_joins_one_whose_state_was_dropped_brings_all_of_it_back() 
     let opens = opened(&rig, 1).await;
     rig.peer.revoke_state(st::ADMIN_REVOKED);
     let access = efs_fuse::nfs::proto::ops::ACCESS_WRITE;
-    let joined = rig.client.open_handle(&opens[0], access, false, None);
+    let joined = rig.client.open_handle(&opens[0], access, false, None, None);
     within(60, joined).await.expect("open");
     all_work(&rig, &opens).await;
 }

@@ -1,0 +1,366 @@
+//! CLOSEs, several in one compound.
+//!
+//! Nobody waits for a CLOSE: what was written is stable before it. So it waits
+//! itself, until as many of one identity have come together as a compound
+//! takes, or [`LINGER`] is over. A server keeps a file open that much longer,
+//! which only shows in how long the space of a file stays in use whose names
+//! other hosts remove. When this host removes one, its CLOSE goes in front of
+//! that: a server that does not keep removed files would not find it any more.
+//!
+//! An open that is here is closed for everybody but the server: recovery does
+//! not bring it back, and it is never used for another OPEN. Its stateid is
+//! known to this queue alone, so nothing can overtake its CLOSE.
+//!
+//! Bounded: with [`MOST`] waiting or on their way, new OPENs wait. A CLOSE that
+//! the server refuses is not repeated; those that stood behind it in the same
+//! compound, and did not run, are.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::client::{Client, Phase};
+use super::proto::compound::Compound;
+use super::proto::ops::Op;
+use super::proto::reply::{NfsError, Reply};
+use super::proto::status::Status;
+use super::proto::types::{FileHandle, StateId};
+use super::session::slots::Class;
+use super::state::OpenState;
+use crate::rpc::auth::Credential;
+
+/// How long a CLOSE waits for company.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// CLOSEs that may be waiting or on their way.
+const MOST: usize = 1024;
+
+/// PUTFH and CLOSE.
+const OPS_EACH: usize = 2;
+
+#[derive(Debug)]
+struct Waiting {
+    open: Arc<OpenState>,
+    /// What it was when the last handle was closed.
+    stateid: StateId,
+    since: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// In the order they came.
+    waiting: Vec<Waiting>,
+    /// Sent, or about to be, and not yet answered.
+    sent: Vec<Arc<OpenState>>,
+    /// A task looks after `waiting`.
+    timed: bool,
+}
+
+impl Inner {
+    /// Takes out those that `wanted` names: they are being sent.
+    fn take(&mut self, mut wanted: impl FnMut(&Waiting) -> bool) -> Vec<Waiting> {
+        let taken: Vec<_> = self.waiting.extract_if(.., |one| wanted(one)).collect();
+        self.sent
+            .extend(taken.iter().map(|one| Arc::clone(&one.open)));
+        taken
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Closing {
+    inner: Mutex<Inner>,
+    /// Some were answered.
+    answered: Notify,
+}
+
+impl Closing {
+    /// CLOSEs that the server has not answered.
+    pub(super) fn pending(&self) -> usize {
+        let inner = self.inner.lock();
+        inner.waiting.len() + inner.sent.len()
+    }
+
+    async fn until(&self, done: impl Fn(&Inner) -> bool) {
+        loop {
+            let answered = self.answered.notified();
+            tokio::pin!(answered);
+            answered.as_mut().enable();
+            if done(&self.inner.lock()) {
+                return;
+            }
+            answered.await;
+        }
+    }
+
+    /// Takes a CLOSE in, and gives out those that are to be sent now. True if a
+    /// timer is to be started.
+    fn add(&self, closed: Waiting, at_once: usize) -> (Vec<Waiting>, bool) {
+        let mut inner = self.inner.lock();
+        let cred = Arc::clone(&closed.open.cred);
+        inner.waiting.push(closed);
+        let alike = |one: &Waiting| *one.open.cred == *cred;
+        let full = inner.waiting.iter().filter(|one| alike(one)).count() >= at_once;
+        let batch = match full {
+            true => inner.take(alike),
+            false => Vec::new(),
+        };
+        let begin = !inner.timed && !inner.waiting.is_empty();
+        inner.timed |= begin;
+        (batch, begin)
+    }
+
+    /// Those whose time is over, or when that will be; `None` if none are left,
+    /// and then the next one starts a new timer.
+    fn due(&self, now: Instant) -> Option<Result<Vec<Waiting>, Instant>> {
+        let mut inner = self.inner.lock();
+        let Some(first) = inner.waiting.first() else {
+            inner.timed = false;
+            return None;
+        };
+        let due = first.since + LINGER;
+        Some(match due <= now {
+            true => Ok(inner.take(|_| true)),
+            false => Err(due),
+        })
+    }
+
+    fn answered(&self, closes: &[Waiting]) {
+        let mut inner = self.inner.lock();
+        for close in closes {
+            let at = inner
+                .sent
+                .iter()
+                .position(|open| Arc::ptr_eq(open, &close.open));
+            if let Some(at) = at {
+                inner.sent.swap_remove(at);
+            }
+        }
+        drop(inner);
+        self.answered.notify_waiters();
+    }
+}
+
+impl Client {
+    /// CLOSE, soon, together with others. The open is gone locally at once.
+    /// For an open that nothing is written with any more.
+    pub fn close_soon(self: &Arc<Self>, open: &Arc<OpenState>) {
+        let Some(stateid) = self.closed_here(open) else {
+            return;
+        };
+        let waiting = Waiting {
+            open: Arc::clone(open),
+            stateid,
+            since: Instant::now(),
+        };
+        let (batch, begin) = self.closing.add(waiting, self.closes_a_compound());
+        self.metrics.gauges.closes_pending.inc();
+        self.send_apart(batch);
+        if begin {
+            tokio::spawn(look_after(Arc::downgrade(self)));
+        }
+    }
+
+    /// A name of this file is about to be removed in the name of `cred`, by a
+    /// request of `ops` operations, and with it perhaps the file. What CLOSE of it
+    /// still waits goes in front of that, in the same compound if there is room;
+    /// what is on its way is waited for.
+    pub(super) async fn close_in_front(
+        self: &Arc<Self>,
+        file: Option<&FileHandle>,
+        cred: &Credential,
+        ops: usize,
+    ) -> InFront {
+        let mut front = InFront::default();
+        let Some(file) = file else { return front };
+        let mut closes = self
+            .closing
+            .inner
+            .lock()
+            .take(|one| one.open.handle == *file);
+        let room = self.max_ops().saturating_sub(ops) / OPS_EACH;
+        let alike = |one: &mut Waiting| *one.open.cred == *cred;
+        front.closes = closes.extract_if(.., alike).collect();
+        closes.extend(front.closes.drain(room.min(front.closes.len())..));
+        self.send_apart(closes);
+        self.closing
+            .until(|inner| {
+                let mut sent = inner.sent.iter().filter(|open| open.handle == *file);
+                sent.all(|open| front.holds(open))
+            })
+            .await;
+        front
+    }
+
+    /// Takes the CLOSEs in front off a reply. False if one was refused, and what
+    /// stood behind it did not run for that reason.
+    pub(super) fn closed_in_front(self: &Arc<Self>, front: InFront, reply: &mut Reply) -> bool {
+        let mut closes = front.closes;
+        if front.sendings.into_inner() > 1 {
+            // The last sending was without them, and who knows of the first.
+            self.send_apart(closes);
+            return true;
+        }
+        for at in 0..closes.len() {
+            let put = reply.ok(Op::PutFh).map(|_| ());
+            if let Err(error) = put.and_then(|()| reply.stateid(Op::Close)) {
+                tracing::debug!("closing a file: {error}");
+                let behind = closes.split_off(at + 1);
+                self.answered(&closes);
+                self.send_apart(behind);
+                return false;
+            }
+        }
+        self.answered(&closes);
+        true
+    }
+
+    /// The same if there is no reply.
+    pub(super) fn not_closed_in_front(self: &Arc<Self>, front: InFront) {
+        self.send_apart(front.closes);
+    }
+
+    fn answered(&self, closes: &[Waiting]) {
+        self.metrics.gauges.closes_pending.sub(closes.len() as u64);
+        self.closing.answered(closes);
+    }
+
+    /// Sends every CLOSE that still waits, and waits for all of them.
+    pub async fn closes_sent(self: &Arc<Self>) {
+        self.send_apart(self.closing.inner.lock().take(|_| true));
+        let none = |inner: &Inner| inner.waiting.is_empty() && inner.sent.is_empty();
+        self.closing.until(none).await;
+    }
+
+    /// Waits while too many files are being closed for one more to be opened.
+    pub(super) async fn room_to_open(&self) {
+        let room = |inner: &Inner| inner.waiting.len() + inner.sent.len() < MOST;
+        self.closing.until(room).await;
+    }
+
+    /// Operations that a compound may have.
+    fn max_ops(&self) -> usize {
+        match &*self.phase.borrow() {
+            Phase::Up(session) => session.attrs.max_ops as usize,
+            // One that every session has room for.
+            Phase::Recovering | Phase::Down => 1 + OPS_EACH,
+        }
+    }
+
+    /// So many CLOSEs go into a compound of this session.
+    fn closes_a_compound(&self) -> usize {
+        (self.max_ops().saturating_sub(1) / OPS_EACH).max(1)
+    }
+
+    /// Sends CLOSEs, each identity's in a task of its own.
+    fn send_apart(self: &Arc<Self>, mut closes: Vec<Waiting>) {
+        while let Some(first) = closes.first() {
+            let cred = Arc::clone(&first.open.cred);
+            let alike = closes
+                .extract_if(.., |one| *one.open.cred == *cred)
+                .collect();
+            let client = Arc::clone(self);
+            tokio::spawn(async move { client.send_together(alike).await });
+        }
+    }
+
+    /// Sends CLOSEs of one identity until all of them were answered.
+    async fn send_together(self: &Arc<Self>, mut closes: Vec<Waiting>) {
+        while !closes.is_empty() {
+            let done = self.send_some(&closes).await;
+            self.answered(&closes[..done]);
+            closes.drain(..done);
+        }
+    }
+
+    /// Sends as many as a compound takes. How many of them, from the front, are
+    /// done with: at least one.
+    async fn send_some(self: &Arc<Self>, closes: &[Waiting]) -> usize {
+        let sent = closes.len().min(self.closes_a_compound());
+        let Some(first) = closes.first() else {
+            return 0;
+        };
+        let reply = self
+            .call(&first.open.cred, Class::Metadata, |c| {
+                c.once();
+                for (at, close) in closes[..sent].iter().enumerate() {
+                    if at == 1 {
+                        // If one of these is put off, the first has run.
+                        c.then();
+                    }
+                    let stateid = close.open.exact().unwrap_or(close.stateid);
+                    c.put(&close.open.handle).close(stateid);
+                }
+            })
+            .await;
+        let mut reply = match reply {
+            Ok(reply) => reply,
+            Err(error) => {
+                tracing::debug!("closing {} files: {error}", closes.len());
+                return closes.len();
+            }
+        };
+        for at in 0..sent {
+            let put = reply.ok(Op::PutFh).map(|_| ());
+            match put.and_then(|()| reply.stateid(Op::Close)) {
+                Ok(_) => {}
+                // OK: it was left out, the session is a smaller one by now.
+                Err(NfsError::Status(_, Status::DELAY | Status::GRACE | Status::OK)) if at > 0 => {
+                    return at;
+                }
+                Err(error) => {
+                    tracing::debug!("closing a file: {error}");
+                    return at + 1;
+                }
+            }
+        }
+        sent
+    }
+}
+
+/// CLOSEs in front of another request's operations.
+#[derive(Debug, Default)]
+pub(super) struct InFront {
+    closes: Vec<Waiting>,
+    sendings: AtomicUsize,
+}
+
+impl InFront {
+    /// Adds them, in the first sending of the compound.
+    pub(super) fn add(&self, compound: &mut Compound) {
+        if self.sendings.fetch_add(1, Ordering::Relaxed) > 0 {
+            return;
+        }
+        for close in &self.closes {
+            let stateid = close.open.exact().unwrap_or(close.stateid);
+            compound.put(&close.open.handle).close(stateid);
+        }
+    }
+
+    fn holds(&self, open: &Arc<OpenState>) -> bool {
+        self.closes.iter().any(|one| Arc::ptr_eq(&one.open, open))
+    }
+}
+
+/// Sends what has waited long enough, as long as anything waits.
+async fn look_after(client: Weak<Client>) {
+    loop {
+        let Some(strong) = client.upgrade() else {
+            return;
+        };
+        let at = match strong.closing.due(Instant::now()) {
+            None => return,
+            Some(Ok(batch)) => {
+                strong.send_apart(batch);
+                continue;
+            }
+            Some(Err(at)) => at,
+        };
+        drop(strong);
+        tokio::time::sleep_until(at).await;
+    }
+}

@@ -1,0 +1,297 @@
+//! Attribute changes of a new file that travel together.
+//!
+//! Who unpacks or copies files sets times, owner and mode of each, one after
+//! the other, just before it closes it. A change of a file that this host has
+//! created and still has open since is kept here for a moment, joined by the
+//! next, and goes out with the last WRITE or in one SETATTR:
+//!
+//! - at fsync and close, before either returns;
+//! - before anything that lets others act on it: a further write, an open, a
+//!   lock, a link or rename, a change that cannot be joined;
+//! - [`TOGETHER`] after the first of them at the latest.
+//!
+//! Only what the server is certain to allow waits: the file belongs to the
+//! caller (the server said so when it was created), owner and group stay as they
+//! are unless the caller is root and the file was created as root's, no set-id
+//! bit is involved, and times are given, not "now". Should it be refused
+//! nevertheless, that is told like a write error: once to each descriptor, by
+//! fsync or close.
+//!
+//! This host sees the new attributes at once ([`AttrState::overlay`]); what the
+//! server says meanwhile does not hide them.
+//!
+//! [`AttrState::overlay`]: super::attr::AttrState::overlay
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+use super::Vfs;
+use super::inode::Inode;
+use super::object::new_attributes;
+use super::open::FileInner;
+use super::types::{Errno, FileKind, SetAttr, SetTime, Stat, Timestamp};
+use crate::nfs::NfsError;
+use crate::rpc::auth::Credential;
+
+/// The longest that a change waits.
+const TOGETHER: Duration = Duration::from_millis(10);
+
+/// Set-id and sticky bits.
+const SPECIAL: u32 = 0o7000;
+
+/// A change that waits, or is on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    pub(super) set: SetAttr,
+    pub(super) cred: Arc<Credential>,
+    /// What this host shows as the time of the change.
+    ctime: Timestamp,
+}
+
+impl Change {
+    fn join(&mut self, newer: &SetAttr, ctime: Timestamp) {
+        let all = &mut self.set;
+        all.mode = newer.mode.or(all.mode);
+        all.uid = newer.uid.or(all.uid);
+        all.gid = newer.gid.or(all.gid);
+        all.atime = newer.atime.or(all.atime);
+        all.mtime = newer.mtime.or(all.mtime);
+        self.ctime = ctime;
+    }
+}
+
+/// The changes of one file.
+#[derive(Debug, Default)]
+pub(super) struct Together {
+    /// The file was made by this host, as this user's, and is open since.
+    fresh_of: Option<u32>,
+    waiting: Option<Change>,
+    /// At most one, so that no change overtakes another.
+    leaving: Option<Change>,
+}
+
+impl Together {
+    /// The file was just created, and `owner` is whose it is.
+    pub(super) fn made(&mut self, owner: u32) {
+        self.fresh_of = Some(owner);
+    }
+
+    /// The file was closed: changes go out one by one.
+    pub(super) fn closed(&mut self) {
+        self.fresh_of = None;
+    }
+
+    /// Nothing waits and nothing is on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_none() && self.leaving.is_none()
+    }
+
+    /// What the server does not know yet, oldest first.
+    pub(super) fn unknown(&self) -> impl Iterator<Item = (&SetAttr, Timestamp)> {
+        let both = self.leaving.iter().chain(&self.waiting);
+        both.map(|change| (&change.set, change.ctime))
+    }
+
+    /// The time of the last write is known, because it was set.
+    fn knows_mtime(&self) -> bool {
+        self.unknown().any(|(set, _)| set.mtime.is_some())
+    }
+
+    /// Takes a change in, if it is one that may wait. True for the first.
+    fn join(&mut self, stat: &Stat, cred: &Arc<Credential>, set: &SetAttr) -> Option<bool> {
+        let root = cred.uid == 0;
+        let new = |wanted: Option<u32>, is: u32| wanted.is_none_or(|wanted| wanted == is || root);
+        let given = |time: Option<SetTime>| !matches!(time, Some(SetTime::Now));
+        let allowed = self.fresh_of == Some(cred.uid)
+            && (root || stat.uid == cred.uid)
+            && set.size.is_none()
+            && (u32::from(stat.perm) | set.mode.unwrap_or(0)) & SPECIAL == 0
+            && new(set.uid, stat.uid)
+            && new(set.gid, stat.gid)
+            && given(set.atime)
+            && given(set.mtime)
+            && self.leaving.is_none()
+            && self.waiting.iter().all(|change| change.cred == *cred);
+        if !allowed {
+            return None;
+        }
+        let first = self.waiting.is_none();
+        let change = self.waiting.get_or_insert_with(|| Change {
+            set: SetAttr::default(),
+            cred: Arc::clone(cred),
+            ctime: Timestamp::default(),
+        });
+        change.join(set, wall_clock());
+        Some(first)
+    }
+
+    /// What waits is now on its way.
+    fn leave(&mut self) -> Option<Change> {
+        if self.leaving.is_some() {
+            return None;
+        }
+        self.leaving = self.waiting.take();
+        self.leaving.clone()
+    }
+
+    /// What waits leaves with a WRITE in the name of `cred`.
+    pub(super) fn leave_as(&mut self, cred: &Credential) -> Option<Change> {
+        if self.waiting.as_ref().is_none_or(|one| *one.cred != *cred) {
+            return None;
+        }
+        self.leave()
+    }
+
+    /// What was on its way has come to its end; or it did not get there, and is
+    /// to be sent again. What was joined since is newer.
+    pub(super) fn left(&mut self, again: bool) {
+        let Some(mut older) = self.leaving.take().filter(|_| again) else {
+            return;
+        };
+        if let Some(newer) = self.waiting.take() {
+            older.join(&newer.set, newer.ctime);
+        }
+        self.waiting = Some(older);
+    }
+}
+
+fn wall_clock() -> Timestamp {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp {
+        sec: now.as_secs().cast_signed(),
+        nsec: now.subsec_nanos(),
+    }
+}
+
+impl Vfs {
+    /// Lets a change of attributes wait for company. `None` if it must not; the
+    /// attributes with it otherwise.
+    pub(super) fn set_together(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        cred: &Arc<Credential>,
+        set: &SetAttr,
+    ) -> Option<Stat> {
+        if inode.kind != FileKind::Regular {
+            return None;
+        }
+        let mut inner = inode.opened()?.inner.lock();
+        let mut attr = inode.attr.lock();
+        let first = inner.together.join(attr.stat(), cred, set)?;
+        for (set, ctime) in inner.together.unknown() {
+            attr.overlay(set, ctime);
+        }
+        let stat = shown(&inner, attr.stat());
+        drop(attr);
+        drop(inner);
+        if first {
+            self.changed.lock().push(Arc::clone(inode));
+            let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
+            tokio::spawn(async move {
+                tokio::time::sleep(TOGETHER).await;
+                vfs.send_changes(&inode).await;
+                let mut changed = vfs.changed.lock();
+                // One: it may be there again for what was changed since.
+                if let Some(at) = changed.iter().position(|one| Arc::ptr_eq(one, &inode)) {
+                    changed.swap_remove(at);
+                }
+            });
+        }
+        Some(stat)
+    }
+
+    /// The attributes of a file whose changes are not known to the server, if
+    /// this host knows all of them by itself.
+    pub(super) fn stat_of_changed(inode: &Inode) -> Option<Stat> {
+        let inner = inode.opened()?.inner.lock();
+        if !inner.together.knows_mtime() {
+            return None;
+        }
+        let attr = inode.attr.lock();
+        Some(shown(&inner, attr.stat()))
+    }
+
+    /// Makes the server know the changes of attributes of a file, after the data
+    /// written before them. Comes back when it does, or has refused.
+    pub(super) async fn send_changes(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let Some(file) = inode.opened() else { return };
+        if file.inner.lock().together.is_empty() {
+            return;
+        }
+        // Upon which they go with the last WRITE, if one is left to be sent.
+        self.drain(inode).await;
+        loop {
+            let progress = file.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            let change = {
+                let mut inner = file.inner.lock();
+                if inner.together.is_empty() {
+                    return;
+                }
+                inner.together.leave()
+            };
+            let Some(change) = change else {
+                progress.await;
+                continue;
+            };
+            let sent = Instant::now();
+            let new = new_attributes(&change.set);
+            let result = self
+                .client
+                .set_attrs(&change.cred, &inode.handle, None, &new)
+                .await;
+            let set = result.map(|moved| {
+                self.changes_left(inode, false);
+                self.moved(inode, &moved, sent);
+            });
+            self.changes_answered(inode, set);
+        }
+    }
+
+    /// What was on its way is done with, or (`again`) waits once more.
+    pub(super) fn changes_left(&self, inode: &Arc<Inode>, again: bool) {
+        let mut inner = self.file_state(inode).inner.lock();
+        inner.together.left(again);
+    }
+
+    /// Takes in what the server made of changes that had left.
+    pub(super) fn changes_answered(&self, inode: &Arc<Inode>, set: Result<(), NfsError>) {
+        if let Err(error) = set {
+            let errno: Errno = self.failed(&error, inode);
+            tracing::warn!(ino = inode.ino, "changed attributes were refused: {error}");
+            self.changes_left(inode, false);
+            let mut inner = self.file_state(inode).inner.lock();
+            inner.pipeline.errors_mut().record(errno);
+            drop(inner);
+            inode.attr.lock().expire();
+            if let Some(kernel) = self.kernel.get() {
+                kernel.inval_attr(inode.ino);
+            }
+        }
+        self.file_state(inode).progress.notify_waiters();
+    }
+
+    /// The same for all files: what comes next may show them to others.
+    pub(super) async fn send_all_changes(self: &Arc<Self>) {
+        // Those of the last few milliseconds.
+        let changed = self.changed.lock().clone();
+        for inode in changed {
+            self.send_changes(&inode).await;
+        }
+    }
+}
+
+/// The attributes as this host knows them: the server has not counted the blocks
+/// of what is on its way.
+fn shown(inner: &FileInner, stat: &Stat) -> Stat {
+    let mut stat = stat.clone();
+    if inner.pipeline.end_offset().is_some() {
+        stat.blocks = stat.blocks.max(stat.size.div_ceil(512));
+    }
+    stat
+}
