@@ -30,6 +30,8 @@ pub(super) enum Command {
     Stats(Stats),
     /// Show what is mounted, and how it is doing
     Status(Status),
+    /// Walk the way of a mount step by step and say what is wrong
+    Doctor(Doctor),
     /// Measure a directory tree, over NFS and without a mount
     Du(Du),
     /// Remove a directory tree, over NFS and without a mount
@@ -193,6 +195,23 @@ pub(super) struct Status {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// `efs-fuse doctor`
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// What would be mounted
+    pub(super) device: String,
+    /// With these mount options
+    #[arg(short, value_name = "OPTIONS")]
+    pub(super) options: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Also measure the server and how it treats what the protocol leaves open
+    /// (makes and removes a file)
+    #[arg(long)]
+    pub(super) probe: bool,
 }
 
 /// `mount.efs-fuse DEVICE DIR [-sfnv] [-o OPTIONS]`, as `mount(8)` calls it.

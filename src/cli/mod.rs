@@ -5,6 +5,7 @@
 //! [`exit`] the one place where failures become lines and statuses.
 
 mod arguments;
+mod doctor;
 mod du;
 pub mod exit;
 mod format;
@@ -14,6 +15,7 @@ mod mount;
 pub mod option_list;
 mod option_value;
 pub mod options;
+mod probe;
 mod rm;
 mod running;
 mod stats;
@@ -38,6 +40,7 @@ const HELPER_NAMES: [&str; 2] = ["mount.efs-fuse", "mount.fuse.efs-fuse"];
 /// Runs the command that `arguments` (the program's name first) ask for.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     exit::install_panic_hook();
+    crate::mount::secrecy::settle_environment();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let as_helper = arguments.first().is_some_and(|name| {
         Path::new(name)
@@ -66,5 +69,6 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::LogLevel(arguments) => log_level::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
     }
 }

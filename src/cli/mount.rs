@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use super::arguments::{Helper, Mount};
 use super::exit::{self, Failure};
 use super::option_list::{self, OptionError, Typed};
-use crate::efs::device::{Device, RegionError};
+use crate::efs::Device;
 use crate::mount::launch;
 use crate::mount::options::Atime;
 use crate::mount::remount::{Flags, Remount};
-use crate::mount::{MountError, MountOptions, MountRequest, daemon};
+use crate::mount::{MountOptions, MountRequest, daemon};
 
 /// What both ways of calling come down to.
 #[derive(Debug)]
@@ -150,25 +150,17 @@ pub(super) fn read_lists(
     Ok((options, read.typed))
 }
 
+/// Reads the device and sees whether the options fit it.
 pub(super) fn find_device(written: &str, options: &MountOptions) -> Result<Device, Failure> {
     let device = Device::parse(written).map_err(|why| {
         Failure::usage("reading the device", why)
             .remedy("HOST:/dir, [IPV6]:/dir or fs-0123abcd:/dir")
     })?;
-    if device.is_file_system_id() && !options.notls {
-        let why =
-            format!("{written} would be mounted by TLS, which this version does not have yet");
-        return Err(Failure::usage("mounting", why)
-            .remedy("-o notls, if an unencrypted connection is acceptable"));
-    }
-    device.locate(options.region.as_deref()).map_err(|why| {
-        let error = MountError::mount("finding the region", &why);
-        let error = match why {
-            RegionError::Unknown(_) => error.remedy("-o region=REGION, or set AWS_REGION"),
-            RegionError::Malformed(_) => error.remedy("a region such as eu-west-1"),
-        };
-        error.into()
-    })
+    options.server.check(&device).map_err(|unfit| {
+        let remedy = unfit.remedy.clone();
+        Failure::usage("reading the mount options", unfit).remedy(remedy)
+    })?;
+    Ok(device)
 }
 
 #[cfg(test)]
@@ -182,16 +174,22 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_id_needs_notls_until_there_is_tls() {
-        let refused = found("fs-0123abcd", "region=eu-west-1");
-        assert!(
-            refused.is_err_and(|why| why.status() == 1 && why.to_string().contains("-o notls"))
-        );
-        let host = found("fs-0123abcd", "region=eu-west-1,notls").map(|device| device.host);
-        assert_eq!(
-            host.ok().as_deref(),
-            Some("fs-0123abcd.efs.eu-west-1.amazonaws.com")
-        );
+    fn options_that_do_not_fit_the_device_are_a_usage_error() {
+        for (device, options, because) in [
+            ("h:/", "iam", "iam needs TLS"),
+            ("h:/", "az=eu-west-1a", "az= is for EFS"),
+            ("10.0.0.1:/", "tls,iam", "which file system"),
+        ] {
+            let refused = found(device, options);
+            assert!(
+                refused
+                    .as_ref()
+                    .is_err_and(|why| why.status() == 1 && why.to_string().contains(because)),
+                "{refused:?}"
+            );
+        }
+        assert!(found("fs-0123abcd", "").is_ok());
+        assert!(found("fs-0123abcd", "iam,region=eu-west-1").is_ok());
     }
 
     #[test]

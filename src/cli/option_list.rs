@@ -59,6 +59,9 @@ pub enum OptionError {
         /// The reason.
         why: String,
     },
+    /// An option means nothing without another one.
+    #[error("option {0} needs {1}")]
+    Lacks(String, String),
     /// Two options contradict each other.
     #[error("options {0} and {1} contradict each other")]
     Conflict(String, String),
@@ -93,6 +96,7 @@ impl OptionError {
                 Some("efs-fuse mount --help for the list, or -o sloppy to ignore it".to_owned())
             }
             Self::Conflict(_, second) => Some(format!("leave out {second}")),
+            Self::Lacks(_, needed) => Some(format!("add {needed}")),
             _ => None,
         }
     }
@@ -184,6 +188,11 @@ pub fn mean(typed: &[Typed]) -> Result<MountOptions, OptionError> {
             ));
         }
     }
+    for (one, needed) in NEEDS {
+        if let (Some(_), None) = (last(one), last(needed)) {
+            return Err(OptionError::Lacks((*one).to_owned(), (*needed).to_owned()));
+        }
+    }
     let mut options = MountOptions::default();
     for option in typed {
         match option.spec.meaning {
@@ -232,6 +241,11 @@ pub fn mean(typed: &[Typed]) -> Result<MountOptions, OptionError> {
     }
     if last("sync").is_some() {
         options.write_window = 0;
+    }
+    // An access point may make one user of all; mode bits, checked here, would
+    // then deny what the server allows.
+    if options.server.access_point.is_some() && last("default_permissions").is_none() {
+        options.default_permissions = false;
     }
     Ok(options)
 }
@@ -289,6 +303,24 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
     ("ac", "noac"),
     ("sync", "async"),
     ("mount_timeout", "wait"),
+    ("tls", "notls"),
+    ("iam", "notls"),
+    ("accesspoint", "notls"),
+    ("mounttargetip", "crossaccount"),
+    ("az", "crossaccount"),
+    ("awsprofile", "awscredsuri"),
+    ("awsprofile", "rolearn"),
+    ("awscredsuri", "rolearn"),
+];
+
+/// The first means nothing without the second.
+const NEEDS: &[(&str, &str)] = &[
+    ("awsprofile", "iam"),
+    ("awscredsuri", "iam"),
+    ("rolearn", "iam"),
+    ("jwtpath", "iam"),
+    ("rolearn", "jwtpath"),
+    ("jwtpath", "rolearn"),
 ];
 
 /// What the kernel alone keeps, and changes in a living mount.
@@ -313,6 +345,7 @@ const CACHE_TIMES: &[&str] = &["actimeo", "acregmin", "acregmax", "acdirmin", "a
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::efs::Settings;
     use crate::mount::options::{Atime, MAX_IO, MIN_IO, Patience};
 
     fn meant(list: &str) -> Result<MountOptions, OptionError> {
@@ -355,15 +388,15 @@ mod tests {
                 && !o.dev
                 && !o.suid
                 && !o.exec
-                && o.notls
+                && o.server.tls == Some(false)
                 && o.debug
                 && !o.default_permissions
         );
         assert_eq!(
-            (o.atime, o.allow_other, o.port),
+            (o.atime, o.allow_other, o.server.port),
             (Atime::Never, Some(true), 12049)
         );
-        assert_eq!(o.region.as_deref(), Some("eu-west-1"));
+        assert_eq!(o.server.region.as_deref(), Some("eu-west-1"));
         assert_eq!(o.patience, Patience::GiveUpAfter(Duration::from_secs(7)));
         assert_eq!(
             (o.timeo, o.retrans),
@@ -432,20 +465,92 @@ mod tests {
 
     #[test]
     fn what_later_versions_bring_is_refused_by_name() {
-        for list in [
-            "tls",
-            "iam",
-            "accesspoint=fsap-1",
-            "soft",
-            "nconnect=4",
-            "mounttargetip=1.2.3.4",
-        ] {
+        for list in ["soft", "nconnect=4"] {
             let why = wrong(list, "not supported").to_string();
             assert!(why.contains("this version"), "{why}");
             // Sloppiness is for what is unknown, not for what would be missed.
             assert!(read(&[list], true).is_err());
         }
-        assert!(taken("notls").notls);
+    }
+
+    #[test]
+    fn the_options_of_mount_efs_reach_their_fields() {
+        let s = taken(
+            "tls,iam,accesspoint=fsap-0123456789abcdef0,az=eu-west-1a,region=eu-west-1,mounttargetip=10.0.0.7,\
+             awsprofile=p,cafile=/ca.pem,verify=0,fips,tls_renew=5,netns=/run/netns/x,port=20049",
+        )
+        .server;
+        assert_eq!(
+            s,
+            Settings {
+                port: 20_049,
+                tls: Some(true),
+                iam: true,
+                access_point: Some("fsap-0123456789abcdef0".to_owned()),
+                region: Some("eu-west-1".to_owned()),
+                zone: Some("eu-west-1a".to_owned()),
+                mount_target: Some([10, 0, 0, 7].into()),
+                cross_account: false,
+                profile: Some("p".to_owned()),
+                credentials_uri: None,
+                role: None,
+                token_file: None,
+                ca_file: Some("/ca.pem".into()),
+                verify: false,
+                fips: true,
+                netns: Some("/run/netns/x".into()),
+                renew: Duration::from_secs(5),
+            }
+        );
+        let s = taken("iam,rolearn=arn:aws:iam::1:role/r,jwtpath=/t,crossaccount").server;
+        assert_eq!(
+            (s.role.as_deref(), s.token_file),
+            (Some("arn:aws:iam::1:role/r"), Some("/t".into()))
+        );
+        assert!(s.cross_account && s.verify && s.tls.is_none());
+        assert_eq!(
+            taken("iam,awscredsuri=/v2/c")
+                .server
+                .credentials_uri
+                .as_deref(),
+            Some("/v2/c")
+        );
+        assert_eq!(
+            taken("mounttargetip=[::1]").server.mount_target,
+            "::1".parse().ok()
+        );
+        // Nothing in between to configure.
+        assert_eq!(
+            taken("stunnel,tlsport=20050,noocsp"),
+            MountOptions::default()
+        );
+        wrong("ocsp", "revoked");
+        wrong("azid=euw1-az1", "S3 Files");
+        wrong("capath=/x", "cafile=");
+    }
+
+    #[test]
+    fn an_option_that_means_nothing_alone_says_what_it_needs() {
+        for (list, because) in [
+            ("awsprofile=p", "awsprofile needs iam"),
+            ("awscredsuri=/x", "awscredsuri needs iam"),
+            ("iam,rolearn=arn:aws:iam::1:role/r", "rolearn needs jwtpath"),
+            ("iam,jwtpath=/t", "jwtpath needs rolearn"),
+        ] {
+            assert!(
+                wrong(list, because)
+                    .remedy()
+                    .is_some_and(|it| it.starts_with("add "))
+            );
+        }
+    }
+
+    #[test]
+    fn behind_an_access_point_the_server_alone_checks_permissions() {
+        let point = "accesspoint=fsap-0123456789abcdef0";
+        assert!(!taken(point).default_permissions);
+        assert!(taken(&format!("{point},default_permissions")).default_permissions);
+        assert!(taken("").default_permissions);
     }
 
     #[test]
@@ -493,6 +598,12 @@ mod tests {
             "retrans=many",
             "slow_op_ms=0",
             "metrics=somewhere",
+            "accesspoint=fsap-12345678",
+            "accesspoint=fsap-0123456789ABCDEF0",
+            "mounttargetip=host",
+            "verify=9",
+            "az=A",
+            "tls_renew=0",
         ] {
             let name = list.split('=').next().unwrap_or(list);
             let why = wrong(list, "malformed").to_string();
@@ -514,6 +625,20 @@ mod tests {
             ("acdirmin=2,acdirmax=1", "acdirmin=2 and acdirmax=1"),
             ("sync,async", "sync and async"),
             ("sync,write_window=1m", "sync and write_window=1m"),
+            ("tls,notls", "tls and notls"),
+            ("iam,notls", "iam and notls"),
+            (
+                "notls,accesspoint=fsap-0123456789abcdef0",
+                "accesspoint and notls",
+            ),
+            (
+                "mounttargetip=::1,crossaccount",
+                "mounttargetip and crossaccount",
+            ),
+            (
+                "iam,awsprofile=p,awscredsuri=/x",
+                "awsprofile and awscredsuri",
+            ),
         ] {
             assert!(wrong(list, because).remedy().is_some());
         }
@@ -521,7 +646,7 @@ mod tests {
 
     #[test]
     fn the_last_of_several_counts() {
-        assert_eq!(taken("port=1,port=2").port, 2);
+        assert_eq!(taken("port=1,port=2").server.port, 2);
         assert!(taken("nosuid,suid").suid);
         let two_lists =
             read(&["acregmin=1", "acregmin=2"], false).and_then(|found| mean(&found.typed));
@@ -585,6 +710,12 @@ mod tests {
     fn contradictions_are_between_options_that_exist() {
         let exists = |name: &str| TABLE.iter().any(|spec| spec.name == name);
         let pairs = CONTRADICTIONS.iter().flat_map(|(one, other)| [one, other]);
-        assert!(pairs.chain(CACHE_TIMES).all(|name| exists(name)));
+        let needs = NEEDS.iter().flat_map(|(one, other)| [one, other]);
+        assert!(
+            pairs
+                .chain(needs)
+                .chain(CACHE_TIMES)
+                .all(|name| exists(name))
+        );
     }
 }

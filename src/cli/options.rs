@@ -6,6 +6,7 @@
 //! accept and what changes nothing here is accepted silently; what would
 //! change the meaning of the mount and is not there yet is an error.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use Value::{Allowed, Needed, No};
@@ -67,9 +68,9 @@ pub fn help() -> String {
     text
 }
 
-const NEEDS_TLS: &str = "this version has no TLS yet";
 const LATER: &str = "this version does not have it yet";
 const NOT_V41: &str = "this is an NFSv4.1 client over TCP";
+const S3_FILES: &str = "it is for S3 Files, not for EFS";
 
 const fn set(
     name: &'static str,
@@ -166,26 +167,164 @@ pub static TABLE: &[OptionSpec] = &[
         "every access is checked by the server",
         |o| o.default_permissions = false,
     ),
-    // The server, and how long to try.
+    // The server.
     set("port", "PORT", "the server's TCP port (2049)", |o, text| {
-        o.port = value::number(text, 1, u16::MAX)?;
+        o.server.port = value::number(text, 1, u16::MAX)?;
         Ok(())
     }),
+    flag("tls", "connect by TLS (default for EFS)", |o| {
+        o.server.tls = Some(true);
+    }),
+    flag(
+        "notls",
+        "an unencrypted connection (default for other servers)",
+        |o| {
+            o.server.tls = Some(false);
+        },
+    ),
+    set(
+        "cafile",
+        "FILE",
+        "believe only certificates of these issuers (Amazon's, the system's)",
+        |o, text| {
+            o.server.ca_file = Some(absolute(text)?);
+            Ok(())
+        },
+    ),
+    set(
+        "verify",
+        "LEVEL",
+        "0: believe any certificate; above: check it (2)",
+        |o, text| {
+            o.server.verify = value::number::<u8>(text, 0, 4)? > 0;
+            Ok(())
+        },
+    ),
+    flag(
+        "fips",
+        "FIPS endpoints and approved algorithms only (by a module that is not validated)",
+        |o| o.server.fips = true,
+    ),
+    flag(
+        "iam",
+        "connect as the IAM principal whose credentials are found",
+        |o| {
+            o.server.iam = true;
+        },
+    ),
+    set(
+        "accesspoint",
+        "fsap-ID",
+        "through this access point",
+        |o, text| {
+            let digits = text.strip_prefix("fsap-").unwrap_or_default();
+            let hex = |c: u8| matches!(c, b'0'..=b'9' | b'a'..=b'f');
+            if digits.len() != 17 || !digits.bytes().all(hex) {
+                return Err("expected fsap- and 17 hexadecimal digits in lower case".to_owned());
+            }
+            o.server.access_point = Some(text.to_owned());
+            Ok(())
+        },
+    ),
     set(
         "region",
         "REGION",
-        "AWS region of a bare file system id (AWS_REGION)",
+        "AWS region of a bare file system id (AWS_REGION, instance metadata)",
         |o, text| {
             if !crate::efs::region::is_valid(text) {
                 return Err("expected a region such as eu-west-1".to_owned());
             }
-            o.region = Some(text.to_owned());
+            o.server.region = Some(text.to_owned());
             Ok(())
         },
     ),
-    flag("notls", "an unencrypted connection is wanted", |o| {
-        o.notls = true
+    set(
+        "az",
+        "ZONE",
+        "use the mount target of this zone",
+        |o, text| {
+            if !crate::efs::region::is_valid(text) {
+                return Err("expected a zone such as eu-west-1a".to_owned());
+            }
+            o.server.zone = Some(text.to_owned());
+            Ok(())
+        },
+    ),
+    set(
+        "mounttargetip",
+        "ADDRESS",
+        "connect to this mount target; the name is not resolved",
+        |o, text| {
+            let inside = text
+                .strip_prefix('[')
+                .and_then(|text| text.strip_suffix(']'));
+            let address = inside.unwrap_or(text).parse();
+            let address = address.map_err(|_| "expected an IP address".to_owned())?;
+            o.server.mount_target = Some(address);
+            Ok(())
+        },
+    ),
+    flag(
+        "crossaccount",
+        "the name of the mount target begins with the zone's id",
+        |o| o.server.cross_account = true,
+    ),
+    set(
+        "awsprofile",
+        "NAME",
+        "credentials of this profile of ~/.aws only",
+        |o, text| {
+            o.server.profile = Some(text.to_owned());
+            Ok(())
+        },
+    ),
+    set(
+        "awscredsuri",
+        "/PATH",
+        "credentials of the container credential service at this path",
+        |o, text| {
+            if !text.starts_with('/') {
+                return Err("expected a path that begins with /".to_owned());
+            }
+            o.server.credentials_uri = Some(text.to_owned());
+            Ok(())
+        },
+    ),
+    set(
+        "rolearn",
+        "ARN",
+        "credentials of this role, for the token in jwtpath=",
+        |o, text| {
+            if !text.starts_with("arn:") {
+                return Err("expected arn:aws:iam::ACCOUNT:role/NAME".to_owned());
+            }
+            o.server.role = Some(text.to_owned());
+            Ok(())
+        },
+    ),
+    set("jwtpath", "FILE", "a web identity token", |o, text| {
+        o.server.token_file = Some(absolute(text)?);
+        Ok(())
     }),
+    set(
+        "tls_renew",
+        "SECONDS",
+        "make a new client certificate for a connection after this time (3600)",
+        |o, text| {
+            o.server.renew = value::seconds(text, 1)?;
+            Ok(())
+        },
+    ),
+    set(
+        "netns",
+        "PATH",
+        "do everything on the network in this namespace",
+        |o, text| {
+            o.server.netns = Some(absolute(text)?);
+            Ok(())
+        },
+    ),
+    // How long to try.
     set(
         "mount_timeout",
         "SECONDS",
@@ -341,8 +480,7 @@ pub static TABLE: &[OptionSpec] = &[
     // Logs.
     flag("debug", "log more", |o| o.debug = true),
     set("log", "FILE", "log to this file", |o, text| {
-        let path = std::path::absolute(text).map_err(|why| why.to_string())?;
-        o.log_file = Some(path);
+        o.log_file = Some(absolute(text)?);
         Ok(())
     }),
     set(
@@ -450,25 +588,11 @@ pub static TABLE: &[OptionSpec] = &[
     tolerated("clientaddr", Needed("ADDRESS")),
     tolerated("addr", Needed("ADDRESS")),
     tolerated("nosoftreval", No),
+    // Of mount.efs, without a counterpart: there is no process in between.
+    tolerated("stunnel", No),
+    tolerated("tlsport", Needed("PORT")),
+    tolerated("noocsp", No),
     // What later versions bring.
-    refused("tls", NEEDS_TLS),
-    refused("iam", NEEDS_TLS),
-    refused("accesspoint", NEEDS_TLS),
-    refused("cafile", NEEDS_TLS),
-    refused("verify", NEEDS_TLS),
-    refused("ocsp", NEEDS_TLS),
-    refused("noocsp", NEEDS_TLS),
-    refused("stunnel", NEEDS_TLS),
-    refused("tlsport", NEEDS_TLS),
-    refused("awsprofile", NEEDS_TLS),
-    refused("awscredsuri", NEEDS_TLS),
-    refused("rolearn", NEEDS_TLS),
-    refused("jwtpath", NEEDS_TLS),
-    refused("az", LATER),
-    refused("azid", LATER),
-    refused("crossaccount", LATER),
-    refused("mounttargetip", LATER),
-    refused("netns", LATER),
     refused("soft", LATER),
     refused("softerr", LATER),
     refused("softreval", LATER),
@@ -480,6 +604,14 @@ pub static TABLE: &[OptionSpec] = &[
     refused("nocto", "close-to-open consistency is always kept"),
     refused("acl", "there are no ACLs"),
     refused("fsc", "there is no cache on local disk"),
+    refused(
+        "ocsp",
+        "issuers are not asked whether they revoked a certificate",
+    ),
+    refused("capath", "use cafile="),
+    refused("azid", S3_FILES),
+    refused("nodirects3read", S3_FILES),
+    refused("nos3readcache", S3_FILES),
     refused("udp", NOT_V41),
     refused("rdma", NOT_V41),
     refused("mountproto", NOT_V41),
@@ -487,6 +619,11 @@ pub static TABLE: &[OptionSpec] = &[
     refused("mountvers", NOT_V41),
     refused("mounthost", NOT_V41),
 ];
+
+/// The daemon changes its directory.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|why| why.to_string())
+}
 
 /// As `nfs(5)` treats them: rounded down to 1024, brought within the limits.
 fn io_size(text: &str) -> Result<u32, String> {

@@ -15,7 +15,7 @@ use super::format::{bytes, count};
 use super::mount::{find_device, read_lists};
 use crate::mount::mountinfo::{Mount, MountTable};
 use crate::mount::registry::{Found, Registry};
-use crate::mount::{MountError, MountRequest, assembly};
+use crate::mount::{MountError, MountRequest, assembly, launch};
 use crate::nfs::Client;
 use crate::rpc::auth::Credential;
 use crate::telemetry::Metrics;
@@ -163,6 +163,7 @@ pub(super) fn run<T, W>(
 where
     W: Future<Output = Result<T, Failure>>,
 {
+    launch::confine(&target.request.device, &target.request.options.server)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,20 +1,40 @@
-//! TCP connections to one server.
+//! Connections to one server.
 //!
 //! Every connection resolves the name anew and tries its addresses in the
 //! resolver's order. An address that does not answer quickly does not hold up
 //! the next one (RFC 8305): a dual-stack name whose IPv6 is not routed would
 //! otherwise cost ten seconds at every reconnect.
+//!
+//! [`ServerConnector`] does what a mount needs, with TLS and an identity where
+//! they are wanted. It may be asked for any number of connections, also at the
+//! same time; each is complete, with nothing sent on it but the TLS handshake,
+//! so that whoever asked may send a first call of its own (a bind call) before
+//! any other. [`TcpConnector`] is plain TCP to an address.
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::certificate::Claims;
+use super::clock::Utc;
+use super::credentials::Source;
+use super::device::{Device, DeviceKind};
+use super::identity::{Identity, Shown};
+use super::imds::{Imds, Instance};
+use super::mount_targets::Api;
+use super::problem::Problem;
 use super::resolve::resolve;
+use super::settings::Settings;
+use super::target::{Found, Target};
+use super::tls::{Agreed, Tls};
 use crate::rpc::transport::{BoxStream, Connecting, Connector};
 
 /// How long one address may take.
@@ -34,6 +54,252 @@ const _: () = assert!(
         <= USER_TIMEOUT.as_secs(),
     "TCP_USER_TIMEOUT overrides the keepalive probes if it is shorter"
 );
+
+/// Connects to the server of a mount.
+///
+/// What it has to find out first (region, zone, alias, key) it finds out when
+/// the first connection is asked for, and again if that failed: a machine that
+/// boots gets there in the end.
+#[derive(Debug)]
+pub struct ServerConnector {
+    device: Device,
+    settings: Settings,
+    imds: Imds,
+    api: Api,
+    target: OnceCell<Target>,
+    tls: OnceCell<Secure>,
+    /// Of the last handshake.
+    agreed: Mutex<Option<Agreed>>,
+    /// What the user should know; each once.
+    warnings: Mutex<Warnings>,
+}
+
+#[derive(Debug)]
+struct Secure {
+    tls: Tls,
+    identity: Option<Arc<Identity>>,
+}
+
+#[derive(Debug, Default)]
+struct Warnings {
+    said: Vec<String>,
+    fresh: Vec<String>,
+}
+
+/// More are not kept apart: they would only differ by zones.
+const MAX_WARNINGS: usize = 16;
+
+impl ServerConnector {
+    /// For `device` with `settings` that fit it. Nothing is asked or connected
+    /// yet.
+    pub fn new(device: Device, settings: Settings) -> Self {
+        let connector = Self {
+            imds: Imds::from_env(env),
+            api: Api::new(&settings),
+            target: OnceCell::new(),
+            tls: OnceCell::new(),
+            agreed: Mutex::default(),
+            warnings: Mutex::default(),
+            device,
+            settings,
+        };
+        if connector.uses_tls() && !connector.settings.verify {
+            connector.warn("verify=0: anybody may be the server".to_owned());
+        }
+        connector
+    }
+
+    /// Whether connections are by TLS.
+    pub fn uses_tls(&self) -> bool {
+        self.settings.uses_tls(&self.device)
+    }
+
+    /// The device and the options of this connector.
+    pub fn asked(&self) -> (&Device, &Settings) {
+        (&self.device, &self.settings)
+    }
+
+    /// What is connected to.
+    ///
+    /// # Errors
+    /// It cannot be found out (now).
+    pub async fn target(&self) -> Result<&Target, Problem> {
+        let find = || Target::find(&self.device, &self.settings, &self.imds, env);
+        self.target.get_or_try_init(find).await
+    }
+
+    /// The addresses of the server as they are now.
+    ///
+    /// # Errors
+    /// It has none.
+    pub async fn addresses(&self) -> Result<Found, Problem> {
+        let found = self
+            .target()
+            .await?
+            .addresses(&self.api, &self.imds)
+            .await?;
+        if let Some(warning) = &found.warning {
+            self.warn(warning.clone());
+        }
+        Ok(found)
+    }
+
+    /// A plain TCP connection to the first of `addresses` that accepts.
+    ///
+    /// # Errors
+    /// None accepts.
+    pub async fn tcp(&self, addresses: Vec<SocketAddr>) -> Result<TcpStream, Problem> {
+        let connected = async {
+            let stream = race(addresses).await?;
+            tune(&stream)?;
+            Ok(stream)
+        };
+        connected.await.map_err(|why| {
+            let given = self.settings.mount_target.is_some();
+            Problem::connecting(&self.peer(), &why, self.device.is_efs(), given)
+        })
+    }
+
+    /// Prepares TLS: whom to believe, and a certificate of ours that is young.
+    /// `false` if there is no TLS.
+    ///
+    /// # Errors
+    /// The CA file or the credentials cannot be had.
+    pub async fn prepare_tls(&self) -> Result<bool, Problem> {
+        if !self.uses_tls() {
+            return Ok(false);
+        }
+        if let Some(identity) = &self.secure().await?.identity {
+            identity.refresh().await?;
+        }
+        Ok(true)
+    }
+
+    /// Shakes hands on a fresh connection, after [`Self::prepare_tls`].
+    ///
+    /// # Errors
+    /// TLS fails.
+    pub async fn secured(&self, stream: TcpStream) -> Result<(BoxStream, Agreed), Problem> {
+        let secure = self.secure().await?;
+        let (stream, agreed) = secure.tls.handshake(stream, &self.peer()).await?;
+        *self.agreed.lock() = Some(agreed.clone());
+        Ok((Box::new(stream), agreed))
+    }
+
+    async fn secure(&self) -> Result<&Secure, Problem> {
+        let prepare = || async {
+            let target = self.target().await?;
+            let identity = match &target.file_system {
+                Some(file_system) => {
+                    let source = match self.settings.iam {
+                        true => Some(Source::of(&self.settings, &file_system.region).await),
+                        false => None,
+                    };
+                    let claims = Claims {
+                        fs_id: file_system.id.clone(),
+                        region: file_system.region.clone(),
+                        access_point: self.settings.access_point.clone(),
+                        host: host_name(),
+                    };
+                    let renew = self.settings.renew;
+                    Some(Arc::new(Identity::new(claims, source, renew)))
+                }
+                None => None,
+            };
+            let tls = Tls::new(&target.tls_name, &self.settings, identity.clone())?;
+            Ok(Secure { tls, identity })
+        };
+        self.tls.get_or_try_init(prepare).await
+    }
+
+    /// One connection, complete.
+    ///
+    /// # Errors
+    /// See [`Problem`].
+    pub async fn open(&self) -> Result<BoxStream, Problem> {
+        // The key and the credentials take their time, and so do DNS and TCP.
+        let tcp = async { self.tcp(self.addresses().await?.addresses).await };
+        let (stream, secure) = tokio::try_join!(tcp, self.prepare_tls())?;
+        match secure {
+            true => Ok(self.secured(stream).await?.0),
+            false => Ok(Box::new(stream)),
+        }
+    }
+
+    /// What the last TLS handshake came to.
+    pub fn agreed(&self) -> Option<Agreed> {
+        self.agreed.lock().clone()
+    }
+
+    /// The identity shown to EFS, if there is one.
+    pub fn identity(&self) -> Option<Shown> {
+        self.tls.get()?.identity.as_ref()?.shown()
+    }
+
+    /// Where this machine is.
+    ///
+    /// # Errors
+    /// One line that says why it is not known.
+    pub async fn instance(&self) -> Result<Instance, String> {
+        self.imds.instance().await
+    }
+
+    /// Seconds that this machine's clock is ahead of AWS's, as far as instance
+    /// metadata say.
+    pub async fn clock_skew(&self) -> Option<i64> {
+        let date = self.imds.instance().await.ok()?.date?;
+        let theirs = Utc::from_http(&date)?;
+        Some(Utc::now().0.cast_signed() - theirs.0.cast_signed())
+    }
+
+    /// Warnings that were not asked for yet.
+    pub fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut self.warnings.lock().fresh)
+    }
+
+    fn warn(&self, text: String) {
+        let mut warnings = self.warnings.lock();
+        if warnings.said.contains(&text) || warnings.said.len() >= MAX_WARNINGS {
+            return;
+        }
+        tracing::warn!("{text}");
+        warnings.said.push(text.clone());
+        warnings.fresh.push(text);
+    }
+}
+
+impl Connector for ServerConnector {
+    fn connect(&self) -> Connecting<'_> {
+        Box::pin(async move { Ok(self.open().await?) })
+    }
+
+    fn peer(&self) -> String {
+        match self.target.get() {
+            Some(target) => peer_of(&target.host, target.port),
+            None if matches!(self.device.kind, DeviceKind::FileSystemId { .. }) => {
+                self.device.host.clone()
+            }
+            None => peer_of(&self.device.host, self.settings.port),
+        }
+    }
+}
+
+/// The variables of this process; one that is empty counts as unset.
+pub(super) fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
+}
+
+fn peer_of(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
 
 /// Connects to one host and port over plain TCP.
 #[derive(Debug, Clone)]
@@ -75,11 +341,7 @@ impl Connector for TcpConnector {
     }
 
     fn peer(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        peer_of(&self.host, self.port)
     }
 }
 

@@ -49,7 +49,8 @@ pub struct Device {
     /// What was named.
     pub kind: DeviceKind,
     /// The name or address to connect to; an IPv6 address without brackets.
-    /// For a file system id its DNS name, once [`Device::locate`] has been here.
+    /// A bare file system id has none before its region is known
+    /// (`super::target`).
     pub host: String,
     /// Absolute path on the server: no empty, `.` or `..` components, no `/` at
     /// the end unless it is all of it.
@@ -95,17 +96,6 @@ pub enum DeviceError {
     },
 }
 
-/// Why a file system id has no server name yet.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RegionError {
-    /// Neither the options nor the environment name a region.
-    #[error("no region is given for {0}")]
-    Unknown(String),
-    /// What is given cannot be a region.
-    #[error("{0:?} is no AWS region")]
-    Malformed(String),
-}
-
 impl Device {
     /// Reads a DEVICE argument.
     ///
@@ -136,26 +126,12 @@ impl Device {
         })
     }
 
-    /// Whether this is a bare file system id, which has no name to connect to
-    /// before [`Device::locate`].
-    pub fn is_file_system_id(&self) -> bool {
-        matches!(self.kind, DeviceKind::FileSystemId { .. })
-    }
-
-    /// Gives a bare file system id its server name, with the region of `option`
-    /// or of the environment. Everything else stays as it is.
-    ///
-    /// # Errors
-    /// No region, or one that cannot be a region.
-    pub fn locate(mut self, option: Option<&str>) -> Result<Self, RegionError> {
-        if let DeviceKind::FileSystemId { fs_id } = &self.kind {
-            let region = region::find(option).ok_or_else(|| RegionError::Unknown(fs_id.clone()))?;
-            if !region::is_valid(&region) {
-                return Err(RegionError::Malformed(region));
-            }
-            self.host = region::dns_name(fs_id, &region);
-        }
-        Ok(self)
+    /// Whether this is an EFS file system, by its id or its DNS name.
+    pub fn is_efs(&self) -> bool {
+        matches!(
+            self.kind,
+            DeviceKind::FileSystemId { .. } | DeviceKind::EfsName { .. }
+        )
     }
 }
 
@@ -288,7 +264,7 @@ fn is_fs_id(text: &str) -> bool {
 }
 
 /// `[ZONE.]FSID.efs.REGION.SUFFIX`, if `host` is one, SUFFIX being the region's.
-fn efs_name(host: &str) -> Option<DeviceKind> {
+pub(super) fn efs_name(host: &str) -> Option<DeviceKind> {
     let host = host.strip_suffix('.').unwrap_or(host);
     let (zone, rest) = match host.split_once('.')? {
         (first, _) if is_fs_id(first) => (None, host),
@@ -454,18 +430,6 @@ mod tests {
             parsed("fs-f223e6bb.efs.cn-north-1.amazonaws.com").kind,
             DeviceKind::Host
         );
-    }
-
-    #[test]
-    fn a_file_system_id_becomes_the_name_of_its_region() {
-        let located = parsed("fs-f223e6bb:/d").locate(Some("eu-west-1"));
-        let located = located.unwrap_or_else(|why| panic!("{why}"));
-        assert_eq!(located.host, "fs-f223e6bb.efs.eu-west-1.amazonaws.com");
-        assert_eq!(located.spec, "fs-f223e6bb:/d");
-        let malformed = parsed("fs-f223e6bb").locate(Some("EU WEST"));
-        assert_eq!(malformed, Err(RegionError::Malformed("EU WEST".to_owned())));
-        // A host needs none.
-        assert_eq!(parsed("h").locate(Some("EU WEST")), Ok(parsed("h")));
     }
 
     #[test]

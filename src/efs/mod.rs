@@ -1,14 +1,39 @@
 //! Where the server is and how to connect to it.
 //!
-//! [`device`] reads what the user wrote, [`region`] completes a bare file
-//! system id to a DNS name, [`resolve`] turns names into addresses and
-//! [`connector`] into connections. Nothing here speaks NFS, and nothing but
-//! [`resolve`] and [`connector`] touches the network.
+//! ```text
+//! device, settings     what the user wrote, and whether it fits together (pure)
+//!   └─► target         the names: region, imds, DNS alias
+//!         └─► resolve, mount_targets     the addresses, anew at every connection
+//! connector            TCP and, where wanted, TLS; asks all of them
+//!   ├─► tls            whom to believe
+//!   └─► identity       the client certificate of the next connection
+//!         ├─► credentials                of the IAM principal
+//!         └─► certificate, sigv4, der    byte for byte as EFS wants it
+//! problem              every cause of failure with words and remedy
+//! ```
+//!
+//! Nothing here speaks NFS. Keys, tokens and secrets are in memory only and
+//! have no `Debug` form.
 
+mod certificate;
+pub mod clock;
 pub mod connector;
+mod credentials;
+mod der;
 pub mod device;
+mod http;
+pub mod identity;
+pub mod imds;
+pub mod mount_targets;
+pub mod problem;
 pub mod region;
 pub mod resolve;
+pub mod settings;
+mod sigv4;
+pub mod target;
+pub mod tls;
 
-pub use connector::TcpConnector;
+pub use connector::{ServerConnector, TcpConnector};
 pub use device::Device;
+pub use problem::Problem;
+pub use settings::Settings;

@@ -1,49 +1,18 @@
 //! The AWS region of a bare file system id, and the DNS names of a region.
 //!
 //! The region is that of the file system, not of this machine: it becomes part
-//! of the server's name. Order: `-o region=`, `AWS_REGION`,
-//! `AWS_DEFAULT_REGION`. A variable that is set but empty counts as unset.
-
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
-
-use aws_config::environment::region::EnvironmentVariableRegionProvider;
-use aws_config::meta::region::ProvideRegion;
+//! of the server's name and of the signature. Order: `-o region=`,
+//! `AWS_REGION`, `AWS_DEFAULT_REGION`, the region this machine is in by its
+//! instance metadata. A variable that is set but empty counts as unset.
 
 /// The longest region name; AWS's own are at most 16 characters.
 const MAX_LEN: usize = 32;
 
-/// Finds the region: `option` (of `-o region=`) wins, then the environment.
-/// `None` if neither names one.
-pub fn find(option: Option<&str>) -> Option<String> {
-    let option = option.filter(|name| !name.is_empty()).map(str::to_owned);
-    option.or_else(|| {
-        let provided = provided();
-        first_non_empty(provided, || std::env::var("AWS_DEFAULT_REGION").ok())
-    })
-}
-
-/// What aws-config reads from `AWS_REGION` and `AWS_DEFAULT_REGION`. Its future
-/// is ready at once (it only reads variables), so no runtime is needed; one
-/// that were not would count as no region.
-fn provided() -> Option<String> {
-    let provider = EnvironmentVariableRegionProvider::new();
-    let region = pin!(provider.region());
-    match region.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(region) => region.map(|region| region.as_ref().to_owned()),
-        Poll::Pending => None,
-    }
-}
-
-/// aws-config takes an empty `AWS_REGION` for an answer; to us it is none, and
-/// the variable behind it gets its turn.
-fn first_non_empty(
-    provided: Option<String>,
-    default: impl FnOnce() -> Option<String>,
-) -> Option<String> {
-    provided
-        .filter(|name| !name.is_empty())
-        .or_else(|| default().filter(|name| !name.is_empty()))
+/// The region that the variables `env` name, if they name one.
+pub fn of_env(env: impl Fn(&str) -> Option<String>) -> Option<String> {
+    ["AWS_REGION", "AWS_DEFAULT_REGION"]
+        .iter()
+        .find_map(|name| env(name).filter(|region| !region.is_empty()))
 }
 
 /// Whether `name` can be a region: letters, digits and hyphens in lower case,
@@ -79,24 +48,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_option_wins_over_the_environment() {
-        assert_eq!(find(Some("eu-north-1")).as_deref(), Some("eu-north-1"));
-    }
-
-    #[test]
     fn a_variable_that_is_set_but_empty_counts_as_unset() {
-        let default = || Some("eu-west-1".to_owned());
-        let some = |text: &str| Some(text.to_owned());
-        assert_eq!(
-            first_non_empty(some(""), default).as_deref(),
-            Some("eu-west-1")
-        );
-        assert_eq!(
-            first_non_empty(some("us-east-2"), default).as_deref(),
-            Some("us-east-2")
-        );
-        assert_eq!(first_non_empty(None, || some("")), None);
-        assert_eq!(first_non_empty(None, || None), None);
+        let of = |region: &'static str, default: &'static str| {
+            of_env(move |name| {
+                let value = if name == "AWS_REGION" {
+                    region
+                } else {
+                    default
+                };
+                Some(value.to_owned())
+            })
+        };
+        assert_eq!(of("", "eu-west-1").as_deref(), Some("eu-west-1"));
+        assert_eq!(of("us-east-2", "eu-west-1").as_deref(), Some("us-east-2"));
+        assert_eq!(of("", ""), None);
+        assert_eq!(of_env(|_| None), None);
     }
 
     #[test]

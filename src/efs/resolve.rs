@@ -46,17 +46,76 @@ impl From<ResolveError> for io::Error {
 }
 
 /// The addresses of `host` (a name or an address, IPv6 with its zone but
-/// without brackets), in the order the system prefers.
+/// without brackets), in the order the system prefers,
+/// but the families by turns, so that one without a route holds up nothing
+/// (RFC 8305 section 4). A name that is not found is looked for once more with
+/// a dot at its end, which no search domain is appended to.
 ///
 /// # Errors
 /// See [`ResolveError`].
 pub async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ResolveError> {
-    let answer = timeout(PATIENCE, lookup(host, port)).await;
-    let mut addresses = answer.map_err(|_| ResolveError::Silent {
+    let answer = timeout(PATIENCE, async {
+        match lookup(host, port).await {
+            Err(why) if host.contains('.') && !host.ends_with('.') => {
+                lookup(&format!("{host}."), port).await.map_err(|_| why)
+            }
+            answer => answer,
+        }
+    });
+    let addresses = answer.await.map_err(|_| ResolveError::Silent {
         host: host.to_owned(),
     })??;
-    addresses.truncate(MAX_ADDRESSES);
-    Ok(addresses)
+    Ok(by_turns(addresses))
+}
+
+/// The first stays the first; then one of the other family, and so on.
+pub(super) fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_family = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (ours, others): (Vec<_>, Vec<_>) = addresses
+        .into_iter()
+        .partition(|address| address.is_ipv6() == first_family);
+    let (mut ours, mut others) = (ours.into_iter(), others.into_iter());
+    let mut turns = Vec::new();
+    loop {
+        let pair = [ours.next(), others.next()];
+        if pair == [None, None] || turns.len() >= MAX_ADDRESSES {
+            return turns;
+        }
+        turns.extend(pair.into_iter().flatten());
+    }
+}
+
+/// The name that `host` is an alias of (DNS CNAME), if the resolver says so.
+pub async fn canonical_name(host: &str) -> Option<String> {
+    let host = host.to_owned();
+    let asked = tokio::task::spawn_blocking(move || ask_canonical_name(&host));
+    timeout(PATIENCE, asked).await.ok()?.ok()?
+}
+
+fn ask_canonical_name(host: &str) -> Option<String> {
+    let name = std::ffi::CString::new(host).ok()?;
+    // SAFETY: all-zero is a valid addrinfo of hints.
+    let mut hints: libc::addrinfo = unsafe { std::mem::zeroed() };
+    hints.ai_flags = libc::AI_CANONNAME;
+    hints.ai_socktype = libc::SOCK_STREAM;
+    let mut found = std::ptr::null_mut();
+    // SAFETY: name and hints live through the call, which fills in `found`.
+    let status =
+        unsafe { libc::getaddrinfo(name.as_ptr(), std::ptr::null(), &hints, &raw mut found) };
+    if status != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: the list is ours until it is freed; a name in it is a C string.
+    let canonical = unsafe {
+        let first = &*found;
+        (!first.ai_canonname.is_null()).then(|| {
+            let name = std::ffi::CStr::from_ptr(first.ai_canonname);
+            name.to_string_lossy().into_owned()
+        })
+    };
+    // SAFETY: it came from getaddrinfo and is not used any more.
+    unsafe { libc::freeaddrinfo(found) };
+    canonical.map(|name| name.trim_end_matches('.').to_ascii_lowercase())
 }
 
 async fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, ResolveError> {
@@ -100,6 +159,29 @@ mod tests {
             "{six:?}"
         );
         Ok(())
+    }
+
+    #[test]
+    fn families_take_turns_and_the_resolvers_first_stays_the_first() {
+        let of = |texts: &[&str]| -> Vec<SocketAddr> {
+            let parse = |text: &&str| text.parse().unwrap_or_else(|why| panic!("{text}: {why}"));
+            texts.iter().map(parse).collect()
+        };
+        assert_eq!(
+            by_turns(of(&[
+                "[::1]:1",
+                "[::2]:1",
+                "1.1.1.1:1",
+                "2.2.2.2:1",
+                "3.3.3.3:1"
+            ])),
+            of(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "3.3.3.3:1"])
+        );
+        assert_eq!(
+            by_turns(of(&["1.1.1.1:1", "2.2.2.2:1"])),
+            of(&["1.1.1.1:1", "2.2.2.2:1"])
+        );
+        assert_eq!(by_turns(vec![]), vec![]);
     }
 
     #[tokio::test]

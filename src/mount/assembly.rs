@@ -16,13 +16,13 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::daemon::Ready;
-use super::error::MountError;
+use super::error::{Asked, MountError};
 use super::launch::MountRequest;
 use super::options::{CacheTimes, LocksOf, MountOptions, NameCache, Patience};
 use super::registry::{Entry, Registry};
 use super::signals::Shutdown;
 use super::watchdog;
-use crate::efs::TcpConnector;
+use crate::efs::{Problem, ServerConnector};
 use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions, Unmount};
 use crate::nfs::proto::ops::Op;
 use crate::nfs::proto::status::Status;
@@ -65,17 +65,25 @@ pub async fn run(
 ) -> Result<(), MountError> {
     let shutdown = Shutdown::on_signals()
         .map_err(|why| MountError::system("installing signal handlers", why))?;
+    let connector = Arc::new(ServerConnector::new(
+        request.device.clone(),
+        request.options.server.clone(),
+    ));
     let (client, sent) = tokio::select! {
-        connected = connect_patiently(&request, &metrics) => connected?,
+        connected = connect_patiently(&request, &connector, &metrics) => connected?,
         () = shutdown.asked() => return Err(MountError::interrupted()),
     };
-    let outcome = serve(&request, &client, sent, &metrics, ready, &shutdown).await;
+    let outcome = serve(
+        &request, &connector, &client, sent, &metrics, ready, &shutdown,
+    )
+    .await;
     client.shut_down(FAREWELL).await;
     outcome
 }
 
 async fn serve(
     request: &MountRequest,
+    connector: &Arc<ServerConnector>,
     client: &Arc<Client>,
     sent: Instant,
     metrics: &Arc<Metrics>,
@@ -117,7 +125,7 @@ async fn serve(
     };
     let running = Arc::new(running);
     watchdog::start(&running);
-    let published = publish(request, client, &vfs, metrics);
+    let published = publish(request, connector, client, &vfs, metrics);
     if let Err(why) = &published {
         tracing::warn!("stats and status will not find this mount: {why}");
     }
@@ -176,22 +184,22 @@ pub async fn connect_only(
     request: &MountRequest,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Client>, MountError> {
-    let (client, _) = connect_patiently(request, metrics).await?;
+    let connector = Arc::new(ServerConnector::new(
+        request.device.clone(),
+        request.options.server.clone(),
+    ));
+    let (client, _) = connect_patiently(request, &connector, metrics).await?;
     Ok(client)
 }
 
 /// Connects as often and as long as the options say.
 async fn connect_patiently(
     request: &MountRequest,
+    connector: &Arc<ServerConnector>,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Client>, Instant), MountError> {
     let patience = request.options.patience;
     let begun = Instant::now();
-    let connector = Arc::new(TcpConnector::new(
-        request.device.host.clone(),
-        request.options.port,
-    ));
-    let peer = crate::rpc::transport::Connector::peer(&*connector);
     let mut told = begun;
     loop {
         let rest = patience
@@ -204,8 +212,16 @@ async fn connect_patiently(
                 rest.map_or(PROGRESS, |rest| rest.min(PROGRESS))
             }
         };
-        let attempt = connect(request, Arc::clone(&connector) as _, &peer, metrics);
-        let error = match tokio::time::timeout(time, attempt).await {
+        let attempt = connect(request, connector, metrics);
+        let attempt = tokio::time::timeout(time, attempt).await;
+        let peer = crate::rpc::transport::Connector::peer(&**connector);
+        // In the foreground the log has said it on stderr already.
+        for warning in connector.take_warnings() {
+            if !request.foreground {
+                eprintln!("efs-fuse: warning: {warning}");
+            }
+        }
+        let error = match attempt {
             Ok(Ok(connected)) => return Ok(connected),
             Ok(Err(error)) => error,
             Err(_) => MountError::silent(&peer, begun.elapsed()),
@@ -235,8 +251,7 @@ fn is_passing(error: &MountError) -> bool {
 
 async fn connect(
     request: &MountRequest,
-    connector: Arc<dyn crate::rpc::transport::Connector>,
-    peer: &str,
+    connector: &Arc<ServerConnector>,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Client>, Instant), MountError> {
     let config = ClientConfig {
@@ -246,46 +261,97 @@ async fn connect(
         rsize: request.options.rsize,
         wsize: request.options.wsize,
     };
-    let client = Client::connect(connector, config, Arc::clone(metrics))
-        .await
-        .map_err(|error| match error {
-            ConnectError::Io(why) => MountError::connecting(peer, &why),
-            ConnectError::NotNfs { .. } => MountError::not_nfs(peer),
-            ConnectError::Nfs(error) => refused(peer, &error),
-        })?;
+    let client = Client::connect(Arc::clone(connector) as _, config, Arc::clone(metrics)).await;
     let sent = Instant::now();
-    let found = find_root(request, &client).await;
-    match found {
-        Ok(()) => Ok((client, sent)),
-        Err(error) => {
-            client.shut_down(FAREWELL).await;
-            Err(error)
+    let error = match client {
+        Ok(client) => match find_root(&request.device.path, &client).await {
+            Ok(()) => return Ok((client, sent)),
+            Err(error) => {
+                client.shut_down(FAREWELL).await;
+                error
+            }
+        },
+        Err(error) => Unwelcome::Client(error),
+    };
+    Err(explain(error, &request.device.path, connector).await)
+}
+
+/// Why a server that can be reached is no use.
+#[derive(Debug)]
+pub enum Unwelcome {
+    /// No session.
+    Client(ConnectError),
+    /// The directory is not ours to see.
+    Root(NfsError),
+    /// It is no directory.
+    NoDirectory,
+}
+
+/// The words for it. Where the server denies access, this machine's clock is
+/// compared first.
+pub async fn explain(error: Unwelcome, path: &str, connector: &ServerConnector) -> MountError {
+    let peer = crate::rpc::transport::Connector::peer(connector);
+    let error = match error {
+        Unwelcome::Client(ConnectError::Io(why)) => return MountError::connecting(&peer, &why),
+        Unwelcome::Client(ConnectError::NotNfs { garbled, cause, .. }) => {
+            return match cause.as_deref().and_then(Problem::of) {
+                Some(problem) => problem.clone().into(),
+                None if connector.uses_tls() && !garbled => MountError::hung_up(&peer),
+                None => MountError::not_nfs(&peer),
+            };
         }
+        Unwelcome::NoDirectory => return MountError::not_a_directory(path),
+        Unwelcome::Client(ConnectError::Nfs(error)) => {
+            if !is_denial(&error) || !connector.asked().0.is_efs() {
+                return refused(&peer, &error);
+            }
+            error
+        }
+        Unwelcome::Root(error) => error,
+    };
+    if is_denial(&error) {
+        let (device, settings) = connector.asked();
+        let asked = Asked {
+            efs: device.is_efs(),
+            tls: connector.uses_tls(),
+            iam: settings.iam,
+            access_point: settings.access_point.as_deref(),
+            skew: match settings.iam {
+                true => connector.clock_skew().await,
+                false => None,
+            },
+        };
+        return MountError::denied(path, &asked);
+    }
+    match error.status() {
+        Some(Status::NOENT) => MountError::no_directory(path),
+        Some(Status::NOTDIR | Status::SYMLINK) => MountError::not_a_directory(path),
+        _ => MountError::mount("mounting", error),
     }
 }
 
-async fn find_root(request: &MountRequest, client: &Arc<Client>) -> Result<(), MountError> {
-    let path = &request.device.path;
+fn is_denial(error: &NfsError) -> bool {
+    matches!(
+        error.status(),
+        Some(Status::ACCESS | Status::PERM | Status::WRONGSEC)
+    )
+}
+
+/// Finds the directory to mount and reads it, which is the promise of a mount
+/// that succeeds.
+///
+/// # Errors
+/// It cannot be read, or is no directory.
+pub async fn find_root(path: &str, client: &Arc<Client>) -> Result<(), Unwelcome> {
     let cred = Credential::of_process();
-    let explain = |error: NfsError| match error.status() {
-        Some(Status::NOENT) => MountError::no_directory(path),
-        Some(Status::NOTDIR | Status::SYMLINK) => MountError::not_a_directory(path),
-        Some(Status::ACCESS | Status::PERM | Status::WRONGSEC) => MountError::denied(path),
-        _ => MountError::mount("mounting", error),
-    };
-    client
-        .find_root(&cred, path.as_bytes())
-        .await
-        .map_err(explain)?;
+    let found = client.find_root(&cred, path.as_bytes()).await;
+    found.map_err(Unwelcome::Root)?;
     let fs = client.fs();
     if crate::vfs::attr::kind_of(fs.root_attrs.kind) != FileKind::Directory {
-        return Err(MountError::not_a_directory(path));
+        return Err(Unwelcome::NoDirectory);
     }
-    // The promise of a mount that succeeds.
-    client
-        .read_dir(&cred, &fs.root, 0, [0; 8])
-        .await
-        .map_err(explain)?;
+    let read = client.read_dir(&cred, &fs.root, 0, [0; 8]).await;
+    read.map_err(Unwelcome::Root)?;
     Ok(())
 }
 
@@ -326,7 +392,7 @@ fn identity(request: &MountRequest) -> io::Result<Identity> {
         link("/proc/self/ns/net"),
         link("/proc/self/ns/mnt"),
         request.device.spec,
-        request.options.port,
+        request.options.server.port,
         request.mountpoint.display(),
     );
     let mut verifier = [0; 8];
@@ -394,6 +460,7 @@ fn is_root() -> bool {
 /// lives.
 fn publish(
     request: &MountRequest,
+    connector: &Arc<ServerConnector>,
     client: &Arc<Client>,
     vfs: &Arc<Vfs>,
     metrics: &Arc<Metrics>,
@@ -411,10 +478,14 @@ fn publish(
     entry.options.clone_from(&request.written);
     let since = entry.since;
     let registration = Registry::of_user().register(&entry)?;
-    let (client, vfs) = (Arc::clone(client), Arc::clone(vfs));
+    let (client, vfs, connector) = (Arc::clone(client), Arc::clone(vfs), Arc::clone(connector));
     let (device, mountpoint) = (request.device.spec.clone(), request.mountpoint.clone());
     let counted = Arc::clone(metrics);
-    let status = move || status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
+    let status = move || {
+        let mut status = status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
+        (status["tls"], status["iam"]) = security(&connector);
+        status
+    };
     let status: control::StatusFn = Arc::new(status);
     let endpoint = request.options.metrics.as_ref();
     let endpoint =
@@ -449,6 +520,28 @@ fn serve_metrics(
             None
         }
     }
+}
+
+/// What `efs-fuse status` shows of TLS and of who we are.
+fn security(connector: &ServerConnector) -> (Value, Value) {
+    let tls = connector.agreed().map(|agreed| {
+        let shown = connector.identity();
+        json!({
+            "version": agreed.version,
+            "cipher": agreed.cipher,
+            "certificates_made": shown.as_ref().map(|shown| shown.certificates),
+            "certificate_made_at": shown.map(|shown| crate::telemetry::log::utc(shown.made)),
+        })
+    });
+    let settings = connector.asked().1;
+    let point = settings.access_point.as_deref();
+    let iam = (settings.iam || point.is_some()).then(|| {
+        json!({
+            "access_key_id": connector.identity().and_then(|shown| shown.access_key_id),
+            "access_point": point,
+        })
+    });
+    (json!(tls), json!(iam))
 }
 
 /// What `efs-fuse status` shows of one mount.

@@ -9,12 +9,33 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::efs::Problem;
+
 /// Exit status: arguments, options, device; not our mount.
 pub const USAGE: u8 = 1;
 /// Exit status: no /dev/fuse, not permitted, no fork.
 pub const SYSTEM: u8 = 2;
 /// Exit status: everything else on the way of a mount.
 pub const MOUNT: u8 = 32;
+
+/// A clock that is off by so many seconds is worth saying. Signatures may be
+/// 15 minutes old.
+const SKEW: i64 = 300;
+
+/// How a mount asked for what it was denied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Asked<'a> {
+    /// The server is EFS.
+    pub efs: bool,
+    /// By TLS.
+    pub tls: bool,
+    /// With an IAM identity.
+    pub iam: bool,
+    /// Through this access point.
+    pub access_point: Option<&'a str>,
+    /// Seconds that this machine's clock is ahead of AWS's, if that is known.
+    pub skew: Option<i64>,
+}
 
 /// A failure, as its line on stderr says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,9 +125,12 @@ impl MountError {
         }
     }
 
-    /// No connection to `peer` (`HOST:PORT`); `why` as `efs::TcpConnector`
+    /// No connection to `peer` (`HOST:PORT`); `why` as `efs::ServerConnector`
     /// gives it.
     pub fn connecting(peer: &str, why: &io::Error) -> Self {
+        if let Some(problem) = Problem::of(why) {
+            return problem.clone().into();
+        }
         let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
         let error = || Self::mount(format_args!("connecting to {peer}"), why);
         match why.kind() {
@@ -167,17 +191,73 @@ impl MountError {
     }
 
     /// The server does not let us at the directory.
-    pub fn denied(path: &str) -> Self {
+    pub fn denied(path: &str, asked: &Asked<'_>) -> Self {
+        let Asked {
+            efs,
+            tls,
+            iam,
+            access_point,
+            skew,
+        } = *asked;
+        let denied = format!("access to {path} denied by the server");
+        let error = |why: String| Self::mount("mounting", format_args!("{denied}{why}"));
+        if let Some(skew) = skew.filter(|skew| skew.abs() >= SKEW) {
+            let direction = if skew > 0 { "ahead of" } else { "behind" };
+            let why = format!(
+                ", and the clock of this machine is {} s {direction} that of AWS",
+                skew.abs()
+            );
+            return error(why).remedy("set the clock (timedatectl, chronyc tracking)");
+        }
+        let point = access_point.map(|point| {
+            format!(
+                "check that access point {point} exists, is of this file system, and that its root directory exists \
+                 or may be created (aws efs describe-access-points)"
+            )
+        });
+        match (efs, tls, iam, point) {
+            (false, ..) => error(String::new())
+                .remedy("check the export's client list, its root squashing and the file system policy"),
+            (true, false, ..) => error(", without TLS, which the file system policy may demand".to_owned())
+                .remedy("leave out notls; and add iam if the policy names principals"),
+            (true, true, false, None) => error(", to a client without IAM identity".to_owned())
+                .remedy("add iam: the file system policy may demand it; and if it is about an access point, accesspoint="),
+            (true, true, false, Some(point)) => error(", to a client without IAM identity".to_owned())
+                .remedy(format_args!("{point}; and add iam if the file system policy demands it")),
+            (true, true, true, None) => error(" to this IAM principal".to_owned()).remedy(
+                "allow it elasticfilesystem:ClientMount on the file system (file system policy and IAM policies; \
+                 aws sts get-caller-identity says who it is)",
+            ),
+            (true, true, true, Some(point)) => error(" to this IAM principal".to_owned()).remedy(format_args!(
+                "{point}, and allow the principal elasticfilesystem:ClientMount on it"
+            )),
+        }
+    }
+
+    /// The server accepts TLS and then hangs up without a word.
+    pub fn hung_up(peer: &str) -> Self {
         Self::mount(
             "mounting",
-            format_args!("access to {path} denied by the server"),
+            format_args!("{peer} ends every connection right after the TLS handshake"),
         )
-        .remedy("check the export's client list, its root squashing and the file system policy")
+        .remedy(
+            "check that an NFS server is behind it; if it is EFS, the file system id, accesspoint=, iam, and the clock",
+        )
     }
 
     /// A signal ended mounting before it was done.
     pub fn interrupted() -> Self {
         Self::mount("mounting", "interrupted by a signal")
+    }
+}
+
+impl From<Problem> for MountError {
+    fn from(problem: Problem) -> Self {
+        let error = Self::mount(problem.what, problem.why);
+        match problem.remedy {
+            Some(remedy) => error.remedy(remedy),
+            None => error,
+        }
     }
 }
 
@@ -221,6 +301,67 @@ mod tests {
             MountError::mounting(on, &io::Error::from_raw_os_error(libc::EBUSY)).status,
             MOUNT
         );
+    }
+
+    #[test]
+    fn each_way_of_being_denied_has_its_own_line() {
+        let plain = Asked {
+            efs: true,
+            ..Asked::default()
+        };
+        let tls = Asked { tls: true, ..plain };
+        let iam = Asked { iam: true, ..tls };
+        let point = Some("fsap-0123456789abcdef0");
+        let cases = [
+            (Asked::default(), "client list"),
+            (plain, "leave out notls"),
+            (tls, "add iam"),
+            (
+                Asked {
+                    access_point: point,
+                    ..tls
+                },
+                "access point fsap-0123456789abcdef0",
+            ),
+            (iam, "elasticfilesystem:ClientMount on the file system"),
+            (
+                Asked {
+                    access_point: point,
+                    ..iam
+                },
+                "elasticfilesystem:ClientMount on it",
+            ),
+            (
+                Asked {
+                    skew: Some(-900),
+                    ..iam
+                },
+                "set the clock",
+            ),
+        ];
+        let mut lines: Vec<_> = cases
+            .iter()
+            .map(|(asked, words)| {
+                let line = MountError::denied("/", asked).to_string();
+                assert!(line.contains(words), "{line}");
+                assert!(line.contains("access to / denied by the server"), "{line}");
+                line
+            })
+            .collect();
+        assert!(lines[6].contains("900 s behind"), "{}", lines[6]);
+        lines.sort_unstable();
+        lines.dedup();
+        assert_eq!(lines.len(), cases.len());
+        // A small skew is none.
+        let line = MountError::denied(
+            "/",
+            &Asked {
+                skew: Some(60),
+                ..iam
+            },
+        )
+        .to_string();
+        assert!(!line.contains("clock"), "{line}");
     }
 
     #[test]

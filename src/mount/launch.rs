@@ -11,7 +11,8 @@ use super::error::{MOUNT, MountError};
 use super::memory;
 use super::options::MountOptions;
 use super::registry::Registry;
-use crate::efs::device::Device;
+use super::secrecy;
+use crate::efs::{Device, Settings};
 use crate::privilege;
 use crate::telemetry::{Metrics, log};
 
@@ -69,6 +70,25 @@ fn report(announcer: &Announcer, error: MountError) -> i32 {
     status
 }
 
+/// What must be done before a process with one thread connects: no core dumps
+/// where there will be keys, and the network namespace of `netns=`.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn confine(device: &Device, server: &Settings) -> Result<(), MountError> {
+    if server.uses_tls(device) {
+        secrecy::no_core_dumps()
+            .map_err(|why| MountError::system("switching core dumps off", why))?;
+    }
+    match &server.netns {
+        Some(namespace) => secrecy::enter_network(namespace).map_err(|why| {
+            let what = format!("entering the network namespace {}", namespace.display());
+            MountError::system(what, why).remedy("a path such as /run/netns/NAME, as root")
+        }),
+        None => Ok(()),
+    }
+}
+
 fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError> {
     memory::tune();
     let destination =
@@ -80,6 +100,7 @@ fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError>
             None => error.remedy("-o log=FILE"),
         }
     })?;
+    confine(&request.device, &request.options.server)?;
     // Before the first thread, which all others would inherit from.
     if let Err(why) = privilege::reduce() {
         tracing::warn!(%why, "running with more privileges than needed");

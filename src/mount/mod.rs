@@ -24,6 +24,7 @@ pub mod place;
 pub mod process;
 pub mod registry;
 pub mod remount;
+pub mod secrecy;
 pub mod signals;
 pub mod unmount;
 pub mod watchdog;

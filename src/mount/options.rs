@@ -7,10 +7,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::efs::Settings;
 use crate::telemetry::serve::Address;
 
-/// The NFS port (RFC 8881 section 2.9.3).
-pub const DEFAULT_PORT: u16 = 2049;
 /// The largest READ and WRITE asked for, and the largest that FUSE carries in
 /// one request. EFS grants as much.
 pub const MAX_IO: u32 = 1 << 20;
@@ -129,8 +128,8 @@ pub enum Atime {
 pub struct MountOptions {
     /// `ro`: nothing can be changed through this mount.
     pub read_only: bool,
-    /// `port=`: the server's TCP port.
-    pub port: u16,
+    /// How to find the server and to talk to it: `port=`, `tls`, `iam`, …
+    pub server: Settings,
     /// `mount_timeout=`, `wait=`.
     pub patience: Patience,
     /// `rsize=`: most bytes of a READ. [`MIN_IO`]`..=`[`MAX_IO`], multiple of 1024.
@@ -150,10 +149,6 @@ pub struct MountOptions {
     pub fuse_threads: usize,
     /// `max_requests=`: session slots to ask the server for, at least 1.
     pub max_requests: u32,
-    /// `region=`, for a bare file system id.
-    pub region: Option<String>,
-    /// `notls`: the user accepts an unencrypted connection to a file system id.
-    pub notls: bool,
     /// `timeo=`: how long a call may take before its connection is suspected;
     /// a hint, `None` for our own judgement.
     pub timeo: Option<Duration>,
@@ -189,7 +184,7 @@ impl Default for MountOptions {
     fn default() -> Self {
         Self {
             read_only: false,
-            port: DEFAULT_PORT,
+            server: Settings::default(),
             patience: Patience::GiveUpAfter(Duration::from_secs(30)),
             rsize: MAX_IO,
             wsize: MAX_IO,
@@ -199,8 +194,6 @@ impl Default for MountOptions {
             write_window: 64 << 20,
             fuse_threads: default_fuse_threads(),
             max_requests: 64,
-            region: None,
-            notls: false,
             timeo: None,
             retrans: None,
             debug: false,

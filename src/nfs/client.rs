@@ -224,6 +224,7 @@ impl Client {
                 return Err(ConnectError::NotNfs {
                     garbled: link.garbled,
                     why: link.last_error.unwrap_or_default(),
+                    cause: link.cause,
                 });
             }
         };
@@ -690,5 +691,7 @@ pub enum ConnectError {
         garbled: bool,
         /// How the last connection ended.
         why: String,
+        /// The same for programs.
+        cause: Option<Arc<std::io::Error>>,
     },
 }

@@ -77,6 +77,8 @@ pub struct Link {
     pub fruitless: u32,
     /// Why the last one ended, or could not be made.
     pub last_error: Option<String>,
+    /// The same for programs.
+    pub cause: Option<Arc<io::Error>>,
     /// What came over it was no RPC.
     pub garbled: bool,
 }
@@ -117,6 +119,7 @@ impl Channel {
                 connections: 1,
                 fruitless: 0,
                 last_error: None,
+                cause: None,
                 garbled: false,
             }),
             heard: Mutex::new(Instant::now()),
@@ -236,6 +239,7 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
             link.fruitless = if useful { 0 } else { link.fruitless + 1 };
             link.garbled = ended.kind() == io::ErrorKind::InvalidData;
             link.last_error = Some(ended.to_string());
+            link.cause = Some(Arc::new(ended));
         });
         shared.metrics.reconnects.inc();
     }

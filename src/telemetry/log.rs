@@ -20,7 +20,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, FilterFn};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -87,7 +87,7 @@ pub fn init(destination: &Destination, debug: bool) -> io::Result<()> {
         destination,
     )?;
     let (filter, handle) = reload::Layer::new(filter);
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(discreet());
     let installed = match destination {
         Destination::Nowhere => return Ok(()),
         Destination::Journal => {
@@ -159,6 +159,32 @@ fn nowhere() -> io::Error {
     io::Error::other(
         "this mount has no log: it was mounted without -o log=FILE, and no journal listens",
     )
+}
+
+/// Libraries that see secrets (requests and answers with credentials, headers,
+/// handshakes) and would write them into a debug log. However loud `RUST_LOG`
+/// makes everything, of these only warnings are heard.
+const SEE_SECRETS: [&str; 9] = [
+    "aws_",
+    "hyper",
+    "h2",
+    "rustls",
+    "tokio_rustls",
+    "tower",
+    "http",
+    "credentials",
+    "sts",
+];
+
+fn discreet() -> FilterFn<impl Fn(&tracing::Metadata<'_>) -> bool> {
+    FilterFn::new(|event| {
+        let sees_secrets = SEE_SECRETS
+            .iter()
+            .any(|start| event.target().starts_with(start));
+        !sees_secrets || *event.level() <= Level::WARN
+    })
+    // Nothing is cached that it says: it depends on nothing else.
+    .with_max_level_hint(Level::TRACE)
 }
 
 fn filter(rust_log: Option<&str>, debug: bool, destination: &Destination) -> io::Result<EnvFilter> {

@@ -1,17 +1,20 @@
 //! The integration tests: one binary, so that it links once.
 //!
 //! `peer` is a scripted NFSv4.1 server in memory (no root, no network);
+//! `lookalike` is an EFS file system and the AWS around it;
 //! `fixtures` starts real servers and real mounts (root, /dev/fuse, nfs-ganesha).
 
 mod applications;
 mod bad_input;
 mod consistency;
 mod copies;
+mod efs;
 mod faults;
 mod fixtures;
 mod home;
 mod hostile;
 mod lifecycle;
+mod lookalike;
 mod model;
 mod operations;
 mod peer;

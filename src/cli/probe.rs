@@ -1,0 +1,134 @@
+//! What `doctor --probe` finds out about a server: its limits, and how it
+//! treats what the protocol leaves open. It makes one file in the root of the
+//! mount and removes it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use crate::efs::ServerConnector;
+use crate::nfs::calls::HowToOpen;
+use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
+use crate::nfs::proto::types::Stable;
+use crate::nfs::{Client, NfsError};
+use crate::rpc::auth::Credential;
+
+const ROUNDS: u32 = 20;
+
+/// Everything that could be found out; what failed says why.
+pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> Value {
+    let mut found = Map::new();
+    let mut say = |name: &str, value: Value| {
+        found.insert(name.to_owned(), value);
+    };
+    if let Some(agreed) = connector.agreed() {
+        say(
+            "tls",
+            json!(format!("{} {}", agreed.version, agreed.cipher)),
+        );
+    }
+    let info = client.session_info();
+    say("slots", json!(info.slots));
+    say("operations_per_compound", json!(info.max_ops));
+    say("lease_s", json!(info.lease));
+    let fs = client.fs();
+    say("rsize", json!(fs.rsize));
+    say("wsize", json!(fs.wsize));
+    say("longest_name", json!(fs.max_name));
+    let supported: Vec<u32> = (0..96).filter(|number| fs.supported.has(*number)).collect();
+    say("supported_attributes", json!(supported));
+    say("handle_bytes", json!(fs.root.as_bytes().len()));
+    match times(client).await {
+        Ok((getattr, readdir)) => {
+            say("getattr_median_us", json!(getattr));
+            say("readdir_us", json!(readdir));
+        }
+        Err(why) => say("getattr", json!(why.to_string())),
+    }
+    match writing(client).await {
+        Ok(more) => found.extend(more),
+        Err(why) => {
+            found.insert("writing".to_owned(), json!(why.to_string()));
+        }
+    }
+    Value::Object(found)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+async fn times(client: &Arc<Client>) -> Result<(u64, u64), NfsError> {
+    let cred = Credential::of_process();
+    let root = client.fs().root.clone();
+    let mut all = Vec::new();
+    for _ in 0..ROUNDS {
+        let begun = Instant::now();
+        client.get_attrs(&cred, &root).await?;
+        all.push(micros(begun.elapsed()));
+    }
+    all.sort_unstable();
+    let begun = Instant::now();
+    client.read_dir(&cred, &root, 0, [0; 8]).await?;
+    Ok((all[all.len() / 2], micros(begun.elapsed())))
+}
+
+/// WRITE, COMMIT, the change attribute, and a file without a name.
+async fn writing(client: &Arc<Client>) -> Result<Map<String, Value>, NfsError> {
+    let cred = Credential::of_process();
+    let root = client.fs().root.clone();
+    let name = format!(".efs-fuse-probe-{}", std::process::id()).into_bytes();
+    let access = ACCESS_READ | ACCESS_WRITE;
+    let made = client
+        .create(&cred, &root, &name, access, 0o600, HowToOpen::Exclusive)
+        .await?;
+    let open = made.open;
+    let mut found = Map::new();
+    let mut say = |name: &str, value: Value| {
+        found.insert(name.to_owned(), value);
+    };
+    say("preserves_unlinked", json!(made.preserves_unlinked));
+    // Whatever comes of it, the file goes.
+    let tried: Result<(), NfsError> = async {
+        let data = [Bytes::from_static(&[7; 4096])];
+        let begun = Instant::now();
+        let one = client
+            .write(&open, open.fence(), 0, Stable::Unstable, &data)
+            .await?;
+        say("write_4k_us", json!(micros(begun.elapsed())));
+        say(
+            "unstable_write_is",
+            json!(format!("{:?}", one.result.committed)),
+        );
+        let two = client
+            .write(&open, open.fence(), 4096, Stable::Unstable, &data)
+            .await?;
+        let changes = [one.moved.after.as_ref(), two.moved.after.as_ref()];
+        if let [Some(one), Some(two)] = changes {
+            say(
+                "change_moves_with_each_write",
+                json!(one.change != two.change),
+            );
+        }
+        let begun = Instant::now();
+        let (verifier, _) = client.commit(&open, 0, 0).await?;
+        say("commit_us", json!(micros(begun.elapsed())));
+        let same = one.result.verifier == verifier && two.result.verifier == verifier;
+        say("write_verifier_is_constant", json!(same));
+        Ok(())
+    }
+    .await;
+    let removed = client.remove(&cred, &root, &name).await;
+    let unlinked = client.read(&open, 0, 4096).await;
+    say(
+        "unlinked_open_file_reads",
+        json!(unlinked.is_ok_and(|read| read.data.len() == 4096)),
+    );
+    let closed = client.close(&open).await;
+    tried?;
+    removed?;
+    closed?;
+    Ok(found)
+}

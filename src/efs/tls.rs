@@ -1,0 +1,425 @@
+//! TLS to the server: whom to believe, what to offer, and what to say when it
+//! fails.
+//!
+//! TLS is there from the first byte, on the same port that plain NFS has.
+//! Sessions are never resumed: a resumed one would not show a renewed client
+//! certificate. TLS 1.2 is the least.
+
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
+    SignatureScheme,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::clock::Utc;
+use super::identity::Identity;
+use super::problem::{Problem, Step};
+use super::settings::Settings;
+use crate::telemetry::log;
+
+/// Amazon Root CA 1 to 4, which issue the certificates of EFS.
+const AMAZON: &[u8] = include_bytes!("roots/amazon.pem");
+
+/// How long a handshake may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What every handshake of a mount has in common.
+#[derive(Debug, Clone)]
+pub(super) struct Tls {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+/// What a handshake came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agreed {
+    /// `TLSv1.3`
+    pub version: String,
+    /// `TLS13_AES_256_GCM_SHA384`
+    pub cipher: String,
+}
+
+impl Tls {
+    /// For a server whose certificate must have `name` (or be for that
+    /// address), showing it the certificates of `identity`.
+    ///
+    /// # Errors
+    /// There is nobody to believe: the CA file cannot be used.
+    pub(super) fn new(
+        name: &str,
+        settings: &Settings,
+        identity: Option<Arc<Identity>>,
+    ) -> Result<Self, Problem> {
+        let failed = |why: &dyn std::fmt::Display| {
+            Problem::new(Step::Tls, format_args!("setting up TLS for {name}"), why)
+        };
+        // An interface is no part of an address in a certificate.
+        let bare = name.split_once('%').map_or(name, |(address, _)| address);
+        let name = ServerName::try_from(bare.to_owned()).map_err(|why| failed(&why))?;
+        let provider = Arc::new(provider(settings.fips));
+        let verifier: Arc<dyn ServerCertVerifier> = if settings.verify {
+            let roots = roots(settings.ca_file.as_deref())?;
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()
+                .map_err(|why| failed(&why))?
+        } else {
+            Arc::new(Anybody(Arc::clone(&provider)))
+        };
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|why| failed(&why))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match identity {
+            Some(identity) => config.with_client_cert_resolver(identity),
+            None => config.with_no_client_auth(),
+        };
+        config.resumption = Resumption::disabled();
+        Ok(Self {
+            config: Arc::new(config),
+            name,
+        })
+    }
+
+    /// Shakes hands on a fresh connection to `peer`.
+    ///
+    /// # Errors
+    /// The server is not who it should be, does not want us, or is no TLS
+    /// server at all.
+    pub(super) async fn handshake(
+        &self,
+        stream: TcpStream,
+        peer: &str,
+    ) -> Result<(Secured, Agreed), Problem> {
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        let handshake = connector.connect(self.name.clone(), stream);
+        let stream = match tokio::time::timeout(PATIENCE, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(why)) => return Err(self.problem(&why, peer)),
+            Err(_) => {
+                let why = format!("no answer within {} s", PATIENCE.as_secs());
+                return Err(Problem::new(Step::Tls, what(peer), why).remedy(
+                    "check that the server speaks TLS, or -o notls if that is acceptable",
+                ));
+            }
+        };
+        let (_, session) = stream.get_ref();
+        let agreed = Agreed {
+            version: session
+                .protocol_version()
+                .and_then(|version| version.as_str())
+                .unwrap_or("?")
+                .replace('_', "."),
+            cipher: session
+                .negotiated_cipher_suite()
+                .and_then(|suite| suite.suite().as_str())
+                .unwrap_or("?")
+                .to_owned(),
+        };
+        let peer = peer.to_owned();
+        Ok((Secured { stream, peer }, agreed))
+    }
+
+    fn problem(&self, error: &io::Error, peer: &str) -> Problem {
+        let problem = |why: String| Problem::new(Step::Tls, what(peer), why);
+        let name = self.name.to_str();
+        match inner(error) {
+            Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+                problem("the certificate of the server is of an unknown issuer".to_owned()).remedy(
+                    "check that this is the server that you mean; -o cafile=FILE with its issuer's certificate",
+                )
+            }
+            Some(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => problem(format!("the certificate of the server is not for {name}")).remedy(
+                "check that this address is a mount target of this file system, and the region",
+            ),
+            Some(Error::InvalidCertificate(
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. },
+            )) => problem(format!(
+                "the certificate of the server is not valid at this time, by the clock of this machine {}",
+                log::utc(Utc::now().0)
+            ))
+            .remedy("set the clock (timedatectl, chronyc tracking)"),
+            Some(Error::AlertReceived(alert)) => refused(peer, *alert),
+            Some(Error::InvalidMessage(_)) => {
+                problem("what listens there does not speak TLS".to_owned()).remedy(
+                    "check host and -o port=, or -o notls for an unencrypted connection",
+                )
+            }
+            Some(other) => problem(other.to_string()),
+            None => problem(match error.kind() {
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                    "the server hung up".to_owned()
+                }
+                _ => error.to_string(),
+            })
+            .remedy("check that the server speaks TLS there, or -o notls for an unencrypted connection"),
+        }
+    }
+}
+
+fn what(peer: &str) -> String {
+    format!("TLS with {peer}")
+}
+
+fn inner(error: &io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// The server ended it with an alert. With TLS 1.3 that may come after the
+/// handshake, when it has read our certificate.
+fn refused(peer: &str, alert: AlertDescription) -> Problem {
+    let about_certificate = matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::CertificateRequired
+    );
+    let alert = alert.as_str().unwrap_or("unknown");
+    if about_certificate {
+        let why = format!(
+            "the server refuses the client certificate ({alert}), made at {} by the clock of this machine",
+            log::utc(Utc::now().0)
+        );
+        return Problem::new(Step::Tls, what(peer), why).remedy(
+            "check the clock, the file system id, accesspoint=, and with iam the credentials and their \
+             elasticfilesystem:ClientMount permission",
+        );
+    }
+    Problem::new(
+        Step::Tls,
+        what(peer),
+        format_args!("the server refuses the handshake ({alert})"),
+    )
+}
+
+/// The cipher suites and key exchanges offered: TLS 1.2 and 1.3 with AES-GCM
+/// and ChaCha20; `fips` leaves only approved ones.
+fn provider(fips: bool) -> CryptoProvider {
+    let mut provider = default_provider();
+    provider.kx_groups = vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+    if fips {
+        provider.kx_groups = vec![kx_group::SECP256R1, kx_group::SECP384R1];
+        provider.cipher_suites = vec![
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        ];
+    }
+    provider
+}
+
+/// The issuers to believe: those of `file` only, or Amazon's and the system's.
+fn roots(file: Option<&Path>) -> Result<RootCertStore, Problem> {
+    let mut roots = RootCertStore::empty();
+    let Some(file) = file else {
+        roots.add_parsable_certificates(certificates(AMAZON));
+        let system = rustls_native_certs::load_native_certs();
+        for why in &system.errors {
+            tracing::debug!("certificates of the system: {why}");
+        }
+        roots.add_parsable_certificates(system.certs);
+        return Ok(roots);
+    };
+    let failed = |why: &dyn std::fmt::Display| {
+        Problem::new(
+            Step::Tls,
+            format_args!("reading the CA file {}", file.display()),
+            why,
+        )
+        .remedy("a file of PEM certificates as -o cafile=, or leave it out: Amazon's are built in")
+    };
+    let text = std::fs::read(file).map_err(|why| failed(&why))?;
+    let (added, _) = roots.add_parsable_certificates(certificates(&text));
+    match added {
+        0 => Err(failed(&"there is no certificate in it")),
+        _ => Ok(roots),
+    }
+}
+
+fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem).flatten().collect()
+}
+
+/// `verify=0`: whoever answers is believed. Signatures are checked, so that it
+/// is one and the same throughout the handshake.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A connection by TLS. Its errors are told apart from garbage in NFS.
+#[derive(Debug)]
+pub(super) struct Secured {
+    stream: TlsStream<TcpStream>,
+    peer: String,
+}
+
+impl Secured {
+    fn explain<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        result.map_err(|error| match inner(&error) {
+            Some(Error::AlertReceived(alert)) => refused(&self.peer, *alert).into(),
+            Some(other) => Problem::new(Step::Tls, what(&self.peer), other).into(),
+            None => error,
+        })
+    }
+}
+
+impl AsyncRead for Secured {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.explain(read)
+    }
+}
+
+impl AsyncWrite for Secured {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, data);
+        self.explain(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.explain(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.explain(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let ended = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.explain(ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amazons_four_roots_are_built_in() {
+        let mut roots = RootCertStore::empty();
+        assert_eq!(
+            roots.add_parsable_certificates(certificates(AMAZON)),
+            (4, 0)
+        );
+    }
+
+    #[test]
+    fn a_ca_file_that_cannot_be_used_is_named() -> io::Result<()> {
+        let missing = roots(Some(Path::new("/nonexistent/ca.pem")));
+        assert!(missing.is_err_and(|why| why.what.contains("/nonexistent/ca.pem")));
+        let file = tempfile::NamedTempFile::new()?;
+        let empty = roots(Some(file.path()));
+        assert!(empty.is_err_and(|why| why.why.contains("no certificate")));
+        Ok(())
+    }
+
+    #[test]
+    fn fips_offers_approved_algorithms_only() {
+        let provider = provider(true);
+        for suite in &provider.cipher_suites {
+            assert!(format!("{:?}", suite.suite()).contains("AES"), "{suite:?}");
+        }
+        assert!(
+            !provider
+                .kx_groups
+                .iter()
+                .any(|group| group.name() == rustls::NamedGroup::X25519)
+        );
+    }
+
+    #[test]
+    fn every_kind_of_name_can_be_checked() -> Result<(), Problem> {
+        for name in [
+            "fs-1.efs.eu-west-1.amazonaws.com",
+            "192.0.2.1",
+            "::1",
+            "fe80::1%lo",
+        ] {
+            Tls::new(name, &Settings::default(), None)?;
+        }
+        Ok(())
+    }
+}

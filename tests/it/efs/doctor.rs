@@ -1,0 +1,126 @@
+//! `efs-fuse doctor` finds where the way of a mount ends, and mounts nothing.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::fixtures::aws::{Aws, FS, KEY_ID, POINT};
+use crate::fixtures::mount::{COMMAND_LIMIT, EFS_FUSE};
+use crate::fixtures::process::{Finished, run};
+
+fn doctor(aws: &Aws, options: &str, more: &[(&str, &str)], arguments: &[&str]) -> Finished {
+    let mut command = Command::new(EFS_FUSE);
+    let options = format!("{},{options}", aws.options());
+    command
+        .arg("doctor")
+        .arg(FS)
+        .arg("-o")
+        .arg(options)
+        .args(arguments);
+    aws.equip(&mut command, more);
+    run(&mut command, COMMAND_LIMIT)
+}
+
+fn json(done: &Finished) -> Value {
+    serde_json::from_str(&done.stdout).unwrap_or_else(|why| panic!("{why}: {}", done.stdout))
+}
+
+fn step<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let steps = report["steps"].as_array().expect("steps");
+    let found = steps.iter().find(|step| step["step"] == name);
+    found.unwrap_or_else(|| panic!("no step {name} in {report}"))
+}
+
+#[test]
+fn all_steps_of_a_good_way_are_shown_and_nothing_is_left() {
+    let aws = Aws::start();
+    aws.world().iam_required = true;
+    aws.world().tls_required = true;
+    let options = format!("iam,accesspoint={POINT}");
+    let done = doctor(&aws, &options, &Aws::keys(), &["--json", "--probe"]);
+    assert_eq!(done.code(), 0, "{}", done.stderr);
+    let report = json(&done);
+    assert_eq!(report["ok"], true, "{report}");
+    for (name, words) in [
+        ("device", "by TLS"),
+        ("region", "fs-f223e6bb in eu-west-1"),
+        ("zone", "eu-west-1a (euw1-az1)"),
+        ("clock", "within"),
+        ("addresses", "127.0.0.1"),
+        ("connection", " ms"),
+        ("identity", KEY_ID),
+        ("tls", "TLSv1.3"),
+        ("session", "slots"),
+        ("root", "/ is readable"),
+    ] {
+        let detail = step(&report, name)["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(words), "{name}: {detail}");
+    }
+    let probe = &report["probe"];
+    for name in [
+        "slots",
+        "lease_s",
+        "getattr_median_us",
+        "write_4k_us",
+        "commit_us",
+        "handle_bytes",
+    ] {
+        assert!(
+            probe[name].as_u64().is_some_and(|value| value > 0),
+            "{name}: {probe}"
+        );
+    }
+    assert!(probe["unstable_write_is"].is_string(), "{probe}");
+    assert_eq!(probe["unlinked_open_file_reads"], true, "{probe}");
+    let left = std::fs::read_dir(aws.point.export())
+        .expect("export")
+        .count();
+    assert_eq!(left, 0, "the probe's file is still there");
+
+    let shown = doctor(&aws, &options, &Aws::keys(), &[]);
+    assert_eq!(shown.code(), 0);
+    assert!(
+        shown.stdout.lines().all(|line| line.starts_with("ok ")),
+        "{}",
+        shown.stdout
+    );
+}
+
+#[test]
+fn the_step_that_fails_has_the_cause_and_the_remedy() {
+    let aws = Aws::start();
+    aws.world().iam_required = true;
+    let off: [(&str, &str); 1] = [("AWS_EC2_METADATA_DISABLED", "true")];
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(&str, Variables<'_>, &str, &str); 4] = [
+        ("iam", &off, "identity", "AWS_ACCESS_KEY_ID"),
+        ("cafile=/nonexistent", &[], "identity", "cafile="),
+        ("notls", &[], "session", "leave out notls"),
+        ("port=1", &[], "connection", "describe-mount-targets"),
+    ];
+    for (options, environment, name, remedy) in cases {
+        let done = doctor(&aws, options, environment, &["--json"]);
+        assert_eq!(done.code(), 32, "{options}: {}", done.stderr);
+        assert!(done.stderr.contains(". Try: "), "{}", done.stderr);
+        let report = json(&done);
+        let last = report["steps"]
+            .as_array()
+            .and_then(|steps| steps.last())
+            .expect("steps");
+        assert_eq!(
+            (&last["step"], &last["ok"]),
+            (&name.into(), &false.into()),
+            "{report}"
+        );
+        let said = last["remedy"].as_str().unwrap_or_default();
+        assert!(said.contains(remedy), "{said}");
+    }
+    // A clock that is off is noted, whatever comes after.
+    aws.world().clock = -600;
+    let report = json(&doctor(&aws, "", &[], &["--json"]));
+    let note = step(&report, "clock")["note"].as_str().unwrap_or_default();
+    assert!(note.contains("ahead of AWS's"), "{report}");
+    // What does not fit is a usage error.
+    let done = doctor(&aws, "awsprofile=x", &[], &["--json"]);
+    assert_eq!((done.code(), done.stdout.as_str()), (1, ""));
+}

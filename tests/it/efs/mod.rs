@@ -1,0 +1,9 @@
+//! EFS: a mount of the look-alike, from the device to the certificate, what
+//! goes wrong on the way, and what must not be seen of it.
+
+mod doctor;
+mod errors;
+mod identity;
+mod renewal;
+mod secrets;
+mod whole;
