@@ -53,6 +53,9 @@ const RESULTS: &[(Op, Take)] = &[
     (Op::Commit, |r| r.committed().is_ok()),
     (Op::ReadDir, |r| r.dir().is_ok()),
     (Op::PutFh, |r| r.ok(Op::PutFh).is_ok()),
+    (Op::TestStateId, |r| r.states_tested().is_ok()),
+    (Op::Lock, |r| r.locked().is_ok()),
+    (Op::LockT, |r| r.lock_tested().is_ok()),
 ];
 
 /// Operations whose results can be asked for.

@@ -13,6 +13,7 @@ use efs_fuse::nfs::proto::types::Stable;
 use efs_fuse::nfs::session::establish::Identity;
 use efs_fuse::nfs::state::OpenState;
 use efs_fuse::nfs::{Client, ClientConfig};
+use efs_fuse::rpc::Tolerance;
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::telemetry::Metrics;
 use tokio::runtime::Runtime;
@@ -160,6 +161,8 @@ async fn connect(server: SocketAddr, name: &str) -> Result<(Arc<Client>, Arc<Ope
         slots: 64,
         rsize: BLOCK as u32,
         wsize: BLOCK as u32,
+        tolerance: Tolerance::default(),
+        suspended: efs_fuse::nfs::suspended,
     };
     let client = Client::connect(connector, config, Metrics::new())
         .await

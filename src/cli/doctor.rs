@@ -15,6 +15,7 @@ use crate::mount::assembly::{self, Unwelcome};
 use crate::mount::{MountError, MountOptions, launch};
 use crate::nfs::session::establish::Identity;
 use crate::nfs::{Client, ClientConfig};
+use crate::rpc::Tolerance;
 use crate::telemetry::Metrics;
 
 /// How long the server may take over each step.
@@ -249,6 +250,8 @@ async fn session(
         slots: options.max_requests,
         rsize: options.rsize,
         wsize: options.wsize,
+        tolerance: Tolerance::of(options.timeo, options.retrans),
+        suspended: crate::nfs::suspended,
     };
     let client = Client::connect(Arc::clone(connector) as _, config, Metrics::new());
     match tokio::time::timeout(PATIENCE, client).await {

@@ -302,6 +302,9 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
     ("ro", "rw"),
     ("ac", "noac"),
     ("sync", "async"),
+    ("hard", "soft"),
+    ("hard", "softerr"),
+    ("soft", "softerr"),
     ("mount_timeout", "wait"),
     ("tls", "notls"),
     ("iam", "notls"),
@@ -346,7 +349,7 @@ const CACHE_TIMES: &[&str] = &["actimeo", "acregmin", "acregmax", "acdirmin", "a
 mod tests {
     use super::*;
     use crate::efs::Settings;
-    use crate::mount::options::{Atime, MAX_IO, MIN_IO, Patience};
+    use crate::mount::options::{Atime, MAX_IO, MIN_IO, Patience, Unanswered};
 
     fn meant(list: &str) -> Result<MountOptions, OptionError> {
         mean(&read(&[list], false)?.typed)
@@ -379,7 +382,7 @@ mod tests {
     fn every_supported_option_reaches_its_field() {
         let o = taken(
             "ro,nodev,nosuid,noexec,noatime,allow_other,nodefault_permissions,port=12049,region=eu-west-1,notls,\
-             mount_timeout=7,timeo=600,retrans=2,rsize=64k,wsize=131072,write_window=8m,max_requests=16,fuse_threads=3,\
+             mount_timeout=7,softerr,timeo=50,retrans=3,rsize=64k,wsize=131072,write_window=8m,max_requests=16,fuse_threads=3,\
              acregmin=1,acregmax=2,acdirmin=4,acdirmax=5,lookupcache=pos,debug,log=/var/log/e,\
              slow_op_ms=250,metrics=:9400",
         );
@@ -399,9 +402,14 @@ mod tests {
         assert_eq!(o.server.region.as_deref(), Some("eu-west-1"));
         assert_eq!(o.patience, Patience::GiveUpAfter(Duration::from_secs(7)));
         assert_eq!(
-            (o.timeo, o.retrans),
-            (Some(Duration::from_secs(60)), Some(2))
+            (o.unanswered, o.timeo, o.retrans),
+            (Unanswered::SoftErr, Duration::from_secs(5), 3)
         );
+        assert_eq!(o.soft_limit(), Duration::from_secs(15));
+        for (list, unanswered) in [("soft", Unanswered::Soft), ("hard", Unanswered::Hard)] {
+            assert_eq!(taken(list).unanswered, unanswered, "{list}");
+        }
+        wrong("soft,hard", "hard and soft contradict");
         assert_eq!(
             (o.rsize, o.wsize, o.write_window),
             (65_536, 131_072, 8 << 20)
@@ -465,7 +473,7 @@ mod tests {
 
     #[test]
     fn what_later_versions_bring_is_refused_by_name() {
-        for list in ["soft", "nconnect=4"] {
+        for list in ["softreval", "nconnect=4"] {
             let why = wrong(list, "not supported").to_string();
             assert!(why.contains("this version"), "{why}");
             // Sloppiness is for what is unknown, not for what would be missed.

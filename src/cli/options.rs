@@ -14,6 +14,7 @@ use Value::{Allowed, Needed, No};
 use super::option_value as value;
 use crate::mount::options::{
     Atime, CacheTimes, Locks, LocksOf, MAX_IO, MIN_IO, MountOptions, NameCache, Patience,
+    Unanswered,
 };
 
 /// One option of the table.
@@ -351,23 +352,34 @@ pub static TABLE: &[OptionSpec] = &[
     flag(
         "hard",
         "calls wait for an unreachable server (default)",
-        |_| (),
+        |o| o.unanswered = Unanswered::Hard,
+    ),
+    flag("soft", "they fail with EIO after timeo x retrans", |o| {
+        o.unanswered = Unanswered::Soft
+    }),
+    flag(
+        "softerr",
+        "they fail with ETIMEDOUT after timeo x retrans",
+        |o| o.unanswered = Unanswered::SoftErr,
     ),
     set(
         "timeo",
         "DECISECONDS",
-        "hint: when to suspect a connection",
+        "what a call may take before its connection is suspected (600)",
         |o, text| {
-            o.timeo = Some(Duration::from_millis(
-                100 * value::number::<u64>(text, 1, 36_000)?,
-            ));
+            o.timeo = Duration::from_millis(100 * value::number::<u64>(text, 1, 36_000)?);
             Ok(())
         },
     ),
-    set("retrans", "N", "hint, as in nfs(5)", |o, text| {
-        o.retrans = Some(value::number(text, 0, 1000)?);
-        Ok(())
-    }),
+    set(
+        "retrans",
+        "N",
+        "soft mounts: give up after so many times that (2)",
+        |o, text| {
+            o.retrans = value::number(text, 0, 1000)?;
+            Ok(())
+        },
+    ),
     // How much at once.
     set(
         "rsize",
@@ -593,8 +605,6 @@ pub static TABLE: &[OptionSpec] = &[
     tolerated("tlsport", Needed("PORT")),
     tolerated("noocsp", No),
     // What later versions bring.
-    refused("soft", LATER),
-    refused("softerr", LATER),
     refused("softreval", LATER),
     refused("nconnect", LATER),
     refused("max_connect", LATER),

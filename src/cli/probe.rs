@@ -34,8 +34,8 @@ pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> 
     say("operations_per_compound", json!(info.max_ops));
     say("lease_s", json!(info.lease));
     let fs = client.fs();
-    say("rsize", json!(fs.rsize));
-    say("wsize", json!(fs.wsize));
+    say("rsize", json!(info.rsize));
+    say("wsize", json!(info.wsize));
     say("longest_name", json!(fs.max_name));
     let supported: Vec<u32> = (0..96).filter(|number| fs.supported.has(*number)).collect();
     say("supported_attributes", json!(supported));

@@ -31,7 +31,7 @@ use super::answer;
 use super::convert;
 use super::dispatch::{Call, Dispatcher, attempt, keep};
 use super::identity::IdentityCache;
-use super::interrupt::{InterruptWatcher, Patience};
+use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::prober::{self, Prober};
@@ -61,7 +61,8 @@ fn owned(name: &OsStr) -> Box<[u8]> {
 }
 
 impl Adapter {
-    /// Requests that no cache answers run as tasks of `runtime`.
+    /// Requests that no cache answers run as tasks of `runtime`; their callers wait
+    /// as long as it takes, or as `soft` says.
     ///
     /// # Errors
     /// The thread that watches for signals could not be made.
@@ -70,8 +71,9 @@ impl Adapter {
         runtime: Handle,
         metrics: Arc<Metrics>,
         options: KernelOptions,
+        soft: Option<Soft>,
     ) -> io::Result<Self> {
-        let watcher = InterruptWatcher::start(Arc::clone(&metrics))?;
+        let watcher = InterruptWatcher::start(Arc::clone(&metrics), soft)?;
         Ok(Self {
             vfs,
             identity: IdentityCache::new(),

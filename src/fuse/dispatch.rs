@@ -123,7 +123,7 @@ impl<R> Pending<R> {
 }
 
 impl<R: Reply> Interrupt for Pending<R> {
-    fn interrupt(&self) -> bool {
+    fn give_up(&self, errno: i32) -> bool {
         if self
             .waiting
             .as_ref()
@@ -134,7 +134,7 @@ impl<R: Reply> Interrupt for Pending<R> {
         let taken = self.take();
         let any = taken.is_some();
         if let Some(reply) = taken {
-            reply.refuse(fuser::Errno::EINTR);
+            reply.refuse(convert::errno(Errno(errno)));
         }
         any
     }
@@ -371,7 +371,7 @@ mod tests {
             .build()
             .unwrap();
         let metrics = Metrics::new();
-        let watcher = InterruptWatcher::start(Arc::clone(&metrics)).unwrap();
+        let watcher = InterruptWatcher::start(Arc::clone(&metrics), None).unwrap();
         let dispatch = Dispatcher::new(runtime.handle().clone(), watcher, Arc::clone(&metrics));
         Bench {
             runtime,
@@ -486,8 +486,8 @@ mod tests {
         );
         let pending = cell.unwrap();
         assert_eq!(pending.with(|_| ()), Some(()));
-        assert!(pending.interrupt());
-        assert!(!pending.interrupt(), "interrupted twice");
+        assert!(pending.give_up(libc::EINTR));
+        assert!(!pending.give_up(libc::EINTR), "interrupted twice");
         assert_eq!(pending.with(|_| ()), None);
         assert_eq!(said.recv_timeout(SOON).unwrap(), Said::Error(libc::EINTR));
         go.send(()).unwrap();

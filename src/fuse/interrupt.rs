@@ -21,6 +21,9 @@
 //!
 //! A caller in a pid namespace that the mounter does not see has pid 0 and
 //! cannot be watched.
+//!
+//! On a soft mount the same thread ends the wait for a server that does not answer
+//! ([`Soft`]).
 
 use std::io;
 use std::sync::Arc;
@@ -70,13 +73,42 @@ impl Patience {
     }
 }
 
+/// When a soft mount gives up: a request is answered with an error once it has
+/// waited for `limit` and a call to the server has gone unanswered for as long. A
+/// request that takes long because it is much work, and goes on, is left alone.
+pub struct Soft {
+    /// How long.
+    pub limit: Duration,
+    /// What the caller gets: EIO or ETIMEDOUT.
+    pub errno: i32,
+    /// How long the call has waited that the server owes the longest.
+    pub unanswered: Box<dyn Fn() -> Duration + Send + Sync>,
+}
+
+impl std::fmt::Debug for Soft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Soft")
+            .field("limit", &self.limit)
+            .field("errno", &self.errno)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A request that can be answered early.
 pub(super) trait Interrupt: Send + Sync {
-    /// Answers EINTR; false if the request has its answer already.
-    fn interrupt(&self) -> bool;
+    /// Answers with this error; false if the request has its answer already.
+    fn give_up(&self, errno: i32) -> bool;
 }
 
 struct Waiter {
+    request: Arc<dyn Interrupt>,
+    tid: u32,
+    patience: Patience,
+    since: Instant,
+}
+
+/// A waiter that is looked at.
+struct Found {
     request: Arc<dyn Interrupt>,
     tid: u32,
     patience: Patience,
@@ -113,7 +145,7 @@ impl Slots {
     }
 
     /// Adds the next [`PER_SHARD`] old waiters to `found`.
-    fn old(&mut self, now: Instant, found: &mut Vec<(Arc<dyn Interrupt>, u32, Patience)>) {
+    fn old(&mut self, now: Instant, found: &mut Vec<Found>) {
         let (len, start) = (self.waiters.len(), self.next);
         let limit = found.len() + PER_SHARD;
         for step in 0..len {
@@ -128,7 +160,12 @@ impl Slots {
                 self.next = index;
                 return;
             }
-            found.push((Arc::clone(&waiter.request), waiter.tid, waiter.patience));
+            found.push(Found {
+                request: Arc::clone(&waiter.request),
+                tid: waiter.tid,
+                patience: waiter.patience,
+                since: waiter.since,
+            });
         }
     }
 }
@@ -175,18 +212,28 @@ impl Registry {
     fn look(
         &self,
         now: Instant,
-        found: &mut Vec<(Arc<dyn Interrupt>, u32, Patience)>,
+        found: &mut Vec<Found>,
+        soft: Option<&Soft>,
         mut signals_of: impl FnMut(u32) -> Option<Signals>,
     ) -> u64 {
         for shard in &self.shards {
             shard.0.lock().old(now, found);
         }
+        let soft = soft.filter(|soft| !found.is_empty() && (soft.unanswered)() >= soft.limit);
         let mut interrupted = 0;
-        for (request, tid, patience) in found.drain(..) {
-            if signals_of(tid).is_some_and(|signals| patience.is_over(signals))
-                && request.interrupt()
+        for Found {
+            request,
+            tid,
+            patience,
+            since,
+        } in found.drain(..)
+        {
+            if signals_of(tid).is_some_and(|signals| patience.is_over(signals)) {
+                interrupted += u64::from(request.give_up(libc::EINTR));
+            } else if let Some(soft) = soft
+                && now.saturating_duration_since(since) >= soft.limit
             {
-                interrupted += 1;
+                request.give_up(soft.errno);
             }
         }
         interrupted
@@ -197,6 +244,8 @@ impl Registry {
 pub(super) struct InterruptWatcher {
     registry: Arc<Registry>,
     thread: Thread,
+    /// Also requests are listed that no signal ends.
+    soft: bool,
 }
 
 impl InterruptWatcher {
@@ -205,15 +254,17 @@ impl InterruptWatcher {
     ///
     /// # Errors
     /// No thread could be made.
-    pub(super) fn start(metrics: Arc<Metrics>) -> io::Result<Arc<Self>> {
+    pub(super) fn start(metrics: Arc<Metrics>, soft: Option<Soft>) -> io::Result<Arc<Self>> {
         let registry = Arc::new(Registry::default());
         let watched = Arc::clone(&registry);
+        let is_soft = soft.is_some();
         let handle = thread::Builder::new()
             .name("fuse-interrupt".into())
-            .spawn(move || watch(&watched, &metrics))?;
+            .spawn(move || watch(&watched, soft.as_ref(), &metrics))?;
         Ok(Arc::new(Self {
             registry,
             thread: handle.thread().clone(),
+            soft: is_soft,
         }))
     }
 
@@ -226,7 +277,7 @@ impl InterruptWatcher {
         patience: Patience,
         since: Instant,
     ) -> Option<Ticket> {
-        if tid == 0 || patience == Patience::Endless {
+        if (tid == 0 || patience == Patience::Endless) && !self.soft {
             return None;
         }
         let (index, wake) = self.registry.insert(Waiter {
@@ -276,7 +327,7 @@ impl Drop for Ticket {
     }
 }
 
-fn watch(registry: &Registry, metrics: &Metrics) {
+fn watch(registry: &Registry, soft: Option<&Soft>, metrics: &Metrics) {
     let mut found = Vec::with_capacity(SHARDS * PER_SHARD);
     let mut status = Vec::new();
     let mut quiet = 0;
@@ -286,7 +337,7 @@ fn watch(registry: &Registry, metrics: &Metrics) {
             continue;
         }
         thread::park_timeout(TICK);
-        let interrupted = registry.look(Instant::now(), &mut found, |tid| {
+        let interrupted = registry.look(Instant::now(), &mut found, soft, |tid| {
             proc::read_status(tid, &mut status).ok()?;
             Signals::parse(&status)
         });
@@ -303,14 +354,16 @@ fn watch(registry: &Registry, metrics: &Metrics) {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::sync::atomic::AtomicI32;
 
     use super::*;
 
     #[derive(Default)]
-    struct Request(AtomicBool);
+    struct Request(AtomicBool, AtomicI32);
 
     impl Interrupt for Request {
-        fn interrupt(&self) -> bool {
+        fn give_up(&self, errno: i32) -> bool {
+            self.1.store(errno, Ordering::SeqCst);
             !self.0.swap(true, Ordering::SeqCst)
         }
     }
@@ -353,13 +406,16 @@ mod tests {
         registry.insert(waiter(&young, 2, Patience::UntilKilled, now - OLD / 2));
         let mut asked = Vec::new();
         let mut found = Vec::new();
-        let count = registry.look(now, &mut found, |tid| {
+        let count = registry.look(now, &mut found, None, |tid| {
             asked.push(tid);
             Some(pending(KILL))
         });
         assert_eq!((count, asked.as_slice()), (1, &[1][..]));
         assert!(old.0.load(Ordering::SeqCst) && !young.0.load(Ordering::SeqCst));
-        assert_eq!(registry.look(now, &mut found, |_| Some(pending(KILL))), 0);
+        assert_eq!(
+            registry.look(now, &mut found, None, |_| Some(pending(KILL))),
+            0
+        );
     }
 
     #[test]
@@ -368,8 +424,29 @@ mod tests {
         let request = Arc::<Request>::default();
         let now = Instant::now() + OLD;
         registry.insert(waiter(&request, 1, Patience::UntilSignal, now - OLD));
-        assert_eq!(registry.look(now, &mut Vec::new(), |_| None), 0);
+        assert_eq!(registry.look(now, &mut Vec::new(), None, |_| None), 0);
         assert!(!request.0.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn a_soft_mount_gives_up_on_who_waits_for_a_server_that_owes_an_answer() {
+        let limit = Duration::from_secs(4);
+        let now = Instant::now() + Duration::from_secs(10);
+        for (waited, unanswered, expected) in [(3, 9, 0), (9, 3, 0), (9, 9, libc::ETIMEDOUT)] {
+            let registry = Registry::default();
+            let request = Arc::<Request>::default();
+            let since = now - Duration::from_secs(waited);
+            // Also who no signal would end.
+            registry.insert(waiter(&request, 0, Patience::Endless, since));
+            let soft = Soft {
+                limit,
+                errno: libc::ETIMEDOUT,
+                unanswered: Box::new(move || Duration::from_secs(unanswered)),
+            };
+            let signals = |_| None;
+            registry.look(now, &mut Vec::new(), Some(&soft), signals);
+            assert_eq!(request.1.load(Ordering::SeqCst), expected);
+        }
     }
 
     #[test]
@@ -384,7 +461,7 @@ mod tests {
         let mut seen = HashSet::new();
         for _ in 0..4 {
             let mut reads = 0;
-            registry.look(now, &mut Vec::new(), |tid| {
+            registry.look(now, &mut Vec::new(), None, |tid| {
                 reads += 1;
                 seen.insert(tid);
                 Some(pending(0))
@@ -411,7 +488,7 @@ mod tests {
 
     #[test]
     fn a_dropped_ticket_frees_its_place() {
-        let watcher = InterruptWatcher::start(Metrics::new()).unwrap();
+        let watcher = InterruptWatcher::start(Metrics::new(), None).unwrap();
         let request = Arc::<Request>::default();
         for _ in 0..1000 {
             let listed = watcher.list(
@@ -429,7 +506,7 @@ mod tests {
 
     #[test]
     fn nobody_is_listed_who_cannot_be_watched() {
-        let watcher = InterruptWatcher::start(Metrics::new()).unwrap();
+        let watcher = InterruptWatcher::start(Metrics::new(), None).unwrap();
         let request = Arc::<Request>::default();
         let list = |tid, patience| {
             watcher.list(
@@ -446,7 +523,7 @@ mod tests {
     #[test]
     fn a_pending_signal_is_found_in_proc_and_ends_the_wait() {
         let metrics = Metrics::new();
-        let watcher = InterruptWatcher::start(Arc::clone(&metrics)).unwrap();
+        let watcher = InterruptWatcher::start(Arc::clone(&metrics), None).unwrap();
         let mut child = std::process::Command::new("sleep")
             .arg("60")
             .spawn()

@@ -38,6 +38,7 @@ mod reopen;
 mod session;
 
 pub use adapter::Adapter;
+pub use interrupt::Soft;
 pub use kernel::KernelOptions;
 pub use notify::Notify;
 pub use place::Unmount;

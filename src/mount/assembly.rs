@@ -18,19 +18,19 @@ use tokio::time::Instant;
 use super::daemon::Ready;
 use super::error::{Asked, MountError};
 use super::launch::MountRequest;
-use super::options::{CacheTimes, LocksOf, MountOptions, NameCache, Patience};
+use super::options::{CacheTimes, LocksOf, MountOptions, NameCache, Patience, Unanswered};
 use super::registry::{Entry, Registry};
 use super::signals::Shutdown;
 use super::watchdog;
 use crate::efs::{Problem, ServerConnector};
-use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions, Unmount};
+use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions, Soft, Unmount};
 use crate::nfs::proto::ops::Op;
 use crate::nfs::proto::status::Status;
 use crate::nfs::session::establish::Identity;
 use crate::nfs::{Client, ClientConfig, ConnectError, NfsError};
 use crate::privilege;
-use crate::rpc::RpcError;
 use crate::rpc::auth::Credential;
+use crate::rpc::{RpcError, Tolerance};
 use crate::telemetry::{Metrics, control, serve};
 use crate::vfs::attr::Timeouts;
 use crate::vfs::types::FileKind;
@@ -113,6 +113,7 @@ async fn serve(
             posix_locks: options.locks.posix == LocksOf::Server,
             flock_locks: options.locks.flock == LocksOf::Server,
         },
+        soft(options, client),
     )
     .map_err(|why| MountError::system("starting a thread", why))?;
     let session = session_options(request, root);
@@ -260,6 +261,8 @@ async fn connect(
         slots: request.options.max_requests,
         rsize: request.options.rsize,
         wsize: request.options.wsize,
+        tolerance: Tolerance::of(request.options.timeo, request.options.retrans),
+        suspended: crate::nfs::suspended,
     };
     let client = Client::connect(Arc::clone(connector) as _, config, Arc::clone(metrics)).await;
     let sent = Instant::now();
@@ -417,6 +420,24 @@ fn bounded(owner: String) -> Vec<u8> {
     owner.hash(&mut hasher);
     let hash = format!("#{:016x}", hasher.finish());
     [&owner[..LIMIT - hash.len()], hash.as_bytes()].concat()
+}
+
+/// When calls are given up, if they are.
+fn soft(options: &MountOptions, client: &Arc<Client>) -> Option<Soft> {
+    let errno = match options.unanswered {
+        Unanswered::Hard => return None,
+        Unanswered::Soft => libc::EIO,
+        Unanswered::SoftErr => libc::ETIMEDOUT,
+    };
+    let client = Arc::downgrade(client);
+    Some(Soft {
+        limit: options.soft_limit(),
+        errno,
+        unanswered: Box::new(move || {
+            let client = client.upgrade();
+            client.map_or(Duration::ZERO, |client| client.channel().longest_wait())
+        }),
+    })
 }
 
 fn timeouts(options: &MountOptions) -> Timeouts {
@@ -577,6 +598,8 @@ fn status(
             "peer": server,
             "state": if link.connected { "up" } else { "down" },
             "made": link.connections,
+            "responding": link.silent_since.is_none(),
+            "silent_s": link.silent_since.map(|since| since.elapsed().as_secs_f64()),
             "last_error": link.last_error,
         }],
         "tls": null,

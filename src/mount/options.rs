@@ -110,6 +110,19 @@ impl From<LocksOf> for Locks {
     }
 }
 
+/// What becomes of a call that the server does not answer (`nfs(5)`). Either way
+/// the request itself goes on until it is answered, so that its session slot stays
+/// in order; what it leaves behind for a caller that is gone is undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unanswered {
+    /// `hard`: it waits until the server answers or the caller is killed.
+    Hard,
+    /// `soft`: it fails with EIO after `timeo` × `retrans`.
+    Soft,
+    /// `softerr`: the same, with ETIMEDOUT.
+    SoftErr,
+}
+
 /// Access times, as far as the kernel is concerned: the server keeps them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Atime {
@@ -149,11 +162,12 @@ pub struct MountOptions {
     pub fuse_threads: usize,
     /// `max_requests=`: session slots to ask the server for, at least 1.
     pub max_requests: u32,
-    /// `timeo=`: how long a call may take before its connection is suspected;
-    /// a hint, `None` for our own judgement.
-    pub timeo: Option<Duration>,
-    /// `retrans=`: a hint as well.
-    pub retrans: Option<u32>,
+    /// `hard`, `soft`, `softerr`.
+    pub unanswered: Unanswered,
+    /// `timeo=`: how long a call may take before its connection is suspected.
+    pub timeo: Duration,
+    /// `retrans=`: in so many `timeo` the server must have answered.
+    pub retrans: u32,
     /// `debug`: log at debug level.
     pub debug: bool,
     /// `log=FILE`, absolute: the daemon changes its directory.
@@ -180,6 +194,13 @@ pub struct MountOptions {
     pub default_permissions: bool,
 }
 
+impl MountOptions {
+    /// What a soft mount waits for an answer: `timeo` × `retrans`, once at least.
+    pub fn soft_limit(&self) -> Duration {
+        self.timeo.saturating_mul(self.retrans.max(1))
+    }
+}
+
 impl Default for MountOptions {
     fn default() -> Self {
         Self {
@@ -194,8 +215,9 @@ impl Default for MountOptions {
             write_window: 64 << 20,
             fuse_threads: default_fuse_threads(),
             max_requests: 64,
-            timeo: None,
-            retrans: None,
+            unanswered: Unanswered::Hard,
+            timeo: Duration::from_secs(60),
+            retrans: 2,
             debug: false,
             log_file: None,
             slow_op: None,

@@ -36,7 +36,8 @@ impl Mode {
     fn patience(self) -> Duration {
         match self {
             Self::Plain => Duration::from_secs(10),
-            Self::Lazy | Self::Force => Duration::from_secs(6),
+            // So that the command is back within 5 s.
+            Self::Lazy | Self::Force => Duration::from_millis(4500),
         }
     }
 
@@ -271,6 +272,6 @@ mod tests {
             assert!(mode.courtesy() < mode.patience());
             assert!(mode.patience() <= Duration::from_secs(10));
         }
-        assert!(Mode::Force.patience() <= Duration::from_secs(6));
+        assert!(Mode::Force.patience() < Duration::from_secs(5));
     }
 }

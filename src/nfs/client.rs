@@ -10,7 +10,7 @@
 //! of opens. They are never held together, and none across an await.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -29,7 +29,7 @@ use super::session::slots::{Class, Slot, SlotTable};
 use super::state::OpenTable;
 use crate::rpc::auth::Credential;
 use crate::rpc::transport::Connector;
-use crate::rpc::{Channel, RpcError};
+use crate::rpc::{Channel, RpcError, Tolerance};
 use crate::telemetry::Metrics;
 use crate::xdr::DecodeError;
 
@@ -44,6 +44,11 @@ pub struct ClientConfig {
     pub rsize: u32,
     /// Largest WRITE, bytes; the server may allow less.
     pub wsize: u32,
+    /// What is thought of calls that wait.
+    pub tolerance: Tolerance,
+    /// How long the machine has been suspended in all: [`super::suspended`]. Leases
+    /// run on while we sleep, and tokio's clock does not.
+    pub suspended: fn() -> Duration,
 }
 
 /// A session and its slots.
@@ -54,27 +59,47 @@ pub(super) struct Session {
     pub(super) generation: u64,
     slots: Mutex<SlotTable<oneshot::Sender<Slot>>>,
     /// When the last request left that the server answered: the lease runs
-    /// from there (RFC 8881 §8.3).
-    renewed: Mutex<Instant>,
+    /// from there (RFC 8881 §8.3). And how long the machine had slept by then.
+    renewed: Mutex<(Instant, Duration)>,
+    suspended: fn() -> Duration,
     /// SEQUENCE status flags last seen, to act on rising edges only.
     flags: AtomicU32,
 }
 
 impl Session {
-    pub(super) fn new(new: &establish::NewSession, generation: u64) -> Self {
+    /// `flags` are those seen last in the session before it, if there was one: a
+    /// new session does not make an old flag news.
+    pub(super) fn new(
+        new: &establish::NewSession,
+        generation: u64,
+        flags: u32,
+        suspended: fn() -> Duration,
+    ) -> Self {
         Self {
             id: new.id,
             attrs: new.attrs,
             generation,
             slots: Mutex::new(SlotTable::new(new.attrs.max_requests)),
-            renewed: Mutex::new(Instant::now()),
-            flags: AtomicU32::new(0),
+            renewed: Mutex::new((Instant::now(), suspended())),
+            suspended,
+            flags: AtomicU32::new(flags),
         }
     }
 
-    /// Time since the lease was last renewed.
+    /// Time since the lease was last renewed, asleep or awake.
     pub(super) fn idle(&self) -> Duration {
-        self.renewed.lock().elapsed()
+        let (at, slept) = *self.renewed.lock();
+        at.elapsed() + (self.suspended)().saturating_sub(slept)
+    }
+
+    /// SEQUENCE status flags seen last.
+    pub(super) fn flags(&self) -> u32 {
+        self.flags.load(Ordering::Relaxed)
+    }
+
+    /// Requests that are under way in it.
+    pub(super) fn busy(&self) -> u32 {
+        self.slots.lock().busy()
     }
 
     /// Takes a slot, waiting in line for one. `None`: the session has ended.
@@ -165,6 +190,10 @@ pub struct Client {
     /// The client id under which all state is known to the server:
     /// RECLAIM_COMPLETE was sent for it, and nothing is left to be reclaimed.
     pub(super) reclaimed: AtomicU64,
+    /// The server says that it restarted, although it knows the client id.
+    pub(super) must_reclaim: AtomicBool,
+    /// Largest READ and WRITE in the current session.
+    pub(super) io_sizes: IoSizes,
     pub(super) opens: OpenTable,
     pub(super) closing: Closing,
     /// What the server was found to lack of what saves requests.
@@ -185,12 +214,41 @@ impl std::fmt::Debug for Client {
     }
 }
 
+/// Largest READ and WRITE, bytes: what was asked for, as far as the file system and
+/// the current session allow it.
+pub(super) struct IoSizes {
+    pub(super) read: AtomicU32,
+    pub(super) write: AtomicU32,
+}
+
+impl IoSizes {
+    /// The smallest that is tried when the server finds a message too large.
+    const SMALLEST: u32 = 4096;
+
+    fn new(config: &ClientConfig) -> Self {
+        Self {
+            read: AtomicU32::new(config.rsize),
+            write: AtomicU32::new(config.wsize),
+        }
+    }
+
+    /// Halves a size that turned out to be too large; false if it cannot be.
+    pub(super) fn shrink(size: &AtomicU32) -> bool {
+        size.try_update(Ordering::Relaxed, Ordering::Relaxed, |size| {
+            (size > Self::SMALLEST).then(|| (size / 2).max(Self::SMALLEST))
+        })
+        .is_ok()
+    }
+}
+
 /// Pauses before a request is repeated that the server put off (DELAY, GRACE).
 pub(super) struct Backoff(Duration);
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(20);
     const LONGEST: Duration = Duration::from_secs(5);
+    /// A grace period ends for everybody at once, and nobody is told.
+    const LONGEST_IN_GRACE: Duration = Duration::from_millis(1500);
 
     pub(super) fn new() -> Self {
         Self(Self::FIRST)
@@ -199,6 +257,14 @@ impl Backoff {
     pub(super) async fn pause(&mut self) {
         tokio::time::sleep(self.0).await;
         self.0 = (self.0 * 2).min(Self::LONGEST);
+    }
+
+    /// A pause because of this status (DELAY or GRACE).
+    pub(super) async fn pause_for(&mut self, status: Status) {
+        if status == Status::GRACE {
+            self.0 = self.0.min(Self::LONGEST_IN_GRACE);
+        }
+        self.pause().await;
     }
 }
 
@@ -215,7 +281,13 @@ impl Client {
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, ConnectError> {
         let max_record = (establish::MAX_IO + 8 * establish::OVERHEAD) as usize;
-        let channel = Channel::connect(connector, max_record, Arc::clone(&metrics)).await?;
+        let channel = Channel::connect(
+            connector,
+            max_record,
+            config.tolerance,
+            Arc::clone(&metrics),
+        )
+        .await?;
         // What listens there may be no NFS server at all. A channel would try
         // for ever; a mount must not.
         let mut client_id = tokio::select! {
@@ -231,8 +303,10 @@ impl Client {
         let wanted = ChannelAttrs::wanted(config.slots);
         let new =
             create_session_patiently(&channel, &config.identity, &mut client_id, wanted).await?;
-        let session = Arc::new(Session::new(&new, 1));
+        let session = Arc::new(Session::new(&new, 1, 0, config.suspended));
         let client = Arc::new(Self {
+            io_sizes: IoSizes::new(&config),
+            must_reclaim: AtomicBool::new(false),
             channel,
             config,
             metrics,
@@ -343,7 +417,7 @@ impl Client {
                 return Ok(reply);
             }
             match reply.status() {
-                Status::DELAY | Status::GRACE => backoff.pause().await,
+                status @ (Status::DELAY | Status::GRACE) => backoff.pause_for(status).await,
                 Status::RETRY_UNCACHED_REP => redone = true,
                 Status::STALE_CLIENTID => self.recover(session.generation),
                 _ => return Ok(reply),
@@ -369,7 +443,7 @@ impl Client {
             build(&mut compound);
             match self.send(session, slot, &compound).await? {
                 Sent::Reply(reply) => match reply.status() {
-                    Status::DELAY | Status::GRACE => backoff.pause().await,
+                    status @ (Status::DELAY | Status::GRACE) => backoff.pause_for(status).await,
                     // It ran; whatever recovery asks for may run again.
                     Status::RETRY_UNCACHED_REP => {}
                     _ => return Ok(reply),
@@ -407,6 +481,7 @@ impl Client {
             keeps: session.attrs.max_cached >= establish::CACHED_REPLY,
         };
         let mut misordered = 0;
+        let mut garbled = 0;
         let mut resent = false;
         let mut backoff = Backoff::new();
         loop {
@@ -425,25 +500,32 @@ impl Client {
                 }
             };
             resent |= answer.resent;
-            let mut reply = match Reply::parse(answer.body, compound.ops()) {
-                Ok(reply) => reply,
-                Err(error) => {
-                    // Without a result of SEQUENCE the slot did not move.
-                    held.unmoved = matches!(error, NfsError::Compound(_));
-                    return Err(error);
-                }
-            };
-            self.count(compound, &reply, sent_at.elapsed());
-            let error = match reply.ok(Op::Sequence) {
-                Ok(_) => {
+            let parsed = Reply::parse(answer.body, compound.ops()).and_then(|mut reply| {
+                self.count(compound, &reply, sent_at.elapsed());
+                match reply.ok(Op::Sequence) {
                     // Although it may have been sent more than once, the reply
                     // is that of the one time it ran: the slot sees to that.
-                    self.sequenced(session, &mut held, &slot_use, &mut reply, sent_at)?;
-                    return Ok(Sent::Reply(reply));
+                    Ok(_) => self.sequenced(session, &mut held, &slot_use, &mut reply, sent_at)?,
+                    Err(error) => return Err(error),
                 }
+                Ok(reply)
+            });
+            let error = match parsed {
+                Ok(reply) => return Ok(Sent::Reply(reply)),
                 Err(error) => error,
             };
-            match error.status() {
+            match error.status().filter(|status| status.name().is_some()) {
+                // Nobody knows whose reply that was. The connection is not to be
+                // trusted; on another one the slot has the right reply, or says
+                // that there is none.
+                None if garbled < GARBLED_TRIES => {
+                    garbled += 1;
+                    tracing::warn!("a reply that is none ({error}), asking again");
+                    self.channel.distrust();
+                    resent = true;
+                }
+                // The slot may have moved or not: `held` takes it out of use.
+                None => return Err(error),
                 // Perhaps still at work on an earlier sending: same slot, same
                 // seqid.
                 Some(Status::DELAY) => backoff.pause().await,
@@ -483,7 +565,14 @@ impl Client {
                     held.give_back(true);
                     return Ok(Sent::Again(resent));
                 }
-                Some(Status::BADSESSION | Status::DEADSESSION) => {
+                // The last two are what some servers say of a client whose lease
+                // ran out, until they have forgotten its sessions as well.
+                Some(
+                    Status::BADSESSION
+                    | Status::DEADSESSION
+                    | Status::EXPIRED
+                    | Status::STALE_CLIENTID,
+                ) => {
                     held.give_back(false);
                     self.recover(session.generation);
                     return Ok(Sent::Again(resent));
@@ -500,7 +589,7 @@ impl Client {
     /// gives the slot back, and heeds what the server wishes.
     fn sequenced(
         self: &Arc<Self>,
-        session: &Session,
+        session: &Arc<Session>,
         held: &mut HeldSlot<'_>,
         sent: &SlotUse,
         reply: &mut Reply,
@@ -530,12 +619,15 @@ impl Client {
             self.recover(session.generation);
         }
         {
+            let slept = (session.suspended)();
             let mut renewed = session.renewed.lock();
-            *renewed = (*renewed).max(sent_at);
+            if renewed.0 < sent_at {
+                *renewed = (sent_at, slept);
+            }
         }
         let before = session.flags.swap(flags, Ordering::Relaxed);
-        if flags & !before & !NO_BACK_CHANNEL != 0 {
-            tracing::warn!("the server raises SEQUENCE status flags {flags:#x}");
+        if flags & !before != 0 {
+            self.flags_raised(session, flags & !before);
         }
         Ok(())
     }
@@ -668,9 +760,9 @@ impl Drop for HeldSlot<'_> {
     }
 }
 
-/// SEQ4_STATUS_CB_PATH_DOWN, CB_GSS_*, CB_PATH_DOWN_SESSION: what a server may
-/// say of a back channel that we never asked for.
-const NO_BACK_CHANNEL: u32 = 0x1 | 0x2 | 0x4 | 0x200;
+/// How often a reply that does not decode, as far as it says whose it is, is asked
+/// for again.
+const GARBLED_TRIES: u32 = 3;
 
 /// So many first connections may come to nothing.
 const FRUITLESS: u32 = 3;

@@ -11,6 +11,27 @@ use crate::rpc::auth::Credential;
 /// Until the server has told its lease time, seconds.
 pub(super) const DEFAULT_LEASE: u32 = 90;
 
+/// How long this machine has been suspended since it was started: what
+/// CLOCK_BOOTTIME counts and CLOCK_MONOTONIC does not.
+pub fn suspended() -> Duration {
+    let read = |clock| {
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: a valid pointer to a timespec; both clocks exist on Linux.
+        unsafe { libc::clock_gettime(clock, &raw mut time) };
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    };
+    // In this order, so that the time between the readings is never negative.
+    let awake = read(libc::CLOCK_MONOTONIC);
+    read(libc::CLOCK_BOOTTIME).saturating_sub(awake)
+}
+
+/// The longest that is slept at once: the timer stands still while the machine is
+/// suspended, and the lease does not.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// When to look next, and whether to renew now: a third of the lease after the
 /// last request that was answered, so that two renewals may be lost.
 fn plan(lease: Duration, idle: Duration) -> (bool, Duration) {
@@ -51,7 +72,7 @@ pub(super) async fn renew(client: Weak<Client>) {
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause.min(LOOK)) => {}
             // The server has told its lease time, which may be shorter than
             // what we went by; or the client is gone.
             changed = lease.changed() => if changed.is_err() { return },
@@ -62,6 +83,13 @@ pub(super) async fn renew(client: Weak<Client>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sleep_is_counted_and_being_awake_is_not() {
+        let before = suspended();
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(suspended().saturating_sub(before) < Duration::from_millis(20));
+    }
 
     #[test]
     fn a_lease_is_renewed_at_a_third_of_its_time_unless_traffic_did() {

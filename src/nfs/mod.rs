@@ -7,6 +7,7 @@
 //!   └─► client    runs a compound: slot, retry, recovery gate
 //!         ├─► session/   EXCHANGE_ID, CREATE_SESSION, the slot table
 //!         ├─► lease      renews the lease when nothing else does
+//!         ├─► flags      what SEQUENCE says between the lines
 //!         ├─► recovery   one task that rebuilds session and state
 //!         └─► proto/     compounds, results, attributes, statuses
 //! ```
@@ -20,6 +21,7 @@ pub mod calls;
 pub mod client;
 mod closing;
 mod errno;
+mod flags;
 mod lease;
 pub mod proto;
 mod recovery;
@@ -27,4 +29,5 @@ pub mod session;
 pub mod state;
 
 pub use client::{Client, ClientConfig, ConnectError, SessionInfo};
+pub use lease::suspended;
 pub use proto::reply::NfsError;

@@ -3,6 +3,7 @@
 //! One task does it, in one order: session, client id, opens that the server may
 //! know from before its restart, each with its locks, RECLAIM_COMPLETE, opens
 //! that are opened anew (their locks are lost).
+//! Within a step, opens are independent of each other and go several at once.
 //! While it runs the phase is `Recovering` and ordinary requests wait for the
 //! new session; if anything fails, the task starts over from the top, for ever.
 //! Who finds the session lost calls [`Client::recover`] with the generation it
@@ -10,6 +11,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
 
 use super::client::{Backoff, Client, Phase, Session};
 use super::proto::ops::{self, Claim, Create, LockType, Op};
@@ -72,7 +76,7 @@ async fn recover(client: Arc<Client>, lost: Arc<Session>) {
 }
 
 /// A new session, and if need be a new client id with all its state.
-async fn rebuild(client: &Arc<Client>, lost: &Session) -> Result<Arc<Session>, NfsError> {
+async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Session>, NfsError> {
     let identity = &client.config.identity;
     let wanted = ChannelAttrs::wanted(client.config.slots);
     let known = client.client_id.lock().clone();
@@ -82,11 +86,7 @@ async fn rebuild(client: &Arc<Client>, lost: &Session) -> Result<Arc<Session>, N
         Ok(new) => {
             // The old one may still be there, if only its slots were of no more
             // use. Nobody waits for its end.
-            let (client, lost) = (Arc::clone(client), lost.id);
-            tokio::spawn(async move {
-                let identity = &client.config.identity;
-                let _ = establish::destroy_session(&client.channel, identity, lost).await;
-            });
+            tokio::spawn(drain(Arc::clone(client), Arc::clone(lost)));
             new
         }
         Err(NfsError::Status(Op::CreateSession, Status::DELAY)) => {
@@ -101,19 +101,28 @@ async fn rebuild(client: &Arc<Client>, lost: &Session) -> Result<Arc<Session>, N
     };
     let client_id = id.id;
     *client.client_id.lock() = id;
-    let session = Arc::new(Session::new(&new, lost.generation + 1));
+    let session = Arc::new(Session::new(
+        &new,
+        lost.generation + 1,
+        lost.flags(),
+        client.config.suspended,
+    ));
+    client.fit_io(&session.attrs);
+    let told = client.must_reclaim.load(Ordering::Relaxed);
+    let known = client.reclaimed.load(Ordering::Relaxed) == client_id;
     // Not "is it another one than before": an earlier attempt may have got the
     // client id and failed before all was reclaimed.
-    if client.reclaimed.load(Ordering::Relaxed) != client_id {
-        let opens = client.opens.live();
-        tracing::info!(opens = opens.len(), "the server forgot us, reclaiming");
-        let mut refused = Vec::new();
-        let count = opens.len();
-        for open in opens {
-            if !reclaim(client, &session, &open, Claim::Previous).await? {
-                refused.push(open);
-            }
+    if !known || told {
+        let mut opens = client.opens.live();
+        if known {
+            // It says that it restarted; what it still knows need not, and after
+            // RECLAIM_COMPLETE cannot, be reclaimed.
+            let intact = client.intact(&session, &opens).await?;
+            opens.retain(|open| !intact.contains(&open.owner));
         }
+        tracing::info!(opens = opens.len(), "the server forgot us, reclaiming");
+        let count = opens.len();
+        let refused = reclaim_all(client, &session, opens, Claim::Previous).await?;
         // With nothing granted it may only have been the lease that ran out:
         // then others may have written since, and nothing is lost.
         if refused.len() < count
@@ -124,12 +133,67 @@ async fn rebuild(client: &Arc<Client>, lost: &Session) -> Result<Arc<Session>, N
         client.reclaim_complete(&session).await?;
         // Only now: before RECLAIM_COMPLETE anything but a reclaim gets GRACE,
         // for ever (RFC 8881 §18.51.3).
-        for open in refused {
-            reclaim(client, &session, &open, Claim::Handle).await?;
-        }
+        reclaim_all(client, &session, refused, Claim::Handle).await?;
         client.reclaimed.store(client_id, Ordering::Relaxed);
+        client.must_reclaim.store(false, Ordering::Relaxed);
     }
     Ok(session)
+}
+
+/// Ends a session that is not used any more, when nothing is under way in it: its
+/// replies would be lost with it.
+async fn drain(client: Arc<Client>, session: Arc<Session>) {
+    const LOOKS: u32 = 300;
+    const PAUSE: Duration = Duration::from_millis(100);
+    for _ in 0..LOOKS {
+        if session.busy() == 0 {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    let identity = &client.config.identity;
+    let _ = establish::destroy_session(&client.channel, identity, session.id).await;
+}
+
+/// Opens brought back at once.
+const RECLAIMS: usize = 16;
+
+/// Brings opens back, several at once, and gives those back that were refused. An
+/// error is given only when all are through: none is cut off in the middle.
+async fn reclaim_all(
+    client: &Arc<Client>,
+    session: &Arc<Session>,
+    opens: Vec<Arc<OpenState>>,
+    claim: Claim<'static>,
+) -> Result<Vec<Arc<OpenState>>, NfsError> {
+    let mut refused = Vec::new();
+    let mut failed = None;
+    let mut take = |result| match result {
+        Ok(Ok((_, true))) => {}
+        Ok(Ok((open, false))) => refused.push(open),
+        Ok(Err(error)) => failed = Some(error),
+        Err(_) => failed = Some(NfsError::StateLost), // it panicked: once more
+    };
+    let mut running = JoinSet::new();
+    for open in opens {
+        if running.len() == RECLAIMS
+            && let Some(result) = running.join_next().await
+        {
+            take(result);
+        }
+        let (client, session) = (Arc::clone(client), Arc::clone(session));
+        running.spawn(async move {
+            let done = reclaim(&client, &session, &open, claim).await?;
+            Ok((open, done))
+        });
+    }
+    while let Some(result) = running.join_next().await {
+        take(result);
+    }
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(refused),
+    }
 }
 
 /// Brings one open back: as it was before a restart of the server
@@ -258,6 +322,16 @@ impl Client {
             return Ok(());
         }
         tracing::warn!("the server dropped the state of an open file ({status}), opening it again");
+        if matches!(
+            status,
+            Status::EXPIRED | Status::ADMIN_REVOKED | Status::DELEG_REVOKED
+        ) {
+            let locks = open.lock_states();
+            let locks = locks.iter().filter_map(|lock| lock.stateid());
+            for stateid in locks.chain(open.exact()) {
+                self.free_state(&open.cred, stateid).await;
+            }
+        }
         let mut reply = self
             .call(&open.cred, Class::Metadata, |c| {
                 c.put(&open.handle).once().open(

@@ -4,7 +4,11 @@
 //! writer on it until either fails, and starts over with back-off. The table of
 //! waiting calls ([`Pending`]) is behind a short mutex that callers, reader and
 //! writer take for one map operation each and never hold across an await; `heard`
-//! is taken inside it or alone.
+//! and `answered` are taken inside it or alone.
+//!
+//! A second task watches whether the server responds at all, over however many
+//! connections: that is said once in the log when it stops and once when it is
+//! over, and shown by [`Channel::link`].
 //!
 //! Dropping a call's future does not take the call back: its reply is received
 //! and dropped.
@@ -32,12 +36,46 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// ... doubling up to here.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// A connection on which nothing has come back for so long, although calls are
-/// out, is given up ...
-const SILENCE_MIN: Duration = Duration::from_secs(15);
-/// ... and each one after it has twice the time, up to this: a server that is
-/// only slow must not drown in repeated calls.
+/// Each connection that was given up for its silence leaves twice the time to the
+/// next one, up to this: a server that is only slow must not drown in repeated
+/// calls.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How long calls may wait before something is thought of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tolerance {
+    /// A connection on which nothing has come back for so long, although calls
+    /// are out, is given up.
+    pub silence: Duration,
+    /// A server that has answered nothing for so long, although calls are out, is
+    /// said not to respond.
+    pub wait: Duration,
+}
+
+impl Tolerance {
+    const LONGEST: Duration = Duration::from_secs(15);
+    const SHORTEST: Duration = Duration::from_secs(1);
+
+    /// By the times of `nfs(5)`: what a call may take, and in how many such times
+    /// the server must have answered. A dead connection is found within the first,
+    /// and neither is left to wait longer than 15 s.
+    pub fn of(timeo: Duration, retrans: u32) -> Self {
+        let bounded = |time: Duration| time.clamp(Self::SHORTEST, Self::LONGEST);
+        Self {
+            silence: bounded(timeo),
+            wait: bounded(timeo.saturating_mul(retrans.max(1))),
+        }
+    }
+}
+
+impl Default for Tolerance {
+    fn default() -> Self {
+        Self {
+            silence: Self::LONGEST,
+            wait: Self::LONGEST,
+        }
+    }
+}
 
 /// A reply to a call.
 #[derive(Debug)]
@@ -56,11 +94,17 @@ struct Shared {
     submitted: Notify,
     /// True once the channel is to end.
     closing: watch::Sender<bool>,
+    /// Ends the current connection.
+    distrusted: Notify,
     /// What the channel is doing, for `status` and for who waits on it.
     link: watch::Sender<Link>,
     /// When something was last heard of the server, or the first call went out
     /// after a pause.
     heard: Mutex<Instant>,
+    /// When a reply last came, over whatever connection, or the first call went
+    /// out after a pause.
+    answered: Mutex<Instant>,
+    tolerance: Tolerance,
     connector: Arc<dyn Connector>,
     metrics: Arc<Metrics>,
     max_record: usize,
@@ -81,6 +125,9 @@ pub struct Link {
     pub cause: Option<Arc<io::Error>>,
     /// What came over it was no RPC.
     pub garbled: bool,
+    /// Since when the server answers nothing, once that is longer than it should
+    /// be.
+    pub silent_since: Option<Instant>,
 }
 
 /// A connection to the server that replaces itself when it breaks.
@@ -105,6 +152,7 @@ impl Channel {
     pub async fn connect(
         connector: Arc<dyn Connector>,
         max_record: usize,
+        tolerance: Tolerance,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
         let stream = connector.connect().await?;
@@ -114,6 +162,7 @@ impl Channel {
             pending: Mutex::new(Pending::new(u32::from_ne_bytes(seed))),
             submitted: Notify::new(),
             closing: watch::Sender::new(false),
+            distrusted: Notify::new(),
             link: watch::Sender::new(Link {
                 connected: true,
                 connections: 1,
@@ -121,13 +170,17 @@ impl Channel {
                 last_error: None,
                 cause: None,
                 garbled: false,
+                silent_since: None,
             }),
             heard: Mutex::new(Instant::now()),
+            answered: Mutex::new(Instant::now()),
+            tolerance,
             connector,
             metrics,
             max_record,
         });
         tokio::spawn(supervise(Arc::clone(&shared), stream));
+        tokio::spawn(watch_responses(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
@@ -146,10 +199,12 @@ impl Channel {
             if *self.shared.closing.borrow() {
                 return Err(RpcError::Closed);
             }
+            let now = Instant::now();
             if pending.is_empty() {
-                *self.shared.heard.lock() = Instant::now();
+                *self.shared.heard.lock() = now;
+                *self.shared.answered.lock() = now;
             }
-            pending.submit(call, owed);
+            pending.submit(call, owed, now);
         }
         self.shared.submitted.notify_one();
         reply.await.unwrap_or(Err(RpcError::Closed))
@@ -158,6 +213,18 @@ impl Channel {
     /// What the connection is doing.
     pub fn link(&self) -> Link {
         self.shared.link.borrow().clone()
+    }
+
+    /// How long the call has waited that has waited longest; zero if none does.
+    pub fn longest_wait(&self) -> Duration {
+        let oldest = self.shared.pending.lock().oldest();
+        oldest.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// What came over the current connection makes no sense: another one takes its
+    /// place, on which everything unanswered goes out again.
+    pub fn distrust(&self) {
+        self.shared.distrusted.notify_waiters();
     }
 
     /// Completes when so many connections in a row came to nothing. Mounting
@@ -191,7 +258,8 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
     let mut closing = shared.closing.subscribe();
     let mut stream = Some(first);
     let mut backoff = Duration::ZERO;
-    let mut patience = SILENCE_MIN;
+    let first_patience = shared.tolerance.silence;
+    let mut patience = first_patience;
     loop {
         let connected = match stream.take() {
             Some(stream) => Ok(stream),
@@ -219,7 +287,7 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
                 patience = if error.kind() == io::ErrorKind::TimedOut {
                     (patience * 2).min(SILENCE_MAX)
                 } else {
-                    SILENCE_MIN
+                    first_patience
                 };
                 if useful {
                     backoff = Duration::ZERO;
@@ -261,8 +329,45 @@ async fn serve(shared: &Arc<Shared>, stream: BoxStream, patience: Duration) -> (
         error = read_replies(shared, rx, &mut useful) => error,
         error = write_calls(shared, tx) => error,
         error = silence(shared, patience) => error,
+        () = shared.distrusted.notified() => {
+            io::Error::new(io::ErrorKind::InvalidData, "a reply made no sense")
+        }
     };
     (error, useful)
+}
+
+/// Says when the server stops to respond; when it does again, [`read_replies`]
+/// says so.
+async fn watch_responses(shared: Arc<Shared>) {
+    let mut closing = shared.closing.subscribe();
+    let wait = shared.tolerance.wait;
+    loop {
+        let idle = shared.pending.lock().is_empty();
+        let silent_since = *shared.answered.lock();
+        let mut rest = wait;
+        if !idle {
+            rest = wait.saturating_sub(silent_since.elapsed());
+            if rest.is_zero() {
+                rest = wait;
+                let first = shared.link.send_if_modified(|link| {
+                    let first = link.silent_since.is_none();
+                    link.silent_since.get_or_insert(silent_since);
+                    first
+                });
+                if first {
+                    let peer = shared.connector.peer();
+                    tracing::warn!("server {peer} not responding, still trying");
+                    shared
+                        .metrics
+                        .set_last_error(format!("server {peer} not responding"));
+                }
+            }
+        }
+        tokio::select! {
+            _ = closing.wait_for(|closing| *closing) => return,
+            () = tokio::time::sleep(rest) => {}
+        }
+    }
 }
 
 /// Completes when calls are out and nothing has been heard for `patience`. TCP
@@ -307,6 +412,7 @@ async fn read_replies<R: tokio::io::AsyncRead + Unpin>(
                 match owed {
                     Some(Replied { owed, resent }) => {
                         *useful = true;
+                        answered(shared);
                         // The caller may be gone; nothing is owed then.
                         let _ = owed.send(result.map(|body| Answer { body, resent }));
                     }
@@ -316,6 +422,25 @@ async fn read_replies<R: tokio::io::AsyncRead + Unpin>(
             Ok(Incoming::Call(xid)) => tracing::debug!(xid, "a call by the server, dropped"),
             Err(error) => return io::Error::new(io::ErrorKind::InvalidData, error),
         }
+    }
+}
+
+/// The server has answered a call.
+fn answered(shared: &Shared) {
+    *shared.answered.lock() = Instant::now();
+    if shared.link.borrow().silent_since.is_none() {
+        return;
+    }
+    let mut silent = None;
+    shared
+        .link
+        .send_modify(|link| silent = link.silent_since.take());
+    if let Some(since) = silent {
+        tracing::warn!(
+            "server {} OK, after {} s",
+            shared.connector.peer(),
+            since.elapsed().as_secs()
+        );
     }
 }
 
@@ -400,6 +525,16 @@ impl Buf for Rope {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dead_connection_is_found_within_timeo_and_never_later_than_that() {
+        let seconds = Duration::from_secs;
+        let of = |timeo, retrans| Tolerance::of(seconds(timeo), retrans);
+        assert_eq!(of(60, 2), Tolerance::default());
+        assert_eq!((of(5, 2).silence, of(5, 2).wait), (seconds(5), seconds(10)));
+        assert_eq!((of(3, 0).silence, of(3, 0).wait), (seconds(3), seconds(3)));
+        assert_eq!(of(0, 0).silence, seconds(1));
+    }
 
     #[test]
     fn a_rope_advances_over_piece_boundaries() {

@@ -22,7 +22,7 @@ pub mod pending;
 pub mod record;
 pub mod transport;
 
-pub use channel::Channel;
+pub use channel::{Channel, Tolerance};
 
 /// Why a call has no reply body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

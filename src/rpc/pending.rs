@@ -11,6 +11,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use tokio::time::Instant;
+
 use super::call::{Call, Message};
 
 /// Calls without a reply, each with what is owed to its caller.
@@ -26,6 +28,8 @@ pub struct Pending<T> {
 struct Waiting<T> {
     /// Submission order: replays keep it.
     order: u64,
+    /// When it was submitted.
+    since: Instant,
     message: Message,
     /// Number of connections it was given to.
     sent: u32,
@@ -55,7 +59,7 @@ impl<T> Pending<T> {
     }
 
     /// Adds a call, to be sent next. Returns its xid.
-    pub fn submit(&mut self, call: Call, owed: T) -> u32 {
+    pub fn submit(&mut self, call: Call, owed: T, now: Instant) -> u32 {
         while self.calls.contains_key(&self.next_xid) {
             self.next_xid = self.next_xid.wrapping_add(1);
         }
@@ -68,6 +72,7 @@ impl<T> Pending<T> {
             xid,
             Waiting {
                 order,
+                since: now,
                 message,
                 sent: 0,
                 owed,
@@ -119,6 +124,11 @@ impl<T> Pending<T> {
             .collect()
     }
 
+    /// When the call was submitted that has waited longest.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.calls.values().map(|waiting| waiting.since).min()
+    }
+
     /// Number of calls without a reply.
     pub fn len(&self) -> usize {
         self.calls.len()
@@ -132,8 +142,11 @@ impl<T> Pending<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
     use smallvec::SmallVec;
+
+    use super::*;
 
     fn call(tag: u8) -> Call {
         Call {
@@ -151,9 +164,9 @@ mod tests {
     #[test]
     fn unanswered_calls_are_replayed_in_order_with_the_same_bytes() {
         let mut pending = Pending::new(u32::MAX);
-        let a = pending.submit(call(1), 1);
-        let b = pending.submit(call(2), 2);
-        let c = pending.submit(call(3), 3);
+        let a = pending.submit(call(1), 1, Instant::now());
+        let b = pending.submit(call(2), 2, Instant::now());
+        let c = pending.submit(call(3), 3, Instant::now());
         assert_eq!([a, b, c], [u32::MAX, 0, 1]);
         let first = sent(&mut pending);
         assert_eq!(first.len(), 3);
@@ -174,7 +187,7 @@ mod tests {
     #[test]
     fn a_reply_is_taken_once() {
         let mut pending = Pending::new(5);
-        let xid = pending.submit(call(1), 1);
+        let xid = pending.submit(call(1), 1, Instant::now());
         assert_eq!(pending.replied(77), None);
         assert_eq!(pending.replied(xid).unwrap().owed, 1);
         assert_eq!(pending.replied(xid), None);
@@ -183,10 +196,23 @@ mod tests {
     }
 
     #[test]
+    fn the_call_that_waits_longest_is_known() {
+        let mut pending = Pending::new(5);
+        let begun = Instant::now();
+        assert_eq!(pending.oldest(), None);
+        let old = pending.submit(call(1), 1, begun);
+        pending.submit(call(2), 2, begun + Duration::from_secs(3));
+        pending.connected();
+        assert_eq!(pending.oldest(), Some(begun), "a replay is not a new call");
+        pending.replied(old);
+        assert_eq!(pending.oldest(), Some(begun + Duration::from_secs(3)));
+    }
+
+    #[test]
     fn an_xid_in_use_is_not_given_again() {
         let mut pending = Pending::new(1);
-        let a = pending.submit(call(1), 1);
+        let a = pending.submit(call(1), 1, Instant::now());
         pending.next_xid = a;
-        assert_ne!(pending.submit(call(2), 2), a);
+        assert_ne!(pending.submit(call(2), 2, Instant::now()), a);
     }
 }

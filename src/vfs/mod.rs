@@ -141,7 +141,7 @@ impl Vfs {
         let fs = client.fs();
         let inodes = InodeTable::new(fs.root.clone(), &fs.root_attrs, sent, config.timeouts);
         let pipeline = Arc::new(PipelineConfig {
-            wsize: fs.wsize as usize,
+            wsize: client.wsize() as usize,
             max_in_flight: WRITES_IN_FLIGHT,
             linger: LINGER,
             // One file may not take the whole window, so that others get

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use efs_fuse::nfs::session::establish::Identity;
 use efs_fuse::nfs::{Client, ClientConfig};
+use efs_fuse::rpc::Tolerance;
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::telemetry::Metrics;
 use efs_fuse::vfs::attr::Timeouts;
@@ -42,6 +43,8 @@ impl Host {
             slots: 64,
             rsize: 1 << 20,
             wsize: 1 << 20,
+            tolerance: Tolerance::default(),
+            suspended: efs_fuse::nfs::suspended,
         };
         let metrics = Metrics::new();
         let client = Client::connect(peer.connector(), config, Arc::clone(&metrics))

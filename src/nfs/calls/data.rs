@@ -1,13 +1,15 @@
 //! Data: READ, WRITE, COMMIT.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::super::client::Client;
+use super::super::client::{Client, IoSizes};
 use super::super::proto::attrs::{Attributes, CHANGE_ONLY, NewAttributes};
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, ReadResult, WriteResult};
+use super::super::proto::status::Status;
 use super::super::proto::types::{Stable, StateId, Verifier};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
@@ -26,6 +28,30 @@ pub struct Written {
     pub set: Result<(), NfsError>,
 }
 
+/// The server finds a message longer than the session allows. Our sizes are made to
+/// fit it, but servers differ in what they count.
+fn too_large(error: &NfsError) -> bool {
+    matches!(
+        error.status(),
+        Some(Status::REQ_TOO_BIG | Status::REP_TOO_BIG)
+    )
+}
+
+/// The first `limit` bytes of data in pieces.
+fn front(data: &[Bytes], limit: u32) -> Cow<'_, [Bytes]> {
+    let mut left = limit as usize;
+    if data.iter().map(Bytes::len).sum::<usize>() <= left {
+        return Cow::Borrowed(data);
+    }
+    let mut pieces = Vec::with_capacity(data.len());
+    for piece in data {
+        let piece = piece.slice(..piece.len().min(left));
+        left -= piece.len();
+        pieces.push(piece);
+    }
+    Cow::Owned(pieces)
+}
+
 impl Client {
     /// READ of at most `count` bytes (and at most rsize), in the name of who
     /// opened the file. Fewer bytes without `eof` are the server's right; the
@@ -38,12 +64,21 @@ impl Client {
     ) -> Result<ReadResult, NfsError> {
         for _ in 0..STATE_RETRIES {
             let (stateid, token) = open.for_io();
-            let mut reply = self
+            let reply = self
                 .call(&open.cred, Class::Bulk, |c| {
-                    c.put(&open.handle).read(stateid, offset, count);
+                    // A session that came meanwhile may allow less.
+                    c.put(&open.handle)
+                        .read(stateid, offset, count.min(self.rsize()));
                 })
-                .await?;
-            reply.ok(Op::PutFh)?;
+                .await;
+            let mut reply = match reply {
+                Err(error) if too_large(&error) && IoSizes::shrink(&self.io_sizes.read) => continue,
+                reply => reply?,
+            };
+            match reply.ok(Op::PutFh) {
+                Err(error) if too_large(&error) && IoSizes::shrink(&self.io_sizes.read) => continue,
+                result => result.map(drop)?,
+            }
             match reply.read() {
                 Ok(read) if read.data.len() > count as usize => {
                     return Err(NfsError::Garbled(
@@ -54,6 +89,7 @@ impl Client {
                 Err(NfsError::Status(_, status)) if state_is_gone(status) => {
                     self.renew_state(open, token, status).await?;
                 }
+                Err(error) if too_large(&error) && IoSizes::shrink(&self.io_sizes.read) => {}
                 result => {
                     if let Ok(read) = &result {
                         self.metrics.bytes_read(read.data.len() as u64);
@@ -95,17 +131,28 @@ impl Client {
                 return Err(NfsError::StateLost);
             }
             let (stateid, token) = open.for_io();
-            let mut reply = self
+            let reply = self
                 .call(&open.cred, Class::Bulk, |c| {
-                    c.put(&open.handle)
-                        .get_attrs(CHANGE_ONLY)
-                        .write(stateid, offset, stable, data);
+                    // A session that came meanwhile may allow less: the rest is
+                    // for the caller, as with any short WRITE.
+                    c.put(&open.handle).get_attrs(CHANGE_ONLY).write(
+                        stateid,
+                        offset,
+                        stable,
+                        &front(data, self.wsize()),
+                    );
                     if let Some(attrs) = attrs {
                         c.set_attrs(StateId::ANONYMOUS, attrs);
                     }
                     c.then().get_attrs(self.object());
                 })
-                .await?;
+                .await;
+            let mut reply = match reply {
+                Err(error) if too_large(&error) && IoSizes::shrink(&self.io_sizes.write) => {
+                    continue;
+                }
+                reply => reply?,
+            };
             let before = change_before(&mut reply)?;
             match reply.written() {
                 Ok(result) => {

@@ -1,6 +1,7 @@
 //! Names: LOOKUP, CREATE, REMOVE, RENAME, LINK.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::super::client::Client;
 use super::super::proto::attrs::{self, Attributes, NewAttributes};
@@ -8,7 +9,7 @@ use super::super::proto::compound::Compound;
 use super::super::proto::ops::{Make, Op};
 use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::status::Status;
-use super::super::proto::types::{FileHandle, FileType};
+use super::super::proto::types::{FileHandle, FileType, NfsTime};
 use super::super::session::slots::Class;
 use crate::rpc::auth::Credential;
 
@@ -87,6 +88,7 @@ impl Client {
         make: Make<'_>,
         new: &NewAttributes,
     ) -> Result<Made, NfsError> {
+        let begun = SystemTime::now();
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
                 c.once()
@@ -113,18 +115,35 @@ impl Client {
                 },
             }),
             Err(NfsError::Status(op, Status::EXIST)) if reply.redone() => {
-                // Ours, if it is what we were making.
+                // Ours, if it is what we were making, and made since we began.
                 let found = self.lookup(cred, dir, name).await?;
-                match found.object {
-                    Some((handle, attrs)) if attrs.kind == Some(kind_of(make)) => Ok(Made {
+                if let Some((handle, attrs)) = found.object
+                    && attrs.kind == Some(kind_of(make))
+                    && is_since(attrs.ctime, begun)
+                    && self.leads_to(cred, &handle, make).await?
+                {
+                    return Ok(Made {
                         handle,
                         attrs,
                         dir: Moved::default(),
-                    }),
-                    _ => Err(NfsError::Status(op, Status::EXIST)),
+                    });
                 }
+                Err(NfsError::Status(op, Status::EXIST))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether an object is what `make` says, as far as its type does not tell.
+    async fn leads_to(
+        self: &Arc<Self>,
+        cred: &Credential,
+        handle: &FileHandle,
+        make: Make<'_>,
+    ) -> Result<bool, NfsError> {
+        match make {
+            Make::Symlink(target) => Ok(self.read_link(cred, handle).await? == target),
+            _ => Ok(true),
         }
     }
 
@@ -322,6 +341,15 @@ pub(super) fn change_before(reply: &mut Reply) -> Result<Option<u64>, NfsError> 
 pub(super) fn saved_after(reply: &mut Reply) -> Option<Attributes> {
     reply.ok(Op::RestoreFh).ok()?;
     reply.attrs().ok()
+}
+
+/// Whether a time of the server is not before one of ours. Its clock may be behind by
+/// as much as is seen between machines that set theirs.
+fn is_since(time: NfsTime, ours: SystemTime) -> bool {
+    const SKEW: Duration = Duration::from_secs(60);
+    let ours = ours.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let earliest = ours.saturating_sub(SKEW).as_secs();
+    time.sec >= i64::try_from(earliest).unwrap_or(i64::MAX)
 }
 
 fn kind_of(make: Make<'_>) -> FileType {

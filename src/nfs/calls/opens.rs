@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::super::client::Client;
 use super::super::proto::attrs::{
@@ -11,7 +12,7 @@ use super::super::proto::compound::Compound;
 use super::super::proto::ops::{Claim, Create, Op, PRESERVE_UNLINKED};
 use super::super::proto::reply::{NfsError, ReadResult, Reply};
 use super::super::proto::status::Status;
-use super::super::proto::types::{FileHandle, StateId};
+use super::super::proto::types::{FileHandle, NfsTime, StateId};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
@@ -293,7 +294,15 @@ impl Client {
             .await?;
         let before = change_before(&mut reply)?;
         reply.ok(Op::SaveFh)?;
-        let opened = reply.open()?;
+        let opened = match (reply.open(), &plan) {
+            // Ours, on a server that has the verifier in the times, which were set
+            // since.
+            (Err(error @ NfsError::Status(_, Status::EXIST)), Some(plan)) if reply.redone() => {
+                let ours = self.open_marked(cred, (dir, name), owner, access, plan.mark);
+                return ours.await?.ok_or(error);
+            }
+            (opened, _) => opened?,
+        };
         let handle = reply.handle()?;
         let open = self
             .opens
@@ -327,6 +336,47 @@ impl Client {
                 Err(error)
             }
         }
+    }
+
+    /// OPEN of a file that an exclusive create of ours has made, which is known by the
+    /// time of access that it was given; `None` if the name leads to another.
+    async fn open_marked(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        (dir, name): (&FileHandle, &[u8]),
+        owner: u64,
+        access: u32,
+        mark: NfsTime,
+    ) -> Result<Option<OpenedFile>, NfsError> {
+        let found = self.lookup(cred, dir, name).await?;
+        let Some((handle, attrs)) = found.object else {
+            return Ok(None);
+        };
+        if !attrs.present.has(n::TIME_ACCESS) || attrs.atime != mark {
+            return Ok(None);
+        }
+        let mut reply = self
+            .call(cred, Class::Metadata, |c| {
+                c.once().put(&handle).open(
+                    self.open_owner(&owner.to_be_bytes()),
+                    access,
+                    &Create::No,
+                    Claim::Handle,
+                );
+            })
+            .await?;
+        let opened = reply.ok(Op::PutFh)?.open()?;
+        let open = self
+            .opens
+            .adopt(handle, Arc::clone(cred), owner, opened.stateid, access);
+        Ok(Some(OpenedFile {
+            open,
+            attrs,
+            dir: Moved::default(),
+            preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
+            // It was made a while ago; others may know it by now.
+            is_new: false,
+        }))
     }
 
     /// CLOSE. The open is gone locally whatever the server says; what it says
@@ -381,6 +431,9 @@ struct Exclusive {
     verifier: [u8; 8],
     at_creation: NewAttributes,
     afterwards: NewAttributes,
+    /// The time of access that the file gets, which is like no other: should it be
+    /// asked later whose the file is, this says so.
+    mark: NfsTime,
 }
 
 impl Exclusive {
@@ -392,15 +445,22 @@ impl Exclusive {
         getrandom::fill(&mut verifier)
             .map_err(|_| NfsError::Unfit("no random numbers for an exclusive create"))?;
         let with_mode = allowed.has(n::MODE);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let mark = NfsTime {
+            sec: now.map_or(0, |now| now.as_secs().cast_signed()),
+            // In microseconds: not every server keeps more.
+            nsec: u32::from_ne_bytes([verifier[0], verifier[1], verifier[2], 0]) % 1_000_000 * 1000,
+        };
         Ok(Self {
             verifier,
+            mark,
             at_creation: NewAttributes {
                 mode: with_mode.then_some(mode),
                 ..NewAttributes::default()
             },
             afterwards: NewAttributes {
                 mode: (!with_mode).then_some(mode),
-                atime: Some(NewTime::Server),
+                atime: Some(NewTime::At(mark)),
                 mtime: Some(NewTime::Server),
                 ..NewAttributes::default()
             },

@@ -1,13 +1,14 @@
 //! Finding the root of a mount, and what its file system can do.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::super::client::Client;
 use super::super::proto::attrs::{self, AttrSet, Attributes};
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::types::FileHandle;
-use super::super::session::establish::OVERHEAD;
+use super::super::session::establish::{ChannelAttrs, OVERHEAD};
 use super::super::session::slots::Class;
 use crate::rpc::auth::Credential;
 
@@ -22,10 +23,10 @@ pub struct FileSystem {
     pub supported: AttrSet,
     /// Attributes that an exclusive create can set.
     pub exclcreat: AttrSet,
-    /// Largest READ, bytes.
-    pub rsize: u32,
-    /// Largest WRITE, bytes.
-    pub wsize: u32,
+    /// Largest READ the server takes, bytes.
+    pub max_read: u32,
+    /// Largest WRITE the server takes, bytes.
+    pub max_write: u32,
     /// Longest name, bytes.
     pub max_name: u32,
 }
@@ -41,14 +42,30 @@ impl Client {
             .expect("the root is found before anything else")
     }
 
-    /// Largest READ, bytes.
+    /// Largest READ, bytes. A new session may have another.
     pub fn rsize(&self) -> u32 {
-        self.fs.get().map_or(self.config.rsize, |fs| fs.rsize)
+        self.io_sizes.read.load(Ordering::Relaxed)
     }
 
-    /// Largest WRITE, bytes.
+    /// Largest WRITE, bytes. A new session may have another.
     pub fn wsize(&self) -> u32 {
-        self.fs.get().map_or(self.config.wsize, |fs| fs.wsize)
+        self.io_sizes.write.load(Ordering::Relaxed)
+    }
+
+    /// Takes in what a session allows, and what the file system does, once it is
+    /// known.
+    pub(in super::super) fn fit_io(&self, session: &ChannelAttrs) {
+        let size = |asked: u32, channel: u32, server: Option<u32>| {
+            asked
+                .min(channel - OVERHEAD.min(channel / 2))
+                .min(server.unwrap_or(u32::MAX))
+        };
+        let fs = self.fs.get();
+        let (read, write) = (fs.map(|fs| fs.max_read), fs.map(|fs| fs.max_write));
+        let read = size(self.config.rsize, session.max_response, read);
+        let write = size(self.config.wsize, session.max_request, write);
+        self.io_sizes.read.store(read, Ordering::Relaxed);
+        self.io_sizes.write.store(write, Ordering::Relaxed);
     }
 
     /// Walks from the server's root along `path` and learns about the file
@@ -119,21 +136,17 @@ impl Client {
         if fs.lease_time > 0 {
             self.lease.send_replace(fs.lease_time);
         }
-        let session = self.session().await?;
-        let size = |asked: u32, channel: u32, server: u64| {
-            let server = match server {
-                0 => u32::MAX,
-                some => u32::try_from(some).unwrap_or(u32::MAX),
-            };
-            asked.min(channel - OVERHEAD.min(channel / 2)).min(server)
+        let most = |server: u64| match server {
+            0 => u32::MAX,
+            some => u32::try_from(some).unwrap_or(u32::MAX),
         };
         let fs = FileSystem {
             root,
             root_attrs,
             supported: fs.supported,
             exclcreat: fs.exclcreat.and(fs.supported),
-            rsize: size(self.config.rsize, session.attrs.max_response, fs.max_read),
-            wsize: size(self.config.wsize, session.attrs.max_request, fs.max_write),
+            max_read: most(fs.max_read),
+            max_write: most(fs.max_write),
             max_name: if fs.max_name == 0 {
                 255
             } else {
@@ -142,6 +155,8 @@ impl Client {
         };
         // A second mount of the same client keeps the first answer.
         let _ = self.fs.set(fs);
+        let session = self.session().await?;
+        self.fit_io(&session.attrs);
         Ok(())
     }
 

@@ -424,6 +424,15 @@ impl Compound {
         self
     }
 
+    /// TEST_STATEID (§18.48).
+    pub fn test_states(&mut self, stateids: &[StateId]) -> &mut Self {
+        let out = self.op(Op::TestStateId).u32(stateids.len() as u32);
+        for stateid in stateids {
+            stateid.encode(out);
+        }
+        self
+    }
+
     /// An operation with arguments that the caller encodes, for the few that
     /// are used once.
     pub fn other(&mut self, op: Op, args: impl FnOnce(&mut Encoder)) -> &mut Self {

@@ -244,6 +244,17 @@ impl Reply {
         self.get(Op::GetFh, FileHandle::decode)
     }
 
+    /// The result of TEST_STATEID: a status for each.
+    pub fn states_tested(&mut self) -> Result<Vec<Status>, NfsError> {
+        self.ok(Op::TestStateId)?;
+        self.get(Op::TestStateId, |dec| {
+            let count = dec.count("status codes", 4)?;
+            (0..count)
+                .map(|_| dec.u32("status code").map(Status))
+                .collect()
+        })
+    }
+
     /// The result of REMOVE or LINK, or the source half of RENAME's.
     pub fn change(&mut self, op: Op) -> Result<ChangeInfo, NfsError> {
         self.ok(op)?;

@@ -28,6 +28,11 @@ pub const MAX_IO: u32 = 1 << 20;
 /// more, and whatever works with a server that gives more works with EFS.
 pub const MAX_OPS: u32 = 16;
 
+/// A session with fewer operations a compound, or smaller messages, cannot carry
+/// every request of ours.
+const MIN_OPS: u32 = 8;
+const MIN_MESSAGE: u32 = 4096;
+
 /// Who we are to the server.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -186,7 +191,11 @@ pub async fn create_session(
     attrs.max_cached = attrs.max_cached.min(wanted.max_cached);
     attrs.max_ops = attrs.max_ops.min(wanted.max_ops);
     attrs.max_requests = attrs.max_requests.min(wanted.max_requests);
-    if attrs.max_requests == 0 || attrs.max_ops < 8 || attrs.max_request < 4096 {
+    if attrs.max_requests == 0
+        || attrs.max_ops < MIN_OPS
+        || attrs.max_request < MIN_MESSAGE
+        || attrs.max_response < MIN_MESSAGE
+    {
         return Err(NfsError::Unfit(
             "the server grants a session too small to work with",
         ));

@@ -5,7 +5,7 @@
 //! which the operations call.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
@@ -16,9 +16,6 @@ use super::proto::{ftype, st};
 pub(crate) type Status = u32;
 
 pub(crate) const ROOT: u64 = 0x1_0000_0001;
-
-/// Seconds since 1970 at which every double starts.
-const EPOCH_SECONDS: u64 = 1_700_000_000;
 
 /// nfstime4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -229,6 +226,9 @@ pub(crate) struct Fs {
     /// False: removal ends a file even while it is open.
     keep_unlinked: bool,
     started: Instant,
+    /// What the clock on the wall said then, seconds since 1970: clients judge by it
+    /// whether an object is new.
+    born: u64,
     ticks: u32,
     changes: u64,
 }
@@ -249,6 +249,9 @@ impl Fs {
             maxlink,
             keep_unlinked,
             started: Instant::now(),
+            born: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
             ticks: 0,
             changes: 1000,
         };
@@ -275,7 +278,7 @@ impl Fs {
         self.ticks += 1;
         let since = self.elapsed() + Duration::from_nanos(u64::from(self.ticks));
         Time {
-            secs: (EPOCH_SECONDS + since.as_secs()) as i64,
+            secs: (self.born + since.as_secs()) as i64,
             nanos: since.subsec_nanos(),
         }
     }

@@ -13,7 +13,8 @@
 //! every method of `Peer` but [`Peer::on_op`] and [`Peer::clear_script`].
 //!
 //! Nothing depends on wall clock or chance: leases, grace and latency run on
-//! tokio's clock (which a test may pause), ids and verifiers are counted.
+//! tokio's clock (which a test may pause), ids and verifiers are counted. Only the
+//! times of files begin at the time of day.
 
 #![allow(dead_code)] // each test uses the part that it needs
 
@@ -155,6 +156,22 @@ impl Peer {
         for id in server.clients.client_ids() {
             server.drop_state(id, Some(status));
         }
+    }
+
+    /// A restart that keeps the sessions, as RFC 8881 §8.4.2 allows: opens, locks
+    /// and uncommitted data are gone, clients may reclaim, and SEQUENCE says so.
+    pub(crate) fn restart_and_keep_sessions(&self) {
+        self.server().forget_state();
+    }
+
+    /// The state of the client that made it, of this one file only, is taken away.
+    pub(crate) fn revoke_file(&self, fileid: u64, status: u32) {
+        self.server().state.revoke_file(fileid, status);
+    }
+
+    /// Limits of the sessions that are made from now on.
+    pub(crate) fn limit_sessions(&self, change: impl FnOnce(&mut PeerConfig)) {
+        change(&mut self.server().cfg);
     }
 
     pub(crate) fn cut_all_connections(&self) {

@@ -147,6 +147,16 @@ impl Server {
         self.clients.restart(self.epoch, grace, now);
     }
 
+    /// Loses what was not committed and every state, but no session.
+    pub(crate) fn forget_state(&mut self) {
+        let now = self.now();
+        self.losses += 1;
+        self.fs.crash(true);
+        self.state = StateTable::new(self.epoch ^ self.losses << 16);
+        let grace = Duration::from_secs(u64::from(self.cfg.grace_s));
+        self.clients.restart_in_place(grace, now);
+    }
+
     /// Loses what was not committed, and nothing else.
     pub(crate) fn lose_unstable(&mut self) {
         self.losses += 1;
@@ -193,6 +203,9 @@ impl Server {
             if self.state.has_revoked(client, status) {
                 flags |= flag;
             }
+        }
+        if self.clients.has_to_reclaim(client) {
+            flags |= seq4::RESTART_RECLAIM_NEEDED;
         }
         out.fixed(&args.session).u32(args.seqid).u32(args.slot);
         out.u32(highest);

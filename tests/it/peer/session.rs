@@ -93,6 +93,8 @@ pub(crate) struct Clients {
     table: u32,
     /// Owners of before the restart that have not said RECLAIM_COMPLETE.
     recorded: BTreeSet<Bytes>,
+    /// Clients that a restart in place has taken the state of.
+    robbed: BTreeSet<u64>,
     grace_until: Option<Instant>,
 }
 
@@ -106,6 +108,7 @@ impl Clients {
             sessions: BTreeMap::new(),
             table: cfg.slots,
             recorded: BTreeSet::new(),
+            robbed: BTreeSet::new(),
             grace_until: None,
         }
     }
@@ -122,6 +125,21 @@ impl Clients {
         self.epoch = epoch;
         self.serial = 0;
         self.grace_until = Some(now + grace);
+    }
+
+    /// A restart that keeps clients and sessions.
+    pub(crate) fn restart_in_place(&mut self, grace: Duration, now: Instant) {
+        for (id, client) in &mut self.clients {
+            client.reclaim_complete = false;
+            self.recorded.insert(client.owner.clone());
+            self.robbed.insert(*id);
+        }
+        self.grace_until = Some(now + grace);
+    }
+
+    /// The client lost its state in a restart in place and has not reclaimed it.
+    pub(crate) fn has_to_reclaim(&self, id: u64) -> bool {
+        self.robbed.contains(&id)
     }
 
     /// True until every recorded client has reclaimed, or the time is over.
@@ -157,6 +175,7 @@ impl Clients {
             return Err(st::COMPLETE_ALREADY);
         }
         self.recorded.remove(&client.owner);
+        self.robbed.remove(&id);
         Ok(())
     }
 

@@ -333,6 +333,25 @@ impl StateTable {
         Ok(())
     }
 
+    /// Takes every open and lock of one file away; their stateids stay known, as
+    /// revoked ones. (The hold on the file stays: it is not removed meanwhile.)
+    pub(crate) fn revoke_file(&mut self, file: u64, status: Status) {
+        let revoked = &mut self.revoked;
+        self.opens.retain(|other, open| {
+            if open.file == file {
+                revoked.insert(*other, (open.client, status));
+            }
+            open.file != file
+        });
+        self.lock_states.retain(|other, lock| {
+            if lock.file == file {
+                revoked.insert(*other, (lock.client, status));
+            }
+            lock.file != file
+        });
+        self.locks.remove(&file);
+    }
+
     /// Takes all state of a client away; returns the files to release. With
     /// `status` its stateids stay known, as revoked ones.
     pub(crate) fn drop_client(&mut self, client: u64, status: Option<Status>) -> Vec<u64> {

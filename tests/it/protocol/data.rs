@@ -36,6 +36,60 @@ async fn short_counts_of_the_server_are_completed() {
     }
 }
 
+/// Changes a word of the next reply to `number`.
+fn set_word(mount: &Mount, number: u32, at: usize, value: u32) {
+    once_at(
+        &mount.peer,
+        number,
+        Action::Rewrite(Box::new(move |mut message| {
+            message[at..at + 4].copy_from_slice(&value.to_be_bytes());
+            message
+        })),
+    );
+}
+
+/// RPC header, compound header, SEQUENCE, PUTFH: where the third result begins.
+const THIRD: usize = 24 + 12 + 44 + 8;
+
+#[tokio::test(start_paused = true)]
+async fn impossible_counts_of_read_are_an_error_and_not_a_loop() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    // More than comes along with the OPEN.
+    mount.peer.fs().write_file("/f", &pattern(3 << 20)).unwrap();
+    let file = mount
+        .open(mount.walk("/f").await.unwrap(), libc::O_RDONLY)
+        .await
+        .unwrap();
+    // Neither data nor the end of the file.
+    mount.peer.limit_io(u32::MAX, 0);
+    let read = within(600, mount.read(file, 0, 4096)).await;
+    assert_eq!(read, Err(Errno(libc::EIO)));
+    assert!(mount.peer.count_op(op::READ) < 50);
+    mount.peer.limit_io(u32::MAX, u32::MAX);
+    // More data than the record has.
+    set_word(&mount, op::READ, THIRD + 12, 1 << 30);
+    let read = within(600, mount.read(file, 0, 4096)).await;
+    assert_ne!(read.as_deref().map(<[u8]>::len), Ok(1 << 30));
+    mount.peer.clear_script();
+    let read = within(600, mount.read(file, 0, 4096)).await;
+    assert_eq!(read.unwrap(), pattern(3 << 20)[..4096]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_of_more_than_was_sent_is_an_error() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+    // Behind GETATTR of the change attribute.
+    set_word(&mount, op::WRITE, THIRD + 28 + 8, 0x7fff_ffff);
+    mount.write(file, 0, &pattern(5000)).await.unwrap();
+    let synced = within(600, mount.fsync(file)).await;
+    assert_eq!(synced, Err(Errno(libc::EIO)));
+    mount.peer.clear_script();
+    mount.write(file, 0, &pattern(5000)).await.unwrap();
+    mount.fsync(file).await.expect("the next one counts");
+    assert_eq!(mount.peer.fs().read_file("/f").unwrap(), pattern(5000));
+}
+
 #[tokio::test(start_paused = true)]
 async fn data_lost_between_write_and_commit_are_written_again() {
     let mount = Mount::new(PeerConfig::default()).await;

@@ -243,6 +243,71 @@ async fn two_hosts_never_both_make_the_same_lock_directory() {
     assert_eq!(errno, libc::EEXIST);
 }
 
+/// Fails the first sending as if it might have run, which it did not; another host
+/// was `meanwhile`.
+async fn fate_unknown(
+    rig: &Rig,
+    number: u32,
+    mut meanwhile: impl FnMut(&Arc<Peer>) + Send + 'static,
+) {
+    let peer = Arc::downgrade(&rig.peer);
+    let mut first = true;
+    rig.peer.on_op(move |event| {
+        if event.op != number || !std::mem::take(&mut first) {
+            return Action::Pass;
+        }
+        meanwhile(&peer.upgrade().expect("the peer"));
+        Action::Fail(st::RETRY_UNCACHED_REP)
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_made_meanwhile_is_not_taken_for_ours_unless_it_looks_the_same() {
+    let rig = Rig::new(PeerConfig::default()).await;
+    fate_unknown(&rig, op::CREATE, |peer| {
+        peer.fs().symlink("elsewhere", "/l").unwrap();
+    })
+    .await;
+    let error = within(30, rig.symlink("l", "here")).await.unwrap_err();
+    assert_eq!(error.errno(), libc::EEXIST, "another target");
+
+    fate_unknown(&rig, op::CREATE, |peer| {
+        peer.fs().symlink("here", "/same").unwrap();
+    })
+    .await;
+    within(30, rig.symlink("same", "here"))
+        .await
+        .expect("as we would have made it");
+
+    rig.peer.fs().mkdir("/d").unwrap();
+    rig.peer.fs().age("/d", 3600).unwrap();
+    fate_unknown(&rig, op::CREATE, |_| {}).await;
+    let error = within(30, rig.mkdir("d")).await.unwrap_err();
+    assert_eq!(error.errno(), libc::EEXIST, "it is an hour old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exclusive_create_is_known_for_ours_and_never_that_of_another() {
+    // The server keeps the verifier in the times, which are set after it.
+    let cfg = || PeerConfig {
+        exclusive_in_times: true,
+        ..PeerConfig::default()
+    };
+    let losses: [fn(&Peer); 2] = [Peer::destroy_sessions, Peer::crash_and_restart];
+    for lose in losses {
+        let rig = lose_reply_and_session(op::OPEN, cfg(), lose).await;
+        assert_changed(&rig.peer, op::OPEN);
+        assert!(rig.peer.open_count() <= 1, "no open is left behind");
+    }
+    let rig = Rig::new(cfg()).await;
+    fate_unknown(&rig, op::OPEN, |peer| {
+        peer.fs().write_file("/lock", b"").unwrap();
+    })
+    .await;
+    let error = within(30, rig.create("lock", HowToOpen::Exclusive)).await;
+    assert_eq!(error.unwrap_err().errno(), libc::EEXIST);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_session_lost_while_the_server_was_still_at_work_may_have_run_the_request() {
     for number in ONCE {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use efs_fuse::nfs::calls::HowToOpen;
 
-use super::rig::{Rig, seconds, within};
+use super::rig::{Rig, seconds, suspend, within};
 use crate::peer::PeerConfig;
 use crate::peer::proto::op;
 
@@ -80,6 +80,56 @@ async fn a_partition_longer_than_the_lease_costs_the_state_and_not_the_file() {
         .expect("read");
     rig.client.close(&open).await.expect("close");
     assert_eq!(rig.peer.open_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_machine_slept_the_lease_is_looked_after_at_once() {
+    let rig = Rig::new(PeerConfig {
+        lease_s: 300,
+        ..PeerConfig::default()
+    })
+    .await;
+    rig.lookup("x").await.unwrap();
+    rig.peer.clear_log();
+    seconds(20).await;
+    assert_eq!(rig.peer.round_trips(), 0);
+    suspend(Duration::from_secs(1000));
+    assert!(rig.client.session_info().idle > Duration::from_secs(1000));
+    seconds(11).await;
+    assert_eq!(rig.peer.count_op(op::SEQUENCE), 1);
+    assert!(rig.client.session_info().idle < Duration::from_secs(12));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_stops_to_answer_is_said_not_to_respond_until_it_does() {
+    let rig = Rig::new(PeerConfig::default()).await;
+    let silent = || rig.client.channel().link().silent_since;
+    seconds(1000).await;
+    assert!(silent().is_none(), "an idle server is no silent one");
+    rig.peer.on_op(|_| crate::peer::Action::Hang);
+    let lookup = rig.lookup("x");
+    tokio::pin!(lookup);
+    let mut wait = async |secs| {
+        let time = Duration::from_secs(secs);
+        assert!(tokio::time::timeout(time, &mut lookup).await.is_err());
+    };
+    wait(10).await;
+    assert!(silent().is_none());
+    wait(25).await;
+    let since = silent().expect("not responding").elapsed();
+    assert!((35..36).contains(&since.as_secs()), "{since:?}");
+    // A new connection is no answer.
+    rig.peer.cut_all_connections();
+    wait(60).await;
+    let since = silent().expect("still").elapsed();
+    assert!((95..96).contains(&since.as_secs()), "{since:?}");
+    assert!(rig.client.channel().longest_wait() > Duration::from_secs(94));
+    rig.peer.clear_script();
+    rig.peer.destroy_sessions();
+    rig.peer.cut_all_connections();
+    within(60, lookup).await.expect("lookup");
+    assert!(silent().is_none());
+    assert_eq!(rig.client.channel().longest_wait(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

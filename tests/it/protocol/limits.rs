@@ -7,8 +7,8 @@ use efs_fuse::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE, CAN_READ};
 use efs_fuse::nfs::proto::types::Stable;
 
 use super::rig::{Mount, Rig, within};
-use crate::peer::proto::op;
-use crate::peer::{CommitMode, PeerConfig};
+use crate::peer::proto::{op, st};
+use crate::peer::{Action, CommitMode, PeerConfig};
 
 /// Everything the client can ask for, once, with its result looked at.
 async fn every_call(rig: &Rig) {
@@ -161,6 +161,96 @@ async fn one_slot_small_messages_and_a_small_reply_cache_are_enough() {
             assert!(info.wsize < 8192 && info.wsize >= 4096, "{info:?}");
             within(60, every_call(&rig)).await;
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_allows_less_than_the_one_before_is_kept_to() {
+    let data: Vec<u8> = (0..300_000_u32).map(|i| (i % 253) as u8).collect();
+    let mount = Mount::new(PeerConfig::default()).await;
+    within(600, async {
+        let file = mount.create(1, "f", libc::O_RDWR).await.unwrap();
+        mount.write(file, 0, &data[..100_000]).await.unwrap();
+        mount.peer.limit_sessions(|cfg| {
+            (cfg.max_request, cfg.max_response) = (8192, 8192);
+            cfg.max_ops = 8;
+        });
+        // Some data are on their way, cut to the size that was.
+        mount
+            .write(file, 100_000, &data[100_000..200_000])
+            .await
+            .unwrap();
+        mount.peer.crash_and_restart();
+        mount.write(file, 200_000, &data[200_000..]).await.unwrap();
+        mount.fsync(file).await.unwrap();
+        assert_eq!(mount.peer.fs().read_file("/f").unwrap(), data);
+        let mut read = Vec::new();
+        while read.len() < data.len() {
+            let piece = mount
+                .read(file, read.len() as u64, 128 << 10)
+                .await
+                .unwrap();
+            assert!(!piece.is_empty());
+            read.extend(piece);
+        }
+        assert!(read == data);
+        mount.close(file).await.unwrap();
+    })
+    .await;
+    let longest = mount.peer.log().iter().map(|e| e.request_len).max();
+    assert!(longest > Some(50_000), "the first session allowed more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_finds_a_message_too_large_gets_smaller_ones() {
+    for status in [st::REQ_TOO_BIG, st::REP_TOO_BIG] {
+        let mount = Mount::new(PeerConfig::default()).await;
+        mount.peer.fs().write_file("/old", &[7; 100_000]).unwrap();
+        let mut left = 6;
+        mount.peer.on_op(move |event| {
+            let bulk = event
+                .compound
+                .iter()
+                .any(|&o| o == op::READ || o == op::WRITE);
+            if event.op == op::SEQUENCE && bulk && left > 0 {
+                left -= 1;
+                return Action::Fail(status);
+            }
+            Action::Pass
+        });
+        within(600, async {
+            let file = mount.create(1, "f", libc::O_RDWR).await.unwrap();
+            mount.write(file, 0, &[5; 500_000]).await.unwrap();
+            mount.close(file).await.expect("written");
+            let old = mount
+                .open(mount.walk("/old").await.unwrap(), libc::O_RDONLY)
+                .await
+                .unwrap();
+            assert_eq!(mount.read(old, 0, 10).await.unwrap(), [7; 10]);
+        })
+        .await;
+        assert_eq!(mount.peer.fs().read_file("/f").unwrap(), [5; 500_000]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_too_small_to_work_with_is_refused_with_a_word() {
+    let changes: [fn(&mut PeerConfig); 3] = [
+        |cfg| cfg.max_response = 2048,
+        |cfg| cfg.max_request = 2048,
+        |cfg| cfg.max_ops = 7,
+    ];
+    for change in changes {
+        let mut cfg = PeerConfig::default();
+        change(&mut cfg);
+        let peer = crate::peer::Peer::new(cfg);
+        let connecting = efs_fuse::nfs::Client::connect(
+            peer.connector(),
+            super::rig::client_config("one"),
+            efs_fuse::telemetry::Metrics::new(),
+        );
+        let error = within(60, connecting).await.expect_err("too small");
+        assert!(error.to_string().contains("too small"), "{error}");
     }
 }
 

@@ -14,7 +14,7 @@ const WRITE: i32 = libc::F_WRLCK;
 const UNLOCK: i32 = libc::F_UNLCK;
 const END: u64 = i64::MAX as u64;
 
-fn range(typ: i32, start: u64, end: u64) -> LockRange {
+pub(super) fn range(typ: i32, start: u64, end: u64) -> LockRange {
     let pid = 7;
     LockRange {
         start,
@@ -24,7 +24,12 @@ fn range(typ: i32, start: u64, end: u64) -> LockRange {
     }
 }
 
-async fn set(mount: &Mount, file: Open, owner: u64, range: LockRange) -> Result<(), Errno> {
+pub(super) async fn set(
+    mount: &Mount,
+    file: Open,
+    owner: u64,
+    range: LockRange,
+) -> Result<(), Errno> {
     let caller = Waiting::default();
     within(
         600,
@@ -101,7 +106,7 @@ async fn locks_are_reclaimed_before_anybody_else_gets_them() {
 }
 
 /// The contract of a lost lock: nothing through it any more, until it is closed.
-async fn is_dead(mount: &Mount, file: Open, owner: u64) {
+pub(super) async fn is_dead(mount: &Mount, file: Open, owner: u64) {
     assert_eq!(mount.write(file, 0, b"mine").await, EIO);
     assert_eq!(mount.read(file, 0, 10).await.map(|_| ()), EIO);
     assert_eq!(mount.fsync(file).await, EIO);

@@ -9,6 +9,7 @@ mod closes;
 mod data;
 mod exactly_once;
 mod farewell;
+mod flags;
 mod garbage;
 mod lease;
 mod limits;

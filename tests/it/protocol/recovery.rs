@@ -117,6 +117,27 @@ async fn a_session_lost_in_the_middle_of_recovery_does_not_end_it_half_done() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_opens_are_reclaimed_several_at_once() {
+    let rig = Rig::new(PeerConfig::default()).await;
+    let opens = opened(&rig, 100).await;
+    rig.peer.set_latency(std::time::Duration::from_millis(50));
+    rig.peer.crash_and_restart();
+    let begun = tokio::time::Instant::now();
+    let read = within(60, rig.client.read(&opens[0], 0, 9))
+        .await
+        .expect("read");
+    assert_eq!(&read.data[..], b"stable");
+    let took = begun.elapsed();
+    assert!(
+        took.as_millis() < 2500,
+        "{took:?}, one after the other: 5 s"
+    );
+    rig.peer.set_latency(std::time::Duration::ZERO);
+    assert_eq!(rig.peer.open_count(), 100);
+    all_work(&rig, &opens).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn opens_come_back_after_the_server_forgot_us() {
     let rig = Rig::new(PeerConfig::default()).await;
     let opens = opened(&rig, 3).await;

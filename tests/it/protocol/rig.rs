@@ -1,6 +1,7 @@
 //! What every test here starts from: a client on a scripted server, with
 //! nothing between them but memory and tokio's paused clock.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use efs_fuse::nfs::proto::types::FileHandle;
 use efs_fuse::nfs::session::establish::Identity;
 use efs_fuse::nfs::state::OpenState;
 use efs_fuse::nfs::{Client, ClientConfig, NfsError};
+use efs_fuse::rpc::Tolerance;
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::telemetry::Metrics;
 use efs_fuse::vfs::attr::Timeouts;
@@ -87,7 +89,22 @@ pub(crate) fn client_config(name: &str) -> ClientConfig {
         slots: 64,
         rsize: 1 << 20,
         wsize: 1 << 20,
+        tolerance: Tolerance::default(),
+        suspended: slept,
     }
+}
+
+thread_local! {
+    static SLEPT: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+fn slept() -> Duration {
+    SLEPT.get()
+}
+
+/// The machine was suspended for so long: leases ran on, tokio's clock did not.
+pub(crate) fn suspend(time: Duration) {
+    SLEPT.set(SLEPT.get() + time);
 }
 
 /// A client and its server.

@@ -35,6 +35,9 @@ async fn any_status_of_sequence_about_slot_or_session_once_is_not_visible() {
         st::SEQ_FALSE_RETRY,
         st::BADSESSION,
         st::CONN_NOT_BOUND_TO_SESSION,
+        // Of a client whose lease ran out, by nfs-ganesha.
+        st::EXPIRED,
+        st::STALE_CLIENTID,
         10078, // DEADSESSION
     ] {
         for nth in [0, 1, 5, 21] {
