@@ -22,4 +22,5 @@ mod posix;
 mod promises;
 mod protocol;
 mod regressions;
+mod soak;
 mod stress;

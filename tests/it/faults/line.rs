@@ -244,6 +244,47 @@ fn unsynced_writes_survive_a_crash_of_the_server() {
 }
 
 #[test]
+fn an_unlinked_open_file_survives_a_reboot_and_leaves_nothing() {
+    let mut server = Server::start(ServerOptions {
+        lease: 10,
+        grace: 3,
+        ..ServerOptions::default()
+    });
+    let mount = Mount::new(&server);
+    let open = |name: &str| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(mount.join(name))
+            .expect("open")
+    };
+    let (unlinked, replaced) = (open("unlinked"), open("replaced"));
+    unlinked.write_all_at(b"unlinked", 0).expect("write");
+    replaced.write_all_at(b"replaced", 0).expect("write");
+    fs::remove_file(mount.join("unlinked")).expect("unlink");
+    fs::write(mount.join("new"), b"new").expect("write");
+    fs::rename(mount.join("new"), mount.join("replaced")).expect("rename over");
+    server.restart();
+    for (file, content) in [(&unlinked, b"unlinked"), (&replaced, b"replaced")] {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, 0).expect("read");
+        assert_eq!(&bytes, content);
+        file.write_all_at(b"more", 8).expect("write");
+        file.sync_all().expect("fsync");
+    }
+    assert_eq!(fs::read(mount.join("replaced")).expect("read"), b"new");
+    drop((unlinked, replaced));
+    mount.unmount();
+    let left: Vec<_> = fs::read_dir(server.export())
+        .expect("readdir")
+        .map(|entry| entry.expect("entry").file_name())
+        .collect();
+    assert_eq!(left, ["replaced"]);
+}
+
+#[test]
 fn a_lease_is_kept_while_nobody_works() {
     let server = Server::start(ServerOptions {
         lease: 4,

@@ -1,0 +1,169 @@
+//! One fault, tried on a real mount with a real server while all kinds of work go
+//! on, and a second host asks for a lock that the first one holds.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::work::{self, KINDS, Kind, Place, Record};
+use crate::fixtures::ganesha::{Server, ServerOptions};
+use crate::fixtures::mount::{Mount, MountRequest};
+use crate::fixtures::proxy::Proxy;
+
+/// A server, and the line to it.
+pub(super) struct Line {
+    pub(super) proxy: Proxy,
+    pub(super) server: Server,
+}
+
+/// Something that goes wrong.
+pub(super) struct Fault {
+    pub(super) name: &'static str,
+    /// It begins; comes back when it is over.
+    pub(super) strike: fn(&mut Line),
+    /// How often.
+    pub(super) times: u32,
+    /// Everything goes on so soon after it.
+    pub(super) resumes: Duration,
+    /// The lease may run out: locks may be lost, and then say so.
+    pub(super) locks_may_go: bool,
+    pub(super) server: fn() -> ServerOptions,
+}
+
+pub(super) fn quick_server() -> ServerOptions {
+    ServerOptions {
+        lease: 20,
+        grace: 4,
+        ..ServerOptions::default()
+    }
+}
+
+/// What a cell of the matrix shows.
+pub(super) struct Cell {
+    pub(super) kind: Kind,
+    /// The longest pause after the fault was over; `None` for idle.
+    pub(super) pause: Option<Duration>,
+    pub(super) operations: usize,
+    pub(super) wrong: Option<String>,
+}
+
+/// Tries a fault.
+pub(super) fn strike(fault: &Fault) -> Vec<Cell> {
+    let server = Server::start((fault.server)());
+    let proxy = Proxy::to(server.address());
+    let export = server.export();
+    work::prepare(&export);
+    let limit = Duration::from_secs(150);
+    let log = tempfile::NamedTempFile::new().expect("log");
+    // A dead connection is to be found soon, or these tests would take long.
+    let near = MountRequest::new(server.device("/"), proxy.port())
+        .option("timeo=20")
+        .option(&format!("log={}", log.path().display()))
+        .time_limit(limit)
+        .mount();
+    let other = MountRequest::of(&server).time_limit(limit).mount();
+    let mut line = Line { proxy, server };
+    let stop = AtomicBool::new(false);
+    let place = Place {
+        mount: near.path(),
+        export: &export,
+        locks_may_go: fault.locks_may_go,
+        stop: &stop,
+    };
+    let records = KINDS.map(|_| Record::default());
+    let held = work::hold(&near.join("held"));
+    let stolen = Mutex::new(false);
+    let mut overs = Vec::new();
+    std::thread::scope(|scope| {
+        /// Ends the work also when this thread panics: the scope waits for it.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _stop = Stop(&stop);
+        for (kind, record) in KINDS.into_iter().zip(&records) {
+            let place = &place;
+            scope.spawn(move || work::work(kind, place, record));
+        }
+        scope.spawn(|| steal(&other, &stop, &stolen));
+        wait_for_work(&records);
+        for _ in 0..fault.times {
+            (fault.strike)(&mut line);
+            overs.push(Instant::now());
+            wait_for_more(&records, fault.resumes * 3 + Duration::from_secs(5));
+        }
+    });
+    if records.iter().any(|record| record.wrong.lock().is_some()) {
+        // For whoever has to find out.
+        let said = std::fs::read_to_string(log.path()).unwrap_or_default();
+        println!("{}: the daemon's log:\n{said}", fault.name);
+    }
+    let held = match held {
+        Ok(_) if *stolen.lock() && !fault.locks_may_go => {
+            Some("another host got a lock that was held".to_owned())
+        }
+        Ok(_) => None,
+        Err(why) => Some(format!("holding a lock: {why}")),
+    };
+    KINDS
+        .into_iter()
+        .zip(records)
+        .map(|(kind, record)| {
+            let wrong = record.wrong.lock().take();
+            let pause = (kind != Kind::Idle).then(|| pause(&record, &overs));
+            let mut wrong = wrong.or_else(|| match pause {
+                Some(None) => Some("it did not go on".to_owned()),
+                _ => None,
+            });
+            if kind == Kind::Locking {
+                wrong = wrong.or_else(|| held.clone());
+            }
+            Cell {
+                kind,
+                pause: pause.flatten(),
+                operations: record.count(),
+                wrong,
+            }
+        })
+        .collect()
+}
+
+/// The longest time from the end of a fault to the end of the next operation.
+fn pause(record: &Record, overs: &[Instant]) -> Option<Duration> {
+    let pauses = overs.iter().map(|over| {
+        let next = record.first_after(*over)?;
+        Some(next - *over)
+    });
+    pauses.collect::<Option<Vec<_>>>()?.into_iter().max()
+}
+
+fn wait_for_work(records: &[Record]) {
+    let end = Instant::now() + Duration::from_secs(30);
+    let all_busy = || records[..4].iter().all(|record| record.count() > 2);
+    while !all_busy() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until everybody has gone on, and then a little.
+fn wait_for_more(records: &[Record], limit: Duration) {
+    let begun = Instant::now();
+    let on = |record: &Record| record.first_after(begun).is_some() || record.wrong.lock().is_some();
+    while !records[..4].iter().all(on) && begun.elapsed() < limit {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+}
+
+/// Another host, on a line of its own, that wants what is held.
+fn steal(other: &Mount, stop: &AtomicBool, stolen: &Mutex<bool>) {
+    while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(100));
+        if work::hold(&other.join("held")).is_ok() {
+            *stolen.lock() = true;
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! The fault matrix: what breaks × what is going on, on a real server; and the
+//! table of all scenarios, each with the tests that try it.
+//!
+//! Both are printed whether they pass or not, past the test harness. `scripts/faults`
+//! runs them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::cells::{Cell, Fault, Line, quick_server, strike};
+use super::scenarios::SCENARIOS;
+use crate::fixtures::ganesha::ServerOptions;
+use crate::fixtures::process::run;
+use crate::fixtures::proxy::{Message, Way};
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Faults tried at the same time: they wait more than they compute.
+const AT_ONCE: usize = 3;
+
+/// "Within 1 s after a cut when the server answers."
+const CUT: Duration = ms(1000);
+/// The line was silent: the connection may have been given up, and the next one is
+/// tried after a pause of up to 5 s.
+const SILENCE: Duration = ms(8000);
+
+const GRACE: u32 = 4;
+/// "Within grace + 2 s after its restart." nfs-ganesha looks twice a lease whether its
+/// grace period is over, so that it lasts for 10 s here.
+const RESTART: Duration = ms(12_000);
+
+/// A lease that a fault of a few seconds outlasts.
+fn short_lease() -> ServerOptions {
+    ServerOptions {
+        lease: 3,
+        grace: GRACE,
+        ..ServerOptions::default()
+    }
+}
+
+const fn fault(name: &'static str, strike: fn(&mut Line), times: u32, resumes: Duration) -> Fault {
+    Fault {
+        name,
+        strike,
+        times,
+        resumes,
+        locks_may_go: false,
+        server: quick_server,
+    }
+}
+
+const fn outlasting(name: &'static str, strike: fn(&mut Line), resumes: Duration) -> Fault {
+    Fault {
+        locks_may_go: true,
+        server: short_lease,
+        ..fault(name, strike, 1, resumes)
+    }
+}
+
+static FAULTS: [Fault; 23] = [
+    fault("connection cut", |line| line.proxy.cut(), 5, CUT),
+    fault(
+        "cut inside a request",
+        |line| cut_at(line, Way::ToServer),
+        5,
+        CUT,
+    ),
+    fault(
+        "cut inside a reply",
+        |line| cut_at(line, Way::ToClient),
+        5,
+        CUT,
+    ),
+    fault("reply lost, then cut", lose_reply_and_cut, 5, CUT),
+    fault("request lost, then cut", lose_request_and_cut, 5, CUT),
+    fault(
+        "reply twice",
+        |line| at_messages(line, || Message::Twice),
+        3,
+        CUT,
+    ),
+    fault("garbage in a reply", garble, 3, CUT),
+    fault("bytes of a reply missing", truncate, 3, CUT),
+    fault(
+        "record of 2 GiB announced",
+        |line| {
+            at_messages(line, || Message::Behind(vec![0xff, 0xff, 0xff, 0xff]));
+        },
+        3,
+        CUT,
+    ),
+    fault(
+        "empty fragments",
+        |line| {
+            at_messages(line, || Message::Behind(vec![0; 64]));
+        },
+        3,
+        CUT,
+    ),
+    fault("50 ms more each way for 2 s", delay, 1, CUT),
+    fault("a byte each millisecond for 2 s", drip, 1, SILENCE),
+    fault("line frozen for 4 s", freeze, 1, SILENCE),
+    fault(
+        "half-open connection",
+        |line| line.proxy.half_open(),
+        1,
+        SILENCE,
+    ),
+    fault("black hole for 6 s", black_hole, 1, SILENCE),
+    fault("refused for 3 s", refuse, 1, SILENCE),
+    fault("server stalled for 4 s", stall, 1, SILENCE),
+    fault(
+        "server killed, back in 1 s",
+        |line| restart_after(line, 1),
+        1,
+        RESTART,
+    ),
+    fault(
+        "server killed again in its grace",
+        restart_twice,
+        1,
+        RESTART,
+    ),
+    fault(
+        "server killed, line cut on and off",
+        restart_and_flap,
+        1,
+        ms(14_000),
+    ),
+    outlasting("server stalled beyond the lease", stall_long, ms(20_000)),
+    outlasting("black hole beyond the lease", black_hole_long, ms(20_000)),
+    outlasting("server back without its records", forget, ms(20_000)),
+];
+
+fn cut_at(line: &Line, way: Way) {
+    static NTH: AtomicUsize = AtomicUsize::new(0);
+    let at = NTH.fetch_add(37, Ordering::Relaxed) % 300;
+    let before = line.proxy.connections();
+    line.proxy.cut_after(way, at as u64);
+    until(|| line.proxy.connections() > before);
+}
+
+/// Something happens soon, for there is work going on.
+fn until(done: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if done() {
+            return;
+        }
+        sleep(ms(5));
+    }
+    panic!("the fault did not come about");
+}
+
+fn lose_reply_and_cut(line: &mut Line) {
+    line.proxy.next_message(Way::ToClient, Message::Swallowed);
+    sleep(ms(50));
+    line.proxy.cut();
+}
+
+fn lose_request_and_cut(line: &mut Line) {
+    line.proxy.next_message(Way::ToServer, Message::Swallowed);
+    sleep(ms(50));
+    line.proxy.cut();
+}
+
+fn at_messages(line: &Line, message: fn() -> Message) {
+    for _ in 0..10 {
+        line.proxy.next_message(Way::ToClient, message());
+        sleep(ms(20));
+    }
+}
+
+fn garble(line: &mut Line) {
+    line.proxy.garble_after(Way::ToClient, 0);
+    sleep(ms(50));
+}
+
+fn truncate(line: &mut Line) {
+    line.proxy.next_message(Way::ToClient, Message::Hole);
+    sleep(ms(100));
+}
+
+fn delay(line: &mut Line) {
+    for way in [Way::ToServer, Way::ToClient] {
+        line.proxy.delay(way, ms(50));
+    }
+    sleep(ms(2000));
+    for way in [Way::ToServer, Way::ToClient] {
+        line.proxy.delay(way, Duration::ZERO);
+    }
+}
+
+fn drip(line: &mut Line) {
+    line.proxy.drip(Way::ToClient, Some(1));
+    sleep(ms(2000));
+    line.proxy.drip(Way::ToClient, None);
+}
+
+fn freeze(line: &mut Line) {
+    line.proxy.freeze();
+    sleep(ms(4000));
+    line.proxy.thaw();
+}
+
+fn black_hole(line: &mut Line) {
+    line.proxy.blackhole(true);
+    sleep(ms(6000));
+    line.proxy.blackhole(false);
+}
+
+fn refuse(line: &mut Line) {
+    line.proxy.refuse();
+    line.proxy.cut();
+    sleep(ms(3000));
+    line.proxy.accept();
+}
+
+fn stall(line: &mut Line) {
+    let stopped = line.server.stopped();
+    sleep(ms(4000));
+    drop(stopped);
+}
+
+fn restart_after(line: &mut Line, secs: u64) {
+    line.server.kill();
+    sleep(Duration::from_secs(secs));
+    line.server.restart();
+}
+
+fn restart_twice(line: &mut Line) {
+    line.server.restart();
+    sleep(ms(1000));
+    line.server.restart();
+}
+
+fn restart_and_flap(line: &mut Line) {
+    line.server.restart();
+    for _ in 0..10 {
+        sleep(ms(150));
+        line.proxy.cut();
+    }
+}
+
+fn stall_long(line: &mut Line) {
+    let stopped = line.server.stopped();
+    sleep(ms(8000));
+    drop(stopped);
+}
+
+fn black_hole_long(line: &mut Line) {
+    line.proxy.blackhole(true);
+    sleep(ms(10_000));
+    line.proxy.blackhole(false);
+}
+
+/// Its records of who had been there are gone: nobody may reclaim.
+fn forget(line: &mut Line) {
+    line.server.kill();
+    line.server.forget_clients();
+    line.server.restart();
+}
+
+/// Red cells of a fault.
+fn red(fault: &Fault, cells: &[Cell]) -> Vec<String> {
+    let late = |cell: &Cell| cell.pause.is_some_and(|pause| pause > fault.resumes);
+    cells
+        .iter()
+        .filter_map(|cell| {
+            let why = match &cell.wrong {
+                Some(why) => why.clone(),
+                None if late(cell) => format!("went on after {:?}", cell.pause?),
+                None => return None,
+            };
+            Some(format!("{} × {:?}: {why}", fault.name, cell.kind))
+        })
+        .collect()
+}
+
+/// Past the harness, which keeps what passing tests print.
+pub(crate) fn show(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+fn mark(fault: &Fault, cell: &Cell) -> String {
+    let late = cell.pause.is_some_and(|pause| pause > fault.resumes);
+    match (&cell.wrong, cell.pause) {
+        (Some(_), _) => "RED".to_owned(),
+        (None, None) => "ok".to_owned(),
+        (None, Some(pause)) => {
+            let late = if late { " LATE" } else { "" };
+            format!("{:.2} s{late}", pause.as_secs_f64())
+        }
+    }
+}
+
+#[test]
+#[ignore = "holds files open on a silent line, which makes the forks of other tests wait: scripts/faults"]
+fn every_fault_leaves_every_kind_of_work_right_and_on_its_way() {
+    // One of them alone, for who looks for something: `EFS_FUSE_FAULT=stalled`.
+    let chosen = std::env::var("EFS_FUSE_FAULT").unwrap_or_default();
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(fault) = FAULTS.get(index) else {
+                        return;
+                    };
+                    if !fault.name.contains(&chosen) {
+                        continue;
+                    }
+                    let mut cells = strike(fault);
+                    // What is only late is tried once more: the machine may have
+                    // been busy with something else.
+                    if cells.iter().all(|cell| cell.wrong.is_none())
+                        && !red(fault, &cells).is_empty()
+                    {
+                        cells = strike(fault);
+                    }
+                    results.lock().insert(index, cells);
+                }
+            });
+        }
+    });
+    let mut table = String::from(
+        "\nFault matrix: longest time from the end of the fault to the end of the next operation\n",
+    );
+    let _ = writeln!(
+        table,
+        "{:38} {:>9} {:>10} {:>10} {:>10} {:>10} {:>5}",
+        "fault", "promised", "reading", "writing", "creating", "locking", "idle"
+    );
+    let mut reds = Vec::new();
+    for (index, cells) in results.into_inner() {
+        let fault = &FAULTS[index];
+        let _ = write!(table, "{:38} {:>7} s", fault.name, fault.resumes.as_secs());
+        for (cell, width) in cells.iter().zip([10, 10, 10, 10, 5]) {
+            let _ = write!(table, " {:>width$}", mark(fault, cell));
+        }
+        table.push('\n');
+        reds.extend(red(fault, &cells));
+        let idle = cells.iter().filter(|cell| cell.operations == 0);
+        reds.extend(idle.map(|cell| format!("{} × {:?}: nothing was done", fault.name, cell.kind)));
+    }
+    show(&table);
+    assert!(reds.is_empty(), "{reds:#?}");
+}
+
+#[test]
+#[ignore = "holds files open on a silent line, which makes the forks of other tests wait: scripts/faults"]
+fn every_scenario_is_tried_by_a_test_that_passes() {
+    let names: Vec<&str> = SCENARIOS
+        .iter()
+        .flat_map(|(.., tests)| tests.iter().copied())
+        .collect();
+    let program = std::env::current_exe().expect("this program");
+    let mut command = Command::new(program);
+    command
+        .args(["--exact", "--include-ignored", "--test-threads=1"])
+        .args(&names);
+    let done = run(&mut command, Duration::from_secs(600));
+    let passed = |name: &str| {
+        let line = format!("test {name} ... ok");
+        done.stdout.lines().any(|said| said == line)
+    };
+    let mut table =
+        String::from("\nScenarios, the result each must have, and the tests that try it\n");
+    let mut reds: Vec<&str> = Vec::new();
+    for (number, scenario, result, tests) in SCENARIOS {
+        let red: Vec<&str> = tests.iter().copied().filter(|name| !passed(name)).collect();
+        let state = if red.is_empty() { "ok " } else { "RED" };
+        let _ = writeln!(table, "{number:>3} {state} {scenario}: {result}");
+        for name in *tests {
+            let _ = writeln!(
+                table,
+                "        {name}{}",
+                if passed(name) { "" } else { "  RED" }
+            );
+        }
+        reds.extend(red);
+    }
+    show(&table);
+    assert!(reds.is_empty(), "{reds:#?}\n{}", done.stdout);
+}

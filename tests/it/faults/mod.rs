@@ -1,0 +1,15 @@
+//! What goes wrong between a mount and its server, and in either.
+//!
+//! - [`line`]: broken connections, stalls, reboots, one promise a test
+//! - [`matrix`]: every fault × {reading, writing, creating, locking, idle}, and the
+//!   table of all [`scenarios`]; [`cells`] is how one fault is tried
+//! - [`away`]: the server does not come back: soft mounts, memory, unmounting
+//! - [`daemon`]: the daemon itself is killed or stopped
+
+mod away;
+mod cells;
+mod daemon;
+mod line;
+pub(crate) mod matrix;
+mod scenarios;
+pub(crate) mod work;
