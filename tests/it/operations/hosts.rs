@@ -178,12 +178,15 @@ fn appends_of_several_processes_of_one_host_are_all_there_and_none_is_cut() {
     );
 }
 
-/// Locks the file, writes its name into it, makes MARK and waits.
+/// Locks the file, writes its name into it where others see it, makes MARK and
+/// waits.
 const HOLD: &str = r#"
     (my $file, $how, my $name, my $mark) = @ARGV;
     open($f, "+<", $file) or die "open: $!";
     lock_it();
     syswrite($f, $name) or die "write: $!";
+    require IO::Handle;
+    $f->sync or die "sync: $!";
     open(my $m, ">", $mark) or die "mark: $!";
     close $m;
     sleep 1000;
