@@ -364,8 +364,8 @@ impl Vfs {
     }
 
     /// Takes in the attributes that came with an OPEN or a LOCK, after which
-    /// nothing older may be seen. With it, by how much this has moved the file's
-    /// epoch.
+    /// nothing older may be seen. [`attr::Seen::Foreign`] has moved the file's epoch
+    /// by one.
     pub(super) fn learn_at_open(
         &self,
         inode: &Arc<Inode>,
