@@ -483,6 +483,9 @@ impl Client {
         let mut misordered = 0;
         let mut garbled = 0;
         let mut resent = false;
+        // It was found at work on an earlier sending.
+        let mut slow = false;
+        let begun = Instant::now();
         let mut backoff = Backoff::new();
         loop {
             let sent_at = Instant::now();
@@ -510,6 +513,13 @@ impl Client {
                 }
                 Ok(reply)
             });
+            let at_work = parsed
+                .as_ref()
+                .is_err_and(|error| matches!(error, NfsError::Status(Op::Sequence, Status::DELAY)));
+            slow |= at_work && resent;
+            if slow && !at_work {
+                self.channel.needed(begun.elapsed());
+            }
             let error = match parsed {
                 Ok(reply) => return Ok(Sent::Reply(reply)),
                 Err(error) => error,

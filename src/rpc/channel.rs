@@ -3,7 +3,7 @@
 //! One supervisor task owns the connection: it connects, runs a reader and a
 //! writer on it until either fails, and starts over with back-off. The table of
 //! waiting calls ([`Pending`]) is behind a short mutex that callers, reader and
-//! writer take for one map operation each and never hold across an await; `heard`
+//! writer take for one map operation each and never hold across an await; `patience`
 //! and `answered` are taken inside it or alone.
 //!
 //! A second task watches whether the server responds at all, over however many
@@ -14,18 +14,22 @@
 //! and dropped.
 
 use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use super::RpcError;
 use super::call::{self, Call, Incoming};
+use super::patience::{Patience, Tolerance};
 use super::pending::{Pending, Replied};
 use super::record::RecordReader;
 use super::transport::{BoxStream, Connector};
@@ -35,47 +39,6 @@ use crate::telemetry::Metrics;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// ... doubling up to here.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-
-/// Each connection that was given up for its silence leaves twice the time to the
-/// next one, up to this: a server that is only slow must not drown in repeated
-/// calls.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-
-/// How long calls may wait before something is thought of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tolerance {
-    /// A connection on which nothing has come back for so long, although calls
-    /// are out, is given up.
-    pub silence: Duration,
-    /// A server that has answered nothing for so long, although calls are out, is
-    /// said not to respond.
-    pub wait: Duration,
-}
-
-impl Tolerance {
-    const LONGEST: Duration = Duration::from_secs(15);
-    const SHORTEST: Duration = Duration::from_secs(1);
-
-    /// By the times of `nfs(5)`: what a call may take, and in how many such times
-    /// the server must have answered. A dead connection is found within the first,
-    /// and neither is left to wait longer than 15 s.
-    pub fn of(timeo: Duration, retrans: u32) -> Self {
-        let bounded = |time: Duration| time.clamp(Self::SHORTEST, Self::LONGEST);
-        Self {
-            silence: bounded(timeo),
-            wait: bounded(timeo.saturating_mul(retrans.max(1))),
-        }
-    }
-}
-
-impl Default for Tolerance {
-    fn default() -> Self {
-        Self {
-            silence: Self::LONGEST,
-            wait: Self::LONGEST,
-        }
-    }
-}
 
 /// A reply to a call.
 #[derive(Debug)]
@@ -98,9 +61,8 @@ struct Shared {
     distrusted: Notify,
     /// What the channel is doing, for `status` and for who waits on it.
     link: watch::Sender<Link>,
-    /// When something was last heard of the server, or the first call went out
-    /// after a pause.
-    heard: Mutex<Instant>,
+    /// When a silent connection is given up.
+    patience: Mutex<Patience>,
     /// When a reply last came, over whatever connection, or the first call went
     /// out after a pause.
     answered: Mutex<Instant>,
@@ -172,7 +134,7 @@ impl Channel {
                 garbled: false,
                 silent_since: None,
             }),
-            heard: Mutex::new(Instant::now()),
+            patience: Mutex::new(Patience::new(tolerance.silence, Instant::now())),
             answered: Mutex::new(Instant::now()),
             tolerance,
             connector,
@@ -201,13 +163,25 @@ impl Channel {
             }
             let now = Instant::now();
             if pending.is_empty() {
-                *self.shared.heard.lock() = now;
+                self.shared.patience.lock().heard(now);
                 *self.shared.answered.lock() = now;
             }
             pending.submit(call, owed, now);
         }
         self.shared.submitted.notify_one();
         reply.await.unwrap_or(Err(RpcError::Closed))
+    }
+
+    /// The server forgets whom it has not heard for so long (RFC 8881 §8.3): a
+    /// connection that is silent is given up in time.
+    pub fn set_lease(&self, lease: Duration) {
+        self.shared.patience.lock().set_lease(lease);
+    }
+
+    /// A call needed so long although the server had it all the time: it was still at
+    /// work on it when it came again on another connection.
+    pub fn needed(&self, time: Duration) {
+        self.shared.patience.lock().needed(time, Instant::now());
     }
 
     /// What the connection is doing.
@@ -258,8 +232,6 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
     let mut closing = shared.closing.subscribe();
     let mut stream = Some(first);
     let mut backoff = Duration::ZERO;
-    let first_patience = shared.tolerance.silence;
-    let mut patience = first_patience;
     loop {
         let connected = match stream.take() {
             Some(stream) => Ok(stream),
@@ -279,16 +251,11 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
                 tracing::debug!(replayed, "connected to {}", shared.connector.peer());
                 let (error, useful) = tokio::select! {
                     _ = closing.wait_for(|closing| *closing) => return,
-                    ended = serve(&shared, stream, patience) => ended,
+                    ended = serve(&shared, stream) => ended,
                 };
                 // A server that accepts and hangs up at once is not to be
                 // hammered: only a connection that carried a reply resets the
                 // pause.
-                patience = if error.kind() == io::ErrorKind::TimedOut {
-                    (patience * 2).min(SILENCE_MAX)
-                } else {
-                    first_patience
-                };
                 if useful {
                     backoff = Duration::ZERO;
                 } else {
@@ -315,8 +282,8 @@ async fn supervise(shared: Arc<Shared>, first: BoxStream) {
 
 /// Runs one connection until it fails. Returns why, and whether any reply came
 /// over it.
-async fn serve(shared: &Arc<Shared>, stream: BoxStream, patience: Duration) -> (io::Error, bool) {
-    *shared.heard.lock() = Instant::now();
+async fn serve(shared: &Arc<Shared>, stream: BoxStream) -> (io::Error, bool) {
+    shared.patience.lock().heard(Instant::now());
     shared.link.send_modify(|link| {
         if !link.connected {
             link.connections += 1;
@@ -328,7 +295,7 @@ async fn serve(shared: &Arc<Shared>, stream: BoxStream, patience: Duration) -> (
     let error = tokio::select! {
         error = read_replies(shared, rx, &mut useful) => error,
         error = write_calls(shared, tx) => error,
-        error = silence(shared, patience) => error,
+        error = silence(shared) => error,
         () = shared.distrusted.notified() => {
             io::Error::new(io::ErrorKind::InvalidData, "a reply made no sense")
         }
@@ -370,33 +337,37 @@ async fn watch_responses(shared: Arc<Shared>) {
     }
 }
 
-/// Completes when calls are out and nothing has been heard for `patience`. TCP
-/// notices a peer that is gone, but not one behind a middlebox that goes on
-/// acknowledging, nor a path that lets small segments through and no large ones.
-async fn silence(shared: &Shared, patience: Duration) -> io::Error {
+/// Completes when calls are out and the connection has been silent for too long.
+async fn silence(shared: &Shared) -> io::Error {
     loop {
-        let rest = if shared.pending.lock().is_empty() {
-            patience
-        } else {
-            let rest = patience.saturating_sub(shared.heard.lock().elapsed());
-            if rest.is_zero() {
-                return io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("no answer for {} s", patience.as_secs()),
-                );
+        let idle = shared.pending.lock().is_empty();
+        let pause = {
+            let mut patience = shared.patience.lock();
+            let rest = patience.rest(Instant::now());
+            if rest.is_zero() && !idle {
+                let limit = patience.limit();
+                patience.given_up();
+                let what = format!("no answer for {:.1} s", limit.as_secs_f64());
+                return io::Error::new(io::ErrorKind::TimedOut, what);
             }
-            rest
+            // The limit may shrink meanwhile, but not below the least.
+            let least = patience.least();
+            if rest.is_zero() {
+                least
+            } else {
+                rest.min(least)
+            }
         };
-        tokio::time::sleep(rest).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
-async fn read_replies<R: tokio::io::AsyncRead + Unpin>(
+async fn read_replies<R: AsyncRead + Unpin>(
     shared: &Shared,
     stream: R,
     useful: &mut bool,
 ) -> io::Error {
-    let mut records = RecordReader::new(stream, shared.max_record);
+    let mut records = RecordReader::new(Heard { stream, shared }, shared.max_record);
     loop {
         let record = match records.next().await {
             Ok(Some(record)) => record,
@@ -405,14 +376,17 @@ async fn read_replies<R: tokio::io::AsyncRead + Unpin>(
             }
             Err(error) => return error,
         };
-        *shared.heard.lock() = Instant::now();
         match call::parse(record) {
             Ok(Incoming::Reply(xid, result)) => {
                 let owed = shared.pending.lock().replied(xid);
                 match owed {
-                    Some(Replied { owed, resent }) => {
+                    Some(Replied {
+                        owed,
+                        resent,
+                        since,
+                    }) => {
                         *useful = true;
-                        answered(shared);
+                        answered(shared, since);
                         // The caller may be gone; nothing is owed then.
                         let _ = owed.send(result.map(|body| Answer { body, resent }));
                     }
@@ -425,9 +399,11 @@ async fn read_replies<R: tokio::io::AsyncRead + Unpin>(
     }
 }
 
-/// The server has answered a call.
-fn answered(shared: &Shared) {
-    *shared.answered.lock() = Instant::now();
+/// The server has answered a call that was made at `since`.
+fn answered(shared: &Shared, since: Instant) {
+    let now = Instant::now();
+    shared.patience.lock().answered(since, now);
+    *shared.answered.lock() = now;
     if shared.link.borrow().silent_since.is_none() {
         return;
     }
@@ -461,12 +437,59 @@ async fn write_calls<W: AsyncWrite + Unpin>(shared: &Shared, mut stream: W) -> i
             shared.submitted.notified().await;
             continue;
         }
-        if let Err(error) = stream.write_all_buf(&mut rope).await {
-            return error;
+        while rope.has_remaining() {
+            match write_some(shared, &mut stream, &mut rope).await {
+                Ok(0) => return io::ErrorKind::WriteZero.into(),
+                Ok(_) => {}
+                Err(error) => return error,
+            }
         }
         if let Err(error) = stream.flush().await {
             return error;
         }
+    }
+}
+
+/// Writes what fits. If it had to wait for room, the peer has taken something in the
+/// meantime: that is a sign of life, as long data over a slow line give no other.
+/// (While there is room, a dead connection takes calls as well.)
+async fn write_some<W: AsyncWrite + Unpin>(
+    shared: &Shared,
+    stream: &mut W,
+    rope: &mut Rope,
+) -> io::Result<usize> {
+    let mut waited = false;
+    let mut write = pin!(stream.write_buf(rope));
+    let written = poll_fn(|cx| {
+        let written = write.as_mut().poll(cx);
+        waited |= written.is_pending();
+        written
+    })
+    .await?;
+    if waited {
+        shared.patience.lock().heard(Instant::now());
+    }
+    Ok(written)
+}
+
+/// The receiving half of a connection; whatever comes is a sign of life.
+struct Heard<'a, R> {
+    stream: R,
+    shared: &'a Shared,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Heard<'_, R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.shared.patience.lock().heard(Instant::now());
+        }
+        read
     }
 }
 
@@ -525,16 +548,6 @@ impl Buf for Rope {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_dead_connection_is_found_within_timeo_and_never_later_than_that() {
-        let seconds = Duration::from_secs;
-        let of = |timeo, retrans| Tolerance::of(seconds(timeo), retrans);
-        assert_eq!(of(60, 2), Tolerance::default());
-        assert_eq!((of(5, 2).silence, of(5, 2).wait), (seconds(5), seconds(10)));
-        assert_eq!((of(3, 0).silence, of(3, 0).wait), (seconds(3), seconds(3)));
-        assert_eq!(of(0, 0).silence, seconds(1));
-    }
 
     #[test]
     fn a_rope_advances_over_piece_boundaries() {

@@ -12,17 +12,20 @@
 //! - [`call`]: the messages
 //! - [`auth`]: who a call is made for (`AUTH_SYS`)
 //! - [`pending`]: which calls wait for which reply (a plain state machine)
+//! - [`patience`]: when a silent connection is given up (likewise)
 //! - [`channel`]: the tasks that move the bytes
 
 pub mod auth;
 pub mod buffers;
 pub mod call;
 pub mod channel;
+pub mod patience;
 pub mod pending;
 pub mod record;
 pub mod transport;
 
-pub use channel::{Channel, Tolerance};
+pub use channel::Channel;
+pub use patience::Tolerance;
 
 /// Why a call has no reply body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -44,6 +44,8 @@ pub struct Replied<T> {
     /// It went out more than once: the server may have run it under a reply
     /// that was lost.
     pub resent: bool,
+    /// When it was submitted.
+    pub since: Instant,
 }
 
 impl<T> Pending<T> {
@@ -112,6 +114,7 @@ impl<T> Pending<T> {
         self.calls.remove(&xid).map(|waiting| Replied {
             owed: waiting.owed,
             resent: waiting.sent > 1,
+            since: waiting.since,
         })
     }
 
@@ -164,8 +167,9 @@ mod tests {
     #[test]
     fn unanswered_calls_are_replayed_in_order_with_the_same_bytes() {
         let mut pending = Pending::new(u32::MAX);
+        let since = Instant::now();
         let a = pending.submit(call(1), 1, Instant::now());
-        let b = pending.submit(call(2), 2, Instant::now());
+        let b = pending.submit(call(2), 2, since);
         let c = pending.submit(call(3), 3, Instant::now());
         assert_eq!([a, b, c], [u32::MAX, 0, 1]);
         let first = sent(&mut pending);
@@ -176,7 +180,8 @@ mod tests {
             pending.replied(b),
             Some(Replied {
                 owed: 2,
-                resent: false
+                resent: false,
+                since,
             })
         );
         assert_eq!(pending.connected(), 2);

@@ -337,7 +337,8 @@ fn strike(chance: &mut Chance, server: &mut Server, lines: &mut [Proxy]) -> Stri
             format!("reply twice, host {host}")
         }
         5 => {
-            line.garble_after(Way::ToClient, 0);
+            // Not inside of data: nothing but the checksum of TCP protects those.
+            line.next_message(Way::ToClient, Message::Garbled);
             format!("garbage, host {host}")
         }
         6 => {
@@ -401,11 +402,14 @@ fn main(seconds: u64, seed: u64) {
         ..ServerOptions::default()
     });
     let mut lines: Vec<_> = (0..HOSTS).map(|_| Proxy::to(server.address())).collect();
+    let logs = [(); HOSTS].map(|()| tempfile::NamedTempFile::new().expect("log"));
     let mounts: Vec<Mount> = lines
         .iter()
-        .map(|line| {
+        .zip(&logs)
+        .map(|(line, log)| {
             MountRequest::new(server.device("/"), line.port())
                 .option("timeo=50")
+                .option(&format!("log={}", log.path().display()))
                 .time_limit(limit)
                 .mount()
         })
@@ -469,7 +473,10 @@ fn main(seconds: u64, seed: u64) {
     });
     let ended = begun.elapsed() - Duration::from_secs(seconds.min(begun.elapsed().as_secs()));
     let wrong = run.wrong.lock().take();
-    assert!(wrong.is_none(), "{}", wrong.unwrap_or_default());
+    if let Some(wrong) = wrong {
+        tell(&logs, &server);
+        panic!("{wrong}");
+    }
     let rows = database.check();
     let export = server.export();
     check_shared(&export, &counted);
@@ -511,6 +518,27 @@ fn main(seconds: u64, seed: u64) {
         );
     }
     show(&text);
+}
+
+/// The end of what daemons and server said, for whoever has to find out.
+fn tell(logs: &[tempfile::NamedTempFile], server: &Server) {
+    const LINES: usize = 60;
+    let daemons = logs
+        .iter()
+        .map(|log| fs::read_to_string(log.path()).unwrap_or_default());
+    for (who, said) in daemons.chain([server.log()]).enumerate() {
+        let lines: Vec<&str> = said.lines().collect();
+        let from = lines.len().saturating_sub(LINES);
+        show(&format!(
+            "\nsoak: log of {}:\n{}\n",
+            if who < HOSTS {
+                format!("host {who}")
+            } else {
+                "the server".to_owned()
+            },
+            lines[from..].join("\n")
+        ));
+    }
 }
 
 /// The counter is the sum, and the log has every value once, in order, by who says so.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::super::client::Client;
 use super::super::proto::attrs::{self, AttrSet, Attributes};
@@ -135,6 +136,8 @@ impl Client {
         let (fs, root_attrs) = take(&mut reply)?;
         if fs.lease_time > 0 {
             self.lease.send_replace(fs.lease_time);
+            let lease = Duration::from_secs(fs.lease_time.into());
+            self.channel.set_lease(lease);
         }
         let most = |server: u64| match server {
             0 => u32::MAX,

@@ -76,6 +76,9 @@ async fn read_requests(
 ) {
     let running = Arc::new(Semaphore::new(MAX_RUNNING));
     while let Ok(record) = read_record(&mut reader).await {
+        if peer.is_lost(conn.id) {
+            continue;
+        }
         let Ok(permit) = running.clone().acquire_owned().await else {
             return;
         };
@@ -86,6 +89,7 @@ async fn read_requests(
                 tokio::time::sleep(latency).await;
             }
             match answer(&peer, conn, record).await {
+                Outcome::Reply(_) if peer.is_lost(conn.id) => {}
                 Outcome::Reply(messages) => {
                     for message in messages {
                         // The connection may be gone: then the reply is lost.

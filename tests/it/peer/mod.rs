@@ -63,6 +63,8 @@ pub(crate) struct Peer {
     conns: Mutex<BTreeMap<u64, watch::Sender<bool>>>,
     next_conn: AtomicU64,
     refusing: AtomicBool,
+    /// Connections up to this number carry nothing any more.
+    lost_up_to: AtomicU64,
     latency: Mutex<Duration>,
 }
 
@@ -76,6 +78,7 @@ impl Peer {
             conns: Mutex::default(),
             next_conn: AtomicU64::new(1),
             refusing: AtomicBool::new(false),
+            lost_up_to: AtomicU64::new(0),
         })
     }
 
@@ -191,6 +194,23 @@ impl Peer {
         self.refusing.store(refuse, Ordering::Relaxed);
     }
 
+    /// Everything on today's connections vanishes from now on, as with a router that
+    /// forgot them; new connections work.
+    pub(crate) fn lose_connections(&self) {
+        let last = self.next_conn.load(Ordering::Relaxed) - 1;
+        self.lost_up_to.store(last, Ordering::Relaxed);
+    }
+
+    /// Everything vanishes, on new connections too, until it is turned off; the
+    /// connections of that time are lost.
+    pub(crate) fn black_hole(&self, on: bool) {
+        if on {
+            self.lost_up_to.store(u64::MAX, Ordering::Relaxed);
+        } else {
+            self.lose_connections();
+        }
+    }
+
     pub(crate) fn set_latency(&self, latency: Duration) {
         *self.latency.lock() = latency;
     }
@@ -288,6 +308,10 @@ impl Peer {
 
     fn refuses(&self) -> bool {
         self.refusing.load(Ordering::Relaxed)
+    }
+
+    fn is_lost(&self, conn: u64) -> bool {
+        conn <= self.lost_up_to.load(Ordering::Relaxed)
     }
 
     fn disconnected(&self, id: u64) {

@@ -18,6 +18,7 @@ mod patience;
 mod recovery;
 pub(crate) mod rig;
 mod sequence;
+mod silence;
 mod slots;
 mod small;
 mod together;
