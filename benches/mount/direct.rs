@@ -13,8 +13,8 @@ use efs_fuse::nfs::proto::types::Stable;
 use efs_fuse::nfs::session::establish::Identity;
 use efs_fuse::nfs::state::OpenState;
 use efs_fuse::nfs::{Client, ClientConfig};
-use efs_fuse::rpc::Tolerance;
 use efs_fuse::rpc::auth::Credential;
+use efs_fuse::rpc::{Connections, Tolerance};
 use efs_fuse::telemetry::Metrics;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -162,6 +162,7 @@ async fn connect(server: SocketAddr, name: &str) -> Result<(Arc<Client>, Arc<Ope
         rsize: BLOCK as u32,
         wsize: BLOCK as u32,
         tolerance: Tolerance::default(),
+        connections: Connections::ONE,
         suspended: efs_fuse::nfs::suspended,
     };
     let client = Client::connect(connector, config, Metrics::new())

@@ -15,7 +15,7 @@ use crate::mount::assembly::{self, Unwelcome};
 use crate::mount::{MountError, MountOptions, launch};
 use crate::nfs::session::establish::Identity;
 use crate::nfs::{Client, ClientConfig};
-use crate::rpc::Tolerance;
+use crate::rpc::{Connections, Tolerance};
 use crate::telemetry::Metrics;
 
 /// How long the server may take over each step.
@@ -251,6 +251,7 @@ async fn session(
         rsize: options.rsize,
         wsize: options.wsize,
         tolerance: Tolerance::of(options.timeo, options.retrans),
+        connections: Connections::ONE,
         suspended: crate::nfs::suspended,
     };
     let client = Client::connect(Arc::clone(connector) as _, config, Metrics::new());

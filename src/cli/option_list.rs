@@ -384,7 +384,7 @@ mod tests {
             "ro,nodev,nosuid,noexec,noatime,allow_other,nodefault_permissions,port=12049,region=eu-west-1,notls,\
              mount_timeout=7,softerr,timeo=50,retrans=3,rsize=64k,wsize=131072,write_window=8m,max_requests=16,fuse_threads=3,\
              acregmin=1,acregmax=2,acdirmin=4,acdirmax=5,lookupcache=pos,debug,log=/var/log/e,\
-             slow_op_ms=250,metrics=:9400",
+             slow_op_ms=250,metrics=:9400,nconnect=2,max_connections=6",
         );
         assert!(
             o.read_only
@@ -415,6 +415,7 @@ mod tests {
             (65_536, 131_072, 8 << 20)
         );
         assert_eq!((o.max_requests, o.fuse_threads), (16, 3));
+        assert_eq!((o.nconnect, o.max_connections), (Some(2), Some(6)));
         let seconds = |s| Duration::from_secs(s);
         let times = CacheTimes {
             reg_min: seconds(1),
@@ -473,7 +474,7 @@ mod tests {
 
     #[test]
     fn what_later_versions_bring_is_refused_by_name() {
-        for list in ["softreval", "nconnect=4"] {
+        for list in ["softreval", "trunkdiscovery"] {
             let why = wrong(list, "not supported").to_string();
             assert!(why.contains("this version"), "{why}");
             // Sloppiness is for what is unknown, not for what would be missed.
@@ -599,6 +600,9 @@ mod tests {
             "write_window=1x",
             "fuse_threads=0",
             "max_requests=0",
+            "nconnect=0",
+            "nconnect=17",
+            "max_connections=many",
             "mount_timeout=0",
             "lookupcache=some",
             "region=EU",

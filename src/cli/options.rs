@@ -13,8 +13,8 @@ use Value::{Allowed, Needed, No};
 
 use super::option_value as value;
 use crate::mount::options::{
-    Atime, CacheTimes, Locks, LocksOf, MAX_IO, MIN_IO, MountOptions, NameCache, Patience,
-    Unanswered,
+    Atime, CacheTimes, Locks, LocksOf, MAX_CONNECTIONS, MAX_IO, MIN_IO, MountOptions, NameCache,
+    Patience, Unanswered,
 };
 
 /// One option of the table.
@@ -418,6 +418,24 @@ pub static TABLE: &[OptionSpec] = &[
         },
     ),
     set(
+        "nconnect",
+        "N",
+        "that many connections, from the beginning (1)",
+        |o, text| {
+            o.nconnect = Some(value::number(text, 1, MAX_CONNECTIONS)?);
+            Ok(())
+        },
+    ),
+    set(
+        "max_connections",
+        "N",
+        "up to so many while there is much to carry (EFS 5, else nconnect)",
+        |o, text| {
+            o.max_connections = Some(value::number(text, 1, MAX_CONNECTIONS)?);
+            Ok(())
+        },
+    ),
+    set(
         "fuse_threads",
         "N",
         "threads that read requests (4, or the cores if fewer)",
@@ -606,7 +624,6 @@ pub static TABLE: &[OptionSpec] = &[
     tolerated("noocsp", No),
     // What later versions bring.
     refused("softreval", LATER),
-    refused("nconnect", LATER),
     refused("max_connect", LATER),
     refused("trunkdiscovery", LATER),
     // What it will never be.

@@ -30,7 +30,7 @@ use crate::nfs::session::establish::Identity;
 use crate::nfs::{Client, ClientConfig, ConnectError, NfsError};
 use crate::privilege;
 use crate::rpc::auth::Credential;
-use crate::rpc::{RpcError, Tolerance};
+use crate::rpc::{Channel, RpcError, Tolerance};
 use crate::telemetry::{Metrics, control, serve};
 use crate::vfs::attr::Timeouts;
 use crate::vfs::types::FileKind;
@@ -262,6 +262,7 @@ async fn connect(
         rsize: request.options.rsize,
         wsize: request.options.wsize,
         tolerance: Tolerance::of(request.options.timeo, request.options.retrans),
+        connections: request.options.connections(request.device.is_efs()),
         suspended: crate::nfs::suspended,
     };
     let client = Client::connect(Arc::clone(connector) as _, config, Arc::clone(metrics)).await;
@@ -565,6 +566,32 @@ fn security(connector: &ServerConnector) -> (Value, Value) {
     (json!(tls), json!(iam))
 }
 
+/// What `efs-fuse status` shows of the connections: one at least, so that it is seen
+/// when there is none, and with the first what is true of all.
+fn connections(channel: &Channel, server: &str) -> Value {
+    let link = channel.link();
+    let shown = |state: &str, calls: usize| {
+        json!({
+            "peer": server,
+            "state": state,
+            "in_flight": calls,
+        })
+    };
+    let lanes = channel.lanes().into_iter();
+    let mut all: Vec<_> = lanes
+        .map(|lane| shown("up", lane.small + lane.bulk))
+        .collect();
+    if all.is_empty() {
+        all.push(shown("down", 0));
+    }
+    let first = &mut all[0];
+    first["made"] = json!(link.connections);
+    first["responding"] = json!(link.silent_since.is_none());
+    first["silent_s"] = json!(link.silent_since.map(|since| since.elapsed().as_secs_f64()));
+    first["last_error"] = json!(link.last_error);
+    json!(all)
+}
+
 /// What `efs-fuse status` shows of one mount.
 fn status(
     client: &Client,
@@ -576,7 +603,6 @@ fn status(
     since: u64,
 ) -> Value {
     let session = client.session_info();
-    let link = client.channel().link();
     let (window, limit) = vfs.write_window();
     let stats = metrics.snapshot();
     json!({
@@ -594,14 +620,7 @@ fn status(
             "rsize": session.rsize,
             "wsize": session.wsize,
         },
-        "connections": [{
-            "peer": server,
-            "state": if link.connected { "up" } else { "down" },
-            "made": link.connections,
-            "responding": link.silent_since.is_none(),
-            "silent_s": link.silent_since.map(|since| since.elapsed().as_secs_f64()),
-            "last_error": link.last_error,
-        }],
+        "connections": connections(client.channel(), server),
         "tls": null,
         "iam": null,
         "caches": stats["cache"],

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::efs::Settings;
+use crate::rpc::Connections;
 use crate::telemetry::serve::Address;
 
 /// The largest READ and WRITE asked for, and the largest that FUSE carries in
@@ -15,6 +16,11 @@ use crate::telemetry::serve::Address;
 pub const MAX_IO: u32 = 1 << 20;
 /// The smallest: a page.
 pub const MIN_IO: u32 = 4 << 10;
+
+/// `nconnect=` and `max_connections=` go up to here, as in `nfs(5)`.
+pub const MAX_CONNECTIONS: usize = 16;
+/// What EFS allows a client unless it says otherwise.
+const EFS_CONNECTIONS: usize = 5;
 
 /// How long mounting goes on against a server that does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +168,11 @@ pub struct MountOptions {
     pub fuse_threads: usize,
     /// `max_requests=`: session slots to ask the server for, at least 1.
     pub max_requests: u32,
+    /// `nconnect=`: so many connections from the beginning.
+    pub nconnect: Option<usize>,
+    /// `max_connections=`: up to so many, as there is much to carry. `None`: as the
+    /// server is known to gain from it.
+    pub max_connections: Option<usize>,
     /// `hard`, `soft`, `softerr`.
     pub unanswered: Unanswered,
     /// `timeo=`: how long a call may take before its connection is suspected.
@@ -199,6 +210,21 @@ impl MountOptions {
     pub fn soft_limit(&self) -> Duration {
         self.timeo.saturating_mul(self.retrans.max(1))
     }
+
+    /// How many connections a mount of EFS, or of another server, may have. EFS has
+    /// a limit for each.
+    pub fn connections(&self, efs: bool) -> Connections {
+        let least = self.nconnect.unwrap_or(1);
+        let most = match (self.max_connections, self.nconnect) {
+            (Some(most), _) | (None, Some(most)) => most,
+            (None, None) if efs => EFS_CONNECTIONS,
+            (None, None) => 1,
+        };
+        Connections {
+            least: least.min(most),
+            most,
+        }
+    }
 }
 
 impl Default for MountOptions {
@@ -215,6 +241,8 @@ impl Default for MountOptions {
             write_window: 64 << 20,
             fuse_threads: default_fuse_threads(),
             max_requests: 64,
+            nconnect: None,
+            max_connections: None,
             unanswered: Unanswered::Hard,
             timeo: Duration::from_secs(60),
             retrans: 2,
@@ -242,6 +270,26 @@ fn default_fuse_threads() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_connection_is_the_default_but_for_efs() {
+        let connections = |nconnect, max_connections, efs| {
+            let options = MountOptions {
+                nconnect,
+                max_connections,
+                ..MountOptions::default()
+            };
+            let Connections { least, most } = options.connections(efs);
+            (least, most)
+        };
+        assert_eq!(connections(None, None, false), (1, 1));
+        assert_eq!(connections(None, None, true), (1, 5));
+        assert_eq!(connections(Some(4), None, false), (4, 4));
+        assert_eq!(connections(Some(1), None, true), (1, 1));
+        assert_eq!(connections(None, Some(8), false), (1, 8));
+        assert_eq!(connections(Some(2), Some(6), true), (2, 6));
+        assert_eq!(connections(Some(6), Some(2), true), (2, 2));
+    }
 
     #[test]
     fn the_defaults_are_those_that_the_manual_states() {

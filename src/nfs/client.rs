@@ -29,7 +29,7 @@ use super::session::slots::{Class, Slot, SlotTable};
 use super::state::OpenTable;
 use crate::rpc::auth::Credential;
 use crate::rpc::transport::Connector;
-use crate::rpc::{Channel, RpcError, Tolerance};
+use crate::rpc::{Channel, Connections, Load, RpcError, Tolerance};
 use crate::telemetry::Metrics;
 use crate::xdr::DecodeError;
 
@@ -46,6 +46,8 @@ pub struct ClientConfig {
     pub wsize: u32,
     /// What is thought of calls that wait.
     pub tolerance: Tolerance,
+    /// How many connections the session may be spread over.
+    pub connections: Connections,
     /// How long the machine has been suspended in all: [`super::suspended`]. Leases
     /// run on while we sleep, and tokio's clock does not.
     pub suspended: fn() -> Duration,
@@ -283,6 +285,7 @@ impl Client {
         let max_record = (establish::MAX_IO + 8 * establish::OVERHEAD) as usize;
         let channel = Channel::connect(
             connector,
+            config.connections,
             max_record,
             config.tolerance,
             Arc::clone(&metrics),
@@ -321,6 +324,7 @@ impl Client {
             fs: std::sync::OnceLock::new(),
         });
         client.reclaim_complete(&session).await?;
+        super::session::trunk::offer(&client);
         tokio::spawn(super::lease::renew(Arc::downgrade(&client)));
         Ok(client)
     }
@@ -360,7 +364,7 @@ impl Client {
         let _ = self.restarted.set(Box::new(hook));
     }
 
-    /// The connection, for people.
+    /// The connections, for people.
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
@@ -402,7 +406,11 @@ impl Client {
             let mut compound = Compound::in_session(cred, &self.config.identity.machine_name);
             compound.at_most(session.attrs.max_ops as usize);
             build(&mut compound);
-            let mut reply = match self.send(&session, slot, &compound).await? {
+            let load = match class {
+                Class::Bulk => Load::Bulk,
+                Class::Control | Class::Metadata => Load::Small,
+            };
+            let mut reply = match self.send(&session, slot, &compound, load).await? {
                 Sent::Reply(reply) => reply,
                 Sent::Again(may_have_run) => {
                     redone |= may_have_run;
@@ -441,7 +449,7 @@ impl Client {
             let mut compound = Compound::in_session(cred, &self.config.identity.machine_name);
             compound.at_most(session.attrs.max_ops as usize);
             build(&mut compound);
-            match self.send(session, slot, &compound).await? {
+            match self.send(session, slot, &compound, Load::Small).await? {
                 Sent::Reply(reply) => match reply.status() {
                     status @ (Status::DELAY | Status::GRACE) => backoff.pause_for(status).await,
                     // It ran; whatever recovery asks for may run again.
@@ -461,6 +469,7 @@ impl Client {
         session: &Arc<Session>,
         slot: Slot,
         compound: &Compound,
+        load: Load,
     ) -> Result<Sent, NfsError> {
         if compound.len() > session.attrs.max_ops as usize {
             session.release(slot.id, false);
@@ -490,7 +499,8 @@ impl Client {
         loop {
             let sent_at = Instant::now();
             self.metrics.gauges.rpc_in_flight.inc();
-            let answer = self.channel.call(compound.finish(Some(slot_use))).await;
+            let call = compound.finish(Some(slot_use));
+            let answer = self.channel.call(call, load).await;
             self.metrics.gauges.rpc_in_flight.dec();
             self.metrics.round_trip();
             let answer = match answer {
@@ -503,6 +513,7 @@ impl Client {
                 }
             };
             resent |= answer.resent;
+            let lane = answer.lane;
             let parsed = Reply::parse(answer.body, compound.ops()).and_then(|mut reply| {
                 self.count(compound, &reply, sent_at.elapsed());
                 match reply.ok(Op::Sequence) {
@@ -531,7 +542,7 @@ impl Client {
                 None if garbled < GARBLED_TRIES => {
                     garbled += 1;
                     tracing::warn!("a reply that is none ({error}), asking again");
-                    self.channel.distrust();
+                    self.channel.distrust(lane);
                     resent = true;
                 }
                 // The slot may have moved or not: `held` takes it out of use.
@@ -551,6 +562,7 @@ impl Client {
                 Some(Status::CONN_NOT_BOUND_TO_SESSION) => {
                     let bound = establish::bind_connection(
                         &self.channel,
+                        lane,
                         &self.config.identity,
                         session.id,
                     );

@@ -41,6 +41,8 @@ impl Client {
         if let Some(session) = lost {
             tracing::info!("the session is lost, recovering");
             self.metrics.recoveries.inc();
+            // Bound to the lost session; see `session::trunk`.
+            self.channel.fold();
             tokio::spawn(recover(Arc::clone(self), session));
         }
     }

@@ -1,44 +1,39 @@
-//! The tasks that carry calls to the server and replies back.
+//! A channel to a server: calls go in, replies come out, over one connection or
+//! several.
 //!
-//! One supervisor task owns the connection: it connects, runs a reader and a
-//! writer on it until either fails, and starts over with back-off. The table of
-//! waiting calls ([`Pending`]) is behind a short mutex that callers, reader and
-//! writer take for one map operation each and never hold across an await; `patience`
-//! and `answered` are taken inside it or alone.
+//! Who owns what: the table of waiting calls ([`Pending`]), which knows the lane of
+//! each, and what is decided of the number of connections ([`Growth`]) are behind
+//! one short mutex that callers, readers and writers take for one map operation each
+//! and never hold across an await; `patience`, `answered` and what a lane was last
+//! heard are taken inside it or alone. The
+//! connections belong to the supervisor task ([`super::supervise`]), each to a task
+//! of its own ([`super::lane`]).
 //!
-//! A second task watches whether the server responds at all, over however many
+//! Another task watches whether the server responds at all, over however many
 //! connections: that is said once in the log when it stops and once when it is
 //! over, and shown by [`Channel::link`].
 //!
 //! Dropping a call's future does not take the call back: its reply is received
 //! and dropped.
 
-use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::io;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use super::RpcError;
-use super::call::{self, Call, Incoming};
+use super::call::Call;
+use super::growth::{Connections, Growth, Pause};
+use super::lane::{End, Signals};
 use super::patience::{Patience, Tolerance};
-use super::pending::{Pending, Replied};
-use super::record::RecordReader;
-use super::transport::{BoxStream, Connector};
+use super::pending::{LaneId, LaneLoad, Load, Pending};
+use super::supervise::{supervise, watch_responses};
+use super::transport::Connector;
 use crate::telemetry::Metrics;
-
-/// Pauses between attempts to connect: at once, then from here ...
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// ... doubling up to here.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// A reply to a call.
 #[derive(Debug)]
@@ -47,39 +42,95 @@ pub struct Answer {
     pub body: Bytes,
     /// The call went out more than once.
     pub resent: bool,
+    /// The connection that it came over.
+    pub lane: LaneId,
 }
 
-type Owed = oneshot::Sender<Result<Answer, RpcError>>;
+/// Says whether a connection may be used, by the reply to its greeting.
+pub type Judge = Box<dyn FnOnce(Result<Bytes, RpcError>) -> Result<(), Refused> + Send>;
 
-struct Shared {
-    pending: Mutex<Pending<Owed>>,
-    /// Tells the writer that a call was submitted.
-    submitted: Notify,
+/// What a further connection is greeted with, before calls go over it.
+pub struct Greeting {
+    /// The call.
+    pub call: Call,
+    /// What the reply means.
+    pub judge: Judge,
+}
+
+impl std::fmt::Debug for Greeting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Greeting")
+    }
+}
+
+/// A further connection may not be used.
+#[derive(Debug)]
+pub struct Refused {
+    /// The reason.
+    pub why: String,
+    /// When to try another.
+    pub pause: Pause,
+}
+
+/// Makes greetings. `None`: no connection can be added now.
+pub type Greet = dyn Fn() -> Option<Greeting> + Send + Sync;
+
+pub(super) type Owed = oneshot::Sender<Result<Answer, RpcError>>;
+
+/// What the one mutex guards.
+pub(super) struct Table {
+    pub(super) pending: Pending<Owed>,
+    pub(super) growth: Growth,
+    /// How to reach the task of each lane.
+    pub(super) signals: Vec<(LaneId, Arc<Signals>)>,
+}
+
+impl Table {
+    /// Tells a lane that there is something to send.
+    pub(super) fn wake(&self, lane: LaneId) {
+        if let Some((_, signals)) = self.signals.iter().find(|(id, _)| *id == lane) {
+            signals.submitted.notify_one();
+        }
+    }
+
+    /// Ends a lane; it gets no more calls.
+    pub(super) fn end(&mut self, lane: LaneId, end: End) {
+        self.pending.close_to_calls(lane);
+        if let Some((_, signals)) = self.signals.iter().find(|(id, _)| *id == lane) {
+            signals.end.send_replace(Some(end));
+        }
+    }
+}
+
+pub(super) struct Shared {
+    pub(super) table: Mutex<Table>,
+    /// Wakes the supervisor: the number of connections may be wrong.
+    pub(super) recount: Notify,
     /// True once the channel is to end.
-    closing: watch::Sender<bool>,
-    /// Ends the current connection.
-    distrusted: Notify,
+    pub(super) closing: watch::Sender<bool>,
     /// What the channel is doing, for `status` and for who waits on it.
-    link: watch::Sender<Link>,
+    pub(super) link: watch::Sender<Link>,
     /// When a silent connection is given up.
-    patience: Mutex<Patience>,
+    pub(super) patience: Mutex<Patience>,
     /// When a reply last came, over whatever connection, or the first call went
     /// out after a pause.
-    answered: Mutex<Instant>,
-    tolerance: Tolerance,
-    connector: Arc<dyn Connector>,
-    metrics: Arc<Metrics>,
-    max_record: usize,
+    pub(super) answered: Mutex<Instant>,
+    pub(super) greet: OnceLock<Box<Greet>>,
+    pub(super) tolerance: Tolerance,
+    pub(super) connector: Arc<dyn Connector>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) max_record: usize,
 }
 
-/// The state of the connection, for people.
+/// The state of the connections, for people.
 #[derive(Clone, Debug)]
 pub struct Link {
     /// A connection is up.
     pub connected: bool,
     /// Connections made so far.
     pub connections: u64,
-    /// Connections in a row, up to now, that failed or ended without a reply.
+    /// Connections in a row, up to now, that failed or ended without a reply, while
+    /// there was no other.
     pub fruitless: u32,
     /// Why the last one ended, or could not be made.
     pub last_error: Option<String>,
@@ -92,7 +143,7 @@ pub struct Link {
     pub silent_since: Option<Instant>,
 }
 
-/// A connection to the server that replaces itself when it breaks.
+/// Connections to the server that replace themselves when they break.
 pub struct Channel {
     shared: Arc<Shared>,
 }
@@ -107,12 +158,14 @@ impl std::fmt::Debug for Channel {
 
 impl Channel {
     /// Makes the first connection. Records from the server longer than
-    /// `max_record` bytes end a connection.
+    /// `max_record` bytes end a connection. There are further connections only once
+    /// it is known how to greet them ([`Self::greet_with`]).
     ///
     /// # Errors
     /// If that first connection fails. Later ones are retried for ever.
     pub async fn connect(
         connector: Arc<dyn Connector>,
+        connections: Connections,
         max_record: usize,
         tolerance: Tolerance,
         metrics: Arc<Metrics>,
@@ -120,22 +173,27 @@ impl Channel {
         let stream = connector.connect().await?;
         let mut seed = [0; 4];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
+        let now = Instant::now();
         let shared = Arc::new(Shared {
-            pending: Mutex::new(Pending::new(u32::from_ne_bytes(seed))),
-            submitted: Notify::new(),
+            table: Mutex::new(Table {
+                pending: Pending::new(u32::from_ne_bytes(seed)),
+                growth: Growth::new(connections, now),
+                signals: Vec::new(),
+            }),
+            recount: Notify::new(),
             closing: watch::Sender::new(false),
-            distrusted: Notify::new(),
             link: watch::Sender::new(Link {
                 connected: true,
-                connections: 1,
+                connections: 0,
                 fruitless: 0,
                 last_error: None,
                 cause: None,
                 garbled: false,
                 silent_since: None,
             }),
-            patience: Mutex::new(Patience::new(tolerance.silence, Instant::now())),
-            answered: Mutex::new(Instant::now()),
+            patience: Mutex::new(Patience::new(tolerance.silence, now)),
+            answered: Mutex::new(now),
+            greet: OnceLock::new(),
             tolerance,
             connector,
             metrics,
@@ -152,24 +210,62 @@ impl Channel {
     /// # Errors
     /// [`RpcError::Closed`] once the channel is closed; else what the server
     /// said at the RPC level.
-    pub async fn call(&self, call: Call) -> Result<Answer, RpcError> {
+    pub async fn call(&self, call: Call, load: Load) -> Result<Answer, RpcError> {
+        self.submit(call, load, None).await
+    }
+
+    /// The same for a call about one connection: on that one, if it still lives.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_on(&self, lane: LaneId, call: Call) -> Result<Answer, RpcError> {
+        self.submit(call, Load::Small, Some(lane)).await
+    }
+
+    async fn submit(
+        &self,
+        call: Call,
+        load: Load,
+        wish: Option<LaneId>,
+    ) -> Result<Answer, RpcError> {
         let (owed, reply) = oneshot::channel();
         {
-            let mut pending = self.shared.pending.lock();
+            let mut table = self.shared.table.lock();
             // Under the lock: a call that comes in after `close` has emptied
             // the table would wait for ever.
             if *self.shared.closing.borrow() {
                 return Err(RpcError::Closed);
             }
             let now = Instant::now();
-            if pending.is_empty() {
-                self.shared.patience.lock().heard(now);
+            if table.pending.is_empty() {
                 *self.shared.answered.lock() = now;
             }
-            pending.submit(call, owed, now);
+            let (_, lane) = table.pending.submit(call, load, wish, owed, now);
+            if let Some(lane) = lane {
+                table.wake(lane);
+            }
+            let bulk = table.pending.bulk();
+            if load == Load::Bulk && table.growth.submitted(bulk, now) {
+                self.shared.recount.notify_one();
+            }
         }
-        self.shared.submitted.notify_one();
         reply.await.unwrap_or(Err(RpcError::Closed))
+    }
+
+    /// From now on there may be further connections; each is greeted like this
+    /// first. Only the first one given is kept.
+    pub fn greet_with(&self, greet: impl Fn() -> Option<Greeting> + Send + Sync + 'static) {
+        let _ = self.shared.greet.set(Box::new(greet));
+        self.shared.recount.notify_one();
+    }
+
+    /// All connections but one are let go: what they were greeted for is no more.
+    pub fn fold(&self) {
+        let mut table = self.shared.table.lock();
+        let others: Vec<_> = table.pending.lanes().skip(1).map(|lane| lane.id).collect();
+        for lane in others {
+            table.end(lane, End::LetGo);
+        }
     }
 
     /// The server forgets whom it has not heard for so long (RFC 8881 §8.3): a
@@ -184,21 +280,26 @@ impl Channel {
         self.shared.patience.lock().needed(time, Instant::now());
     }
 
-    /// What the connection is doing.
+    /// What the connections are doing.
     pub fn link(&self) -> Link {
         self.shared.link.borrow().clone()
     }
 
+    /// Each connection that is up.
+    pub fn lanes(&self) -> Vec<LaneLoad> {
+        self.shared.table.lock().pending.lanes().collect()
+    }
+
     /// How long the call has waited that has waited longest; zero if none does.
     pub fn longest_wait(&self) -> Duration {
-        let oldest = self.shared.pending.lock().oldest();
+        let oldest = self.shared.table.lock().pending.oldest();
         oldest.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// What came over the current connection makes no sense: another one takes its
-    /// place, on which everything unanswered goes out again.
-    pub fn distrust(&self) {
-        self.shared.distrusted.notify_waiters();
+    /// What came over this connection makes no sense: another one takes its
+    /// place, and everything unanswered goes out again elsewhere.
+    pub fn distrust(&self, lane: LaneId) {
+        self.shared.table.lock().end(lane, End::Distrusted);
     }
 
     /// Completes when so many connections in a row came to nothing. Mounting
@@ -215,350 +316,20 @@ impl Channel {
         self.shared.connector.peer()
     }
 
-    /// Ends the connection; calls without a reply get [`RpcError::Closed`].
+    /// See [`Connector::vouches`].
+    pub fn vouched(&self) -> bool {
+        self.shared.connector.vouches()
+    }
+
+    /// Ends the connections; calls without a reply get [`RpcError::Closed`].
     pub fn close(&self) {
         self.shared.closing.send_replace(true);
-        self.shared.pending.lock().close();
+        self.shared.table.lock().pending.close();
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-async fn supervise(shared: Arc<Shared>, first: BoxStream) {
-    let mut closing = shared.closing.subscribe();
-    let mut stream = Some(first);
-    let mut backoff = Duration::ZERO;
-    loop {
-        let connected = match stream.take() {
-            Some(stream) => Ok(stream),
-            None => {
-                tokio::select! {
-                    _ = closing.wait_for(|closing| *closing) => return,
-                    stream = async {
-                        tokio::time::sleep(backoff).await;
-                        shared.connector.connect().await
-                    } => stream,
-                }
-            }
-        };
-        let (ended, useful) = match connected {
-            Ok(stream) => {
-                let replayed = shared.pending.lock().connected();
-                tracing::debug!(replayed, "connected to {}", shared.connector.peer());
-                let (error, useful) = tokio::select! {
-                    _ = closing.wait_for(|closing| *closing) => return,
-                    ended = serve(&shared, stream) => ended,
-                };
-                // A server that accepts and hangs up at once is not to be
-                // hammered: only a connection that carried a reply resets the
-                // pause.
-                if useful {
-                    backoff = Duration::ZERO;
-                } else {
-                    backoff = (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
-                }
-                (error, useful)
-            }
-            Err(error) => {
-                backoff = (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
-                (error, false)
-            }
-        };
-        tracing::debug!(%ended, "connection to {} lost", shared.connector.peer());
-        shared.link.send_modify(|link| {
-            link.connected = false;
-            link.fruitless = if useful { 0 } else { link.fruitless + 1 };
-            link.garbled = ended.kind() == io::ErrorKind::InvalidData;
-            link.last_error = Some(ended.to_string());
-            link.cause = Some(Arc::new(ended));
-        });
-        shared.metrics.reconnects.inc();
-    }
-}
-
-/// Runs one connection until it fails. Returns why, and whether any reply came
-/// over it.
-async fn serve(shared: &Arc<Shared>, stream: BoxStream) -> (io::Error, bool) {
-    shared.patience.lock().heard(Instant::now());
-    shared.link.send_modify(|link| {
-        if !link.connected {
-            link.connections += 1;
-        }
-        link.connected = true;
-    });
-    let (rx, tx) = tokio::io::split(stream);
-    let mut useful = false;
-    let error = tokio::select! {
-        error = read_replies(shared, rx, &mut useful) => error,
-        error = write_calls(shared, tx) => error,
-        error = silence(shared) => error,
-        () = shared.distrusted.notified() => {
-            io::Error::new(io::ErrorKind::InvalidData, "a reply made no sense")
-        }
-    };
-    (error, useful)
-}
-
-/// Says when the server stops to respond; when it does again, [`read_replies`]
-/// says so.
-async fn watch_responses(shared: Arc<Shared>) {
-    let mut closing = shared.closing.subscribe();
-    let wait = shared.tolerance.wait;
-    loop {
-        let idle = shared.pending.lock().is_empty();
-        let silent_since = *shared.answered.lock();
-        let mut rest = wait;
-        if !idle {
-            rest = wait.saturating_sub(silent_since.elapsed());
-            if rest.is_zero() {
-                rest = wait;
-                let first = shared.link.send_if_modified(|link| {
-                    let first = link.silent_since.is_none();
-                    link.silent_since.get_or_insert(silent_since);
-                    first
-                });
-                if first {
-                    let peer = shared.connector.peer();
-                    tracing::warn!("server {peer} not responding, still trying");
-                    shared
-                        .metrics
-                        .set_last_error(format!("server {peer} not responding"));
-                }
-            }
-        }
-        tokio::select! {
-            _ = closing.wait_for(|closing| *closing) => return,
-            () = tokio::time::sleep(rest) => {}
-        }
-    }
-}
-
-/// Completes when calls are out and the connection has been silent for too long.
-async fn silence(shared: &Shared) -> io::Error {
-    loop {
-        let idle = shared.pending.lock().is_empty();
-        let pause = {
-            let mut patience = shared.patience.lock();
-            let rest = patience.rest(Instant::now());
-            if rest.is_zero() && !idle {
-                let limit = patience.limit();
-                patience.given_up();
-                let what = format!("no answer for {:.1} s", limit.as_secs_f64());
-                return io::Error::new(io::ErrorKind::TimedOut, what);
-            }
-            // The limit may shrink meanwhile, but not below the least.
-            let least = patience.least();
-            if rest.is_zero() {
-                least
-            } else {
-                rest.min(least)
-            }
-        };
-        tokio::time::sleep(pause).await;
-    }
-}
-
-async fn read_replies<R: AsyncRead + Unpin>(
-    shared: &Shared,
-    stream: R,
-    useful: &mut bool,
-) -> io::Error {
-    let mut records = RecordReader::new(Heard { stream, shared }, shared.max_record);
-    loop {
-        let record = match records.next().await {
-            Ok(Some(record)) => record,
-            Ok(None) => {
-                return io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server");
-            }
-            Err(error) => return error,
-        };
-        match call::parse(record) {
-            Ok(Incoming::Reply(xid, result)) => {
-                let owed = shared.pending.lock().replied(xid);
-                match owed {
-                    Some(Replied {
-                        owed,
-                        resent,
-                        since,
-                    }) => {
-                        *useful = true;
-                        answered(shared, since);
-                        // The caller may be gone; nothing is owed then.
-                        let _ = owed.send(result.map(|body| Answer { body, resent }));
-                    }
-                    None => tracing::debug!(xid, "a reply that nobody waits for"),
-                }
-            }
-            Ok(Incoming::Call(xid)) => tracing::debug!(xid, "a call by the server, dropped"),
-            Err(error) => return io::Error::new(io::ErrorKind::InvalidData, error),
-        }
-    }
-}
-
-/// The server has answered a call that was made at `since`.
-fn answered(shared: &Shared, since: Instant) {
-    let now = Instant::now();
-    shared.patience.lock().answered(since, now);
-    *shared.answered.lock() = now;
-    if shared.link.borrow().silent_since.is_none() {
-        return;
-    }
-    let mut silent = None;
-    shared
-        .link
-        .send_modify(|link| silent = link.silent_since.take());
-    if let Some(since) = silent {
-        tracing::warn!(
-            "server {} OK, after {} s",
-            shared.connector.peer(),
-            since.elapsed().as_secs()
-        );
-    }
-}
-
-async fn write_calls<W: AsyncWrite + Unpin>(shared: &Shared, mut stream: W) -> io::Error {
-    let mut rope = Rope::default();
-    loop {
-        {
-            let mut pending = shared.pending.lock();
-            // Everything that is ready leaves in one writev; a bulk of data
-            // goes by itself, so that memory is held for few of them.
-            while rope.bytes < 256 * 1024
-                && let Some(message) = pending.next_to_send()
-            {
-                rope.extend(message.parts);
-            }
-        }
-        if rope.bytes == 0 {
-            shared.submitted.notified().await;
-            continue;
-        }
-        while rope.has_remaining() {
-            match write_some(shared, &mut stream, &mut rope).await {
-                Ok(0) => return io::ErrorKind::WriteZero.into(),
-                Ok(_) => {}
-                Err(error) => return error,
-            }
-        }
-        if let Err(error) = stream.flush().await {
-            return error;
-        }
-    }
-}
-
-/// Writes what fits. If it had to wait for room, the peer has taken something in the
-/// meantime: that is a sign of life, as long data over a slow line give no other.
-/// (While there is room, a dead connection takes calls as well.)
-async fn write_some<W: AsyncWrite + Unpin>(
-    shared: &Shared,
-    stream: &mut W,
-    rope: &mut Rope,
-) -> io::Result<usize> {
-    let mut waited = false;
-    let mut write = pin!(stream.write_buf(rope));
-    let written = poll_fn(|cx| {
-        let written = write.as_mut().poll(cx);
-        waited |= written.is_pending();
-        written
-    })
-    .await?;
-    if waited {
-        shared.patience.lock().heard(Instant::now());
-    }
-    Ok(written)
-}
-
-/// The receiving half of a connection; whatever comes is a sign of life.
-struct Heard<'a, R> {
-    stream: R,
-    shared: &'a Shared,
-}
-
-impl<R: AsyncRead + Unpin> AsyncRead for Heard<'_, R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.shared.patience.lock().heard(Instant::now());
-        }
-        read
-    }
-}
-
-/// Pieces of messages on their way into the socket.
-#[derive(Default)]
-struct Rope {
-    parts: VecDeque<Bytes>,
-    bytes: usize,
-}
-
-impl Rope {
-    fn extend(&mut self, parts: impl IntoIterator<Item = Bytes>) {
-        for part in parts {
-            if !part.is_empty() {
-                self.bytes += part.len();
-                self.parts.push_back(part);
-            }
-        }
-    }
-}
-
-impl Buf for Rope {
-    fn remaining(&self) -> usize {
-        self.bytes
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.parts.front().map_or(&[], |part| part)
-    }
-
-    fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
-        let mut filled = 0;
-        for (slot, part) in dst.iter_mut().zip(&self.parts) {
-            *slot = IoSlice::new(part);
-            filled += 1;
-        }
-        filled
-    }
-
-    fn advance(&mut self, mut count: usize) {
-        self.bytes -= count;
-        while count > 0 {
-            let Some(front) = self.parts.front_mut() else {
-                return;
-            };
-            if count < front.len() {
-                front.advance(count);
-                return;
-            }
-            count -= front.len();
-            self.parts.pop_front();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rope_advances_over_piece_boundaries() {
-        let mut rope = Rope::default();
-        rope.extend(["abc", "", "defg", "h"].map(|s| Bytes::from_static(s.as_bytes())));
-        assert_eq!(rope.remaining(), 8);
-        rope.advance(4);
-        assert_eq!(rope.chunk(), b"efg");
-        rope.advance(3);
-        assert_eq!(rope.chunk(), b"h");
-        rope.advance(1);
-        assert!(!rope.has_remaining());
     }
 }

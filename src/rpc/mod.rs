@@ -3,29 +3,39 @@
 //! This layer knows no NFS operation: it carries call bodies that somebody else
 //! encoded and hands back reply bodies. What it promises is that a call, once
 //! given to a [`Channel`], is answered exactly as long as the channel lives: a
-//! lost connection is replaced and the unanswered calls go out again, byte for
-//! byte and under the same xid.
+//! lost connection is replaced and its unanswered calls go out again, on any that
+//! lives, byte for byte and under the same xid.
 //!
 //! - [`transport`]: what carries the bytes
 //! - [`record`]: record marking
 //! - [`buffers`]: the large buffers, used again
 //! - [`call`]: the messages
 //! - [`auth`]: who a call is made for (`AUTH_SYS`)
-//! - [`pending`]: which calls wait for which reply (a plain state machine)
+//! - [`pending`]: which calls wait for which reply, and on which of the connections
+//!   (a plain state machine)
 //! - [`patience`]: when a silent connection is given up (likewise)
-//! - [`channel`]: the tasks that move the bytes
+//! - [`growth`]: how many connections there should be (likewise)
+//! - [`channel`]: what callers have of it; `supervise` makes the connections, `lane`
+//!   moves the bytes of one
+//! - [`alone`]: what is said on a connection before anything else
 
+pub mod alone;
 pub mod auth;
 pub mod buffers;
 pub mod call;
 pub mod channel;
+pub mod growth;
+mod lane;
 pub mod patience;
 pub mod pending;
 pub mod record;
+mod supervise;
 pub mod transport;
 
-pub use channel::Channel;
+pub use channel::{Channel, Greeting, Refused};
+pub use growth::{Connections, Pause};
 pub use patience::Tolerance;
+pub use pending::{LaneId, Load};
 
 /// Why a call has no reply body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -59,16 +59,14 @@ impl Default for Tolerance {
     }
 }
 
-/// When a silent connection is given up. See the module.
+/// When a silent connection is given up. See the module. It is one for all connections
+/// to a server; what each was last heard is its own.
 #[derive(Debug)]
 pub struct Patience {
     /// Of the first silent connection.
     first: Duration,
     /// Of this one, as far as the lease allows it.
     current: Duration,
-    /// When something last came from the server, or when the silence that counts
-    /// began: with the first call after a pause, with a new connection.
-    heard: Instant,
     /// When the last call was made that was answered: the server counts from its
     /// arrival at the earliest.
     renewed: Instant,
@@ -83,7 +81,6 @@ impl Patience {
         Self {
             first,
             current: first,
-            heard: now,
             renewed: now,
             lease: None,
             needed: None,
@@ -95,14 +92,8 @@ impl Patience {
         self.lease = Some(lease);
     }
 
-    /// Something came from the server, or it has only now something to answer.
-    pub fn heard(&mut self, now: Instant) {
-        self.heard = now;
-    }
-
     /// A call that was made at `asked` was answered.
     pub fn answered(&mut self, asked: Instant, now: Instant) {
-        self.heard = now;
         self.renewed = self.renewed.max(asked);
         let took = now.saturating_duration_since(asked);
         self.current = self.current.min(self.enough(took, now));
@@ -124,15 +115,17 @@ impl Patience {
         (took * 2).max(self.first)
     }
 
-    /// The connection was given up for its silence.
+    /// A connection was given up for its silence, and there is no other.
     pub fn given_up(&mut self) {
         self.current = (self.current * 2).min(LONGEST);
     }
 
-    /// How much longer the connection may be silent; zero: no longer.
-    pub fn rest(&self, now: Instant) -> Duration {
-        let silent = now.saturating_duration_since(self.heard);
-        self.limit().saturating_sub(silent)
+    /// How much longer a connection may be silent; zero: no longer. `heard`: when
+    /// something last came over it, or when the silence that counts began: with the
+    /// first call after a pause, with a new connection.
+    pub fn rest(&self, heard: Instant, now: Instant) -> Duration {
+        let silent = now.saturating_duration_since(heard);
+        self.limit(heard).saturating_sub(silent)
     }
 
     /// What each connection is given in any case: a lease has room for six of them.
@@ -142,8 +135,8 @@ impl Patience {
         self.first.min(sixth.max(SHORTEST))
     }
 
-    /// How long the connection may be silent in all.
-    pub fn limit(&self) -> Duration {
+    /// How long a connection that was heard then may be silent in all.
+    pub fn limit(&self, heard: Instant) -> Duration {
         let Some(lease) = self.lease else {
             return self.current;
         };
@@ -151,10 +144,10 @@ impl Patience {
         let limit = self.current.min(lease / 2).max(least);
         let end = self.renewed + lease;
         // It may have begun later than we know, and no server is in a hurry to end it.
-        if self.heard >= end + lease / 2 {
+        if heard >= end + lease / 2 {
             return limit; // nothing to be saved any more
         }
-        let left = end.saturating_duration_since(self.heard);
+        let left = end.saturating_duration_since(heard);
         limit.min((left / 2).max(least))
     }
 }
@@ -171,11 +164,11 @@ mod tests {
     fn silences(patience: &mut Patience, mut now: Instant, count: usize) -> Vec<u64> {
         (0..count)
             .map(|_| {
-                patience.heard(now);
-                let limit = patience.limit();
-                assert_eq!(patience.rest(now), limit);
+                let heard = now;
+                let limit = patience.limit(heard);
+                assert_eq!(patience.rest(heard, now), limit);
                 now += limit;
-                assert_eq!(patience.rest(now), Duration::ZERO);
+                assert_eq!(patience.rest(heard, now), Duration::ZERO);
                 patience.given_up();
                 limit.as_secs()
             })
@@ -204,9 +197,13 @@ mod tests {
         let mut patience = Patience::new(secs(5), now);
         silences(&mut patience, now, 4);
         patience.answered(now, now + secs(25));
-        assert_eq!(patience.limit(), secs(50), "a server that needs that long");
+        assert_eq!(
+            patience.limit(now),
+            secs(50),
+            "a server that needs that long"
+        );
         patience.answered(now, now + secs(1));
-        assert_eq!(patience.limit(), secs(5));
+        assert_eq!(patience.limit(now), secs(5));
     }
 
     #[test]
@@ -215,16 +212,16 @@ mod tests {
         let mut patience = Patience::new(secs(5), now);
         patience.given_up();
         patience.needed(secs(20), now);
-        assert_eq!(patience.limit(), secs(40));
+        assert_eq!(patience.limit(now), secs(40));
         patience.needed(secs(6), now + secs(100));
         patience.answered(now + secs(600), now + secs(601));
         assert_eq!(
-            patience.limit(),
+            patience.limit(now),
             secs(40),
             "not forgotten for a quick answer"
         );
         patience.answered(now + secs(701), now + secs(702));
-        assert_eq!(patience.limit(), secs(5));
+        assert_eq!(patience.limit(now), secs(5));
     }
 
     #[test]
@@ -258,10 +255,11 @@ mod tests {
         let mut patience = Patience::new(secs(60), now);
         patience.set_lease(secs(60));
         patience.answered(now + secs(10), now + secs(40));
-        assert_eq!(patience.limit(), secs(15), "half of the 30 s that are left");
+        let heard = now + secs(40);
+        assert_eq!(patience.limit(heard), secs(15), "half of the 30 s left");
         patience.answered(now + secs(5), now + secs(40));
         assert_eq!(
-            patience.limit(),
+            patience.limit(heard),
             secs(15),
             "an earlier call changes nothing"
         );

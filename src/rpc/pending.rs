@@ -1,12 +1,16 @@
-//! The calls of a channel that wait for their replies: a plain state machine.
+//! The calls of a channel that wait for their replies, and which connection each
+//! is on: a plain state machine.
 //!
-//! Invariants:
+//! A *lane* is one living connection. Invariants:
 //! - A call is in `calls` from [`Pending::submit`] until its reply is taken or
-//!   the channel is closed; it is in `unsent` while no live connection has been
-//!   given it.
-//! - A call is given to one connection at most once. It goes out again only on
-//!   a later connection (RFC 8881 §2.9.2), with the bytes it had.
-//! - The bound of both queues is the caller's: the session's slot table lets
+//!   the channel is closed. It belongs to one lane, or, while there is none, to
+//!   the one that comes next.
+//! - A lane is given a call at most once. A call goes out again only on another
+//!   lane, when its own has ended (RFC 8881 §2.9.2), with the bytes it had; the
+//!   calls of other lanes are not touched by that.
+//! - With several lanes the first carries no bulk, so that a small call never
+//!   stands behind megabytes; bulk goes to the lane with the least of it.
+//! - The bound of all queues is the caller's: the session's slot table lets
 //!   through one call a slot.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -15,13 +19,30 @@ use tokio::time::Instant;
 
 use super::call::{Call, Message};
 
+/// The number of a lane; never used twice in a channel.
+pub type LaneId = u64;
+
+/// What a call weighs on its connection, there or back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// Some hundred bytes, and somebody waits.
+    Small,
+    /// Data of a file.
+    Bulk,
+}
+
 /// Calls without a reply, each with what is owed to its caller.
 #[derive(Debug)]
 pub struct Pending<T> {
     next_xid: u32,
     next_order: u64,
     calls: HashMap<u32, Waiting<T>>,
-    unsent: VecDeque<u32>,
+    /// In the order they joined.
+    lanes: Vec<Lane>,
+    /// Calls without a lane, by order.
+    homeless: BTreeMap<u64, u32>,
+    /// Bulk calls among all.
+    bulk: usize,
 }
 
 #[derive(Debug)]
@@ -31,9 +52,34 @@ struct Waiting<T> {
     /// When it was submitted.
     since: Instant,
     message: Message,
-    /// Number of connections it was given to.
+    load: Load,
+    lane: Option<LaneId>,
+    /// Number of lanes it was given to.
     sent: u32,
     owed: T,
+}
+
+#[derive(Debug)]
+struct Lane {
+    id: LaneId,
+    /// Calls it was not given yet.
+    unsent: VecDeque<u32>,
+    /// Calls without a reply, the unsent ones among them.
+    small: usize,
+    bulk: usize,
+    /// When the first call since it had none was put on it.
+    busy_since: Instant,
+    /// It is about to end: it gets no more calls.
+    leaving: bool,
+}
+
+impl Lane {
+    fn calls(&mut self, load: Load) -> &mut usize {
+        match load {
+            Load::Small => &mut self.small,
+            Load::Bulk => &mut self.bulk,
+        }
+    }
 }
 
 /// What is known of a call when its reply comes.
@@ -44,8 +90,21 @@ pub struct Replied<T> {
     /// It went out more than once: the server may have run it under a reply
     /// that was lost.
     pub resent: bool,
+    /// What it weighed.
+    pub load: Load,
     /// When it was submitted.
     pub since: Instant,
+}
+
+/// A lane, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneLoad {
+    /// Which.
+    pub id: LaneId,
+    /// Small calls without a reply.
+    pub small: usize,
+    /// Bulk calls without a reply.
+    pub bulk: usize,
 }
 
 impl<T> Pending<T> {
@@ -56,12 +115,23 @@ impl<T> Pending<T> {
             next_xid: xid,
             next_order: 0,
             calls: HashMap::new(),
-            unsent: VecDeque::new(),
+            lanes: Vec::new(),
+            homeless: BTreeMap::new(),
+            bulk: 0,
         }
     }
 
-    /// Adds a call, to be sent next. Returns its xid.
-    pub fn submit(&mut self, call: Call, owed: T, now: Instant) -> u32 {
+    /// Adds a call, to be sent next on the lane `wish`, if that is there, or the one
+    /// with the least to do. Returns its xid, and the lane that has something to send
+    /// now.
+    pub fn submit(
+        &mut self,
+        call: Call,
+        load: Load,
+        wish: Option<LaneId>,
+        owed: T,
+        now: Instant,
+    ) -> (u32, Option<LaneId>) {
         while self.calls.contains_key(&self.next_xid) {
             self.next_xid = self.next_xid.wrapping_add(1);
         }
@@ -69,24 +139,55 @@ impl<T> Pending<T> {
         self.next_xid = xid.wrapping_add(1);
         let order = self.next_order;
         self.next_order += 1;
-        let message = Message::seal(call, xid);
-        self.calls.insert(
-            xid,
-            Waiting {
-                order,
-                since: now,
-                message,
-                sent: 0,
-                owed,
-            },
-        );
-        self.unsent.push_back(xid);
-        xid
+        self.bulk += usize::from(load == Load::Bulk);
+        let waiting = Waiting {
+            order,
+            since: now,
+            message: Message::seal(call, xid),
+            load,
+            lane: None,
+            sent: 0,
+            owed,
+        };
+        self.calls.insert(xid, waiting);
+        (xid, self.place(xid, wish, now))
     }
 
-    /// Takes the next call that the current connection has not been given.
-    pub fn next_to_send(&mut self) -> Option<Message> {
-        while let Some(xid) = self.unsent.pop_front() {
+    /// Puts a call on a lane.
+    fn place(&mut self, xid: u32, wish: Option<LaneId>, now: Instant) -> Option<LaneId> {
+        let waiting = self.calls.get_mut(&xid)?;
+        let open = || self.lanes.iter().enumerate().filter(|(_, l)| !l.leaving);
+        let several = open().nth(1).is_some();
+        let kept_free = usize::from(several && waiting.load == Load::Bulk);
+        let chosen = open()
+            .find(|(_, lane)| Some(lane.id) == wish)
+            .or_else(|| {
+                open()
+                    .skip(kept_free)
+                    .min_by_key(|(_, lane)| (lane.bulk, lane.small))
+            })
+            .map(|(index, _)| index);
+        let Some(lane) = chosen.map(|index| &mut self.lanes[index]) else {
+            waiting.lane = None;
+            self.homeless.insert(waiting.order, xid);
+            return None;
+        };
+        waiting.lane = Some(lane.id);
+        if lane.small + lane.bulk == 0 {
+            lane.busy_since = now;
+        }
+        *lane.calls(waiting.load) += 1;
+        lane.unsent.push_back(xid);
+        Some(lane.id)
+    }
+
+    fn lane(&mut self, id: LaneId) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.id == id)
+    }
+
+    /// Takes the next call that this lane has not been given.
+    pub fn next_to_send(&mut self, id: LaneId) -> Option<Message> {
+        while let Some(xid) = self.lane(id)?.unsent.pop_front() {
             if let Some(waiting) = self.calls.get_mut(&xid) {
                 waiting.sent += 1;
                 return Some(waiting.message.clone());
@@ -95,32 +196,84 @@ impl<T> Pending<T> {
         None
     }
 
-    /// A new connection is there: everything unanswered goes out again, in
-    /// the order it was submitted. Returns how many calls are replayed.
-    pub fn connected(&mut self) -> usize {
-        let never_sent = self.unsent.len();
-        let in_order: BTreeMap<u64, u32> = self
+    /// A new connection is there: what has no lane goes out on it, in the order it
+    /// was submitted. Returns how many of these calls are replayed.
+    pub fn join(&mut self, id: LaneId, now: Instant) -> usize {
+        self.lanes.push(Lane {
+            id,
+            unsent: VecDeque::new(),
+            small: 0,
+            bulk: 0,
+            busy_since: now,
+            leaving: false,
+        });
+        let mut replayed = 0;
+        for xid in std::mem::take(&mut self.homeless).into_values() {
+            replayed += usize::from(self.calls.get(&xid).is_some_and(|call| call.sent > 0));
+            self.place(xid, Some(id), now);
+        }
+        replayed
+    }
+
+    /// A lane gets no more calls: it is about to end.
+    pub fn close_to_calls(&mut self, id: LaneId) {
+        if let Some(lane) = self.lane(id) {
+            lane.leaving = true;
+        }
+    }
+
+    /// The same, if nothing is under way on it. False: it goes on.
+    pub fn retire(&mut self, id: LaneId) -> bool {
+        let Some(lane) = self.lane(id) else {
+            return false;
+        };
+        lane.leaving |= lane.small + lane.bulk == 0;
+        lane.leaving
+    }
+
+    /// A connection has ended: its calls go out again on the others, in the order
+    /// they were submitted. Returns the lanes that have something to send now.
+    pub fn leave(&mut self, id: LaneId, now: Instant) -> Vec<LaneId> {
+        self.lanes.retain(|lane| lane.id != id);
+        let left: BTreeMap<u64, u32> = self
             .calls
             .iter()
+            .filter(|(_, waiting)| waiting.lane == Some(id))
             .map(|(&xid, waiting)| (waiting.order, xid))
             .collect();
-        self.unsent = in_order.into_values().collect();
-        self.unsent.len().saturating_sub(never_sent)
+        let mut given: Vec<_> = left
+            .into_values()
+            .filter_map(|xid| self.place(xid, None, now))
+            .collect();
+        given.sort_unstable();
+        given.dedup();
+        given
     }
 
     /// A reply came: returns what is owed, or `None` for an xid that nobody
     /// waits for (a duplicate, or a late answer to a replayed call).
     pub fn replied(&mut self, xid: u32) -> Option<Replied<T>> {
-        self.calls.remove(&xid).map(|waiting| Replied {
+        let waiting = self.calls.remove(&xid)?;
+        self.bulk -= usize::from(waiting.load == Load::Bulk);
+        if let Some(lane) = waiting.lane.and_then(|id| self.lane(id)) {
+            *lane.calls(waiting.load) -= 1;
+        }
+        Some(Replied {
             owed: waiting.owed,
             resent: waiting.sent > 1,
+            load: waiting.load,
             since: waiting.since,
         })
     }
 
     /// Gives up every call.
     pub fn close(&mut self) -> Vec<T> {
-        self.unsent.clear();
+        self.homeless.clear();
+        self.bulk = 0;
+        for lane in &mut self.lanes {
+            lane.unsent.clear();
+            (lane.small, lane.bulk) = (0, 0);
+        }
         self.calls
             .drain()
             .map(|(_, waiting)| waiting.owed)
@@ -130,6 +283,27 @@ impl<T> Pending<T> {
     /// When the call was submitted that has waited longest.
     pub fn oldest(&self) -> Option<Instant> {
         self.calls.values().map(|waiting| waiting.since).min()
+    }
+
+    /// Since when calls are out on this lane, one or another.
+    pub fn busy_since(&self, id: LaneId) -> Option<Instant> {
+        let lane = self.lanes.iter().find(|lane| lane.id == id)?;
+        (lane.small + lane.bulk > 0).then_some(lane.busy_since)
+    }
+
+    /// The lanes, in the order they joined, without those that are about to end.
+    pub fn lanes(&self) -> impl DoubleEndedIterator<Item = LaneLoad> {
+        let open = self.lanes.iter().filter(|lane| !lane.leaving);
+        open.map(|lane| LaneLoad {
+            id: lane.id,
+            small: lane.small,
+            bulk: lane.bulk,
+        })
+    }
+
+    /// Number of bulk calls without a reply.
+    pub fn bulk(&self) -> usize {
+        self.bulk
     }
 
     /// Number of calls without a reply.
@@ -151,6 +325,10 @@ mod tests {
 
     use super::*;
 
+    const A: LaneId = 1;
+    const B: LaneId = 2;
+    const C: LaneId = 3;
+
     fn call(tag: u8) -> Call {
         Call {
             head: vec![0, 0, 0, 0, 0, 0, 0, 0, tag],
@@ -158,66 +336,172 @@ mod tests {
         }
     }
 
-    fn sent(pending: &mut Pending<u8>) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| pending.next_to_send())
+    fn with_lanes(xid: u32, lanes: &[LaneId]) -> Pending<u8> {
+        let mut pending = Pending::new(xid);
+        for &lane in lanes {
+            pending.join(lane, Instant::now());
+        }
+        pending
+    }
+
+    fn submit(pending: &mut Pending<u8>, tag: u8, load: Load) -> (u32, Option<LaneId>) {
+        pending.submit(call(tag), load, None, tag, Instant::now())
+    }
+
+    fn small(pending: &mut Pending<u8>, tag: u8) -> u32 {
+        submit(pending, tag, Load::Small).0
+    }
+
+    fn sent(pending: &mut Pending<u8>, lane: LaneId) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| pending.next_to_send(lane))
             .map(|message| message.parts.concat())
             .collect()
     }
 
     #[test]
     fn unanswered_calls_are_replayed_in_order_with_the_same_bytes() {
-        let mut pending = Pending::new(u32::MAX);
+        let mut pending = with_lanes(u32::MAX, &[A]);
         let since = Instant::now();
-        let a = pending.submit(call(1), 1, Instant::now());
-        let b = pending.submit(call(2), 2, since);
-        let c = pending.submit(call(3), 3, Instant::now());
+        let [a, b, c] = [1, 2, 3].map(|tag| {
+            let (load, wish) = (Load::Small, None);
+            pending.submit(call(tag), load, wish, tag, since).0
+        });
         assert_eq!([a, b, c], [u32::MAX, 0, 1]);
-        let first = sent(&mut pending);
+        let first = sent(&mut pending, A);
         assert_eq!(first.len(), 3);
-        assert!(sent(&mut pending).is_empty(), "once a connection");
+        assert!(sent(&mut pending, A).is_empty(), "once a connection");
 
         assert_eq!(
             pending.replied(b),
             Some(Replied {
                 owed: 2,
                 resent: false,
+                load: Load::Small,
                 since,
             })
         );
-        assert_eq!(pending.connected(), 2);
-        assert_eq!(sent(&mut pending), [first[0].clone(), first[2].clone()]);
+        assert!(pending.leave(A, Instant::now()).is_empty(), "nowhere to go");
+        let d = small(&mut pending, 4);
+        assert_eq!(pending.join(B, Instant::now()), 2);
+        let again = sent(&mut pending, B);
+        assert_eq!(again[..2], [first[0].clone(), first[2].clone()]);
+        assert_eq!(again.len(), 3);
         assert!(pending.replied(a).unwrap().resent);
+        assert!(!pending.replied(d).unwrap().resent);
+    }
+
+    #[test]
+    fn a_lane_that_ends_disturbs_no_other_and_its_calls_go_to_the_living() {
+        let mut pending = with_lanes(10, &[A, B, C]);
+        let placed: Vec<_> = (0..4)
+            .map(|tag| submit(&mut pending, tag, Load::Bulk))
+            .collect();
+        let lanes: Vec<_> = placed.iter().map(|(_, lane)| lane.unwrap()).collect();
+        assert_eq!(lanes, [B, C, B, C]);
+        let (on_b, on_c) = (sent(&mut pending, B), sent(&mut pending, C));
+        assert_eq!((on_b.len(), on_c.len()), (2, 2));
+
+        assert_eq!(pending.leave(B, Instant::now()), [C]);
+        assert_eq!(sent(&mut pending, C), on_b, "the same bytes, in order");
+        assert!(sent(&mut pending, A).is_empty());
+        let resent: Vec<_> = placed
+            .iter()
+            .map(|&(xid, _)| pending.replied(xid).unwrap().resent)
+            .collect();
+        assert_eq!(resent, [true, false, true, false]);
+        assert_eq!(pending.lanes().map(|l| l.bulk).sum::<usize>(), 0);
+    }
+
+    #[test]
+    fn a_small_call_never_stands_behind_bulk_if_there_are_several_lanes() {
+        let mut pending = with_lanes(0, &[A]);
+        assert_eq!(submit(&mut pending, 0, Load::Bulk).1, Some(A), "the only");
+        pending.replied(0);
+        pending.join(B, Instant::now());
+        for tag in 1..20 {
+            assert_eq!(submit(&mut pending, tag, Load::Bulk).1, Some(B));
+            assert_eq!(submit(&mut pending, tag, Load::Small).1, Some(A));
+        }
+        // The next in line takes over when the first is gone, with one left for all.
+        pending.join(C, Instant::now());
+        pending.leave(A, Instant::now());
+        let small = submit(&mut pending, 99, Load::Small).1;
+        assert_eq!(
+            (small, submit(&mut pending, 99, Load::Bulk).1),
+            (Some(C), Some(C))
+        );
+    }
+
+    #[test]
+    fn a_lane_that_is_about_to_end_gets_nothing_and_an_idle_one_may_end() {
+        let mut pending = with_lanes(0, &[A, B]);
+        let (xid, lane) = pending.submit(call(1), Load::Small, Some(B), 1, Instant::now());
+        assert_eq!(lane, Some(B));
+        assert!(!pending.retire(B), "something is under way");
+        pending.replied(xid);
+        assert!(pending.retire(B));
+        assert_eq!(submit(&mut pending, 2, Load::Bulk).1, Some(A));
+        let (_, lane) = pending.submit(call(3), Load::Small, Some(B), 3, Instant::now());
+        assert_eq!(lane, Some(A), "a wish that cannot be met");
+        pending.close_to_calls(A);
+        assert_eq!(submit(&mut pending, 4, Load::Small).1, None);
+        pending.leave(A, Instant::now());
+        assert_eq!(pending.join(C, Instant::now()), 0);
+        assert_eq!(sent(&mut pending, C).len(), 3);
+    }
+
+    #[test]
+    fn a_lane_is_busy_from_the_first_call_of_its_own_until_none_is_out() {
+        let begun = Instant::now();
+        let at = |secs| begun + Duration::from_secs(secs);
+        let mut pending = Pending::new(0);
+        pending.join(A, begun);
+        pending.join(B, begun);
+        assert_eq!(pending.busy_since(A), None);
+        let (a, _) = pending.submit(call(1), Load::Small, Some(A), 1, at(5));
+        pending.submit(call(2), Load::Small, Some(A), 2, at(8));
+        assert_eq!(pending.busy_since(A), Some(at(5)));
+        assert_eq!(pending.busy_since(B), None);
+        pending.replied(a);
+        assert_eq!(pending.busy_since(A), Some(at(5)));
+        pending.leave(A, at(9));
+        assert_eq!(pending.busy_since(B), Some(at(9)), "it was given one");
     }
 
     #[test]
     fn a_reply_is_taken_once() {
-        let mut pending = Pending::new(5);
-        let xid = pending.submit(call(1), 1, Instant::now());
+        let mut pending = with_lanes(5, &[A]);
+        let xid = small(&mut pending, 1);
         assert_eq!(pending.replied(77), None);
         assert_eq!(pending.replied(xid).unwrap().owed, 1);
         assert_eq!(pending.replied(xid), None);
         assert!(pending.is_empty());
-        assert!(sent(&mut pending).is_empty(), "answered before it was sent");
+        assert!(
+            sent(&mut pending, A).is_empty(),
+            "answered before it was sent"
+        );
     }
 
     #[test]
     fn the_call_that_waits_longest_is_known() {
-        let mut pending = Pending::new(5);
+        let mut pending = with_lanes(5, &[A]);
         let begun = Instant::now();
         assert_eq!(pending.oldest(), None);
-        let old = pending.submit(call(1), 1, begun);
-        pending.submit(call(2), 2, begun + Duration::from_secs(3));
-        pending.connected();
+        let later = begun + Duration::from_secs(3);
+        let (old, _) = pending.submit(call(1), Load::Small, None, 1, begun);
+        pending.submit(call(2), Load::Small, None, 2, later);
+        pending.leave(A, later);
+        pending.join(B, later);
         assert_eq!(pending.oldest(), Some(begun), "a replay is not a new call");
         pending.replied(old);
-        assert_eq!(pending.oldest(), Some(begun + Duration::from_secs(3)));
+        assert_eq!(pending.oldest(), Some(later));
     }
 
     #[test]
     fn an_xid_in_use_is_not_given_again() {
-        let mut pending = Pending::new(1);
-        let a = pending.submit(call(1), 1, Instant::now());
+        let mut pending = with_lanes(1, &[A]);
+        let a = small(&mut pending, 1);
         pending.next_xid = a;
-        assert_ne!(pending.submit(call(2), 2, Instant::now()), a);
+        assert_ne!(small(&mut pending, 2), a);
     }
 }

@@ -75,6 +75,8 @@ pub struct Gauges {
     pub rpc_in_flight: Gauge,
     /// Session slots that carry a request.
     pub slots_in_use: Gauge,
+    /// Connections to the server that are up.
+    pub connections: Gauge,
     /// Open file handles the kernel holds.
     pub open_files: Gauge,
     /// Open directory handles the kernel holds.
@@ -89,11 +91,12 @@ pub struct Gauges {
 
 impl Gauges {
     /// Name and value of each gauge, in the order of the snapshot.
-    pub fn read(&self) -> [(&'static str, i64); 8] {
+    pub fn read(&self) -> [(&'static str, i64); 9] {
         [
             ("fuse_in_flight", self.fuse_in_flight.get()),
             ("rpc_in_flight", self.rpc_in_flight.get()),
             ("slots_in_use", self.slots_in_use.get()),
+            ("connections", self.connections.get()),
             ("open_files", self.open_files.get()),
             ("open_dirs", self.open_dirs.get()),
             ("inodes", self.inodes.get()),

@@ -163,6 +163,7 @@ fn explain(name: &str) -> &'static str {
         "fuse_in_flight" => "FUSE requests read from the kernel and not answered yet.",
         "rpc_in_flight" => "RPC calls sent and not answered yet.",
         "slots_in_use" => "Session slots that carry a request.",
+        "connections" => "Connections to the server that are up.",
         "open_files" => "Open file handles the kernel holds.",
         "open_dirs" => "Open directory handles the kernel holds.",
         "inodes" => "Inodes in the inode table.",

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use efs_fuse::nfs::session::establish::Identity;
 use efs_fuse::nfs::{Client, ClientConfig};
-use efs_fuse::rpc::Tolerance;
 use efs_fuse::rpc::auth::Credential;
+use efs_fuse::rpc::{Connections, Tolerance};
 use efs_fuse::telemetry::Metrics;
 use efs_fuse::vfs::attr::Timeouts;
 use efs_fuse::vfs::types::{Errno, Ino, Lookup, ROOT_INO, SetAttr, WriteFlags};
@@ -44,6 +44,7 @@ impl Host {
             rsize: 1 << 20,
             wsize: 1 << 20,
             tolerance: Tolerance::default(),
+            connections: Connections::ONE,
             suspended: efs_fuse::nfs::suspended,
         };
         let metrics = Metrics::new();

@@ -4,8 +4,8 @@ use super::super::proto::compound::Compound;
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::types::{SessionId, Verifier};
-use crate::rpc::Channel;
 use crate::rpc::auth::Credential;
+use crate::rpc::{Channel, LaneId, Load};
 use crate::xdr::{DecodeError, Decoder, Encoder};
 
 /// EXCHGID4_FLAG_SUPP_MOVED_REFER | EXCHGID4_FLAG_BIND_PRINC_STATEID: what the
@@ -130,7 +130,7 @@ pub struct NewSession {
 }
 
 async fn run(channel: &Channel, compound: Compound) -> Result<Reply, NfsError> {
-    let answer = channel.call(compound.finish(None)).await?;
+    let answer = channel.call(compound.finish(None), Load::Small).await?;
     Reply::parse(answer.body, compound.ops())
 }
 
@@ -232,16 +232,28 @@ pub async fn destroy_client(
 }
 
 /// BIND_CONN_TO_SESSION, fore channel: for servers that do not bind a new
-/// connection at its first SEQUENCE.
+/// connection at its first SEQUENCE. It is about the connection that it comes over.
 pub async fn bind_connection(
     channel: &Channel,
+    lane: LaneId,
     identity: &Identity,
     id: SessionId,
 ) -> Result<(), NfsError> {
+    let compound = bind(identity, id);
+    let answer = channel.call_on(lane, compound.finish(None)).await?;
+    bound(Reply::parse(answer.body, compound.ops())?)
+}
+
+/// The compound of BIND_CONN_TO_SESSION (§18.34): the fore channel, no RDMA.
+pub(super) fn bind(identity: &Identity, id: SessionId) -> Compound {
     let mut compound = Compound::bare(&Credential::machine(), &identity.machine_name);
     compound.other(Op::BindConnToSession, |enc| {
         enc.fixed(&id).u32(1).bool(false);
     });
-    run(channel, compound).await?.ok(Op::BindConnToSession)?;
-    Ok(())
+    compound
+}
+
+/// What became of it.
+pub(super) fn bound(mut reply: Reply) -> Result<(), NfsError> {
+    reply.ok(Op::BindConnToSession).map(drop)
 }

@@ -3,11 +3,13 @@
 //! - [`line`]: broken connections, stalls, reboots, one promise a test
 //! - [`matrix`]: every fault × {reading, writing, creating, locking, idle}, and the
 //!   table of all [`scenarios`]; [`cells`] is how one fault is tried
+//! - [`connections`]: one of several connections breaks
 //! - [`away`]: the server does not come back: soft mounts, memory, unmounting
 //! - [`daemon`]: the daemon itself is killed or stopped
 
 mod away;
 mod cells;
+mod connections;
 mod daemon;
 mod line;
 pub(crate) mod matrix;

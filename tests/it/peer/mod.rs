@@ -291,6 +291,11 @@ impl Peer {
         self.conns.lock().len()
     }
 
+    /// The connections that live, oldest first.
+    pub(crate) fn connections(&self) -> Vec<u64> {
+        self.conns.lock().keys().copied().collect()
+    }
+
     pub(crate) fn in_grace(&self) -> bool {
         let server = self.server();
         server.clients.in_grace(server.now())

@@ -6,6 +6,7 @@
 
 mod budget;
 mod closes;
+mod connections;
 mod data;
 mod exactly_once;
 mod farewell;

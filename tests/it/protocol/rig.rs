@@ -14,8 +14,8 @@ use efs_fuse::nfs::proto::types::FileHandle;
 use efs_fuse::nfs::session::establish::Identity;
 use efs_fuse::nfs::state::OpenState;
 use efs_fuse::nfs::{Client, ClientConfig, NfsError};
-use efs_fuse::rpc::Tolerance;
 use efs_fuse::rpc::auth::Credential;
+use efs_fuse::rpc::{Connections, Tolerance};
 use efs_fuse::telemetry::Metrics;
 use efs_fuse::vfs::attr::Timeouts;
 use efs_fuse::vfs::types::{DirEntry, DirSink, Entry, Errno, Ino, Lookup, ROOT_INO, SetAttr};
@@ -90,6 +90,7 @@ pub(crate) fn client_config(name: &str) -> ClientConfig {
         rsize: 1 << 20,
         wsize: 1 << 20,
         tolerance: Tolerance::default(),
+        connections: Connections::ONE,
         suspended: slept,
     }
 }
@@ -118,6 +119,22 @@ pub(crate) struct Rig {
 impl Rig {
     pub(crate) async fn new(cfg: PeerConfig) -> Self {
         Self::of(Peer::new(cfg), "one").await
+    }
+
+    /// With several connections.
+    pub(crate) async fn with(cfg: PeerConfig, connections: Connections) -> Self {
+        let peer = Peer::new(cfg);
+        let config = ClientConfig {
+            connections,
+            ..client_config("one")
+        };
+        let client = connect_as(&peer, config, Metrics::new()).await;
+        Self {
+            root: client.fs().root.clone(),
+            peer,
+            client,
+            cred: Credential::machine(),
+        }
     }
 
     /// Another client of the same server.
@@ -223,7 +240,15 @@ impl Rig {
 }
 
 pub(crate) async fn connect(peer: &Arc<Peer>, name: &str) -> Arc<Client> {
-    let client = Client::connect(peer.connector(), client_config(name), Metrics::new())
+    connect_as(peer, client_config(name), Metrics::new()).await
+}
+
+pub(crate) async fn connect_as(
+    peer: &Arc<Peer>,
+    config: ClientConfig,
+    metrics: Arc<Metrics>,
+) -> Arc<Client> {
+    let client = Client::connect(peer.connector(), config, metrics)
         .await
         .expect("a session");
     client

@@ -1,0 +1,302 @@
+//! The task that owns the connections of a channel: it makes them, and makes others
+//! in their place.
+//!
+//! While there is none, it connects, with back-off, for ever, and everything
+//! unanswered goes out on what it gets. Beside one that lives, further ones are made
+//! as [`Growth`](super::growth::Growth) has it; each is greeted, which tells whether
+//! it leads to the same session, before calls go over it. One of several that ends is
+//! replaced alone; its calls go on over the others meanwhile.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::alone;
+use super::channel::Shared;
+use super::growth::Pause;
+use super::lane::{self, End, Ended, Signals};
+use super::pending::LaneId;
+use super::transport::{BoxStream, NoFurther};
+
+/// Pauses between attempts to connect: at once, then from here ...
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// ... doubling up to here.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// How long a further connection may take to answer its greeting.
+const GREETING: Duration = Duration::from_secs(10);
+/// One that is too many and in use is looked at again after this time.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// The connections there are.
+struct Lanes {
+    shared: Arc<Shared>,
+    running: JoinSet<Ended>,
+    last: LaneId,
+}
+
+impl Lanes {
+    fn start(&mut self, stream: BoxStream) {
+        self.last += 1;
+        let (lane, signals) = (self.last, Signals::new());
+        let replayed = {
+            let mut table = self.shared.table.lock();
+            table.signals.push((lane, Arc::clone(&signals)));
+            table.pending.join(lane, Instant::now())
+        };
+        let peer = self.shared.connector.peer();
+        tracing::debug!(lane, replayed, "connected to {peer}");
+        self.shared.metrics.gauges.connections.inc();
+        self.shared.link.send_modify(|link| {
+            link.connections += 1;
+            link.connected = true;
+        });
+        let shared = Arc::clone(&self.shared);
+        self.running
+            .spawn(lane::serve(shared, lane, stream, signals));
+    }
+
+    /// One was silent for too long. Others may be as dead, if nothing was heard of
+    /// them meanwhile: its calls must not wait on one after the other of them.
+    fn suspect_others(&self, silent: LaneId) {
+        let mut table = self.shared.table.lock();
+        let heard = table
+            .signals
+            .iter()
+            .map(|(id, signals)| (*id, signals.heard()));
+        let heard: Vec<_> = heard.collect();
+        let of_this = heard.iter().find(|(id, _)| *id == silent);
+        let since = of_this
+            .map(|(_, heard)| *heard)
+            .max(table.pending.busy_since(silent));
+        for (lane, heard) in heard {
+            if lane != silent && Some(heard) <= since {
+                table.end(lane, End::Suspect);
+            }
+        }
+    }
+
+    /// What is left of an ended connection: its calls go elsewhere.
+    fn clear(&self, lane: LaneId) {
+        self.shared.metrics.gauges.connections.dec();
+        let mut table = self.shared.table.lock();
+        table.signals.retain(|(id, _)| *id != lane);
+        for other in table.pending.leave(lane, Instant::now()) {
+            table.wake(other);
+        }
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        for _ in 0..self.running.len() {
+            self.shared.metrics.gauges.connections.dec();
+        }
+    }
+}
+
+pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
+    let mut closing = shared.closing.subscribe();
+    let mut backoff = Duration::ZERO;
+    let mut attempts = JoinSet::new();
+    let mut lanes = Lanes {
+        shared: Arc::clone(&shared),
+        running: JoinSet::new(),
+        last: 0,
+    };
+    lanes.start(first);
+    loop {
+        if lanes.running.is_empty() {
+            // What they looked for a companion to is no more.
+            attempts = JoinSet::new();
+            let connected = tokio::select! {
+                _ = closing.wait_for(|closing| *closing) => return,
+                stream = async {
+                    tokio::time::sleep(backoff).await;
+                    shared.connector.connect().await
+                } => stream,
+            };
+            match connected {
+                Ok(stream) => lanes.start(stream),
+                Err(error) => {
+                    backoff = longer(backoff);
+                    lost(&shared, error, false);
+                }
+            }
+            continue;
+        }
+        let (make, look) = recount(&shared, attempts.len());
+        for _ in 0..make {
+            attempts.spawn(further(Arc::clone(&shared)));
+        }
+        tokio::select! {
+            _ = closing.wait_for(|closing| *closing) => return,
+            Some(ended) = lanes.running.join_next() => {
+                let ended = match ended {
+                    Ok(ended) => ended,
+                    // A bug of ours, which must not look like a silent server.
+                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                };
+                if ended.error.as_ref().is_some_and(|why| why.kind() == io::ErrorKind::TimedOut) {
+                    lanes.suspect_others(ended.lane);
+                }
+                lanes.clear(ended.lane);
+                let alone = lanes.running.is_empty();
+                let Some(error) = ended.error else { continue };
+                if !alone {
+                    one_of_several_lost(&shared, &error, ended.useful);
+                    continue;
+                }
+                if error.kind() == io::ErrorKind::TimedOut {
+                    shared.patience.lock().given_up();
+                }
+                // A server that accepts and hangs up at once is not to be
+                // hammered: only a connection that carried a reply resets the
+                // pause.
+                backoff = if ended.useful { Duration::ZERO } else { longer(backoff) };
+                lost(&shared, error, ended.useful);
+            }
+            Some(attempt) = attempts.join_next() => match attempt {
+                Ok(Ok(stream)) => {
+                    shared.table.lock().growth.made();
+                    lanes.start(stream);
+                }
+                Ok(Err(failed)) => not_made(&shared, &failed),
+                Err(panic) => not_made(&shared, &NoFurther::now(panic)),
+            },
+            () = shared.recount.notified() => {}
+            () = tokio::time::sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {}
+        }
+    }
+}
+
+fn longer(backoff: Duration) -> Duration {
+    (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX)
+}
+
+/// The last connection is gone, or the next one could not be made.
+fn lost(shared: &Shared, ended: io::Error, useful: bool) {
+    tracing::debug!(%ended, "connection to {} lost", shared.connector.peer());
+    shared.link.send_modify(|link| {
+        link.connected = false;
+        link.fruitless = if useful { 0 } else { link.fruitless + 1 };
+        link.garbled = ended.kind() == io::ErrorKind::InvalidData;
+        link.last_error = Some(ended.to_string());
+        link.cause = Some(Arc::new(ended));
+    });
+    shared.metrics.reconnects.inc();
+}
+
+fn one_of_several_lost(shared: &Shared, ended: &io::Error, useful: bool) {
+    tracing::debug!(%ended, "one connection to {} lost", shared.connector.peer());
+    let growth = &mut shared.table.lock().growth;
+    match useful {
+        true => growth.useful(),
+        false => growth.failed(Pause::Growing, Instant::now()),
+    }
+    shared
+        .link
+        .send_modify(|link| link.last_error = Some(ended.to_string()));
+    shared.metrics.reconnects.inc();
+}
+
+/// Lets go of connections that are too many; says how many to make, and when to ask
+/// again.
+fn recount(shared: &Shared, attempts: usize) -> (usize, Option<Instant>) {
+    if shared.greet.get().is_none() {
+        return (0, None);
+    }
+    let now = Instant::now();
+    let mut table = shared.table.lock();
+    let (living, bulk) = (table.pending.lanes().count(), table.pending.bulk());
+    let allowed = shared.connector.allowed();
+    let mut plan = table.growth.plan((living, attempts), allowed, bulk, now);
+    // The youngest first: the first is the one that has its place for small calls.
+    let too_many: Vec<_> = (table.pending.lanes().rev().take(plan.drop))
+        .map(|lane| lane.id)
+        .collect();
+    for lane in too_many {
+        if table.pending.retire(lane) {
+            table.end(lane, End::LetGo);
+        } else {
+            let soon = now + BUSY;
+            plan.look = Some(plan.look.map_or(soon, |look| look.min(soon)));
+        }
+    }
+    (plan.make, plan.look)
+}
+
+/// A further connection, greeted.
+async fn further(shared: Arc<Shared>) -> Result<BoxStream, NoFurther> {
+    let greeting = || shared.greet.get().and_then(|greet| greet());
+    let no_session = || NoFurther::now("there is no session to join");
+    // Before connecting, so that nothing is done in vain; what is said then is of
+    // the time after it.
+    greeting().ok_or_else(no_session)?;
+    let mut stream = shared.connector.further().await?;
+    let greeting = greeting().ok_or_else(no_session)?;
+    let mut xid = [0; 4];
+    getrandom::fill(&mut xid).map_err(NoFurther::now)?;
+    let xid = u32::from_ne_bytes(xid);
+    let reply = alone::ask(&mut stream, greeting.call, xid, GREETING).await;
+    match (greeting.judge)(reply.map_err(NoFurther::now)?) {
+        Ok(()) => Ok(stream),
+        Err(refused) => Err(NoFurther {
+            why: refused.why,
+            pause: refused.pause,
+        }),
+    }
+}
+
+fn not_made(shared: &Shared, failed: &NoFurther) {
+    let peer = shared.connector.peer();
+    match failed.pause {
+        Pause::Forever => {
+            tracing::warn!("no further connections to {peer}: {failed}");
+        }
+        Pause::For(time) => tracing::info!(
+            "no further connection to {peer} for {} s: {failed}",
+            time.as_secs()
+        ),
+        Pause::Growing => tracing::debug!("no further connection to {peer}: {failed}"),
+    }
+    let growth = &mut shared.table.lock().growth;
+    growth.failed(failed.pause, Instant::now());
+}
+
+/// Says when the server stops to respond; when it does again, [`super::lane`]
+/// says so.
+pub(super) async fn watch_responses(shared: Arc<Shared>) {
+    let mut closing = shared.closing.subscribe();
+    let wait = shared.tolerance.wait;
+    loop {
+        let idle = shared.table.lock().pending.is_empty();
+        let silent_since = *shared.answered.lock();
+        let mut rest = wait;
+        if !idle {
+            rest = wait.saturating_sub(silent_since.elapsed());
+            if rest.is_zero() {
+                rest = wait;
+                let first = shared.link.send_if_modified(|link| {
+                    let first = link.silent_since.is_none();
+                    link.silent_since.get_or_insert(silent_since);
+                    first
+                });
+                if first {
+                    let peer = shared.connector.peer();
+                    tracing::warn!("server {peer} not responding, still trying");
+                    shared
+                        .metrics
+                        .set_last_error(format!("server {peer} not responding"));
+                }
+            }
+        }
+        tokio::select! {
+            _ = closing.wait_for(|closing| *closing) => return,
+            () = tokio::time::sleep(rest) => {}
+        }
+    }
+}
