@@ -79,8 +79,8 @@ fn judge(bound: Result<(), NfsError>, vouched: bool) -> Result<(), Refused> {
             format_args!("it does not know the session ({error})"),
             Pause::For(ELSEWHERE),
         )),
-        Some(Status::DELAY) => Err(refused(error, Pause::Growing)),
-        _ => Err(refused(
+        Some(Status::DELAY) | None => Err(refused(error, Pause::Growing)),
+        Some(_) => Err(refused(
             format_args!("it cannot be bound to the session ({error})"),
             Pause::Forever,
         )),
@@ -106,6 +106,13 @@ mod tests {
             assert_eq!(pause_after(status, true), None);
         }
         assert_eq!(pause_after(Status::ACCESS, true), Some(Pause::Forever));
+    }
+
+    #[test]
+    fn a_reply_that_makes_no_sense_is_the_fault_of_that_connection() {
+        let error = NfsError::Rpc(RpcError::Failed("SYSTEM_ERR"));
+        let refused = judge(Err(error), false).expect_err("not bound");
+        assert_eq!(refused.pause, Pause::Growing);
     }
 
     #[test]

@@ -116,13 +116,16 @@ fn a_mount_has_one_connection_unless_told_otherwise_and_more_as_there_is_need() 
     let request = MountRequest::new(server.device("/"), proxy.port());
     let mount = request.option("max_connections=3").mount();
     assert_eq!(up(&mount), 1);
-    // A server far away: enough is under way for long enough.
-    proxy.delay(Way::ToClient, Duration::from_millis(100));
-    let grown = eventually(Duration::from_secs(60), || {
-        fs::write(mount.join("file"), noise(3, 24 * MIB)).expect("write");
-        File::open(mount.join("file"))
-            .and_then(|file| file.sync_all())
-            .expect("fsync");
+    // A server far away, and more to write than is under way at a time: three or four
+    // round trips full of data.
+    proxy.delay(Way::ToClient, Duration::from_millis(200));
+    let data = noise(3, 8 * MIB);
+    let grown = eventually(Duration::from_secs(120), || {
+        let mut file = File::create(mount.join("file")).expect("create");
+        for _ in 0..20 {
+            file.write_all(&data).expect("write");
+        }
+        file.sync_all().expect("fsync");
         (up(&mount) == 3).then_some(())
     });
     assert!(grown.is_some(), "{}", mount.status()["connections"]);
