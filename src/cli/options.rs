@@ -507,6 +507,24 @@ pub static TABLE: &[OptionSpec] = &[
             Ok(())
         },
     ),
+    set(
+        "cache_names",
+        "N",
+        "names remembered; of one directory a quarter (100000)",
+        |o, text| {
+            o.cache_names = value::number(text, 0, 1 << 40)?;
+            Ok(())
+        },
+    ),
+    set(
+        "cache_inodes",
+        "N",
+        "files the kernel may hold before it is asked to forget some (100000)",
+        |o, text| {
+            o.cache_inodes = value::number(text, 1, 1 << 40)?;
+            Ok(())
+        },
+    ),
     // Logs.
     flag("debug", "log more", |o| o.debug = true),
     set("log", "FILE", "log to this file", |o, text| {

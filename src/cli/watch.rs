@@ -577,7 +577,8 @@ mod tests {
         assert_eq!((read.name.as_str(), read.per_second), ("read", 5.0));
         assert!(read.p999_us < 2_100.0, "the slow one was before: {read:?}");
         assert_eq!(rates.fuse[1].errors, 1);
-        assert_eq!(rates.caches[0].2, Some(1.0));
+        let attr = rates.caches.iter().find(|cache| cache.0 == "attr");
+        assert_eq!(attr.and_then(|cache| cache.2), Some(1.0));
         let json = rates.json();
         assert_eq!(json["fuse_ops"]["read"]["per_s"], 5.0);
         assert_eq!(json["gauges"]["slots_in_use"], 3);

@@ -151,9 +151,17 @@ impl Filesystem for Adapter {
         let (vfs, name) = (self.vfs(), owned(name));
         let reopens = Arc::clone(&self.reopens);
         let work = async move {
-            let found = vfs.lookup(&cred, parent.0, &name).await;
-            if second && let Ok(Lookup::Found(entry)) = &found {
-                reopens.found(call.tid, entry.ino);
+            let found = if second {
+                vfs.lookup_now(&cred, parent.0, &name).await
+            } else {
+                vfs.lookup(&cred, parent.0, &name).await
+            };
+            if second {
+                let ino = match &found {
+                    Ok(Lookup::Found(entry)) => Some(entry.ino),
+                    _ => None,
+                };
+                reopens.found(call.tid, ino);
             }
             found
         };
@@ -353,7 +361,7 @@ impl Filesystem for Adapter {
             }
             let opened = vfs.open(&cred, ino.0, flags.0).await;
             if matches!(&opened, Err(error) if error.0 == libc::ESTALE) {
-                reopens.refused(call.tid);
+                reopens.refused(call.tid, ino.0);
             }
             opened
         };

@@ -41,8 +41,8 @@ impl NameSink {
 }
 
 impl DirSink for NameSink {
-    fn add(&mut self, entry: &DirEntry) -> bool {
-        let name = OsStr::from_bytes(&entry.name);
+    fn add(&mut self, entry: &DirEntry<'_>) -> bool {
+        let name = OsStr::from_bytes(entry.name);
         let kind = convert::file_type(entry.kind);
         let taken = self
             .pending
@@ -54,7 +54,7 @@ impl DirSink for NameSink {
 
     /// The name alone; there is no room for the attributes, and no lookup is
     /// counted.
-    fn add_plus(&mut self, entry: &DirEntry, _plus: &Entry) -> bool {
+    fn add_plus(&mut self, entry: &DirEntry<'_>, _plus: &Entry) -> bool {
         self.add(entry)
     }
 }
@@ -90,8 +90,14 @@ impl<F: Fn(Ino)> PlusSink<F> {
         self.linked.clear();
     }
 
-    fn push(&mut self, entry: &DirEntry, ttl: Duration, attr: &FileAttr, generation: u64) -> bool {
-        let name = OsStr::from_bytes(&entry.name);
+    fn push(
+        &mut self,
+        entry: &DirEntry<'_>,
+        ttl: Duration,
+        attr: &FileAttr,
+        generation: u64,
+    ) -> bool {
+        let name = OsStr::from_bytes(entry.name);
         let taken = self
             .pending
             .with(|reply| {
@@ -111,11 +117,11 @@ impl<F: Fn(Ino)> PlusSink<F> {
 }
 
 impl<F: Fn(Ino) + Send> DirSink for PlusSink<F> {
-    fn add(&mut self, entry: &DirEntry) -> bool {
+    fn add(&mut self, entry: &DirEntry<'_>) -> bool {
         self.push(entry, Duration::ZERO, &without_attributes(entry), 0)
     }
 
-    fn add_plus(&mut self, entry: &DirEntry, plus: &Entry) -> bool {
+    fn add_plus(&mut self, entry: &DirEntry<'_>, plus: &Entry) -> bool {
         let attr = convert::attr(plus.ino, &plus.stat);
         let taken = self.push(entry, convert::joint_ttl(plus), &attr, plus.generation);
         if taken {
@@ -141,8 +147,8 @@ impl<F: Fn(Ino)> Drop for PlusSink<F> {
 /// - Others get [`NO_NODE`] and a size no file can have: the kernel shows the
 ///   name, refuses the attributes (`fuse_invalid_attr`) and at once forgets
 ///   [`NO_NODE`], which the adapter ignores.
-fn without_attributes(entry: &DirEntry) -> FileAttr {
-    let dots = matches!(&entry.name[..], b"." | b"..");
+fn without_attributes(entry: &DirEntry<'_>) -> FileAttr {
+    let dots = matches!(entry.name, b"." | b"..");
     FileAttr {
         ino: INodeNo(if dots { entry.ino } else { NO_NODE }),
         size: if dots { 0 } else { u64::MAX },

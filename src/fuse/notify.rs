@@ -9,6 +9,11 @@
 //! invalidation of what is queued adds nothing. One that arrives while its like
 //! is being sent is queued again, since it may stand for a newer change.
 //!
+//! An invalidation has a side effect that is worse than being late: a GETATTR that
+//! the kernel has under way meanwhile is ignored when its answer comes, and the read
+//! that it was for ends at the old size. So none may be left over from before an
+//! OPEN or a LOCK when that is answered ([`KernelCache::settle`]).
+//!
 //! Bounds: inodes by the number the kernel knows, which is that of the vfs's
 //! table, so no inode invalidation is ever lost. Names by [`MAX_NAMES`]; one
 //! beyond is dropped and counted, and its staleness ends with the entry's TTL.
@@ -17,7 +22,7 @@ use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
 
 use fuser::INodeNo;
@@ -35,15 +40,23 @@ enum Stale {
 }
 
 /// The other end: the kernel, or a test.
-trait Kernel: Send + 'static {
+trait Kernel: Send + Sync + 'static {
+    /// Attributes and all pages.
     fn inval_inode(&self, ino: Ino) -> io::Result<()>;
+    /// Attributes alone, so that no page is waited for.
+    fn inval_attr(&self, ino: Ino) -> io::Result<()>;
     fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()>;
 }
 
 impl Kernel for Arc<fuser::Notifier> {
     fn inval_inode(&self, ino: Ino) -> io::Result<()> {
-        // Offset 0 and length 0: attributes and all pages.
+        // Offset 0 and length 0.
         fuser::Notifier::inval_inode(self, INodeNo(ino), 0, 0)
+    }
+
+    fn inval_attr(&self, ino: Ino) -> io::Result<()> {
+        // A negative offset.
+        fuser::Notifier::inval_inode(self, INodeNo(ino), -1, 0)
     }
 
     fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
@@ -57,6 +70,8 @@ struct State {
     open: bool,
     order: VecDeque<Stale>,
     queued: HashSet<Stale>,
+    /// The inode whose invalidation the thread is in.
+    sending: Option<Ino>,
     names: usize,
     dropped: u64,
 }
@@ -67,8 +82,10 @@ struct State {
 pub struct Notify {
     state: Mutex<State>,
     wake: Condvar,
+    /// The thread has sent one.
+    sent: Condvar,
     /// For what the kernel must know at once.
-    direct: OnceLock<Arc<fuser::Notifier>>,
+    direct: Mutex<Option<Arc<dyn Kernel>>>,
 }
 
 impl Notify {
@@ -87,17 +104,15 @@ impl Notify {
     /// # Errors
     /// No thread could be made.
     pub(super) fn connect(self: &Arc<Self>, notifier: fuser::Notifier) -> io::Result<()> {
-        let notifier = Arc::new(notifier);
-        // There is one session a mount.
-        let _ = self.direct.set(Arc::clone(&notifier));
-        self.connect_to(notifier)
+        self.connect_to(Arc::new(Arc::new(notifier)))
     }
 
-    fn connect_to(self: &Arc<Self>, kernel: impl Kernel) -> io::Result<()> {
+    fn connect_to(self: &Arc<Self>, kernel: Arc<dyn Kernel>) -> io::Result<()> {
+        *self.direct.lock() = Some(Arc::clone(&kernel));
         self.state.lock().open = true;
         let queue = Arc::clone(self);
         let thread = thread::Builder::new().name("fuse-notify".into());
-        match thread.spawn(move || queue.send_all(&kernel)) {
+        match thread.spawn(move || queue.send_all(&*kernel)) {
             Ok(_detached) => Ok(()),
             Err(e) => {
                 self.close();
@@ -115,7 +130,13 @@ impl Notify {
             ..State::default()
         };
         drop(state);
+        *self.direct.lock() = None;
         self.wake.notify_all();
+        self.sent.notify_all();
+    }
+
+    fn direct(&self) -> Option<Arc<dyn Kernel>> {
+        self.direct.lock().clone()
     }
 
     fn push(&self, stale: Stale) {
@@ -151,8 +172,9 @@ impl Notify {
             }
             if let Some(stale) = state.order.pop_front() {
                 state.queued.remove(&stale);
-                if matches!(stale, Stale::Name(..)) {
-                    state.names -= 1;
+                match stale {
+                    Stale::Name(..) => state.names -= 1,
+                    Stale::Inode(ino) => state.sending = Some(ino),
                 }
                 return Some(stale);
             }
@@ -160,13 +182,17 @@ impl Notify {
         }
     }
 
-    fn send_all(&self, kernel: &impl Kernel) {
+    fn send_all(&self, kernel: &dyn Kernel) {
         while let Some(stale) = self.pop() {
             // fuser takes ENOENT, "not cached", for success.
             let (sent, ino) = match &stale {
                 Stale::Inode(ino) => (kernel.inval_inode(*ino), *ino),
                 Stale::Name(parent, name) => (kernel.inval_entry(*parent, name), *parent),
             };
+            if matches!(stale, Stale::Inode(_)) {
+                self.state.lock().sending = None;
+                self.sent.notify_all();
+            }
             if let Err(error) = sent {
                 tracing::debug!(ino, %error, "the kernel refused an invalidation");
             }
@@ -181,21 +207,47 @@ impl KernelCache for Notify {
 
     fn inval_inode_now(&self, ino: Ino) {
         // As above; an inode that the kernel does not hold has no pages.
-        if let Some(kernel) = self.direct.get() {
-            let _ = fuser::Notifier::inval_inode(kernel, INodeNo(ino), 0, 0);
+        if let Some(kernel) = self.direct() {
+            let _ = kernel.inval_inode(ino);
+        }
+    }
+
+    fn is_telling(&self, ino: Ino) -> bool {
+        let state = self.state.lock();
+        state.sending == Some(ino) || state.queued.contains(&Stale::Inode(ino))
+    }
+
+    fn settle(&self, ino: Ino) {
+        let queued = {
+            let mut state = self.state.lock();
+            let stale = Stale::Inode(ino);
+            let queued = state.queued.remove(&stale);
+            if queued {
+                state.order.retain(|other| *other != stale);
+            }
+            while state.sending == Some(ino) {
+                self.sent.wait(&mut state);
+            }
+            queued
+        };
+        if queued {
+            self.inval_inode_now(ino);
         }
     }
 
     fn inval_attr(&self, ino: Ino) {
-        // A negative offset: attributes alone, so no page is waited for. An
-        // inode that the kernel does not hold is an error, and none to us.
-        if let Some(kernel) = self.direct.get() {
-            let _ = fuser::Notifier::inval_inode(kernel, INodeNo(ino), -1, 0);
+        // An inode that the kernel does not hold is an error, and none to us.
+        if let Some(kernel) = self.direct() {
+            let _ = kernel.inval_attr(ino);
         }
     }
 
     fn inval_entry(&self, parent: Ino, name: &[u8]) {
         self.push(Stale::Name(parent, name.into()));
+    }
+
+    fn backlog(&self) -> usize {
+        self.state.lock().names
     }
 }
 
@@ -229,6 +281,10 @@ mod tests {
             self.take(ino, b"")
         }
 
+        fn inval_attr(&self, ino: Ino) -> io::Result<()> {
+            self.take(ino, b"")
+        }
+
         fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
             self.take(parent, name)
         }
@@ -239,7 +295,7 @@ mod tests {
         let (let_go, go) = mpsc::channel();
         let queue = Notify::new();
         let go = Mutex::new(go);
-        queue.connect_to(Slow { sent, go }).unwrap();
+        queue.connect_to(Arc::new(Slow { sent, go })).unwrap();
         (queue, seen, let_go)
     }
 
@@ -268,6 +324,35 @@ mod tests {
         assert_eq!(rest, [(5, vec![]), (6, vec![]), (1, b"name".to_vec())]);
         queue.close();
         assert!(seen.recv_timeout(SOON).is_err(), "more than was queued");
+    }
+
+    #[test]
+    fn nothing_is_left_to_be_told_of_an_inode_that_was_settled() {
+        let (queue, seen, go) = slow();
+        let five = (5, vec![]);
+        queue.inval_inode(5);
+        assert_eq!(seen.recv_timeout(SOON).unwrap(), five, "being sent");
+        queue.inval_inode(6);
+        queue.inval_inode(5);
+        assert!(queue.is_telling(5) && queue.is_telling(6) && !queue.is_telling(7));
+        let settling = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.settle(5))
+        };
+        // Taken out of the line; what is being sent is waited for.
+        while queue.state.lock().order.len() == 2 {
+            thread::yield_now();
+        }
+        assert!(!settling.is_finished());
+        go.send(()).unwrap();
+        let mut next = [(); 2].map(|()| seen.recv_timeout(SOON).unwrap());
+        next.sort();
+        assert_eq!(next, [five, (6, vec![])], "each once more");
+        go.send(()).unwrap();
+        go.send(()).unwrap();
+        settling.join().unwrap();
+        assert!(!queue.is_telling(5));
+        queue.close();
     }
 
     #[test]

@@ -23,6 +23,8 @@ const WHILE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 struct Retry {
     since: Instant,
+    /// What was not opened.
+    refused: Ino,
     /// What the walk came to last.
     found: Option<Ino>,
 }
@@ -40,15 +42,19 @@ impl Reopens {
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// An open by thread `tid` was refused.
-    pub(super) fn refused(&self, tid: u32) {
+    /// An open of `ino` by thread `tid` was refused.
+    pub(super) fn refused(&self, tid: u32, ino: Ino) {
         let mut retries = self.retries.lock();
         if retries.len() >= MOST {
             retries.retain(|_, retry| retry.since.elapsed() < WHILE);
         }
         if tid != 0 && retries.len() < MOST {
-            let (since, found) = (Instant::now(), None);
-            retries.insert(tid, Retry { since, found });
+            let retry = Retry {
+                since: Instant::now(),
+                refused: ino,
+                found: None,
+            };
+            retries.insert(tid, retry);
         }
         self.count.store(retries.len(), Ordering::Release);
     }
@@ -64,16 +70,28 @@ impl Reopens {
             .is_some_and(|retry| retry.since.elapsed() < WHILE)
     }
 
-    /// The server says that a name leads to `ino`.
-    pub(super) fn found(&self, tid: u32, ino: Ino) {
-        if let Some(retry) = self.retries.lock().get_mut(&tid) {
-            retry.found = Some(ino);
+    /// The server says that a name leads to `ino`, or nowhere (`None`), with which
+    /// the walk has come to its end: what the thread opens next has nothing to do
+    /// with it.
+    pub(super) fn found(&self, tid: u32, ino: Option<Ino>) {
+        let mut retries = self.retries.lock();
+        match ino {
+            Some(_) => {
+                if let Some(retry) = retries.get_mut(&tid) {
+                    retry.found = ino;
+                }
+            }
+            None => {
+                retries.remove(&tid);
+                self.count.store(retries.len(), Ordering::Release);
+            }
         }
     }
 
     /// The thread opens `ino`: whether that is what it has found on its second
-    /// walk, which ends with this. Where it has found nothing it did not walk: a
-    /// descriptor's link in /proc leads to the file itself, whatever its names.
+    /// walk, which ends with this. Who comes back to the same file without a walk
+    /// has not named it: a descriptor's link in /proc leads to the file itself,
+    /// whatever its names.
     pub(super) fn opens(&self, tid: u32, ino: Ino) -> bool {
         if self.none() {
             return false;
@@ -82,7 +100,7 @@ impl Reopens {
         let retry = retries.remove(&tid);
         self.count.store(retries.len(), Ordering::Release);
         retry.is_some_and(|retry| {
-            retry.found.is_none_or(|found| found == ino) && retry.since.elapsed() < WHILE
+            retry.found.unwrap_or(retry.refused) == ino && retry.since.elapsed() < WHILE
         })
     }
 }
@@ -95,24 +113,33 @@ mod tests {
     fn what_the_second_walk_found_is_opened_once() {
         let reopens = Reopens::default();
         assert!(!reopens.is_second(5) && !reopens.opens(5, 7));
-        reopens.refused(5);
+        reopens.refused(5, 2);
         assert!(reopens.is_second(5) && !reopens.is_second(6));
-        reopens.found(5, 3);
-        reopens.found(5, 7);
+        reopens.found(5, Some(3));
+        reopens.found(5, Some(7));
         assert!(reopens.opens(5, 7));
         assert!(!reopens.is_second(5) && !reopens.opens(5, 7));
-        reopens.refused(5);
-        reopens.found(5, 3);
+        reopens.refused(5, 2);
+        reopens.found(5, Some(3));
         assert!(!reopens.opens(5, 7), "another file");
-        reopens.refused(5);
-        assert!(reopens.opens(5, 7), "no walk");
+        reopens.refused(5, 2);
+        assert!(reopens.opens(5, 2), "no walk");
+        reopens.refused(5, 2);
+        assert!(!reopens.opens(5, 7), "neither a walk nor the same file");
+        reopens.refused(5, 2);
+        reopens.found(5, Some(3));
+        reopens.found(5, None);
+        assert!(
+            !reopens.is_second(5) && !reopens.opens(5, 3),
+            "it found nothing"
+        );
     }
 
     #[test]
     fn retries_are_bounded() {
         let reopens = Reopens::default();
         for tid in 1..=2 * MOST as u32 {
-            reopens.refused(tid);
+            reopens.refused(tid, 2);
         }
         assert_eq!(reopens.retries.lock().len(), MOST);
     }

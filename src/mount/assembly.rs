@@ -51,8 +51,6 @@ const RETRY: Duration = Duration::from_secs(1);
 const KERNEL_READ_AHEAD_KIB: u32 = 8 << 10;
 /// The same by us, where the kernel cannot be told.
 const OWN_READ_AHEAD: u64 = 8 << 20;
-/// Names remembered: some 20 MiB at the most.
-const MAX_NAMES: u64 = 100_000;
 
 /// Mounts, serves until the mount ends, and cleans up.
 ///
@@ -98,9 +96,10 @@ async fn serve(
         read_ahead: if root { 0 } else { OWN_READ_AHEAD },
         max_names: match options.name_cache {
             NameCache::None => 0,
-            NameCache::All | NameCache::Positive => MAX_NAMES,
+            NameCache::All | NameCache::Positive => options.cache_names,
         },
         missing_names: options.name_cache == NameCache::All,
+        max_inodes: options.cache_inodes,
     };
     let vfs = Vfs::new(Arc::clone(client), config, sent, Arc::clone(metrics));
     let notify = Notify::new();
@@ -354,7 +353,7 @@ pub async fn find_root(path: &str, client: &Arc<Client>) -> Result<(), Unwelcome
     if crate::vfs::attr::kind_of(fs.root_attrs.kind) != FileKind::Directory {
         return Err(Unwelcome::NoDirectory);
     }
-    let read = client.read_dir(&cred, &fs.root, 0, [0; 8]).await;
+    let read = client.read_dir(&cred, &fs.root, 0, [0; 8], u32::MAX).await;
     read.map_err(Unwelcome::Root)?;
     Ok(())
 }

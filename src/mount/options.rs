@@ -159,6 +159,11 @@ pub struct MountOptions {
     pub cache_times: CacheTimes,
     /// `lookupcache=`; `None` with `noac`.
     pub name_cache: NameCache,
+    /// `cache_names=`: names remembered, found and missing ones.
+    pub cache_names: u64,
+    /// `cache_inodes=`: files that the kernel may hold before it is asked to
+    /// forget some.
+    pub cache_inodes: usize,
     /// `nolock`, `local_lock=`.
     pub locks: Locks,
     /// `write_window=`: bytes that may be on their way to the server after
@@ -237,6 +242,8 @@ impl Default for MountOptions {
             wsize: MAX_IO,
             cache_times: CacheTimes::DEFAULT,
             name_cache: NameCache::All,
+            cache_names: 100_000,
+            cache_inodes: 100_000,
             locks: LocksOf::Server.into(),
             write_window: 64 << 20,
             fuse_threads: default_fuse_threads(),
@@ -299,6 +306,10 @@ mod tests {
         assert_eq!(options.cache_times.reg_min, Duration::from_secs(3));
         assert_eq!(options.cache_times.dir_max, Duration::from_secs(60));
         assert_eq!(options.write_window, 67_108_864);
+        assert_eq!(
+            (options.cache_names, options.cache_inodes),
+            (100_000, 100_000)
+        );
         assert!((1..=4).contains(&options.fuse_threads));
         assert_eq!(options.max_requests, 64);
         assert_eq!((options.rsize, options.wsize), (1_048_576, 1_048_576));

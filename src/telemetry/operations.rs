@@ -133,6 +133,8 @@ named! {
         Page = "page",
         /// Directory listings.
         Dir = "dir",
+        /// What the server allows whom.
+        Access = "access",
     }
 }
 

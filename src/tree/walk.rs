@@ -106,7 +106,7 @@ impl Walker {
         };
         let (_, next) = self
             .client
-            .read_dir(&self.cred, dir, last.cookie, page.verifier)
+            .read_dir(&self.cred, dir, last.cookie, page.verifier, u32::MAX)
             .await?;
         Ok(Some(next))
     }

@@ -75,13 +75,30 @@ pub struct AttrState {
     /// When our last change was answered.
     changed: Instant,
     /// Believed for so long after `sent`; grows while nothing changes.
-    timeout: Duration,
+    timeout: Millis,
     /// To be asked for again before it is believed.
     expired: bool,
     /// Its last name is a hidden one, not to be counted.
     hidden: bool,
     /// Values of the change attribute that what is cached belongs to.
-    explained: SmallVec<[u64; EXPLAINED]>,
+    explained: SmallVec<[u64; 2]>,
+}
+
+/// A time in milliseconds, since there is one in each of many inodes; longer ones
+/// are 49 days.
+#[derive(Clone, Copy, Debug)]
+struct Millis(u32);
+
+impl From<Duration> for Millis {
+    fn from(time: Duration) -> Self {
+        Self(u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
+    }
+}
+
+impl From<Millis> for Duration {
+    fn from(time: Millis) -> Self {
+        Self::from_millis(time.0.into())
+    }
 }
 
 /// What taking in a reply came to.
@@ -109,7 +126,7 @@ impl AttrState {
             taken: sent,
             foreign: 0,
             changed: sent,
-            timeout: min,
+            timeout: Millis::from(min),
             expired: false,
             hidden: false,
             explained: SmallVec::from_elem(attrs.change, 1),
@@ -158,7 +175,12 @@ impl AttrState {
         if self.expired {
             return Duration::ZERO;
         }
-        (self.sent + self.timeout).saturating_duration_since(now)
+        (self.sent + self.timeout()).saturating_duration_since(now)
+    }
+
+    /// For how long a confirmation of the change attribute is good.
+    pub fn timeout(&self) -> Duration {
+        self.timeout.into()
     }
 
     /// The attributes are to be asked for again.
@@ -189,18 +211,20 @@ impl AttrState {
         // file before they change it.
         let torn = attrs.change == self.change && attrs.size != self.server_size;
         let (min, max) = timeouts.range(self.stat.kind);
-        self.timeout = if attrs.change == self.change && !torn {
+        let timeout = self.timeout();
+        let timeout = if attrs.change == self.change && !torn {
             // Undisturbed: believe it longer, the longer it stays so. Many
             // lookups in a directory all bring its attributes along; they must
             // not stretch the time out at once.
-            if sent.saturating_duration_since(self.sent) >= self.timeout {
-                (self.timeout * 2).clamp(min, max)
+            if sent.saturating_duration_since(self.sent) >= timeout {
+                (timeout * 2).clamp(min, max)
             } else {
-                self.timeout
+                timeout
             }
         } else {
             min
         };
+        self.timeout = timeout.into();
         self.take(attrs, sent, now);
         if self.explained.contains(&attrs.change) && !torn {
             return Seen::Same;
@@ -265,7 +289,7 @@ impl AttrState {
             self.expired = true;
             return Seen::Same;
         }
-        self.timeout = timeouts.range(self.stat.kind).0;
+        self.timeout = timeouts.range(self.stat.kind).0.into();
         self.take(after, sent, now);
         if explained {
             Seen::Same

@@ -1,11 +1,19 @@
 //! Listing directories.
 //!
+//! A directory whose names are all known ([`namecache`](super::namecache)) is
+//! listed from there, after the server has confirmed that they are still those.
+//! Else the server's listing is passed on page by page as it comes, and if it
+//! was not too long and the directory has not moved meanwhile, its names are
+//! known from then on. Of a long one nothing is kept but a page, and what it
+//! takes to go on.
+//!
 //! Offsets are positions in the order this handle has given names out: 1 after
 //! ".", 2 after "..", then one more for each name. They are small and stable,
 //! which the server's cookies (64 bits, all in use, of any order) are not for a
 //! signed `off_t`. Each position keeps the cookie that leads on from it, so
 //! seekdir(3) to any of them asks the server to go on from there; the entries
-//! themselves are held for one page only.
+//! themselves are held for one page only. Once half of a page has been given
+//! out, the next one is asked for.
 //!
 //! A server may refuse a cookie after the directory has changed
 //! (NFS4ERR_BAD_COOKIE, NFS4ERR_NOT_SAME). The listing then starts over at the
@@ -18,20 +26,21 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::Vfs;
 use super::attr::kind_of;
 use super::inode::Inode;
-use super::namecache::Target;
-use super::types::{DirEntry, DirSink, Errno, FileKind, Ino, Opened};
+use super::namecache::{Answer, Name, Target};
+use super::types::{DirEntry, DirSink, Errno, FileKind, Ino, Opened, ROOT_INO};
 use crate::nfs::NfsError;
 use crate::nfs::proto::attrs::Attributes;
+use crate::nfs::proto::reply::DirResult;
 use crate::nfs::proto::status::Status;
-use crate::nfs::proto::types::{FileHandle, Verifier};
+use crate::nfs::proto::types::Verifier;
 use crate::rpc::auth::Credential;
 
 /// "." and "..".
@@ -50,7 +59,20 @@ pub struct DirHandle {
     cred: Arc<Credential>,
     /// Who reads.
     turn: Semaphore,
-    listing: Mutex<Listing>,
+    source: Mutex<Source>,
+}
+
+/// Where a handle's names come from.
+#[derive(Debug)]
+enum Source {
+    /// All of them were known when it was opened.
+    Known {
+        names: Vec<(Name, Arc<Inode>)>,
+        /// Reading has begun.
+        read: bool,
+    },
+    /// The server lists them.
+    Server(Box<Listing>),
 }
 
 #[derive(Debug, Default)]
@@ -63,13 +85,38 @@ struct Listing {
     page: VecDeque<Item>,
     /// Nothing comes after the page.
     complete: bool,
+    /// The page that was asked for early, and the cookie it follows.
+    next: Option<(u64, JoinHandle<Page>)>,
+    /// The names so far, as long as they may turn out to be all.
+    all: Option<All>,
+}
+
+/// The names of a listing from its beginning on.
+#[derive(Debug)]
+struct All {
+    names: Vec<(Name, Arc<Inode>)>,
+    /// The directory's change attribute, the same all the time.
+    change: u64,
+    /// How far the chain of our own changes was when the first request left.
+    steps: u64,
+}
+
+/// A page, and when it was asked for.
+#[derive(Debug)]
+struct Page {
+    sent: Instant,
+    /// See [`All::steps`].
+    steps: u64,
+    result: Result<(Attributes, DirResult), NfsError>,
 }
 
 #[derive(Clone, Debug)]
 struct Item {
-    name: Bytes,
-    attrs: Box<Attributes>,
-    handle: Option<FileHandle>,
+    name: Name,
+    ino: Ino,
+    kind: FileKind,
+    /// `None` if the server could not say which object it is.
+    inode: Option<Arc<Inode>>,
     /// When the request left that brought it, and the directory's change
     /// attribute it belongs to.
     sent: Instant,
@@ -77,8 +124,10 @@ struct Item {
 }
 
 impl Vfs {
-    /// Opens a directory. Its names are the server's to check; the kernel has
-    /// checked the permission.
+    /// Opens a directory. The kernel has checked the permission; what the server
+    /// lists it lists for the caller, and names that are known are shown to the
+    /// user who has listed them. One round trip to confirm those, at most; see
+    /// `walk`.
     pub async fn opendir(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -88,6 +137,9 @@ impl Vfs {
         if dir.kind != FileKind::Directory {
             return Err(Errno(libc::ENOTDIR));
         }
+        let known = self.known_names(cred, &dir).await;
+        let edits = known.as_ref().map(|(_, edits)| *edits);
+        let keep_cache = dir.names().lock().begin_listing(edits);
         let fh = self.new_fh();
         self.dirs.insert(
             fh,
@@ -95,21 +147,41 @@ impl Vfs {
                 dir,
                 cred: Arc::clone(cred),
                 turn: Semaphore::new(1),
-                listing: Mutex::new(Listing::default()),
+                source: Mutex::new(Source::new(known.map(|(names, _)| names))),
             }),
         );
         self.metrics.gauges.open_dirs.inc();
         Ok(Opened {
             fh,
-            keep_cache: false,
+            keep_cache,
             direct_io: false,
         })
+    }
+
+    /// All names of the directory, if they are known, as the server has
+    /// confirmed.
+    async fn known_names(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+    ) -> Option<(Vec<(Name, Arc<Inode>)>, u64)> {
+        if !dir.names().lock().is_complete_for(cred) {
+            self.visits(dir, Instant::now());
+            return None;
+        }
+        // An error is for the listing to find.
+        self.confirm(cred, dir).await.ok()?;
+        let ttl = self.names_ttl(dir);
+        self.names.used(dir);
+        let names = dir.names().lock();
+        (!ttl.is_zero() && names.is_complete_for(cred)).then(|| names.listing())
     }
 
     /// Closes a directory.
     pub async fn releasedir(self: &Arc<Self>, _ino: Ino, fh: u64) -> Result<(), Errno> {
         match self.dirs.remove(&fh) {
-            Some(_) => {
+            Some((_, handle)) => {
+                handle.dir.names().lock().end_listing();
                 self.metrics.gauges.open_dirs.dec();
                 Ok(())
             }
@@ -144,9 +216,10 @@ impl Vfs {
             .await
             .map_err(|_| Errno(libc::EBADF))?;
         let mut at = offset;
-        if at == 0 {
+        if at == 0 && handle.source.lock().is_begun() {
             // rewinddir(3): what the directory holds now.
-            *handle.listing.lock() = Listing::default();
+            let known = self.known_names(&handle.cred, &handle.dir).await;
+            *handle.source.lock() = Source::new(known.map(|(names, _)| names));
         }
         while at < DOTS {
             let name: &'static [u8] = if at == 0 { b"." } else { b".." };
@@ -154,7 +227,7 @@ impl Vfs {
                 ino: handle.dir.attr.lock().stat().ino,
                 offset: at + 1,
                 kind: FileKind::Directory,
-                name: Bytes::from_static(name),
+                name,
             };
             if !sink.add(&entry) {
                 return Ok(());
@@ -164,10 +237,13 @@ impl Vfs {
         let mut given_any = at > offset;
         loop {
             let position = (at - DOTS) as usize;
-            let item = handle.listing.lock().item(position);
-            let item = match item {
-                Ok(Some(item)) => item,
-                Ok(None) => return Ok(()),
+            let item = handle.source.lock().item(position);
+            let taken = match item {
+                Ok(Next::Known(name, inode)) => {
+                    self.offer_known(&handle.dir, &name, &inode, at + 1, plus, sink)
+                }
+                Ok(Next::Listed(item)) => self.offer(&handle.dir, &item, at + 1, plus, sink),
+                Ok(Next::End) => return Ok(()),
                 Err(from) => {
                     match self.fetch_page(&handle, from).await {
                         Ok(()) => continue,
@@ -177,7 +253,8 @@ impl Vfs {
                     }
                 }
             };
-            if !self.offer(&handle.dir, &item, at + 1, plus, sink) {
+            if !taken {
+                self.ask_early(&handle, position);
                 return Ok(());
             }
             given_any = true;
@@ -194,29 +271,98 @@ impl Vfs {
         sink: &mut dyn DirSink,
     ) -> bool {
         let entry = DirEntry {
-            ino: match self.inodes.ino_of(&item.attrs) {
-                super::types::ROOT_INO => item.attrs.fileid,
-                ino => ino,
-            },
+            ino: item.ino,
             offset,
-            kind: kind_of(item.attrs.kind),
-            name: item.name.clone(),
+            kind: item.kind,
+            name: &item.name,
         };
         // Read before a change of ours, it may be a name that we have removed.
         let late = dir.attr.lock().overtook(item.sent);
-        let handle = match &item.handle {
-            Some(handle) if plus && !late && item.attrs.is_whole() => handle,
+        let inode = match &item.inode {
+            Some(inode) if plus && !late && self.inodes.look_up_listed(inode) => inode,
             _ => return sink.add(&entry),
         };
-        let inode = self.known(handle, &item.attrs, item.sent);
-        let target = Target::Inode(Arc::clone(&inode));
-        if sink.add_plus(&entry, &self.entry(&inode, dir)) {
-            inode.found_at(dir, &item.name);
-            self.names.put(dir, &item.name, target, item.dir_change);
-            true
+        let taken = self.offer_plus(dir, inode, &entry, sink);
+        if taken {
+            let target = Target::Inode(Arc::clone(inode));
+            let name = Arc::clone(&item.name);
+            self.put_name(dir, name, target, Some((item.dir_change, item.sent)));
+        }
+        taken
+    }
+
+    fn offer_known(
+        &self,
+        dir: &Arc<Inode>,
+        name: &Name,
+        inode: &Arc<Inode>,
+        offset: u64,
+        plus: bool,
+        sink: &mut dyn DirSink,
+    ) -> bool {
+        let entry = DirEntry {
+            ino: inode.attr.lock().stat().ino,
+            offset,
+            kind: inode.kind,
+            name,
+        };
+        // We may have removed it since the listing was begun.
+        let same = match dir.names().lock().get(name) {
+            Answer::Inode(now) => Arc::ptr_eq(&now, inode),
+            Answer::Missing | Answer::Absent | Answer::Unknown => false,
+        };
+        if plus && same && !inode.is_stale() && self.inodes.look_up_again(inode) {
+            inode.found_at(dir, Arc::clone(name));
+            self.offer_plus(dir, inode, &entry, sink)
         } else {
-            self.inodes.forget(inode.ino, 1);
-            false
+            sink.add(&entry)
+        }
+    }
+
+    /// Offers a name whose inode has been counted as looked up.
+    fn offer_plus(
+        &self,
+        dir: &Arc<Inode>,
+        inode: &Arc<Inode>,
+        entry: &DirEntry<'_>,
+        sink: &mut dyn DirSink,
+    ) -> bool {
+        let taken = sink.add_plus(entry, &self.entry(inode, dir));
+        if !taken {
+            self.forget(inode.ino, 1);
+        }
+        taken
+    }
+
+    /// Asks for the page that follows, if half of this one has been given out.
+    fn ask_early(self: &Arc<Self>, handle: &Arc<DirHandle>, position: usize) {
+        let mut source = handle.source.lock();
+        let Source::Server(listing) = &mut *source else {
+            return;
+        };
+        let half = listing.first + listing.page.len() / 2;
+        if listing.complete || listing.next.is_some() || position < half {
+            return;
+        }
+        if let Some(&(cookie, _)) = listing.given.last() {
+            let (vfs, handle) = (Arc::clone(self), Arc::clone(handle));
+            let verifier = listing.verifier;
+            let page = async move { vfs.ask_page(&handle, cookie, verifier).await };
+            listing.next = Some((cookie, tokio::spawn(page)));
+        }
+    }
+
+    async fn ask_page(&self, handle: &DirHandle, cookie: u64, verifier: Verifier) -> Page {
+        let steps = handle.dir.names().lock().chain.steps();
+        let sent = Instant::now();
+        let result = self
+            .client
+            .read_dir(&handle.cred, &handle.dir.handle, cookie, verifier, u32::MAX)
+            .await;
+        Page {
+            sent,
+            steps,
+            result,
         }
     }
 
@@ -232,26 +378,28 @@ impl Vfs {
         // While the listing starts over, this leads on instead of `given`.
         let mut detour: Option<(u64, Verifier)> = None;
         loop {
-            let (cookie, verifier) = detour.unwrap_or_else(|| {
-                let listing = handle.listing.lock();
-                match from.checked_sub(1) {
-                    Some(last) => (listing.given[last].0, listing.verifier),
-                    None => (0, [0; 8]),
-                }
-            });
-            let sent = Instant::now();
-            let result = self
-                .client
-                .read_dir(&handle.cred, &handle.dir.handle, cookie, verifier)
-                .await;
-            let (dir, page) = match result {
+            let (cookie, verifier) =
+                detour.unwrap_or_else(|| handle.source.lock().listing().after(from));
+            let early = handle.source.lock().listing().next.take();
+            let asked = match early {
+                Some((follows, page)) if follows == cookie => page.await.ok(),
+                _ => None,
+            };
+            let asked = match asked {
+                Some(page) => page,
+                None => self.ask_page(handle, cookie, verifier).await,
+            };
+            let sent = asked.sent;
+            let (dir, page) = match asked.result {
                 Ok(result) => result,
                 Err(NfsError::Status(_, Status::BAD_COOKIE | Status::NOT_SAME))
                     if restarts < RESTARTS && cookie != 0 =>
                 {
                     restarts += 1;
-                    let mut listing = handle.listing.lock();
+                    let mut source = handle.source.lock();
+                    let listing = source.listing();
                     listing.given.truncate(from);
+                    listing.all = None;
                     skip = listing.given.iter().map(|&(_, hash)| hash).collect();
                     detour = Some((0, [0; 8]));
                     continue;
@@ -266,18 +414,31 @@ impl Vfs {
             }
             let mut items = VecDeque::with_capacity(page.entries.len());
             let mut given = Vec::with_capacity(page.entries.len());
-            for mut entry in page.entries {
+            for entry in page.entries {
                 let hash = hash_name(&entry.name);
                 if skip.contains(&hash) || &entry.name[..] == b"." || &entry.name[..] == b".." {
                     continue;
                 }
                 given.push((entry.cookie, hash));
-                items.push_back(Item {
-                    handle: entry.attrs.handle.take(),
-                    attrs: Box::new(entry.attrs),
+                let (name, inode) = entry
+                    .attrs
+                    .handle
+                    .as_ref()
+                    .and_then(|fh| self.listed(&handle.dir, &entry.name, fh, &entry.attrs, sent))
                     // A copy, so that the record does not live as long as the
                     // longest-lived of its names.
-                    name: Bytes::copy_from_slice(&entry.name),
+                    .map_or_else(
+                        || (Name::from(&entry.name[..]), None),
+                        |(name, inode)| (name, Some(inode)),
+                    );
+                items.push_back(Item {
+                    name,
+                    ino: match self.inodes.ino_of(&entry.attrs) {
+                        ROOT_INO => entry.attrs.fileid,
+                        ino => ino,
+                    },
+                    kind: kind_of(entry.attrs.kind),
+                    inode,
                     sent,
                     dir_change: dir.change,
                 });
@@ -298,39 +459,140 @@ impl Vfs {
                     }
                 }
             }
-            let mut listing = handle.listing.lock();
-            listing.given.truncate(from);
-            from = listing.given.len();
-            listing.given.extend(given);
-            listing.first = from;
-            listing.page = items;
-            listing.complete = page.eof;
-            listing.verifier = page.verifier;
+            let all = {
+                let mut source = handle.source.lock();
+                let listing = source.listing();
+                listing.given.truncate(from);
+                from = listing.given.len();
+                listing.given.extend(given);
+                listing.first = from;
+                listing.gather(&items, cookie == 0, dir.change, asked.steps);
+                let most = self.names.most_of_one();
+                if listing
+                    .all
+                    .as_ref()
+                    .is_some_and(|all| all.names.len() > most)
+                {
+                    listing.all = None;
+                }
+                listing.page = items;
+                listing.complete = page.eof;
+                listing.verifier = page.verifier;
+                listing.all.take_if(|_| page.eof)
+            };
+            if let Some(all) = all {
+                let All {
+                    names,
+                    change,
+                    steps,
+                } = all;
+                self.is_complete(&handle.dir, names, &handle.cred, change, sent, steps);
+            }
             return Ok(());
         }
     }
 }
 
+/// What comes next in a listing.
+enum Next {
+    Known(Name, Arc<Inode>),
+    Listed(Item),
+    End,
+}
+
+impl Source {
+    fn new(known: Option<Vec<(Name, Arc<Inode>)>>) -> Self {
+        match known {
+            Some(names) => Self::Known { names, read: false },
+            None => Self::Server(Box::default()),
+        }
+    }
+
+    fn is_begun(&self) -> bool {
+        match self {
+            Self::Known { read, .. } => *read,
+            Self::Server(listing) => !listing.given.is_empty() || listing.complete,
+        }
+    }
+
+    /// The name at a position; `Err` says after how many names the page to be
+    /// fetched begins.
+    fn item(&mut self, position: usize) -> Result<Next, usize> {
+        match self {
+            Self::Known { names, read } => {
+                *read = true;
+                Ok(match names.get(position) {
+                    Some((name, inode)) => Next::Known(Arc::clone(name), Arc::clone(inode)),
+                    None => Next::End,
+                })
+            }
+            Self::Server(listing) => listing.item(position),
+        }
+    }
+
+    /// The server's listing. A page is fetched for nothing else.
+    fn listing(&mut self) -> &mut Listing {
+        if let Self::Known { .. } = self {
+            *self = Self::Server(Box::default());
+        }
+        match self {
+            Self::Server(listing) => listing,
+            Self::Known { .. } => unreachable!("replaced just now"),
+        }
+    }
+}
+
 impl Listing {
-    /// The name at a position; `None` at the end; `Err` says after how many
-    /// names the page to be fetched begins.
-    fn item(&self, position: usize) -> Result<Option<Item>, usize> {
+    fn item(&self, position: usize) -> Result<Next, usize> {
         let end = self.first + self.page.len();
-        if (self.first..end).contains(&position) {
-            return Ok(self.page.get(position - self.first).cloned());
+        if (self.first..end).contains(&position)
+            && let Some(item) = self.page.get(position - self.first)
+        {
+            return Ok(Next::Listed(item.clone()));
         }
         if position >= end && self.complete {
-            return Ok(None);
+            return Ok(Next::End);
         }
         // A position that was never given out (a made-up seekdir) goes on
         // where the listing does.
         Err(position.min(self.given.len()))
     }
+
+    /// Where the server goes on after the first `from` names.
+    fn after(&self, from: usize) -> (u64, Verifier) {
+        match from.checked_sub(1).and_then(|last| self.given.get(last)) {
+            Some(&(cookie, _)) => (cookie, self.verifier),
+            None => (0, [0; 8]),
+        }
+    }
+
+    /// Adds a page to the names so far, or gives up to have all of them.
+    fn gather(&mut self, items: &VecDeque<Item>, first: bool, change: u64, steps: u64) {
+        if first && self.given.len() == items.len() {
+            self.all = Some(All {
+                names: Vec::with_capacity(items.len()),
+                change,
+                steps,
+            });
+        }
+        let Some(all) = &mut self.all else {
+            return;
+        };
+        let follows = all.change == change && all.names.len() + items.len() == self.given.len();
+        let names = items.iter().map(|item| {
+            let inode = item.inode.as_ref()?;
+            Some((Arc::clone(&item.name), Arc::clone(inode)))
+        });
+        match names.collect::<Option<Vec<_>>>() {
+            Some(names) if follows => all.names.extend(names),
+            _ => self.all = None,
+        }
+    }
 }
 
 /// A name's hash; the same for the life of the process, and not known to whoever
 /// names the files.
-fn hash_name(name: &[u8]) -> u64 {
+pub(super) fn hash_name(name: &[u8]) -> u64 {
     static HASHER: std::sync::OnceLock<RandomState> = std::sync::OnceLock::new();
     HASHER.get_or_init(RandomState::new).hash_one(name)
 }

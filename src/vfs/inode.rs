@@ -5,7 +5,7 @@
 //! that lies in another file system of the server, is mapped out of the way.
 //!
 //! The table owns an inode as long as the kernel holds lookups of it, which
-//! FORGET gives back; the name cache and open handles may hold it longer.
+//! FORGET gives back; directories' names and open handles may hold it longer.
 //!
 //! A fileid may come back under another file handle while the kernel still holds
 //! the file that had it first, and replies about the two may arrive in any order.
@@ -28,6 +28,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::attr::{AttrState, Timeouts, kind_of};
+use super::evict::Told;
+use super::namecache::{Name, Names};
 use super::open::FileState;
 use super::types::{FileKind, Ino, ROOT_INO};
 use crate::nfs::proto::attrs::Attributes;
@@ -49,11 +51,13 @@ pub struct Inode {
     pub attr: Mutex<AttrState>,
     /// What a regular file needs once it was opened.
     file: OnceLock<Box<FileState>>,
+    /// What is known of the names in a directory.
+    names: OnceLock<Box<Mutex<Names>>>,
     /// The text of a symbolic link; it never changes.
-    pub link: OnceLock<Bytes>,
+    pub link: OnceLock<Box<Bytes>>,
     /// The server said STALE: no name may lead here any more.
     stale: AtomicBool,
-    /// For a regular file: the name it was found by last.
+    /// The name it was found by last.
     place: Mutex<Option<Place>>,
 }
 
@@ -63,24 +67,26 @@ pub struct Place {
     /// The directory.
     pub dir: Arc<Inode>,
     /// The name in it.
-    pub name: Box<[u8]>,
+    pub name: Name,
 }
 
 impl Inode {
-    /// The file was found by this name, which an open has to find still leading
-    /// to it.
-    pub fn found_at(&self, dir: &Arc<Inode>, name: &[u8]) {
-        if self.kind != FileKind::Regular {
-            return;
-        }
+    /// The object was found by this name: an open of a file has to find it still
+    /// leading there, and what lies beside it is asked for together with it.
+    pub fn found_at(&self, dir: &Arc<Inode>, name: impl AsRef<[u8]> + Into<Name>) {
         let mut place = self.place.lock();
         let known = place
             .as_ref()
-            .is_some_and(|place| Arc::ptr_eq(&place.dir, dir) && *place.name == *name);
+            .is_some_and(|place| Arc::ptr_eq(&place.dir, dir) && *place.name == *name.as_ref());
         if !known {
             let (dir, name) = (Arc::clone(dir), name.into());
             *place = Some(Place { dir, name });
         }
+    }
+
+    /// What is known of the names in this directory.
+    pub fn names(&self) -> &Mutex<Names> {
+        self.names.get_or_init(Box::default)
     }
 
     /// The name may lead elsewhere, by our own doing.
@@ -117,6 +123,16 @@ impl Inode {
     pub fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Relaxed)
     }
+
+    /// The inode of an object with this handle.
+    fn is_still(&self, handle: &FileHandle) -> bool {
+        self.handle == *handle && !self.is_stale()
+    }
+
+    /// A file that can be reached by several names.
+    fn has_other_names(&self) -> bool {
+        self.kind != FileKind::Directory && self.attr.lock().stat().nlink > 1
+    }
 }
 
 #[derive(Debug)]
@@ -132,6 +148,8 @@ pub struct InodeTable {
     inodes: DashMap<Ino, Known>,
     /// Entries of `inodes`, without asking every shard.
     count: AtomicUsize,
+    /// Those of them that the kernel may be asked to forget.
+    told: Told,
     /// Held files whose own number another one had when they were found, and
     /// the numbers they have instead.
     elsewhere: Mutex<HashMap<FileHandle, Ino>>,
@@ -156,6 +174,7 @@ impl InodeTable {
             kind: kind_of(attrs.kind),
             attr: Mutex::new(AttrState::new(attrs.fileid, attrs, sent, &timeouts)),
             file: OnceLock::new(),
+            names: OnceLock::new(),
             link: OnceLock::new(),
             stale: AtomicBool::new(false),
             place: Mutex::new(None),
@@ -163,6 +182,7 @@ impl InodeTable {
         Self {
             inodes: DashMap::new(),
             count: AtomicUsize::new(0),
+            told: Told::default(),
             elsewhere: Mutex::default(),
             elsewhere_count: AtomicUsize::new(0),
             made: AtomicU64::new(0),
@@ -219,12 +239,15 @@ impl InodeTable {
     }
 
     /// The inode for an object that a reply named, counted as one lookup, and
-    /// whether it is new to the table (its attributes are the reply's then).
+    /// whether it was made just now (its attributes are the reply's then).
+    /// `kept` says who has kept an inode of that number that the kernel has
+    /// forgotten.
     pub fn look_up(
         &self,
         handle: &FileHandle,
         attrs: &Attributes,
         sent: Instant,
+        kept: impl FnOnce(Ino) -> Option<Arc<Inode>>,
     ) -> (Arc<Inode>, bool) {
         let ino = self.ino_of(attrs);
         if ino == ROOT_INO {
@@ -235,6 +258,10 @@ impl InodeTable {
                 return (slot.get_mut().looked_up(), false);
             }
             Slot::Vacant(slot) if self.elsewhere_count.load(Ordering::Relaxed) == 0 => {
+                if let Some(kept) = kept(ino).filter(|kept| kept.is_still(handle)) {
+                    self.enter(slot, &kept);
+                    return (kept, false);
+                }
                 return (self.insert(slot, ino, handle, attrs, sent), true);
             }
             _ => {}
@@ -275,23 +302,69 @@ impl InodeTable {
         attrs: &Attributes,
         sent: Instant,
     ) -> Arc<Inode> {
-        let inode = Arc::new(Inode {
-            ino: *slot.key(),
+        let inode = self.make(*slot.key(), shown, handle, attrs, sent);
+        self.enter(slot, &inode);
+        inode
+    }
+
+    fn make(
+        &self,
+        ino: Ino,
+        shown: Ino,
+        handle: &FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+    ) -> Arc<Inode> {
+        Arc::new(Inode {
+            ino,
             generation: self.made.fetch_add(1, Ordering::Relaxed),
             handle: handle.clone(),
             kind: kind_of(attrs.kind),
             attr: Mutex::new(AttrState::new(shown, attrs, sent, &self.timeouts)),
             file: OnceLock::new(),
+            names: OnceLock::new(),
             link: OnceLock::new(),
             stale: AtomicBool::new(false),
             place: Mutex::new(None),
-        });
+        })
+    }
+
+    fn enter(&self, slot: VacantEntry<'_, Ino, Known>, inode: &Arc<Inode>) {
         self.count.fetch_add(1, Ordering::Relaxed);
+        if inode.kind != FileKind::Directory {
+            self.told.push(inode.ino);
+        }
         slot.insert(Known {
-            inode: Arc::clone(&inode),
+            inode: Arc::clone(inode),
             lookups: 1,
         });
-        inode
+    }
+
+    /// What the kernel was told of, but directories.
+    pub(super) fn told(&self) -> &Told {
+        &self.told
+    }
+
+    /// As [`look_up`](Self::look_up), without counting it: the kernel is not
+    /// told.
+    pub fn intern(
+        &self,
+        handle: &FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+        kept: impl FnOnce(Ino) -> Option<Arc<Inode>>,
+    ) -> (Arc<Inode>, bool) {
+        let ino = self.ino_of(attrs);
+        if ino == ROOT_INO {
+            return (Arc::clone(&self.root), false);
+        }
+        let known = self
+            .find(handle, attrs)
+            .or_else(|| kept(ino).filter(|kept| kept.is_still(handle)));
+        match known {
+            Some(inode) => (inode, false),
+            None => (self.make(ino, ino, handle, attrs, sent), true),
+        }
     }
 
     /// The inode with this handle, if the kernel holds it.
@@ -307,8 +380,18 @@ impl InodeTable {
     }
 
     /// Counts a lookup of an inode that somebody has kept. False if its number
-    /// means another object by now.
+    /// means another object by now, or another inode may have stood for the
+    /// object since the kernel forgot this one.
     pub fn look_up_again(&self, inode: &Arc<Inode>) -> bool {
+        self.count_again(inode, false)
+    }
+
+    /// The same for an inode that a reply has just named.
+    pub fn look_up_listed(&self, inode: &Arc<Inode>) -> bool {
+        self.count_again(inode, true)
+    }
+
+    fn count_again(&self, inode: &Arc<Inode>, fresh: bool) -> bool {
         if inode.ino == ROOT_INO {
             return true;
         }
@@ -328,11 +411,10 @@ impl InodeTable {
                 false
             }
             Slot::Vacant(slot) => {
-                self.count.fetch_add(1, Ordering::Relaxed);
-                slot.insert(Known {
-                    inode: Arc::clone(inode),
-                    lookups: 1,
-                });
+                if !fresh && inode.has_other_names() {
+                    return false;
+                }
+                self.enter(slot, inode);
                 true
             }
         }
@@ -424,9 +506,9 @@ mod tests {
     fn an_inode_lives_until_every_lookup_is_given_back() {
         let table = table();
         let now = Instant::now();
-        let (a, new) = table.look_up(&handle(b"a"), &attrs(5), now);
+        let (a, new) = table.look_up(&handle(b"a"), &attrs(5), now, |_| None);
         assert!(new);
-        assert!(!table.look_up(&handle(b"a"), &attrs(5), now).1);
+        assert!(!table.look_up(&handle(b"a"), &attrs(5), now, |_| None).1);
         table.forget(5, 1);
         assert!(table.get(5).is_some());
         table.forget(5, 1);
@@ -439,18 +521,18 @@ mod tests {
     fn a_reused_fileid_is_another_number_while_the_old_file_is_held() {
         let table = table();
         let now = Instant::now();
-        let (old, _) = table.look_up(&handle(b"a"), &attrs(5), now);
-        let (new, is_new) = table.look_up(&handle(b"b"), &attrs(5), now);
+        let (old, _) = table.look_up(&handle(b"a"), &attrs(5), now, |_| None);
+        let (new, is_new) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
         assert!(is_new && old.ino == 5 && new.ino != 5);
         assert_eq!(new.attr.lock().stat().ino, 5, "as st_ino");
         // Replies about either, in any order.
         for _ in 0..2 {
             assert!(Arc::ptr_eq(
-                &table.look_up(&handle(b"a"), &attrs(5), now).0,
+                &table.look_up(&handle(b"a"), &attrs(5), now, |_| None).0,
                 &old
             ));
             assert!(Arc::ptr_eq(
-                &table.look_up(&handle(b"b"), &attrs(5), now).0,
+                &table.look_up(&handle(b"b"), &attrs(5), now, |_| None).0,
                 &new
             ));
         }
@@ -459,11 +541,11 @@ mod tests {
             &new
         ));
         table.forget(5, 3);
-        let (still, _) = table.look_up(&handle(b"b"), &attrs(5), now);
+        let (still, _) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
         assert!(Arc::ptr_eq(&still, &new), "although its own number is free");
         table.forget(new.ino, 4);
         assert!(table.is_empty() && table.elsewhere.lock().is_empty());
-        let (later, _) = table.look_up(&handle(b"b"), &attrs(5), now);
+        let (later, _) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
         assert_eq!(later.ino, 5);
         assert!(later.generation > new.generation);
     }

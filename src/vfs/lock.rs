@@ -388,7 +388,11 @@ impl Vfs {
         let ino = inode.ino;
         // It waits for pages whose READ may be in our hands: never on a thread
         // that answers those.
-        let _ = tokio::task::spawn_blocking(move || kernel.inval_inode_now(ino)).await;
+        let _ = tokio::task::spawn_blocking(move || {
+            kernel.settle(ino);
+            kernel.inval_inode_now(ino);
+        })
+        .await;
     }
 
     fn failed_lock(&self, error: &crate::nfs::NfsError, inode: &Inode) -> Errno {

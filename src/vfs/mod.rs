@@ -7,26 +7,35 @@
 //! |---|---|
 //! | lookup, forget, mknod, mkdir, symlink, link | [`name`] |
 //! | unlink, rmdir, rename | [`unlink`] |
-//! | getattr, setattr, readlink, access, statfs | [`object`], [`together`] |
+//! | getattr, setattr, readlink, statfs | [`object`], [`together`] |
+//! | access | [`access`] |
 //! | open, create, flush, fsync, release | [`open`] |
 //! | read | [`read`], [`readahead`], [`small`] |
 //! | write | [`write`], [`pipeline`], [`window`], [`errseq`] |
 //! | getlk, setlk (fcntl, flock) | [`lock`], `locktable` |
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
-//! | what is cached | [`attr`], [`pages`], [`inode`], [`namecache`] |
+//! | what is cached | [`attr`], [`pages`], [`inode`], [`namecache`], [`chain`] |
+//! | what is asked for together | `walk`, `flight` |
+//! | what the kernel is asked to forget | `evict` |
+//! | names that an open is on its way through | `awaited` |
 //!
 //! Ownership and order of locks: the inode table's shards, then an inode's
-//! `FileState` lock, then its `attr`, a lock state's or the window's. No
-//! two inodes are locked at once and nothing is locked across an await; what
+//! `FileState` lock, then its `attr`, its `names`, a lock state's or the
+//! window's. No two inodes are locked at once and nothing is locked across an await; what
 //! has to be waited for is waited for by `Notify`, with the condition checked
 //! again after each wake-up.
 //!
 //! Operations run in tasks that are never aborted; who was interrupted is
 //! answered by the layer above, and the operation goes on to its end.
 
+pub mod access;
 pub mod attr;
+mod awaited;
+pub mod chain;
 pub mod dir;
 pub mod errseq;
+mod evict;
+mod flight;
 pub mod inode;
 pub mod lock;
 mod locktable;
@@ -42,6 +51,7 @@ pub mod small;
 pub mod together;
 pub mod types;
 pub mod unlink;
+mod walk;
 pub mod window;
 pub mod write;
 
@@ -53,17 +63,21 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::access::AccessCache;
 use self::attr::{AttrState, Seen, Timeouts};
+use self::awaited::Awaited;
+use self::chain::Heard;
 use self::dir::DirHandle;
 use self::inode::{Inode, InodeTable};
-use self::namecache::NameCache;
+use self::namecache::{Name, NameCache, Target};
 use self::object::SpaceCache;
 use self::open::OpenHandle;
 use self::pipeline::PipelineConfig;
-use self::types::{Entry, Errno, Ino, KernelCache, Stat};
+use self::types::{Entry, Errno, FileKind, Ino, KernelCache, Stat};
 use self::unlink::Silly;
+use self::walk::Walk;
 use self::window::Window;
-use crate::nfs::calls::Moved;
+use crate::nfs::calls::{DirMoved, Moved};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::{Client, NfsError};
 use crate::telemetry::Metrics;
@@ -83,6 +97,8 @@ pub struct VfsConfig {
     pub max_names: u64,
     /// Missing names are among them.
     pub missing_names: bool,
+    /// Inodes that the kernel may hold before it is asked to forget some.
+    pub max_inodes: usize,
 }
 
 /// A mounted file system.
@@ -103,7 +119,10 @@ pub struct Vfs {
     changed: Mutex<Vec<Arc<Inode>>>,
     /// See [`small`].
     along: small::Budget,
+    access: AccessCache,
     space: SpaceCache,
+    awaited: Awaited,
+    walk: Walk,
     kernel: OnceLock<Arc<dyn KernelCache>>,
     metrics: Arc<Metrics>,
 }
@@ -160,7 +179,10 @@ impl Vfs {
             silly: Silly::default(),
             changed: Mutex::default(),
             along: small::Budget::default(),
+            access: AccessCache::default(),
             space: SpaceCache::default(),
+            awaited: Awaited::default(),
+            walk: Walk::default(),
             kernel: OnceLock::new(),
             metrics,
             client,
@@ -240,16 +262,94 @@ impl Vfs {
     fn learn(&self, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) -> Seen {
         let timeouts = self.inodes.timeouts();
         let now = Instant::now();
-        let seen = Self::with_attr(inode, |attr| attr.learn(attrs, sent, now, timeouts));
+        let mut seen = Self::with_attr(inode, |attr| attr.learn(attrs, sent, now, timeouts));
+        self.walk.makers.pulse(now);
+        if inode.kind == FileKind::Directory && seen != Seen::Late {
+            let heard = inode.names().lock().observed(attrs.change, sent);
+            seen = said(heard);
+        }
         self.heed(inode, seen);
         seen
     }
 
     /// Takes in what a change of ours, sent at `sent`, came to.
     fn moved(&self, inode: &Arc<Inode>, moved: &Moved, sent: Instant) {
+        if inode.kind == FileKind::Directory {
+            let moved = DirMoved {
+                seen: moved.clone(),
+                atomic: None,
+            };
+            return self.dir_moved(inode, &moved, sent);
+        }
         let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
+        self.walk.makers.pulse(now);
         let seen = Self::with_attr(inode, |attr| attr.moved(moved, sent, now, timeouts));
         self.heed(inode, seen);
+    }
+
+    /// The same of a directory.
+    fn dir_moved(&self, dir: &Arc<Inode>, moved: &DirMoved, sent: Instant) {
+        let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
+        dir.attr.lock().moved(&moved.seen, sent, now, timeouts);
+        self.walk.makers.pulse(now);
+        let heard = dir.names().lock().moved(moved, sent, now);
+        self.heed(dir, said(heard));
+    }
+
+    /// A change of ours in this directory, or of it, is about to be sent, and is
+    /// under way until the result is dropped.
+    fn changing(&self, dir: &Arc<Inode>) -> Option<Changing<'_>> {
+        (dir.kind == FileKind::Directory).then(|| Changing {
+            vfs: self,
+            number: dir.names().lock().chain.begin(),
+            dir: Arc::clone(dir),
+        })
+    }
+
+    /// The server contradicts what is known of the directory's names: they are
+    /// asked for again.
+    fn doubt(&self, dir: &Arc<Inode>) {
+        dir.attr.lock().expire();
+        dir.names().lock().doubt();
+    }
+
+    /// How long a name in this directory may be believed.
+    fn names_ttl(&self, dir: &Inode) -> Duration {
+        if !self.names.is_on() {
+            return dir.attr.lock().ttl(Instant::now());
+        }
+        let timeout = dir.attr.lock().timeout();
+        let timeouts = self.inodes.timeouts();
+        let longest = timeouts.dir_max.max(timeouts.dir_min);
+        let mut names = dir.names().lock();
+        names.good_for(Instant::now(), timeout, longest)
+    }
+
+    /// A name was seen to lead there by a request sent then, while the directory
+    /// was at that change. With `None`, it leads there by our own change, which
+    /// has been taken in.
+    fn put_name(
+        &self,
+        dir: &Arc<Inode>,
+        name: impl AsRef<[u8]> + Into<Name>,
+        target: Target,
+        seen: Option<(u64, Instant)>,
+    ) {
+        if !self.names.is_on() {
+            return;
+        }
+        {
+            let mut names = dir.names().lock();
+            if !names.chain.takes(seen) {
+                return;
+            }
+            match target {
+                Target::Missing if self.names.has_missing() => names.put(name.into(), target),
+                Target::Missing => names.remove(name.as_ref()),
+                Target::Inode(_) => names.put(name.into(), target),
+            }
+        }
+        self.names.used(dir);
     }
 
     /// Changes the attributes to what the server says, and keeps the file at
@@ -306,8 +406,14 @@ impl Vfs {
     /// The answer for a name that leads to `inode`, which has been counted as
     /// looked up. `dir` says how long the name may be believed.
     fn entry(&self, inode: &Arc<Inode>, dir: &Inode) -> Entry {
-        let entry_ttl = dir.attr.lock().ttl(Instant::now());
+        self.trim();
+        let mut entry_ttl = self.names_ttl(dir);
         let (stat, mut attr_ttl) = Self::known_stat(inode);
+        if inode.kind == FileKind::Regular && stat.nlink > 1 {
+            // An open has to find the very name that it was asked for still leading
+            // there, so that has to be known.
+            entry_ttl = Duration::ZERO;
+        }
         if inode.is_elsewhere() {
             // The kernel takes st_ino from the entry until it asks for it.
             attr_ttl = Duration::ZERO;
@@ -326,5 +432,27 @@ impl Vfs {
             return Err(Errno(libc::ENAMETOOLONG));
         }
         Ok(())
+    }
+}
+
+/// A change of a directory's names that is under way.
+struct Changing<'a> {
+    vfs: &'a Vfs,
+    dir: Arc<Inode>,
+    number: u64,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let heard = self.dir.names().lock().ended(self.number);
+        self.vfs.awaited.change_ended();
+        self.vfs.heed(&self.dir, said(heard));
+    }
+}
+
+fn said(heard: Heard) -> Seen {
+    match heard {
+        Heard::Same | Heard::Unsure => Seen::Same,
+        Heard::Foreign => Seen::Foreign,
     }
 }

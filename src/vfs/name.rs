@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::inode::Inode;
-use super::namecache::Target;
+use super::namecache::{Answer, Target};
 use super::types::{Entry, Errno, FileKind, Ino, Lookup};
 use super::{NAME_MAX, Vfs};
-use crate::nfs::calls::{HowToOpen, Made, Moved};
+use crate::nfs::NfsError;
+use crate::nfs::calls::{DirMoved, HowToOpen, Made, Moved};
 use crate::nfs::proto::attrs::{Attributes, NewAttributes};
 use crate::nfs::proto::ops::{ACCESS_WRITE, Make};
 use crate::nfs::proto::types::FileHandle;
@@ -34,38 +36,46 @@ impl Vfs {
             return Some(Err(Errno(libc::ENAMETOOLONG)));
         }
         let dir = self.inodes.get(parent)?;
-        let answer = self.remembered(&dir, name);
+        let answer = self.remembered(&dir, name, false);
         self.metrics.cache(Cache::Dentry, answer.is_some());
         answer.map(Ok)
     }
 
-    fn remembered(&self, dir: &Arc<Inode>, name: &[u8]) -> Option<Lookup> {
-        let now = Instant::now();
-        let known = self.names.get(dir, name)?;
-        let ttl = {
-            let attr = dir.attr.lock();
-            if known.dir.0 != dir.generation || !attr.explains(known.dir.1) {
-                return None;
-            }
-            attr.ttl(now)
-        };
-        if ttl.is_zero() {
+    /// With `fetched`, the directory has just been fetched whole for this very
+    /// question.
+    fn remembered(&self, dir: &Arc<Inode>, name: &[u8], fetched: bool) -> Option<Lookup> {
+        if !self.names.is_on() || self.names_ttl(dir).is_zero() {
             return None;
         }
-        match known.target {
-            Target::Missing => Some(Lookup::Missing { ttl: NEGATIVE_TTL }),
-            Target::Inode(inode) => {
-                let fresh = !inode.attr.lock().ttl(now).is_zero();
-                if !fresh || inode.is_stale() || !self.inodes.look_up_again(&inode) {
+        let answer = dir.names().lock().get(name);
+        let found = match answer {
+            Answer::Missing if self.names.has_missing() => {
+                // A name that is about to be made may have been removed before.
+                self.walk.makers.asked(Instant::now());
+                Lookup::Missing { ttl: NEGATIVE_TTL }
+            }
+            Answer::Absent if fetched && dir.names().lock().is_absent(name) => {
+                Lookup::Missing { ttl: NEGATIVE_TTL }
+            }
+            Answer::Absent if !fetched && self.is_missing(dir, name) => {
+                Lookup::Missing { ttl: NEGATIVE_TTL }
+            }
+            Answer::Inode(inode) => {
+                if inode.is_stale() || !self.inodes.look_up_again(&inode) {
                     return None;
                 }
                 inode.found_at(dir, name);
-                Some(Lookup::Found(self.entry(&inode, dir)))
+                // Its attributes may be too old; the kernel asks for them if
+                // it needs them.
+                Lookup::Found(self.entry(&inode, dir))
             }
-        }
+            Answer::Missing | Answer::Absent | Answer::Unknown => return None,
+        };
+        self.names.used(dir);
+        Some(found)
     }
 
-    /// LOOKUP: one round trip.
+    /// LOOKUP: one round trip; or READDIR of the whole directory, see `walk`.
     pub async fn lookup(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -74,32 +84,67 @@ impl Vfs {
     ) -> Result<Lookup, Errno> {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
+        if self.fetch_for_lookup(cred, &dir, name).await
+            && let Some(found) = self.remembered(&dir, name, true)
+        {
+            return Ok(found);
+        }
+        self.ask_for(cred, &dir, name).await
+    }
+
+    /// LOOKUP, whatever is known: on behalf of an open, which then trusts the
+    /// answer. A listing is not good enough for that.
+    pub async fn lookup_now(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<Lookup, Errno> {
+        Self::check_name(name)?;
+        let dir = self.inode(parent)?;
+        self.walk_again(&dir, name).await;
+        let found = self.ask_for(cred, &dir, name).await;
+        let file = match &found {
+            Ok(Lookup::Found(entry)) if entry.stat.kind == FileKind::Regular => Some(entry.ino),
+            _ => None,
+        };
+        self.awaited.found(dir.ino, name, file);
+        found
+    }
+
+    async fn ask_for(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+    ) -> Result<Lookup, Errno> {
         let sent = Instant::now();
         let found = self
             .client
             .lookup(cred, &dir.handle, name)
             .await
-            .map_err(|error| self.failed(&error, &dir))?;
-        self.learn(&dir, &found.dir, sent);
+            .map_err(|error| self.failed(&error, dir))?;
+        self.learn(dir, &found.dir, sent);
         // A change of ours may have made the answer untrue on its way here.
         let late = dir.attr.lock().overtook(sent);
         match found.object {
             Some((handle, attrs)) => {
                 let inode = self.known(&handle, &attrs, sent);
-                inode.found_at(&dir, name);
-                let mut entry = self.entry(&inode, &dir);
+                inode.found_at(dir, name);
+                if !late {
+                    let target = Target::Inode(Arc::clone(&inode));
+                    self.put_name(dir, name, target, Some((found.dir.change, sent)));
+                }
+                let mut entry = self.entry(&inode, dir);
                 if late {
                     entry.entry_ttl = Duration::ZERO;
-                } else {
-                    let target = Target::Inode(Arc::clone(&inode));
-                    self.names.put(&dir, name, target, found.dir.change);
                 }
                 Ok(Lookup::Found(entry))
             }
             None => {
                 if !late {
-                    self.names
-                        .put(&dir, name, Target::Missing, found.dir.change);
+                    let seen = Some((found.dir.change, sent));
+                    self.put_name(dir, name, Target::Missing, seen);
                 }
                 Ok(Lookup::Missing { ttl: NEGATIVE_TTL })
             }
@@ -114,7 +159,8 @@ impl Vfs {
         attrs: &Attributes,
         sent: Instant,
     ) -> Arc<Inode> {
-        let (inode, new) = self.inodes.look_up(handle, attrs, sent);
+        let kept = |ino| self.names.dir(ino);
+        let (inode, new) = self.inodes.look_up(handle, attrs, sent, kept);
         if new {
             self.metrics.gauges.inodes.set(self.inodes.len() as u64);
         } else {
@@ -154,15 +200,33 @@ impl Vfs {
         &self,
         dir: &Arc<Inode>,
         name: &[u8],
-        moved: &Moved,
+        moved: &DirMoved,
         target: Target,
         sent: Instant,
     ) {
-        self.moved(dir, moved, sent);
-        match &moved.after {
-            Some(after) => self.names.put(dir, name, target, after.change),
-            None => self.names.remove(dir, name),
+        self.dir_moved(dir, moved, sent);
+        if matches!(target, Target::Inode(_)) {
+            self.walk.makers.made();
+            dir.names().lock().made();
         }
+        self.put_name(dir, name, target, None);
+    }
+
+    /// A change of one name of a directory failed. If that contradicts what is
+    /// known of the name, that is not good any more.
+    pub(super) fn refused(&self, error: &NfsError, dir: &Arc<Inode>, name: &[u8]) -> Errno {
+        let errno = self.failed(error, dir);
+        let known = dir.names().lock().get(name);
+        let surprise = match errno.0 {
+            libc::EEXIST => !matches!(known, Answer::Inode(_)),
+            libc::ENOENT => matches!(known, Answer::Inode(_)),
+            libc::ENOTDIR | libc::EISDIR => true,
+            _ => false,
+        };
+        if surprise {
+            self.doubt(dir);
+        }
+        errno
     }
 
     async fn make(
@@ -179,13 +243,23 @@ impl Vfs {
             mode,
             ..NewAttributes::default()
         };
+        let _changing = self.changing(&dir);
         let sent = Instant::now();
         let made = self
             .client
             .make(cred, &dir.handle, name, make, &new)
             .await
-            .map_err(|error| self.failed(&error, &dir))?;
+            .map_err(|error| self.refused(&error, &dir, name))?;
         let inode = self.made(&dir, name, &made, sent);
+        match make {
+            Make::Directory if made.dir.seen.before.is_some() => {
+                self.is_new(&inode, &made.attrs, cred, sent);
+            }
+            Make::Symlink(text) => {
+                let _ = inode.link.set(Box::new(Bytes::copy_from_slice(text)));
+            }
+            _ => {}
+        }
         Ok(self.entry(&inode, &dir))
     }
 
@@ -209,13 +283,14 @@ impl Vfs {
             libc::S_IFREG | 0 => {
                 Self::check_name(name)?;
                 let dir = self.inode(parent)?;
+                let _changing = self.changing(&dir);
                 let sent = Instant::now();
                 let how = HowToOpen::Exclusive;
                 let file = self
                     .client
                     .create(cred, &dir.handle, name, ACCESS_WRITE, mode & 0o7777, how)
                     .await
-                    .map_err(|error| self.failed(&error, &dir))?;
+                    .map_err(|error| self.refused(&error, &dir, name))?;
                 let made = Made {
                     handle: file.open.handle.clone(),
                     attrs: file.attrs,
@@ -270,12 +345,18 @@ impl Vfs {
             return Err(Errno(libc::EPERM));
         }
         self.send_changes(&inode).await;
+        let _changing = self.changing(&dir);
         let sent = Instant::now();
         let (attrs, moved) = self
             .client
             .link(cred, &inode.handle, &dir.handle, new_name)
             .await
-            .map_err(|error| self.failed(&error, &inode))?;
+            .map_err(|error| {
+                if error.errno() == libc::EEXIST {
+                    self.doubt(&dir);
+                }
+                self.failed(&error, &inode)
+            })?;
         let own = Moved {
             // A link does not touch the data, whoever else did.
             before: Some(inode.attr.lock().change()),
@@ -284,7 +365,7 @@ impl Vfs {
         self.moved(&inode, &own, sent);
         let target = Target::Inode(Arc::clone(&inode));
         self.named(&dir, new_name, &moved, target, sent);
-        if !self.inodes.look_up_again(&inode) {
+        if !self.inodes.look_up_listed(&inode) {
             return Err(Errno(libc::ESTALE));
         }
         Ok(self.entry(&inode, &dir))

@@ -1,24 +1,39 @@
-//! Which names lead where, and which are known to be missing.
+//! What is known of the names in a directory: which lead where, which are
+//! missing, and whether all of them are known.
 //!
-//! An entry is good while its directory is known not to have moved: it carries
-//! the directory's change attribute, and the directory's attributes say until
-//! when that one may be believed. Nothing is served from here past that time,
-//! and nothing once the change attribute has moved by other hands.
+//! The names of a directory are kept in its inode ([`Names`]), with the
+//! [`Chain`] of change attributes for which they are true: they are served
+//! only while the directory is known not to have moved by other hands, and not
+//! past the time for which that may be believed. Our own changes are applied
+//! to them.
 //!
-//! Bounded by the number of names; what was used least goes first.
+//! A directory whose names are *complete* can answer for every name: one that is
+//! not among them is missing (`walk` says when that is enough of an answer). It
+//! is complete after it was listed to its end without having moved meanwhile,
+//! and when we have just made it.
+//!
+//! [`NameCache`] keeps the account of who has how many names, a long one counting
+//! for several so that bytes are bounded too, and lets the directory go that was
+//! used least recently. It is called with no directory's
+//! lock held.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use indexmap::IndexMap;
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use tokio::time::Instant;
 
+use super::chain::{Chain, Heard};
 use super::inode::Inode;
 use super::types::Ino;
+use crate::nfs::calls::DirMoved;
+use crate::rpc::auth::Credential;
 
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
-    dir: Ino,
-    name: Box<[u8]>,
-}
+/// A name, shared by all that keep it.
+pub type Name = Arc<[u8]>;
 
 /// Where a name leads.
 #[derive(Clone, Debug)]
@@ -29,59 +44,475 @@ pub enum Target {
     Missing,
 }
 
-/// What is remembered of a name.
+/// What the names say about one.
 #[derive(Clone, Debug)]
-pub struct Remembered {
-    /// Where it leads.
-    pub target: Target,
-    /// The generation and change attribute of the directory it was true for.
-    pub dir: (u64, u64),
+pub enum Answer {
+    /// It leads to this inode.
+    Inode(Arc<Inode>),
+    /// It is missing: that was asked for, or we have removed it.
+    Missing,
+    /// It is not among the names, which were all of them.
+    Absent,
+    /// They do not know.
+    Unknown,
 }
 
-/// The cache.
+/// Two misses in a directory within this time are the beginning of a walk.
+const SOON: Duration = Duration::from_secs(2);
+
+/// A directory that could not be fetched whole is not tried again for so long.
+const LEFT_ALONE: Duration = Duration::from_secs(60);
+
+/// Knows each name of a directory that is in the cache.
+type Map = IndexMap<Name, Target>;
+
+/// What is known of a directory's names. Owned by its lock in the inode.
+#[derive(Debug)]
+pub struct Names {
+    pub(super) chain: Chain,
+    map: Map,
+    /// What the names in `map` count for, see [`count_of`].
+    counts: usize,
+    /// All names are in `map`, as this user saw them.
+    complete: Option<Arc<Credential>>,
+    /// Counts the changes of `map`.
+    edits: u64,
+    /// The kernel has a listing from when `edits` was this.
+    kernel_has: Option<u64>,
+    /// Its weight as the cache knows it.
+    weighed: usize,
+    /// When it was fetched whole last.
+    fetched: Option<Instant>,
+    /// When something of it was asked for and not known last, what that was,
+    /// and how many things in a row.
+    missed: Option<(Instant, u64, u32)>,
+    /// When a name that is not there was asked for last, which it was, and how
+    /// many such in a row.
+    probed: Option<(Instant, u64, u32)>,
+    /// Not to be fetched whole until then.
+    left_alone: Option<Instant>,
+    /// Handles that list it.
+    listers: usize,
+    /// When it, or a directory in it, was opened last.
+    visited: Option<Instant>,
+    /// When it was confirmed on behalf of somebody who had opened others and
+    /// was expected to come here.
+    expected: Option<Instant>,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            chain: Chain::new(Instant::now()),
+            map: Map::default(),
+            counts: 0,
+            complete: None,
+            edits: 0,
+            kernel_has: None,
+            weighed: 0,
+            fetched: None,
+            missed: None,
+            probed: None,
+            left_alone: None,
+            listers: 0,
+            visited: None,
+            expected: None,
+        }
+    }
+}
+
+impl Names {
+    /// How long the names may be believed; zero: not at all. `timeout` and
+    /// `longest` as in [`Chain::good_for`].
+    pub fn good_for(&mut self, now: Instant, timeout: Duration, longest: Duration) -> Duration {
+        if self.chain.is_worn_out(now, longest) {
+            self.chain.break_off();
+            self.clear();
+        }
+        self.chain.good_for(now, timeout, longest)
+    }
+
+    /// What is known of a name, whether or not it may be believed.
+    pub fn get(&self, name: &[u8]) -> Answer {
+        match self.map.get(name) {
+            Some(Target::Inode(inode)) => Answer::Inode(Arc::clone(inode)),
+            Some(Target::Missing) => Answer::Missing,
+            None if self.complete.is_some() => Answer::Absent,
+            None => Answer::Unknown,
+        }
+    }
+
+    /// The name as it is kept here.
+    pub fn key(&self, name: &[u8]) -> Option<Name> {
+        self.map.get_key_value(name).map(|(key, _)| Arc::clone(key))
+    }
+
+    /// Number of names.
+    pub fn count(&self) -> usize {
+        self.map.len()
+    }
+
+    /// All names are known.
+    pub fn is_complete(&self) -> bool {
+        self.complete.is_some()
+    }
+
+    /// All names are known, as this user may see them.
+    pub fn is_complete_for(&self, cred: &Credential) -> bool {
+        self.complete.as_ref().is_some_and(|by| **by == *cred)
+    }
+
+    /// The names that lead somewhere, in the order of the listing, and after
+    /// how many edits that is.
+    pub fn listing(&self) -> (Vec<(Name, Arc<Inode>)>, u64) {
+        let names = self.map.iter().filter_map(|(name, target)| match target {
+            Target::Inode(inode) => Some((Arc::clone(name), Arc::clone(inode))),
+            Target::Missing => None,
+        });
+        (names.collect(), self.edits)
+    }
+
+    /// The inodes that names from this one on lead to, and then those before.
+    pub fn around<'a>(&'a self, name: &[u8]) -> impl Iterator<Item = &'a Arc<Inode>> {
+        let at = self.map.get_index_of(name).unwrap_or(0);
+        let (before, after) = self.map.as_slice().split_at(at.min(self.map.len()));
+        after
+            .values()
+            .chain(before.values())
+            .filter_map(|target| match target {
+                Target::Inode(inode) => Some(inode),
+                Target::Missing => None,
+            })
+    }
+
+    /// The directory was listed whole by requests the last of which was sent
+    /// at `sent`, and has not moved meanwhile.
+    pub fn complete(
+        &mut self,
+        names: Vec<(Name, Arc<Inode>)>,
+        by: &Arc<Credential>,
+        sent: Instant,
+    ) {
+        let found = |map: &Map| {
+            let targets = map.values();
+            targets
+                .filter(|target| matches!(target, Target::Inode(_)))
+                .count()
+        };
+        let same = self.complete.is_some()
+            && found(&self.map) == names.len()
+            && names.iter().all(|(name, inode)| {
+                matches!(self.map.get(name), Some(Target::Inode(old)) if Arc::ptr_eq(old, inode))
+            });
+        if !same {
+            let targets = names.into_iter();
+            self.map = targets
+                .map(|(name, inode)| (name, Target::Inode(inode)))
+                .collect();
+            self.counts = self.map.keys().map(|name| count_of(name)).sum();
+            self.edits += 1;
+        }
+        self.complete = Some(Arc::clone(by));
+        self.fetched = Some(sent);
+        self.left_alone = None;
+    }
+
+    /// It was fetched whole, and asked for since then.
+    pub fn was_fetched_since(&self, asked: Instant) -> bool {
+        self.complete.is_some() && self.fetched.is_some_and(|fetched| fetched >= asked)
+    }
+
+    /// A name was seen to lead there.
+    pub fn put(&mut self, name: Name, target: Target) {
+        match (&target, self.map.get(&name)) {
+            (Target::Inode(new), Some(Target::Inode(old))) if Arc::ptr_eq(new, old) => return,
+            (Target::Missing, Some(Target::Missing)) => return,
+            _ => {}
+        }
+        self.edits += 1;
+        let count = count_of(&name);
+        if self.map.insert(name, target).is_none() {
+            self.counts += count;
+        }
+    }
+
+    /// The server has just listed all names, and this one is not among them: it
+    /// is missing, as if it had been asked for. False if that is true no more.
+    pub fn is_absent(&mut self, name: &[u8]) -> bool {
+        let absent = matches!(self.get(name), Answer::Absent);
+        if absent {
+            self.put(name.into(), Target::Missing);
+        }
+        absent
+    }
+
+    /// The name leads nowhere, which is not remembered.
+    pub fn remove(&mut self, name: &[u8]) {
+        if self.take_out(name) {
+            self.edits += 1;
+        }
+    }
+
+    fn take_out(&mut self, name: &[u8]) -> bool {
+        let was_there = self.map.swap_remove(name).is_some();
+        if was_there {
+            self.counts -= count_of(name);
+        }
+        was_there
+    }
+
+    /// Nothing is known of the name any more.
+    pub fn forget(&mut self, name: &[u8]) {
+        self.edits += 1;
+        self.complete = None;
+        self.take_out(name);
+    }
+
+    /// Nothing is known of any name.
+    pub fn clear(&mut self) {
+        self.edits += 1;
+        self.complete = None;
+        // Gives the memory back as well.
+        self.map = Map::default();
+        self.counts = 0;
+    }
+
+    /// Takes in that the directory was seen at `change`.
+    pub fn observed(&mut self, change: u64, sent: Instant) -> Heard {
+        let heard = self.chain.observed(change, sent);
+        self.heed(heard)
+    }
+
+    /// Takes in what a change of ours came to.
+    pub fn moved(&mut self, moved: &DirMoved, sent: Instant, now: Instant) -> Heard {
+        self.chain.answered(now);
+        let after = moved.seen.after.as_ref().map(|after| after.change);
+        let heard = match (moved.atomic, moved.seen.before, after) {
+            (Some((before, exact)), ..) => {
+                let heard = self.chain.moved(before, exact, true, sent);
+                match after.map(|after| self.chain.observed(after, sent)) {
+                    Some(Heard::Foreign) => Heard::Foreign,
+                    Some(Heard::Unsure) if heard == Heard::Same => Heard::Unsure,
+                    _ => heard,
+                }
+            }
+            (None, Some(before), Some(after)) => self.chain.moved(before, after, false, sent),
+            _ => {
+                self.chain.break_off();
+                Heard::Foreign
+            }
+        };
+        self.heed(heard)
+    }
+
+    /// A change of ours has ended.
+    pub fn ended(&mut self, number: u64) -> Heard {
+        let heard = self.chain.end(number);
+        self.heed(heard)
+    }
+
+    fn heed(&mut self, heard: Heard) -> Heard {
+        if heard == Heard::Foreign {
+            self.clear();
+        }
+        heard
+    }
+
+    /// The server contradicts what is known here.
+    pub fn doubt(&mut self) {
+        self.chain.break_off();
+        self.clear();
+    }
+
+    /// Something of the directory was asked for and is not known. Says how many
+    /// different things in a row that were, with little time between them.
+    pub fn missed(&mut self, now: Instant, what: u64) -> u32 {
+        in_a_row(&mut self.missed, now, what)
+    }
+
+    /// The same for names that are not there.
+    pub fn probed(&mut self, now: Instant, what: u64) -> u32 {
+        in_a_row(&mut self.probed, now, what)
+    }
+
+    /// A name that was not there is made.
+    pub fn made(&mut self) {
+        self.probed = None;
+    }
+
+    /// The directory may be fetched whole.
+    pub fn may_be_fetched(&self, now: Instant) -> bool {
+        self.left_alone.is_none_or(|until| now >= until)
+    }
+
+    /// It is too large to be fetched whole, or may not be listed.
+    pub fn leave_alone(&mut self, now: Instant) {
+        self.left_alone = Some(now + LEFT_ALONE);
+    }
+
+    /// It, or a directory in it, is opened. True if one was a short while ago.
+    pub fn visit(&mut self, now: Instant) -> bool {
+        let before = self.visited.replace(now);
+        before.is_some_and(|before| now < before + SOON)
+    }
+
+    /// It was confirmed for somebody who is expected to open it.
+    pub fn expect(&mut self, sent: Instant) {
+        self.expected = Some(sent);
+    }
+
+    /// See [`expect`](Self::expect); says it once.
+    pub fn was_expected(&mut self) -> Option<Instant> {
+        self.expected.take()
+    }
+
+    /// A handle begins to list the directory; these very names if it was told
+    /// them after so many edits. True if the kernel has the same listing from
+    /// before.
+    ///
+    /// What the kernel keeps is put together from what handles read. Only what
+    /// all of them read alike can be kept for the next one.
+    pub fn begin_listing(&mut self, edits: Option<u64>) -> bool {
+        let alone = self.listers == 0;
+        self.listers += 1;
+        let mine = edits.filter(|edits| *edits == self.edits);
+        let same = mine.is_some() && self.kernel_has == mine;
+        if !same {
+            self.kernel_has = mine.filter(|_| alone);
+        }
+        same
+    }
+
+    /// A handle is closed.
+    pub fn end_listing(&mut self) {
+        self.listers -= 1;
+    }
+
+    fn weight(&self) -> usize {
+        // The map and its bookkeeping are worth some names.
+        self.counts + 4
+    }
+
+    /// The weight, if the cache has it wrong by much.
+    fn misjudged(&mut self) -> bool {
+        let weight = self.weight();
+        let wrong = weight > self.weighed + self.weighed / 4 || weight < self.weighed / 2;
+        if wrong {
+            self.weighed = weight;
+        }
+        wrong
+    }
+}
+
+/// What a name counts for: one for each 128 bytes that it takes with its place in
+/// the map, so three at most (NAME_MAX).
+fn count_of(name: &[u8]) -> usize {
+    const PLACE: usize = 96;
+    (PLACE + name.len()).div_ceil(128)
+}
+
+fn in_a_row(row: &mut Option<(Instant, u64, u32)>, now: Instant, what: u64) -> u32 {
+    let times = match *row {
+        Some((last, before, times)) if now < last + SOON => {
+            times.saturating_add(u32::from(before != what))
+        }
+        _ => 1,
+    };
+    *row = Some((now, what, times));
+    times
+}
+
+/// The account of all names.
 pub struct NameCache {
-    names: Cache<Key, Remembered>,
+    dirs: Cache<Ino, Arc<Inode>>,
+    most: usize,
     /// Missing names are remembered too.
     missing: bool,
 }
 
 impl NameCache {
-    /// A cache of at most `max` names; of those that exist, and with `missing`
+    /// A cache of at most `most` names (fewer, if they are long); of those that exist, and with `missing`
     /// of those that do not.
-    pub fn new(max: u64, missing: bool) -> Self {
+    pub fn new(most: u64, missing: bool) -> Self {
+        let dirs = Cache::builder()
+            .max_capacity(most)
+            // A directory in use must not be turned away because others were
+            // used more often in the past.
+            .eviction_policy(EvictionPolicy::lru())
+            .weigher(|_, dir: &Arc<Inode>| {
+                let weighed = dir.names().lock().weighed;
+                u32::try_from(weighed).unwrap_or(u32::MAX)
+            })
+            .eviction_listener(|_, dir: Arc<Inode>, cause| {
+                // Replaced is what a new weight looks like.
+                if cause != RemovalCause::Replaced {
+                    let mut names = dir.names().lock();
+                    names.clear();
+                    names.weighed = 0;
+                }
+            })
+            .build();
         Self {
-            names: Cache::new(max),
+            dirs,
+            most: usize::try_from(most).unwrap_or(usize::MAX),
             missing,
         }
     }
 
-    /// What is known of a name.
-    pub fn get(&self, dir: &Inode, name: &[u8]) -> Option<Remembered> {
-        self.names.get(&key(dir, name))
+    /// Names are remembered.
+    pub fn is_on(&self) -> bool {
+        self.most > 0
     }
 
-    /// Remembers a name.
-    pub fn put(&self, dir: &Inode, name: &[u8], target: Target, dir_change: u64) {
-        if matches!(target, Target::Missing) && !self.missing {
-            self.remove(dir, name);
+    /// Missing names are remembered too.
+    pub fn has_missing(&self) -> bool {
+        self.missing
+    }
+
+    /// A directory with more names is not kept.
+    pub fn most_of_one(&self) -> usize {
+        self.most / 4
+    }
+
+    /// The directory's names were used or have changed.
+    pub fn used(&self, dir: &Arc<Inode>) {
+        let (misjudged, too_many) = {
+            let mut names = dir.names().lock();
+            let too_many = names.counts > self.most_of_one();
+            if too_many {
+                names.clear();
+                names.leave_alone(Instant::now());
+            }
+            (names.misjudged(), too_many)
+        };
+        if too_many {
+            tracing::debug!(ino = dir.ino, "too many names to be kept");
+        }
+        let known = self.dirs.get(&dir.ino);
+        let same = known.as_ref().is_some_and(|known| Arc::ptr_eq(known, dir));
+        if same && !misjudged {
             return;
         }
-        let remembered = Remembered {
-            target,
-            dir: (dir.generation, dir_change),
-        };
-        self.names.insert(key(dir, name), remembered);
+        if let Some(other) = known.filter(|_| !same) {
+            // Its number means another object now.
+            other.names().lock().doubt();
+        }
+        self.dirs.insert(dir.ino, Arc::clone(dir));
     }
 
-    /// Forgets a name.
-    pub fn remove(&self, dir: &Inode, name: &[u8]) {
-        self.names.invalidate(&key(dir, name));
+    /// An inode of a directory that has names here.
+    pub fn dir(&self, ino: Ino) -> Option<Arc<Inode>> {
+        self.dirs.get(&ino)
     }
-}
 
-fn key(dir: &Inode, name: &[u8]) -> Key {
-    Key {
-        dir: dir.ino,
-        name: name.into(),
+    /// The directory is gone.
+    pub fn drop_dir(&self, dir: &Arc<Inode>) {
+        self.dirs.invalidate(&dir.ino);
+        dir.names().lock().doubt();
+    }
+
+    /// Names and directories, for people.
+    pub fn size(&self) -> (u64, u64) {
+        (self.dirs.weighted_size(), self.dirs.entry_count())
     }
 }

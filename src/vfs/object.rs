@@ -1,4 +1,4 @@
-//! One object: getattr, setattr, readlink, access; and statfs.
+//! One object: getattr, setattr, readlink; and statfs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::inode::Inode;
 use super::types::{Errno, FileKind, Ino, SetAttr, SetTime, Stat, StatFs, Timestamp};
 use super::{NAME_MAX, Vfs};
 use crate::nfs::proto::attrs::{Attributes, NewAttributes, NewTime};
-use crate::nfs::proto::ops;
+use crate::nfs::proto::ops::ACCESS_WRITE;
 use crate::nfs::proto::types::NfsTime;
 use crate::rpc::auth::Credential;
 use crate::telemetry::Cache;
@@ -73,13 +73,7 @@ impl Vfs {
                 return Ok((attr.stat().clone(), ttl));
             }
         }
-        let sent = Instant::now();
-        let attrs = self
-            .client
-            .get_attrs(cred, &inode.handle)
-            .await
-            .map_err(|error| self.failed(&error, &inode))?;
-        self.learn(&inode, &attrs, sent);
+        self.refresh(cred, &inode).await?;
         Ok(Self::known_stat(&inode))
     }
 
@@ -122,7 +116,7 @@ impl Vfs {
                 Some(fh) => {
                     let handle = self.handle(fh)?;
                     // open(2) with O_RDONLY and O_TRUNC cuts by its handle too.
-                    (handle.access & ops::ACCESS_WRITE != 0).then(|| Arc::clone(&handle.open))
+                    (handle.access & ACCESS_WRITE != 0).then(|| Arc::clone(&handle.open))
                 }
                 None => inode.opened().and_then(|file| file.writable(cred)),
             };
@@ -135,6 +129,7 @@ impl Vfs {
             (Some(open), Some(_)) => &open.cred,
             _ => owner.as_ref().unwrap_or(cred),
         };
+        let _changing = self.changing(&inode);
         let sent = Instant::now();
         let moved = self
             .client
@@ -196,10 +191,15 @@ impl Vfs {
 
     /// The text of a symbolic link, if it was read before.
     pub fn readlink_cached(&self, ino: Ino) -> Option<Bytes> {
-        self.inodes.get(ino)?.link.get().cloned()
+        self.inodes
+            .get(ino)?
+            .link
+            .get()
+            .map(|text| Bytes::clone(text))
     }
 
-    /// READLINK: one round trip, once in the life of the inode.
+    /// READLINK: one round trip, once in the life of the inode, and for others
+    /// beside it too; see `walk`.
     pub async fn readlink(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -209,53 +209,7 @@ impl Vfs {
         if inode.kind != FileKind::Symlink {
             return Err(Errno(libc::EINVAL));
         }
-        let text = self
-            .client
-            .read_link(cred, &inode.handle)
-            .await
-            .map_err(|error| self.failed(&error, &inode))?;
-        // Not a slice of the record, which would stay alive with it.
-        let text = Bytes::copy_from_slice(&text);
-        Ok(inode.link.get_or_init(|| text).clone())
-    }
-
-    /// ACCESS. Asked only where the kernel does not decide by mode bits.
-    pub async fn access(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        ino: Ino,
-        mask: u32,
-    ) -> Result<(), Errno> {
-        let inode = self.inode(ino)?;
-        self.send_changes(&inode).await;
-        let is_dir = inode.kind == FileKind::Directory;
-        let mut wanted = 0;
-        if mask & libc::R_OK as u32 != 0 {
-            wanted |= ops::CAN_READ;
-        }
-        if mask & libc::W_OK as u32 != 0 {
-            wanted |= ops::CAN_MODIFY | ops::CAN_EXTEND;
-        }
-        if mask & libc::X_OK as u32 != 0 {
-            wanted |= if is_dir {
-                ops::CAN_LOOKUP
-            } else {
-                ops::CAN_EXECUTE
-            };
-        }
-        if wanted == 0 {
-            return Ok(());
-        }
-        let granted = self
-            .client
-            .access(cred, &inode.handle, wanted)
-            .await
-            .map_err(|error| self.failed(&error, &inode))?;
-        if granted & wanted == wanted {
-            Ok(())
-        } else {
-            Err(Errno(libc::EACCES))
-        }
+        self.read_links(cred, &inode).await
     }
 
     /// The space of the file system: one round trip a second at most.

@@ -274,7 +274,9 @@ impl Vfs {
         ino: Ino,
         flags: i32,
     ) -> Result<Opened, Errno> {
-        self.open_checked(cred, ino, flags, false).await
+        let opened = self.open_checked(cred, ino, flags, false).await;
+        self.awaited.done(ino);
+        opened
     }
 
     async fn open_checked(
@@ -309,7 +311,7 @@ impl Vfs {
         let sent = Instant::now();
         // A name is believed for a while, but what is opened is what it leads
         // to now: another host may have put a new file there.
-        let place = inode.place().filter(|_| check && !truncate);
+        let place = inode.place().filter(|_| check);
         let name = place
             .as_ref()
             .map(|place| (&place.dir.handle, &*place.name));
@@ -324,8 +326,7 @@ impl Vfs {
                 // The place stays: who else has walked here by that name is to be
                 // told the same.
                 if let Some(Place { dir, name }) = place {
-                    self.names.remove(&dir, &name);
-                    dir.attr.lock().expire();
+                    self.doubt(&dir);
                     if let Some(kernel) = self.kernel.get() {
                         kernel.inval_entry(dir.ino, &name);
                     }
@@ -346,7 +347,7 @@ impl Vfs {
                     self.was_cut(&inode, own.after.as_ref());
                 } else {
                     let seen = self.learn_at_open(&inode, &opened.attrs, sent);
-                    self.tell_attr(&inode);
+                    self.tell_attr(&inode).await;
                     let moved_on = u64::from(seen == attr::Seen::Foreign);
                     came = opened
                         .data
@@ -373,15 +374,21 @@ impl Vfs {
         sent: Instant,
     ) -> attr::Seen {
         let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
-        let seen = Self::with_attr(inode, |attr| attr.learn_at_open(attrs, sent, now, timeouts));
-        self.heed(inode, seen);
-        seen
+        // The kernel is told by the caller, before the answer and not after it.
+        Self::with_attr(inode, |attr| attr.learn_at_open(attrs, sent, now, timeouts))
     }
 
     /// Makes the kernel forget attributes that a foreign change has made old,
     /// whoever saw that: they may be on their way to it still, but not after
-    /// this.
-    fn tell_attr(&self, inode: &Arc<Inode>) {
+    /// this. Nor is there anything left to tell it that was found before: that
+    /// would come between the read after this open and its GETATTR.
+    async fn tell_attr(&self, inode: &Arc<Inode>) {
+        if let Some(kernel) = self.kernel.get()
+            && kernel.is_telling(inode.ino)
+        {
+            let (kernel, ino) = (Arc::clone(kernel), inode.ino);
+            let _ = tokio::task::spawn_blocking(move || kernel.settle(ino)).await;
+        }
         let foreign = inode.attr.lock().foreign();
         if self.file_state(inode).inner.lock().told >= foreign {
             return;
@@ -412,16 +419,18 @@ impl Vfs {
             HowToOpen::Existing
         };
         let access = access_of(flags);
+        let _changing = self.changing(&dir);
         let sent = Instant::now();
         let file = self
             .client
             .create(cred, &dir.handle, name, access, mode & 0o7777, how)
             .await
-            .map_err(|error| self.failed(&error, &dir))?;
+            .map_err(|error| self.refused(&error, &dir, name))?;
         let inode = self.known(&file.open.handle, &file.attrs, sent);
         inode.found_at(&dir, name);
         let target = Target::Inode(Arc::clone(&inode));
         self.named(&dir, name, &file.dir, target, sent);
+        self.tell_attr(&inode).await;
         let state = self.file_state(&inode);
         {
             let mut inner = state.inner.lock();

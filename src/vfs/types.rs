@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 
 /// An inode number as the kernel knows it; 1 is the root of the mount.
@@ -186,7 +185,7 @@ pub struct StatFs {
 
 /// One name of a directory listing.
 #[derive(Clone, Debug)]
-pub struct DirEntry {
+pub struct DirEntry<'a> {
     /// The inode number to show as `d_ino`.
     pub ino: Ino,
     /// Where the listing goes on after this entry (`d_off`).
@@ -194,17 +193,17 @@ pub struct DirEntry {
     /// The kind of object, for `d_type`.
     pub kind: FileKind,
     /// The name.
-    pub name: Bytes,
+    pub name: &'a [u8],
 }
 
 /// Takes the entries of a listing, in order, until its buffer is full.
 pub trait DirSink: Send {
     /// Offers one entry; false if it did not fit and was not taken.
-    fn add(&mut self, entry: &DirEntry) -> bool;
+    fn add(&mut self, entry: &DirEntry<'_>) -> bool;
 
     /// Offers one entry together with its attributes (READDIRPLUS); false if
     /// it did not fit. If it was taken, it counts as a lookup of `plus`.
-    fn add_plus(&mut self, entry: &DirEntry, plus: &Entry) -> bool;
+    fn add_plus(&mut self, entry: &DirEntry<'_>, plus: &Entry) -> bool;
 }
 
 /// Flags of one FUSE write.
@@ -294,11 +293,20 @@ pub trait KernelCache: Send + Sync {
     /// an old page.
     fn inval_inode_now(&self, ino: Ino);
 
+    /// Something is queued for the inode, or being told just now.
+    fn is_telling(&self, ino: Ino) -> bool;
+
+    /// Nothing is when this returns. It may wait as `inval_inode_now` does.
+    fn settle(&self, ino: Ino);
+
     /// The attributes of the inode are old, its size among them. The kernel knows
     /// it when this returns, which takes no lock that a request could hold: for
     /// OPEN, whose answer must not be followed by a read up to the old size.
     fn inval_attr(&self, ino: Ino);
 
-    /// The name may lead elsewhere now.
+    /// The name may lead elsewhere now, or is to be forgotten.
     fn inval_entry(&self, parent: Ino, name: &[u8]);
+
+    /// Names that the kernel has not been told of yet.
+    fn backlog(&self) -> usize;
 }

@@ -20,7 +20,7 @@ use super::namecache::Target;
 use super::open::FileState;
 use super::types::{Errno, FileKind, Ino};
 use crate::nfs::NfsError;
-use crate::nfs::calls::Moved;
+use crate::nfs::calls::{DirMoved, Moved};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::FileHandle;
 use crate::rpc::auth::Credential;
@@ -99,6 +99,7 @@ impl Vfs {
     ) -> Result<(), Errno> {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
+        self.let_opens_pass(&dir, name).await;
         let victim = self.who_is(cred, &dir, name).await?;
         let removing = victim.as_ref().map(|victim| self.take_name(victim));
         if let (Some(victim), Some(None)) = (&victim, &removing) {
@@ -106,6 +107,7 @@ impl Vfs {
             self.remove_unneeded(victim).await;
             return Ok(());
         }
+        let _changing = self.changing(&dir);
         let sent = Instant::now();
         let moved = self
             .client
@@ -116,7 +118,7 @@ impl Vfs {
                 victim.as_ref().map(|victim| &victim.handle),
             )
             .await
-            .map_err(|error| self.failed(&error, &dir))?;
+            .map_err(|error| self.refused(&error, &dir, name))?;
         if let Some(victim) = &victim {
             Self::lost_a_name(victim);
         }
@@ -134,19 +136,18 @@ impl Vfs {
     ) -> Result<(), Errno> {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
-        let victim = self
-            .names
-            .get(&dir, name)
-            .and_then(|known| match known.target {
-                Target::Inode(inode) => Some(inode),
-                Target::Missing => None,
-            });
+        let victim = self.remembered_inode(&dir, name);
         let mut waited = false;
         loop {
+            let changing = self.changing(&dir);
             let sent = Instant::now();
-            match self.client.remove(cred, &dir.handle, name).await {
+            let removed = self.client.remove(cred, &dir.handle, name).await;
+            match removed {
                 Ok(moved) => {
                     self.named(&dir, name, &moved, Target::Missing, sent);
+                    if let Some(victim) = &victim {
+                        self.names.drop_dir(victim);
+                    }
                     return Ok(());
                 }
                 // The directory may hold nothing but a file that a process has
@@ -156,11 +157,15 @@ impl Vfs {
                         && matches!(error.status(), Some(Status::NOTEMPTY | Status::EXIST)) =>
                 {
                     waited = true;
+                    drop(changing);
                     let pending = match &victim {
                         Some(victim) => self.silly_removals_end(victim.ino).await,
                         None => false,
                     };
                     if !pending {
+                        if let Some(victim) = &victim {
+                            self.doubt(victim);
+                        }
                         return Err(Errno(libc::ENOTEMPTY));
                     }
                 }
@@ -170,7 +175,7 @@ impl Vfs {
                     if error.status() == Some(Status::EXIST) {
                         return Err(Errno(libc::ENOTEMPTY));
                     }
-                    return Err(self.failed(&error, &dir));
+                    return Err(self.refused(&error, &dir, name));
                 }
             }
         }
@@ -198,6 +203,7 @@ impl Vfs {
         // What has the new name is what programs have made of it.
         self.send_all_changes().await;
         let source = self.remembered_inode(&from, name);
+        self.let_opens_pass(&to, new_name).await;
         let victim = self.who_is(cred, &to, new_name).await?;
         let same = matches!((&source, &victim), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
         let mut hidden = None;
@@ -211,6 +217,10 @@ impl Vfs {
             }
             hidden = Some(hiding?);
         }
+        let _changing = (
+            self.changing(&from),
+            (!Arc::ptr_eq(&from, &to)).then(|| self.changing(&to)),
+        );
         let sent = Instant::now();
         let renamed = self
             .client
@@ -244,7 +254,10 @@ impl Vfs {
                     };
                     return Err(Errno(errno));
                 }
-                return Err(self.failed(&error, &from));
+                if error.errno() == libc::ENOENT {
+                    self.doubt(&to);
+                }
+                return Err(self.refused(&error, &from, name));
             }
         };
         if let (Some(_), Some(victim)) = (&hidden, &victim) {
@@ -252,7 +265,7 @@ impl Vfs {
         }
         if same {
             // Two names of one file: rename(2) does nothing, nor did the server.
-            self.moved(&from, &left, sent);
+            self.dir_moved(&from, &left, sent);
             return Ok(());
         }
         if let Some(victim) = &victim
@@ -263,16 +276,22 @@ impl Vfs {
         drop(removing);
         if Arc::ptr_eq(&from, &to) {
             // Both halves tell of the same directory; the later one counts.
-            let whole = Moved {
-                before: left.before,
-                after: left.after.or(entered.after),
+            let whole = DirMoved {
+                seen: Moved {
+                    before: left.seen.before,
+                    after: left.seen.after.or(entered.seen.after),
+                },
+                atomic: left.atomic,
             };
             self.named(&from, name, &whole, Target::Missing, sent);
-            self.rename_target(&from, new_name, source.as_ref(), &whole);
+            self.rename_target(&from, new_name, source.as_ref());
         } else {
             self.named(&from, name, &left, Target::Missing, sent);
-            self.moved(&to, &entered, sent);
-            self.rename_target(&to, new_name, source.as_ref(), &entered);
+            self.dir_moved(&to, &entered, sent);
+            self.rename_target(&to, new_name, source.as_ref());
+        }
+        if let Some(victim) = victim.filter(|victim| victim.kind == FileKind::Directory) {
+            self.names.drop_dir(&victim);
         }
         if let Some(source) = source {
             source.found_at(&to, new_name);
@@ -282,26 +301,10 @@ impl Vfs {
         Ok(())
     }
 
-    fn rename_target(
-        &self,
-        dir: &Arc<Inode>,
-        name: &[u8],
-        source: Option<&Arc<Inode>>,
-        moved: &Moved,
-    ) {
-        match (source, &moved.after) {
-            (Some(source), Some(after)) => {
-                let target = Target::Inode(Arc::clone(source));
-                self.names.put(dir, name, target, after.change);
-            }
-            _ => self.names.remove(dir, name),
-        }
-    }
-
-    fn remembered_inode(&self, dir: &Arc<Inode>, name: &[u8]) -> Option<Arc<Inode>> {
-        match self.names.get(dir, name)?.target {
-            Target::Inode(inode) => Some(inode),
-            Target::Missing => None,
+    fn rename_target(&self, dir: &Arc<Inode>, name: &[u8], source: Option<&Arc<Inode>>) {
+        match source {
+            Some(source) => self.put_name(dir, name, Target::Inode(Arc::clone(source)), None),
+            None => dir.names().lock().forget(name),
         }
     }
 
@@ -397,6 +400,7 @@ impl Vfs {
                 Ok(_) => continue,
                 Err(error) => return Err(self.failed(&error, dir)),
             }
+            let _changing = self.changing(dir);
             let sent = Instant::now();
             let (_, moved) = self
                 .client
@@ -407,8 +411,10 @@ impl Vfs {
                     Some(&victim.handle),
                 )
                 .await
-                .map_err(|error| self.failed(&error, dir))?;
+                .map_err(|error| self.refused(&error, dir, name))?;
             self.named(dir, name, &moved, Target::Missing, sent);
+            let target = Target::Inode(Arc::clone(victim));
+            self.put_name(dir, hidden.as_bytes(), target, None);
             let silly = SillyName {
                 dir: Arc::clone(dir),
                 name: hidden.into_bytes(),
@@ -445,8 +451,7 @@ impl Vfs {
                 String::from_utf8_lossy(&silly.name)
             );
         }
-        self.names.remove(&silly.dir, name);
-        silly.dir.attr.lock().expire();
+        self.doubt(&silly.dir);
         let mut attr = victim.attr.lock();
         attr.hide_name(false);
         attr.expire();
@@ -461,6 +466,7 @@ impl Vfs {
             file,
             cred,
         } = silly;
+        let _changing = self.changing(&dir);
         let sent = Instant::now();
         // Some servers do not remove what is open: the CLOSE goes in front.
         let removed = self

@@ -22,5 +22,6 @@ mod posix;
 mod promises;
 mod protocol;
 mod regressions;
+mod scale;
 mod soak;
 mod stress;

@@ -133,8 +133,8 @@ fn fsx(mount: &Mount, name: &str, operations: u64, seed: u64) -> Finished {
             .args(["-N", &operations.to_string(), "-S", &seed.to_string(), "-P"])
             .arg(artifacts.path())
             .arg(mount.join(name)),
-        // A busy machine does four hundred operations a second.
-        Duration::from_secs(60 + operations / 200),
+        // A busy machine does two hundred operations a second.
+        Duration::from_secs(60 + operations / 50),
     );
     if !done.status.success() {
         let kept = artifacts.keep();
@@ -157,7 +157,7 @@ fn tail(text: &str, lines: usize) -> String {
 fn fsx_reads_back_what_it_wrote_and_mapped() {
     let operations = setting("EFS_FUSE_FSX_OPERATIONS", FSX_OPERATIONS);
     let seed = setting("EFS_FUSE_FSX_SEED", FSX_SEED);
-    let limit = Duration::from_secs(120 + operations / 150);
+    let limit = Duration::from_secs(120 + operations / 40);
     let world = World::with(|request| request.time_limit(limit));
     for (round, done) in (0..operations).step_by(FSX_AT_ONCE as usize).enumerate() {
         let count = FSX_AT_ONCE.min(operations - done);

@@ -65,6 +65,7 @@ impl Host {
             read_ahead: 8 << 20,
             max_names: 1000,
             missing_names: true,
+            max_inodes: usize::MAX,
         };
         let vfs = Vfs::new(client, config, sent, metrics);
         Self { vfs, cred }
@@ -527,4 +528,73 @@ async fn every_open_by_a_name_that_was_given_away_is_refused_not_only_the_first(
         assert_eq!(opened.expect_err("an old file").0, libc::ESTALE);
     }
     let _keeps_it_alive = fh;
+}
+
+/// What is written into it would be lost with it.
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_name_was_given_away_is_not_cut_either() {
+    let peer = Peer::new(PeerConfig::default());
+    let (host, other) = (Host::new(&peer).await, Host::new(&peer).await);
+    let (theirs, fh) = other.create("f").await;
+    other.write(fh, 0, &b"kept"[..]).await.unwrap();
+    other.flush(fh).await.unwrap();
+    let ino = host.ino("f").await;
+    other.create("f.new").await;
+    let rename = other
+        .vfs
+        .rename(&other.cred, ROOT_INO, b"f.new", ROOT_INO, b"f", 0);
+    rename.await.expect("rename");
+    let flags = libc::O_WRONLY | libc::O_TRUNC;
+    let opened = host.vfs.open(&host.cred, ino, flags).await;
+    assert_eq!(opened.expect_err("an old file").0, libc::ESTALE);
+    let (stat, _) = other
+        .vfs
+        .getattr(&other.cred, theirs, Some(fh))
+        .await
+        .unwrap();
+    assert_eq!(stat.size, 4, "nor has it lost anything");
+}
+
+/// A file with two names may be opened by either; that the other one was taken
+/// away here says nothing about this one.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_has_lost_one_of_its_names_is_still_asked_for_by_the_other() {
+    let peer = Peer::new(PeerConfig::default());
+    let (host, other) = (Host::new(&peer).await, Host::new(&peer).await);
+    let (_, fh) = other.create("f").await;
+    peer.fs().link("/f", "/g").unwrap();
+    let ino = host.ino("f").await;
+    assert_eq!(host.ino("g").await, ino);
+    host.vfs.unlink(&host.cred, ROOT_INO, b"g").await.unwrap();
+    other.create("f.new").await;
+    let rename = other
+        .vfs
+        .rename(&other.cred, ROOT_INO, b"f.new", ROOT_INO, b"f", 0);
+    rename.await.expect("rename");
+    // As the kernel does: what a name with several leads to is asked for each time.
+    let found = host.vfs.lookup_cached(&host.cred, ROOT_INO, b"f");
+    let entry = match found {
+        Some(Ok(Lookup::Found(entry))) => entry,
+        other => panic!("{other:?}"),
+    };
+    assert!(entry.ino == ino, "believed for a while");
+    let opened = host.vfs.open(&host.cred, ino, libc::O_RDONLY).await;
+    assert_eq!(opened.expect_err("an old file").0, libc::ESTALE);
+    let _keeps_it_alive = fh;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_kernel_asks_each_time_for_a_name_of_a_file_that_has_several() {
+    let peer = Peer::new(PeerConfig::default());
+    let host = Host::new(&peer).await;
+    peer.fs().write_file("/f", b"").unwrap();
+    peer.fs().write_file("/one", b"").unwrap();
+    peer.fs().link("/f", "/g").unwrap();
+    for (name, asks) in [("f", true), ("g", true), ("one", false)] {
+        let found = host.vfs.lookup(&host.cred, ROOT_INO, name.as_bytes()).await;
+        let Ok(Lookup::Found(entry)) = found else {
+            panic!("{name}: {found:?}");
+        };
+        assert_eq!(entry.entry_ttl.is_zero(), asks, "{name}");
+    }
 }

@@ -13,15 +13,17 @@ use crate::rpc::auth::Credential;
 
 impl Client {
     /// READDIR of one page with attributes and handles, and the directory's
-    /// own attributes from before it. A `cookie` of 0 starts the listing.
+    /// own attributes from before it. A `cookie` of 0 starts the listing. The
+    /// page is of `at_most` bytes, if that is less than the session allows.
     pub async fn read_dir(
         self: &Arc<Self>,
         cred: &Credential,
         dir: &FileHandle,
         cookie: u64,
         verifier: Verifier,
+        at_most: u32,
     ) -> Result<(Attributes, DirResult), NfsError> {
-        let maxcount = self.rsize().saturating_sub(OVERHEAD).max(4096);
+        let maxcount = self.rsize().saturating_sub(OVERHEAD).clamp(4096, at_most);
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
                 c.put(dir).get_attrs(self.object()).read_dir(

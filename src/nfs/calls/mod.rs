@@ -21,7 +21,7 @@ mod tree;
 
 pub use data::Written;
 pub use locks::Locked;
-pub use names::{Found, Made, Moved};
+pub use names::{DirMoved, Found, Made, Moved};
 pub(super) use opens::Lacks;
 pub use opens::{Along, HowToOpen, OpenedFile, OpenedHandle};
 pub use root::FileSystem;

@@ -9,7 +9,7 @@ use super::super::proto::compound::Compound;
 use super::super::proto::ops::{Make, Op};
 use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::status::Status;
-use super::super::proto::types::{FileHandle, FileType, NfsTime};
+use super::super::proto::types::{ChangeInfo, FileHandle, FileType, NfsTime};
 use super::super::session::slots::Class;
 use crate::rpc::auth::Credential;
 
@@ -25,15 +25,32 @@ pub struct Found {
 /// How an object moved when we changed it: its change attribute taken just
 /// before, in the same compound, and its attributes just after. If nobody else
 /// was seen to have changed it up to `before`, what is known of it stays true.
-///
-/// change_info4 says the same of directories, but no server we know calls it
-/// atomic, and WRITE and SETATTR have none.
 #[derive(Clone, Debug, Default)]
 pub struct Moved {
     /// The change attribute before; `None` if not known.
     pub before: Option<u64>,
     /// The attributes after; `None` if they could not be had.
     pub after: Option<Attributes>,
+}
+
+/// How a directory moved when we changed one of its names.
+#[derive(Clone, Debug, Default)]
+pub struct DirMoved {
+    /// As the attributes around the change show it.
+    pub seen: Moved,
+    /// The change attribute just before and just after, if the server vouches
+    /// for that nothing lies between (change_info4, RFC 8881 §3.3.5). EFS is not
+    /// known to, nfs-ganesha does not.
+    pub atomic: Option<(u64, u64)>,
+}
+
+impl DirMoved {
+    pub(super) fn new(info: ChangeInfo, before: Option<u64>, after: Option<Attributes>) -> Self {
+        Self {
+            seen: Moved { before, after },
+            atomic: info.atomic.then_some((info.before, info.after)),
+        }
+    }
 }
 
 /// An object that was made.
@@ -44,7 +61,7 @@ pub struct Made {
     /// Its attributes.
     pub attrs: Attributes,
     /// How the directory moved.
-    pub dir: Moved,
+    pub dir: DirMoved,
 }
 
 impl Client {
@@ -106,13 +123,10 @@ impl Client {
         let before = change_before(&mut reply)?;
         reply.ok(Op::SaveFh)?;
         match reply.created() {
-            Ok(_) => Ok(Made {
+            Ok(info) => Ok(Made {
                 handle: reply.handle()?,
                 attrs: reply.attrs()?,
-                dir: Moved {
-                    before,
-                    after: saved_after(&mut reply),
-                },
+                dir: DirMoved::new(info, before, saved_after(&mut reply)),
             }),
             Err(NfsError::Status(op, Status::EXIST)) if reply.redone() => {
                 // Ours, if it is what we were making, and made since we began.
@@ -125,7 +139,7 @@ impl Client {
                     return Ok(Made {
                         handle,
                         attrs,
-                        dir: Moved::default(),
+                        dir: DirMoved::default(),
                     });
                 }
                 Err(NfsError::Status(op, Status::EXIST))
@@ -142,7 +156,10 @@ impl Client {
         make: Make<'_>,
     ) -> Result<bool, NfsError> {
         match make {
-            Make::Symlink(target) => Ok(self.read_link(cred, handle).await? == target),
+            Make::Symlink(target) => {
+                let text = self.read_links(cred, &[handle]).await?;
+                Ok(text.first().is_some_and(|text| *text == target))
+            }
             _ => Ok(true),
         }
     }
@@ -153,7 +170,7 @@ impl Client {
         cred: &Credential,
         dir: &FileHandle,
         name: &[u8],
-    ) -> Result<Moved, NfsError> {
+    ) -> Result<DirMoved, NfsError> {
         self.remove_closed(cred, dir, name, None).await
     }
 
@@ -164,7 +181,7 @@ impl Client {
         dir: &FileHandle,
         name: &[u8],
         file: Option<&FileHandle>,
-    ) -> Result<Moved, NfsError> {
+    ) -> Result<DirMoved, NfsError> {
         let mut reply = self
             .call_closing(cred, file, 4, |c| {
                 c.put(dir)
@@ -176,11 +193,8 @@ impl Client {
             .await?;
         let before = change_before(&mut reply)?;
         match reply.change(Op::Remove) {
-            Ok(_) => Ok(Moved {
-                before,
-                after: reply.attrs().ok(),
-            }),
-            Err(NfsError::Status(_, Status::NOENT)) if reply.redone() => Ok(Moved::default()),
+            Ok(info) => Ok(DirMoved::new(info, before, reply.attrs().ok())),
+            Err(NfsError::Status(_, Status::NOENT)) if reply.redone() => Ok(DirMoved::default()),
             Err(error) => Err(error),
         }
     }
@@ -194,7 +208,7 @@ impl Client {
         from: (&FileHandle, &[u8]),
         to: (&FileHandle, &[u8]),
         moved: Option<&FileHandle>,
-    ) -> Result<(Moved, Moved), NfsError> {
+    ) -> Result<(DirMoved, DirMoved), NfsError> {
         self.rename_closed(cred, from, to, moved, None).await
     }
 
@@ -206,7 +220,7 @@ impl Client {
         to: (&FileHandle, &[u8]),
         moved: Option<&FileHandle>,
         file: Option<&FileHandle>,
-    ) -> Result<(Moved, Moved), NfsError> {
+    ) -> Result<(DirMoved, DirMoved), NfsError> {
         let mut reply = self
             .call_closing(cred, file, 7, |c| {
                 c.put(from.0)
@@ -225,19 +239,18 @@ impl Client {
         reply.ok(Op::SaveFh)?;
         let to_before = change_before(&mut reply)?;
         match reply.renamed() {
-            Ok(_) => {
+            Ok((left, entered)) => {
                 let to_after = reply.attrs().ok();
-                let moved = |before, after| Moved { before, after };
                 Ok((
-                    moved(from_before, saved_after(&mut reply)),
-                    moved(to_before, to_after),
+                    DirMoved::new(left, from_before, saved_after(&mut reply)),
+                    DirMoved::new(entered, to_before, to_after),
                 ))
             }
             Err(NfsError::Status(op, Status::NOENT)) if reply.redone() => {
                 let found = self.lookup(cred, to.0, to.1).await?;
                 match (found.object, moved) {
                     (Some((handle, _)), Some(moved)) if handle == *moved => {
-                        Ok((Moved::default(), Moved::default()))
+                        Ok((DirMoved::default(), DirMoved::default()))
                     }
                     _ => Err(NfsError::Status(op, Status::NOENT)),
                 }
@@ -288,7 +301,7 @@ impl Client {
         object: &FileHandle,
         dir: &FileHandle,
         name: &[u8],
-    ) -> Result<(Attributes, Moved), NfsError> {
+    ) -> Result<(Attributes, DirMoved), NfsError> {
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
                 c.once()
@@ -305,21 +318,18 @@ impl Client {
             .await?;
         reply.skip(&[Op::PutFh, Op::SaveFh])?;
         let before = change_before(&mut reply)?;
-        match reply.change(Op::Link) {
-            Ok(_) => {}
+        let info = match reply.change(Op::Link) {
+            Ok(info) => info,
             Err(NfsError::Status(op, Status::EXIST)) if reply.redone() => {
                 let found = self.lookup(cred, dir, name).await?;
                 return match found.object {
-                    Some((handle, attrs)) if handle == *object => Ok((attrs, Moved::default())),
+                    Some((handle, attrs)) if handle == *object => Ok((attrs, DirMoved::default())),
                     _ => Err(NfsError::Status(op, Status::EXIST)),
                 };
             }
             Err(error) => return Err(error),
-        }
-        let dir = Moved {
-            before,
-            after: reply.attrs().ok(),
         };
+        let dir = DirMoved::new(info, before, reply.attrs().ok());
         let attrs = reply
             .ok(Op::RestoreFh)
             .map(|_| ())

@@ -16,7 +16,7 @@ use super::super::proto::types::{FileHandle, NfsTime, StateId};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
-use super::names::{Moved, change_before, saved_after};
+use super::names::{DirMoved, change_before, saved_after};
 use crate::rpc::auth::Credential;
 
 /// How `create` treats a name that exists.
@@ -38,7 +38,7 @@ pub struct OpenedFile {
     /// The file's attributes.
     pub attrs: Attributes,
     /// How the directory moved.
-    pub dir: Moved,
+    pub dir: DirMoved,
     /// The server promises to keep the file's data until the last CLOSE even
     /// if its name is removed.
     pub preserves_unlinked: bool,
@@ -104,7 +104,8 @@ impl Client {
     /// OPEN of a file by its handle (CLAIM_FH), merged into `open`. With
     /// `truncate` the file is cut to nothing in the same compound. With `name`
     /// (a directory and a name in it), `None` if that does not lead to the file
-    /// (any more); the caller has to close `open` then.
+    /// (any more); the caller has to close `open` then. With both, the file is cut
+    /// in a second round trip.
     ///
     /// With `along` the beginning of the file is read in the same compound,
     /// which is not kept for a replay: a second OPEN of the same owner only
@@ -121,6 +122,21 @@ impl Client {
             size: Some(0),
             ..NewAttributes::default()
         };
+        if truncate && name.is_some() {
+            // Which file it is has to be known before anything of it is lost.
+            let opened = self.open_handle(open, access, false, name, None);
+            let Some(opened) = Box::pin(opened).await? else {
+                return Ok(None);
+            };
+            let moved = self.set_attrs(&open.cred, &open.handle, Some(open), &empty);
+            return Ok(Some(OpenedHandle {
+                attrs: match moved.await?.after {
+                    Some(attrs) => attrs,
+                    None => self.get_attrs(&open.cred, &open.handle).await?,
+                },
+                ..opened
+            }));
+        }
         self.room_to_open().await;
         let along = along.filter(|_| !truncate).and_then(|along| {
             let lacks_nverify = self.lacks.nverify.load(Ordering::Relaxed);
@@ -320,7 +336,7 @@ impl Client {
                 Err(_) => self.get_attrs(cred, &open.handle).await?,
             };
             let after = saved_after(&mut reply);
-            Ok::<_, NfsError>((attrs, Moved { before, after }))
+            Ok::<_, NfsError>((attrs, DirMoved::new(opened.change, before, after)))
         };
         match finish.await {
             Ok((attrs, dir)) => Ok(OpenedFile {
@@ -372,7 +388,7 @@ impl Client {
         Ok(Some(OpenedFile {
             open,
             attrs,
-            dir: Moved::default(),
+            dir: DirMoved::default(),
             preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
             // It was made a while ago; others may know it by now.
             is_new: false,

@@ -278,11 +278,11 @@ fn nothing_is_left_of_many_opens_and_locks() {
         (world.mount.stat("/gauges/open_files") == 0).then_some(())
     });
     assert!(gone.is_some());
-    let (locks, freed) = (
-        world.mount.stat("/nfs_ops/LOCK/count"),
-        world.mount.stat("/nfs_ops/FREE_STATEID/count"),
-    );
-    assert!(locks >= rounds && freed >= rounds, "{locks} {freed}");
+    assert!(world.mount.stat("/nfs_ops/LOCK/count") >= rounds);
+    // Nobody waits for these.
+    let freed = || world.mount.stat("/nfs_ops/FREE_STATEID/count");
+    let all = eventually(SOON, || (freed() >= rounds).then_some(()));
+    assert!(all.is_some(), "{} of {rounds}", freed());
 }
 
 #[test]

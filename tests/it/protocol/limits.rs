@@ -15,8 +15,8 @@ async fn every_call(rig: &Rig) {
     let (client, cred, root) = (&rig.client, &rig.cred, &rig.root);
     let dir = rig.mkdir("dir").await.expect("mkdir");
     let link = rig.symlink("soft", "dir/file").await.expect("symlink");
-    let text = client.read_link(cred, &link).await.expect("readlink");
-    assert_eq!(&text[..], b"dir/file");
+    let texts = client.read_links(cred, &[&link]).await.expect("readlink");
+    assert_eq!(&texts[0][..], b"dir/file");
     for (name, how) in [
         ("unchecked", HowToOpen::Existing),
         ("cut", HowToOpen::Truncate),
@@ -63,7 +63,7 @@ async fn every_call(rig: &Rig) {
     if let Some(after) = moved.after {
         assert_eq!((after.uid, after.gid), (1234, 4321));
     }
-    let granted = client
+    let (granted, _) = client
         .access(cred, &handle, CAN_READ)
         .await
         .expect("access");
@@ -80,7 +80,7 @@ async fn every_call(rig: &Rig) {
     let (mut cookie, mut verifier) = (0, [0; 8]);
     loop {
         let (_, page) = client
-            .read_dir(cred, root, cookie, verifier)
+            .read_dir(cred, root, cookie, verifier, u32::MAX)
             .await
             .expect("readdir");
         verifier = page.verifier;

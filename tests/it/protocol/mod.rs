@@ -15,6 +15,7 @@ mod garbage;
 mod lease;
 mod limits;
 mod locks;
+mod names;
 mod patience;
 mod recovery;
 pub(crate) mod rig;

@@ -316,6 +316,7 @@ impl Mount {
             read_ahead: 8 << 20,
             max_names: 10_000,
             missing_names: true,
+            max_inodes: usize::MAX,
         };
         Self {
             vfs: Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new()),
@@ -493,24 +494,24 @@ struct Names {
 }
 
 impl Names {
-    fn take(&mut self, entry: &DirEntry) -> bool {
+    fn take(&mut self, entry: &DirEntry<'_>) -> bool {
         if self.room == 0 {
             return false;
         }
         self.room -= 1;
         self.last = entry.offset;
         self.names
-            .push(String::from_utf8_lossy(&entry.name).into_owned());
+            .push(String::from_utf8_lossy(entry.name).into_owned());
         true
     }
 }
 
 impl DirSink for Names {
-    fn add(&mut self, entry: &DirEntry) -> bool {
+    fn add(&mut self, entry: &DirEntry<'_>) -> bool {
         self.take(entry)
     }
 
-    fn add_plus(&mut self, entry: &DirEntry, _plus: &Entry) -> bool {
+    fn add_plus(&mut self, entry: &DirEntry<'_>, _plus: &Entry) -> bool {
         self.take(entry)
     }
 }

@@ -1,0 +1,501 @@
+//! What is asked for together: a round trip that asks about one object costs as
+//! much as one that asks about seven.
+//!
+//! - Two names of a directory that are not known, shortly after each other:
+//!   the directory is fetched whole, with attributes, and answers the rest.
+//! - A file's attributes are too old: those of its neighbours that are too old
+//!   as well come along from the second one on, and from the third one on the
+//!   directory is fetched whole if it is small. Who walks through several
+//!   directories so does not begin anew in each of them.
+//! - Directories that are opened one after the other: those that lie beside
+//!   and in the one being opened are confirmed together with it, and are
+//!   believed for that when they are opened in turn, for [`EXPECTED`].
+//! - The text of one symbolic link is read: so are those beside it.
+//!
+//! A single request never asks for more than it needs: it takes a second one
+//! to show a pattern.
+//!
+//! And what is not asked for at all: a name that is not among all names of a
+//! directory. Another host may have made it a moment ago, and a program that
+//! waits for it or was told of it wants it now and not when the cache times are
+//! over. So the server is asked, but for two kinds of callers whose pattern
+//! shows:
+//! - Who makes one file after the other (tar, git, cp -r): before each the
+//!   kernel asks whether the name is free, and the server, which decides, is
+//!   asked at once by the making itself. See [`Makers`].
+//! - Who looks for many names in a directory that are not there (search paths):
+//!   from the third on, the directory is believed for [`PROBED`] after it was
+//!   asked about.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::Vfs;
+use super::dir::hash_name;
+use super::flight::Flights;
+use super::inode::Inode;
+use super::namecache::{Answer, Name};
+use super::types::{Errno, FileKind};
+use crate::nfs::proto::attrs::Attributes;
+use crate::nfs::proto::reply::DirResult;
+use crate::nfs::proto::types::FileHandle;
+use crate::rpc::auth::Credential;
+
+/// A directory with more bytes of names and attributes than this (some 700
+/// names) is not fetched whole because of a few of them.
+const WHOLE: u32 = 256 << 10;
+
+/// And one with more names than this not for their attributes.
+const SMALL: usize = 700;
+
+/// A directory that was confirmed because it was likely to be opened next may
+/// be opened without asking again for so long. Others see their changes shown
+/// that much later, and never later than the cache times allow.
+const EXPECTED: Duration = Duration::from_millis(500);
+
+/// So many more objects are asked about in the round trip of one.
+const COMPANY: usize = 6;
+
+/// A directory that is searched for names it does not have is asked again after
+/// so long.
+const PROBED: Duration = Duration::from_secs(1);
+
+/// So many files were made in a row by who is believed to go on with it.
+const ROW: u32 = 3;
+
+/// So many threads may make files at the same time. More names asked for that
+/// are not made are asked for in vain.
+const AT_A_TIME: u32 = 16;
+
+/// Who makes one file after the other asks for the next one this soon after the
+/// server's last answer: too soon to have heard of what another host has done
+/// meanwhile, which takes some round trips to do and one to tell.
+const NO_PAUSE: Duration = Duration::from_millis(2);
+
+/// A walk is over when it has not gone on for so long.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Who is asking, and for what they seem to be at it.
+#[derive(Debug, Default)]
+pub(super) struct Walk {
+    listings: Flights,
+    attributes: Flights,
+    links: Flights,
+    /// When a directory's attributes were fetched whole last.
+    on: Mutex<Option<Instant>>,
+    pub(super) makers: Makers,
+}
+
+/// Whether names are asked for because they are about to be made.
+#[derive(Debug, Default)]
+pub(super) struct Makers(Mutex<Row>);
+
+#[derive(Debug, Default)]
+struct Row {
+    /// Names made, few asked for in vain between them.
+    made: u32,
+    /// Those that are not there were asked for, and were not made yet.
+    asked: u32,
+    /// When the server answered last.
+    pulse: Option<Instant>,
+}
+
+impl Makers {
+    /// The server has answered.
+    pub(super) fn pulse(&self, now: Instant) {
+        self.0.lock().pulse = Some(now);
+    }
+
+    /// A name was made.
+    pub(super) fn made(&self) {
+        let mut row = self.0.lock();
+        row.made = row.made.saturating_add(1);
+        row.asked = row.asked.saturating_sub(1);
+    }
+
+    /// A name that is not there is asked for. True if that is because it is
+    /// about to be made.
+    pub(super) fn asked(&self, now: Instant) -> bool {
+        let mut row = self.0.lock();
+        row.asked += 1;
+        if row.asked > AT_A_TIME {
+            (row.made, row.asked) = (0, 0);
+        }
+        row.made >= ROW && row.pulse.is_some_and(|pulse| now < pulse + NO_PAUSE)
+    }
+}
+
+impl Walk {
+    fn is_on(&self, now: Instant) -> bool {
+        self.on.lock().is_some_and(|last| now < last + PAUSE)
+    }
+
+    fn goes_on(&self, now: Instant) {
+        *self.on.lock() = Some(now);
+    }
+}
+
+impl Vfs {
+    /// The name is not among all names of the directory. True if that is answer
+    /// enough.
+    pub(super) fn is_missing(&self, dir: &Inode, name: &[u8]) -> bool {
+        if !self.names.has_missing() {
+            return false;
+        }
+        let now = Instant::now();
+        let makes = self.walk.makers.asked(now);
+        let mut names = dir.names().lock();
+        let probes = names.probed(now, hash_name(name)) >= ROW;
+        let recent = names
+            .chain
+            .asked()
+            .is_some_and(|asked| now < asked + PROBED);
+        makes || (probes && recent)
+    }
+
+    /// A name of the directory is not known. True if the directory has been
+    /// fetched whole because of that: look again.
+    pub(super) async fn fetch_for_lookup(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+    ) -> bool {
+        if !self.believes(FileKind::Directory) {
+            return false;
+        }
+        let now = Instant::now();
+        {
+            let mut names = dir.names().lock();
+            let again = names.missed(now, hash_name(name)) > 1;
+            // One that is complete only has to be confirmed, which the lookup
+            // does.
+            if !again || names.is_complete() || !names.may_be_fetched(now) {
+                return false;
+            }
+        }
+        self.fetch_whole(cred, dir).await
+    }
+
+    /// What is learned may be believed for a while.
+    fn believes(&self, kind: FileKind) -> bool {
+        let timeouts = self.inodes.timeouts();
+        let longest = match kind {
+            FileKind::Directory => timeouts.dir_max.max(timeouts.dir_min),
+            _ => timeouts.reg_max.max(timeouts.reg_min),
+        };
+        self.names.is_on() && !longest.is_zero()
+    }
+
+    /// READDIR of a whole directory: one round trip, shared by all who want it.
+    /// False if it is too large or may not be listed.
+    async fn fetch_whole(self: &Arc<Self>, cred: &Arc<Credential>, dir: &Arc<Inode>) -> bool {
+        let asked = Instant::now();
+        let _turn = self.walk.listings.turn(dir.ino).await;
+        if dir.names().lock().was_fetched_since(asked) {
+            return true;
+        }
+        let steps = dir.names().lock().chain.steps();
+        let sent = Instant::now();
+        let page = self
+            .client
+            .read_dir(cred, &dir.handle, 0, [0; 8], WHOLE)
+            .await;
+        let (attrs, page) = match page {
+            Ok(page) => page,
+            Err(error) => {
+                tracing::debug!(ino = dir.ino, "not fetched whole: {error}");
+                dir.names().lock().leave_alone(Instant::now());
+                return false;
+            }
+        };
+        self.learn(dir, &attrs, sent);
+        let whole = page.eof;
+        let names = self.take_page(dir, page, sent);
+        if whole && let Some(names) = names {
+            return self.is_complete(dir, names, cred, attrs.change, sent, steps);
+        }
+        dir.names().lock().leave_alone(Instant::now());
+        false
+    }
+
+    /// The names of a page that begins a listing, with what it says about the
+    /// objects taken in. `None` if it does not say of each which it is.
+    fn take_page(
+        &self,
+        dir: &Arc<Inode>,
+        page: DirResult,
+        sent: Instant,
+    ) -> Option<Vec<(Name, Arc<Inode>)>> {
+        let entries = page.entries.into_iter();
+        entries
+            .filter(|entry| !matches!(&entry.name[..], b"." | b".."))
+            .map(|entry| {
+                let handle = entry.attrs.handle.as_ref()?;
+                self.listed(dir, &entry.name, handle, &entry.attrs, sent)
+            })
+            .collect()
+    }
+
+    /// The inode of a name in a listing, with what that says about it taken in.
+    pub(super) fn listed(
+        &self,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        handle: &FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+    ) -> Option<(Name, Arc<Inode>)> {
+        if !attrs.is_whole() {
+            return None;
+        }
+        let (key, before) = {
+            let names = dir.names().lock();
+            (names.key(name), names.get(name))
+        };
+        let (inode, new) = self.inodes.intern(handle, attrs, sent, |ino| match before {
+            Answer::Inode(inode) if inode.ino == ino => Some(inode),
+            _ => self.names.dir(ino),
+        });
+        if !new {
+            self.learn(&inode, attrs, sent);
+        }
+        let key = key.unwrap_or_else(|| name.into());
+        inode.found_at(dir, Arc::clone(&key));
+        Some((key, inode))
+    }
+
+    /// A directory was listed to its end, all the time at `change`; the first
+    /// request was sent after `steps` of the directory's chain and the last one
+    /// at `sent`. False if something of ours has come in between.
+    pub(super) fn is_complete(
+        &self,
+        dir: &Arc<Inode>,
+        listing: Vec<(Name, Arc<Inode>)>,
+        cred: &Arc<Credential>,
+        change: u64,
+        sent: Instant,
+        steps: u64,
+    ) -> bool {
+        if !self.names.is_on() || listing.len() > self.names.most_of_one() {
+            return false;
+        }
+        {
+            let mut names = dir.names().lock();
+            let chain = &mut names.chain;
+            if !chain.is_quiet() || chain.steps() != steps || !chain.explains(change) {
+                return false;
+            }
+            chain.start(change, sent, true);
+            names.complete(listing, cred, sent);
+        }
+        self.names.used(dir);
+        true
+    }
+
+    /// GETATTR of an object whose attributes are too old.
+    pub(super) async fn refresh(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        inode: &Arc<Inode>,
+    ) -> Result<(), Errno> {
+        let believes = self.believes(inode.kind);
+        let mut company = Vec::new();
+        if believes && let Some(place) = inode.place() {
+            let now = Instant::now();
+            let (misses, whole) = {
+                let mut names = place.dir.names().lock();
+                let small = names.is_complete() && names.count() <= SMALL;
+                (
+                    names.missed(now, inode.ino),
+                    small && names.may_be_fetched(now),
+                )
+            };
+            let walks = self.walk.is_on(now);
+            if whole && (misses > 2 || walks) {
+                self.walk.goes_on(now);
+                let asked = self.fetch_whole(cred, &place.dir).await;
+                if asked && !inode.attr.lock().ttl(Instant::now()).is_zero() {
+                    return Ok(());
+                }
+            } else if misses > 1 {
+                company = Self::too_old(&place.dir, &place.name, inode);
+            }
+        }
+        let _turn = if believes {
+            let turn = self.walk.attributes.turn(inode.ino).await;
+            if !inode.attr.lock().ttl(Instant::now()).is_zero() {
+                return Ok(());
+            }
+            Some(turn)
+        } else {
+            None
+        };
+        company.insert(0, Arc::clone(inode));
+        self.ask_about(cred, &company).await.map(drop)
+    }
+
+    /// The next objects beside one whose attributes are too old as well.
+    fn too_old(dir: &Inode, name: &[u8], but: &Arc<Inode>) -> Vec<Arc<Inode>> {
+        // Looked at outside of the directory's lock.
+        let beside: Vec<_> = {
+            let names = dir.names().lock();
+            let beside = names.around(name).take(8 * COMPANY);
+            beside.map(Arc::clone).collect()
+        };
+        let now = Instant::now();
+        beside
+            .into_iter()
+            .filter(|other| !Arc::ptr_eq(other, but) && !other.is_stale())
+            .filter(|other| other.attr.lock().ttl(now).is_zero() && !Self::is_changing(other))
+            .take(COMPANY)
+            .collect()
+    }
+
+    /// GETATTR of several objects, of which only the first matters: one round
+    /// trip. Returns when it was sent, and how many were answered.
+    async fn ask_about(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        inodes: &[Arc<Inode>],
+    ) -> Result<(Instant, usize), Errno> {
+        let handles: Vec<_> = inodes.iter().map(|inode| &inode.handle).collect();
+        let sent = Instant::now();
+        let answers = self
+            .client
+            .get_attrs_of(cred, &handles)
+            .await
+            .map_err(|error| self.failed(&error, &inodes[0]))?;
+        for (inode, attrs) in inodes.iter().zip(&answers) {
+            self.learn(inode, attrs, sent);
+        }
+        Ok((sent, answers.len()))
+    }
+
+    /// A directory whose names are all known is opened: are they still those?
+    /// One round trip, or none if this directory was expected to be opened.
+    pub(super) async fn confirm(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+    ) -> Result<(), Errno> {
+        let now = Instant::now();
+        let walks = self.visits(dir, now);
+        let expected = dir.names().lock().was_expected();
+        let window = EXPECTED.min(dir.attr.lock().timeout());
+        if expected.is_some_and(|sent| now < sent + window) {
+            return Ok(());
+        }
+        let mut ask = vec![Arc::clone(dir)];
+        if walks {
+            ask.extend(self.likely_next(cred, dir, now));
+        }
+        let (sent, answered) = self.ask_about(cred, &ask).await?;
+        for other in &ask[1..answered] {
+            other.names().lock().expect(sent);
+        }
+        Ok(())
+    }
+
+    /// A directory is opened. True if one beside it, or the one it lies in, was
+    /// a short while ago.
+    pub(super) fn visits(&self, dir: &Arc<Inode>, now: Instant) -> bool {
+        dir.names().lock().visit(now);
+        dir.place()
+            .is_some_and(|place| place.dir.names().lock().visit(now))
+    }
+
+    /// Directories that whoever opens `dir` on a walk will open next, as far as
+    /// their names are known: those in it, then those beside it.
+    fn likely_next(&self, cred: &Credential, dir: &Arc<Inode>, now: Instant) -> Vec<Arc<Inode>> {
+        let directories = |at: &Inode, name: &[u8]| -> Vec<Arc<Inode>> {
+            let names = at.names().lock();
+            names
+                .around(name)
+                .filter(|other| other.kind == FileKind::Directory && !Arc::ptr_eq(other, dir))
+                .take(8 * COMPANY)
+                .map(Arc::clone)
+                .collect()
+        };
+        let mut near = directories(dir, b"");
+        if let Some(place) = dir.place() {
+            near.extend(directories(&place.dir, &place.name));
+        }
+        near.into_iter()
+            .filter(|other| {
+                let names = other.names().lock();
+                names.is_complete_for(cred)
+                    && now.saturating_duration_since(names.chain.confirmed()) > EXPECTED / 2
+            })
+            .take(COMPANY)
+            .collect()
+    }
+
+    /// READLINK of a link and of those beside it that were not read yet: one
+    /// round trip.
+    pub(super) async fn read_links(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        inode: &Arc<Inode>,
+    ) -> Result<Bytes, Errno> {
+        let _turn = self.walk.links.turn(inode.ino).await;
+        if let Some(text) = inode.link.get() {
+            return Ok(Bytes::clone(text));
+        }
+        let mut ask = vec![Arc::clone(inode)];
+        if let Some(place) = inode.place() {
+            let names = place.dir.names().lock();
+            let beside = names.around(&place.name).filter(|other| {
+                other.kind == FileKind::Symlink
+                    && other.link.get().is_none()
+                    && !Arc::ptr_eq(other, inode)
+            });
+            ask.extend(beside.take(COMPANY).map(Arc::clone));
+        }
+        let handles: Vec<_> = ask.iter().map(|inode| &inode.handle).collect();
+        let texts = self
+            .client
+            .read_links(cred, &handles)
+            .await
+            .map_err(|error| self.failed(&error, inode))?;
+        for (link, text) in ask.iter().zip(texts) {
+            // Not a slice of the record, which would stay alive with it.
+            let _ = link.link.set(Box::new(Bytes::copy_from_slice(&text)));
+        }
+        let text = inode.link.get().ok_or(Errno(libc::EIO))?;
+        Ok(Bytes::clone(text))
+    }
+
+    /// The directory is new, and we have made it: it is empty.
+    pub(super) fn is_new(
+        &self,
+        dir: &Arc<Inode>,
+        attrs: &Attributes,
+        by: &Arc<Credential>,
+        sent: Instant,
+    ) {
+        if !self.names.is_on() {
+            return;
+        }
+        {
+            let mut names = dir.names().lock();
+            // Its attributes were taken after it was made, by when somebody may
+            // have put something in.
+            names.chain.start(attrs.change, sent, false);
+            names.complete(Vec::new(), by, sent);
+        }
+        self.names.used(dir);
+    }
+
+    /// The inode that a name is remembered to lead to, believed or not.
+    pub(super) fn remembered_inode(&self, dir: &Inode, name: &[u8]) -> Option<Arc<Inode>> {
+        match dir.names().lock().get(name) {
+            Answer::Inode(inode) => Some(inode),
+            Answer::Missing | Answer::Absent | Answer::Unknown => None,
+        }
+    }
+}
