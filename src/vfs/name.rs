@@ -11,7 +11,7 @@ use super::namecache::{Answer, Target};
 use super::types::{Entry, Errno, FileKind, Ino, Lookup};
 use super::{NAME_MAX, Vfs};
 use crate::nfs::NfsError;
-use crate::nfs::calls::{DirMoved, HowToOpen, Made, Moved};
+use crate::nfs::calls::{DirMoved, HowToOpen, Made};
 use crate::nfs::proto::attrs::{Attributes, NewAttributes};
 use crate::nfs::proto::ops::{ACCESS_WRITE, Make};
 use crate::nfs::proto::types::FileHandle;
@@ -347,7 +347,7 @@ impl Vfs {
         self.send_changes(&inode).await;
         let _changing = self.changing(&dir);
         let sent = Instant::now();
-        let (attrs, moved) = self
+        let (own, moved) = self
             .client
             .link(cred, &inode.handle, &dir.handle, new_name)
             .await
@@ -357,11 +357,6 @@ impl Vfs {
                 }
                 self.failed(&error, &inode)
             })?;
-        let own = Moved {
-            // A link does not touch the data, whoever else did.
-            before: Some(inode.attr.lock().change()),
-            after: Some(attrs),
-        };
         self.moved(&inode, &own, sent);
         let target = Target::Inode(Arc::clone(&inode));
         self.named(&dir, new_name, &moved, target, sent);

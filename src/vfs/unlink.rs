@@ -51,6 +51,13 @@ impl Silly {
     }
 }
 
+/// What became of the name of an open file that is replaced.
+struct Hidden {
+    silly: SillyName,
+    /// The hidden name is one more, not the one that the file had.
+    beside: bool,
+}
+
 /// A hidden name of a directory may be about to be removed, until this is
 /// dropped.
 #[derive(Debug)]
@@ -181,8 +188,8 @@ impl Vfs {
         }
     }
 
-    /// RENAME: one round trip; one more if it replaces a file that is open
-    /// here. RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT cannot be
+    /// RENAME: one round trip; one more, a LINK, if it replaces a file that is open
+    /// here, which is so kept without its name being gone for a moment. RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT cannot be
     /// said in NFS and are refused, so that programs fall back.
     pub async fn rename(
         self: &Arc<Self>,
@@ -211,11 +218,11 @@ impl Vfs {
         let removing = replaced.map(|victim| self.take_name(victim));
         if let (Some(victim), Some(None)) = (&victim, &removing) {
             self.file_state(victim).inner.lock().replacing += 1;
-            let hiding = self.hide(cred, &to, new_name, victim).await;
-            if hiding.is_err() {
+            let hiding = self.hide_beside(cred, &to, new_name, victim).await;
+            if !matches!(hiding, Ok(Some(_))) {
                 self.replaced(victim).await;
             }
-            hidden = Some(hiding?);
+            hidden = hiding?;
         }
         let _changing = (
             self.changing(&from),
@@ -260,7 +267,10 @@ impl Vfs {
                 return Err(self.refused(&error, &from, name));
             }
         };
-        if let (Some(_), Some(victim)) = (&hidden, &victim) {
+        if let (Some(hidden), Some(victim)) = (&hidden, &victim) {
+            if hidden.beside {
+                Self::is_hidden(victim);
+            }
             self.replaced(victim).await;
         }
         if same {
@@ -374,6 +384,68 @@ impl Vfs {
         }
     }
 
+    fn hidden_name(&self, victim: &Inode) -> String {
+        let number = self.silly.counter.fetch_add(1, Ordering::Relaxed);
+        let process = std::process::id();
+        format!(".nfs{:016x}{process:08x}{number:04x}", victim.ino)
+    }
+
+    /// The file has its hidden name, and the one that it had is gone.
+    fn is_hidden(victim: &Inode) {
+        victim.not_found();
+        let mut attr = victim.attr.lock();
+        attr.hide_name(true);
+        attr.unlinked();
+        attr.expire();
+    }
+
+    /// Gives the file a second, hidden name, before the one that it has is given to
+    /// another. `None` if there is nothing left to be kept: somebody else was
+    /// faster. Where the server makes no links the name is moved away, and is
+    /// missing until the caller has put the other file there.
+    async fn hide_beside(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        victim: &Arc<Inode>,
+    ) -> Result<Option<Hidden>, Errno> {
+        loop {
+            let hidden = self.hidden_name(victim);
+            let _changing = self.changing(dir);
+            let sent = Instant::now();
+            let linked = self
+                .client
+                .link(cred, &victim.handle, &dir.handle, hidden.as_bytes())
+                .await;
+            let (own, moved) = match linked {
+                Ok(linked) => linked,
+                Err(NfsError::Status(_, Status::EXIST)) => continue,
+                Err(NfsError::Status(_, Status::STALE | Status::NOENT)) => return Ok(None),
+                Err(NfsError::Status(..)) => {
+                    drop(_changing);
+                    let silly = self.hide(cred, dir, name, victim).await?;
+                    let beside = false;
+                    return Ok(Some(Hidden { silly, beside }));
+                }
+                Err(error) => return Err(self.failed(&error, dir)),
+            };
+            victim.attr.lock().hide_name(true);
+            self.moved(victim, &own, sent);
+            let target = Target::Inode(Arc::clone(victim));
+            self.named(dir, hidden.as_bytes(), &moved, target, sent);
+            let silly = SillyName {
+                dir: Arc::clone(dir),
+                name: hidden.into_bytes(),
+                file: victim.handle.clone(),
+                cred: Arc::clone(cred),
+            };
+            self.file_state(victim).inner.lock().silly = Some(silly.clone());
+            let beside = true;
+            return Ok(Some(Hidden { silly, beside }));
+        }
+    }
+
     /// Moves a name out of sight. The caller sees to what becomes of it if the
     /// file is closed meanwhile.
     async fn hide(
@@ -384,12 +456,7 @@ impl Vfs {
         victim: &Arc<Inode>,
     ) -> Result<SillyName, Errno> {
         loop {
-            let number = self.silly.counter.fetch_add(1, Ordering::Relaxed);
-            let hidden = format!(
-                ".nfs{:016x}{:08x}{number:04x}",
-                victim.ino,
-                std::process::id()
-            );
+            let hidden = self.hidden_name(victim);
             // RENAME would replace what has that name.
             match self
                 .client
@@ -421,30 +488,27 @@ impl Vfs {
                 file: victim.handle.clone(),
                 cred: Arc::clone(cred),
             };
-            victim.not_found();
             self.file_state(victim).inner.lock().silly = Some(silly.clone());
-            {
-                let mut attr = victim.attr.lock();
-                attr.hide_name(true);
-                attr.unlinked();
-                attr.expire();
-            }
+            Self::is_hidden(victim);
             return Ok(silly);
         }
     }
 
-    /// Undoes `hide`.
-    async fn bring_back(self: &Arc<Self>, silly: &SillyName, name: &[u8], victim: &Arc<Inode>) {
+    /// Undoes `hide_beside`.
+    async fn bring_back(self: &Arc<Self>, hidden: &Hidden, name: &[u8], victim: &Arc<Inode>) {
         self.file_state(victim).inner.lock().silly = None;
-        let back = self
-            .client
-            .rename(
-                &silly.cred,
-                (&silly.dir.handle, &silly.name),
-                (&silly.dir.handle, name),
-                Some(&victim.handle),
-            )
-            .await;
+        let Hidden { silly, beside } = hidden;
+        let place = &silly.dir.handle;
+        let back = if *beside {
+            let removed = self.client.remove(&silly.cred, place, &silly.name);
+            removed.await.map(drop)
+        } else {
+            let (from, to) = ((place, &silly.name[..]), (place, name));
+            let moved = self
+                .client
+                .rename(&silly.cred, from, to, Some(&victim.handle));
+            moved.await.map(drop)
+        };
         if let Err(error) = back {
             tracing::error!(
                 "a file is left as {} in its directory: {error}",

@@ -8,10 +8,11 @@
 //! `EFS_FUSE_CHECKER_SECONDS` makes it longer (`scripts/consistency`),
 //! `EFS_FUSE_SEED` repeats its choices, not its interleaving.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -123,6 +124,9 @@ struct Versions {
     begun: AtomicU64,
     /// One writer at a time.
     writing: Mutex<()>,
+    /// Of each version, the host and the way that it was written: for whoever looks
+    /// into a failure.
+    history: Mutex<HashMap<u64, (usize, usize)>>,
 }
 
 fn write_file(host: &Path, name: &str, version: u64, way: usize) {
@@ -202,24 +206,20 @@ fn who_opens_after_a_close_sees_what_was_closed_and_nothing_older() {
                     if dice.roll(4) == 0 {
                         let _one = file.writing.lock();
                         let version = file.begun.fetch_add(1, Ordering::SeqCst) + 1;
-                        write_file(host, &name, version, dice.roll(3));
+                        let way = dice.roll(3);
+                        file.history.lock().insert(version, (worker % 3, way));
+                        write_file(host, &name, version, way);
                         file.closed.store(version, Ordering::SeqCst);
                         writes.fetch_add(1, Ordering::Relaxed);
                     } else {
                         let oldest = file.closed.load(Ordering::SeqCst);
                         let mut seen = Vec::new();
-                        // Known gaps in the face of a RENAME onto the name: one
-                        // that is replaced again while it is looked up a second
-                        // time is ESTALE; and on the host that replaces a file it
-                        // has open the name is missing for a moment.
+                        // A known gap in the face of RENAMEs onto the name by other
+                        // hosts: one that is replaced again while it is looked up a
+                        // second time is ESTALE.
                         let mut opened = match File::open(host.join(&name)) {
                             Ok(opened) => opened,
-                            Err(error)
-                                if matches!(
-                                    error.raw_os_error(),
-                                    Some(libc::ESTALE | libc::ENOENT)
-                                ) =>
-                            {
+                            Err(error) if error.raw_os_error() == Some(libc::ESTALE) => {
                                 refused.fetch_add(1, Ordering::Relaxed);
                                 continue;
                             }
@@ -233,10 +233,22 @@ fn who_opens_after_a_close_sees_what_was_closed_and_nothing_older() {
                         }
                         let newest = file.begun.load(Ordering::SeqCst);
                         if let Err(wrong) = judge(&seen, oldest, newest) {
+                            let number = |meta: std::io::Result<fs::Metadata>| {
+                                meta.map(|meta| (meta.ino(), meta.nlink(), meta.len()))
+                            };
+                            let opened = number(opened.metadata());
+                            let named = number(fs::metadata(host.join(&name)));
+                            let true_one = number(fs::metadata(server.join(&name)));
                             let _quiet = file.writing.lock();
+                            let history = file.history.lock();
                             panic!(
-                                "seed {seed}, host {}, {name}: {wrong}\nafterwards {}",
+                                "seed {seed}, host {}, {name}: {wrong}\n(host, way) of {:?}; \
+                                 (number, links, size) of what was opened {opened:?}, named \
+                                 {named:?}, at the server {true_one:?}\nafterwards {}",
                                 worker % 3,
+                                (oldest.saturating_sub(3)..=newest)
+                                    .map(|version| (version, history.get(&version)))
+                                    .collect::<Vec<_>>(),
                                 evidence(hosts, server, &name)
                             );
                         }

@@ -530,6 +530,91 @@ async fn every_open_by_a_name_that_was_given_away_is_refused_not_only_the_first(
     let _keeps_it_alive = fh;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_name_whose_open_file_is_replaced_is_missing_for_nobody_at_no_moment() {
+    for links in [true, false] {
+        let peer = Peer::new(PeerConfig::default());
+        let (host, other) = (Host::new(&peer).await, Host::new(&peer).await);
+        let (_, fh) = host.create("f").await;
+        host.write(fh, 0, &b"old"[..]).await.unwrap();
+        host.flush(fh).await.unwrap();
+        host.create("f.new").await;
+        peer.on_op(move |event| match event.op {
+            op::LINK if !links => Action::Fail(st::NOTSUPP),
+            op::LINK | op::RENAME => Action::Delay(Duration::from_secs(1)),
+            _ => Action::Pass,
+        });
+        let rename = host
+            .vfs
+            .rename(&host.cred, ROOT_INO, b"f.new", ROOT_INO, b"f", 0);
+        let look = async {
+            let mut missing = 0;
+            for _ in 0..30 {
+                sleep(Duration::from_millis(100)).await;
+                let found = other.vfs.lookup_now(&other.cred, ROOT_INO, b"f").await;
+                missing += i32::from(!matches!(found, Ok(Lookup::Found(_))));
+            }
+            missing
+        };
+        let (renamed, missing) = tokio::join!(rename, look);
+        renamed.unwrap();
+        // Where there are no links it cannot be helped.
+        assert_eq!(missing == 0, links, "{missing}");
+        assert_eq!(&host.read(fh, 0, 10).await[..], b"old", "it is kept");
+        let names = || peer.fs().list("/").unwrap().len();
+        assert_eq!(names(), 2, "hidden");
+        host.vfs.release(ROOT_INO, fh, None).await.unwrap();
+        sleep(SOON).await;
+        assert_eq!(names(), 1, "and removed when it is closed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_that_fails_leaves_the_open_file_its_one_name() {
+    let peer = Peer::new(PeerConfig::default());
+    let host = Host::new(&peer).await;
+    let (ino, fh) = host.create("f").await;
+    host.create("f.new").await;
+    peer.on_op(|event| match event.op {
+        op::RENAME => Action::Fail(st::NOSPC),
+        _ => Action::Pass,
+    });
+    let renamed = host
+        .vfs
+        .rename(&host.cred, ROOT_INO, b"f.new", ROOT_INO, b"f", 0)
+        .await;
+    assert_eq!(renamed.unwrap_err(), Errno(libc::ENOSPC));
+    peer.clear_script();
+    assert_eq!(peer.fs().list("/").unwrap().len(), 2);
+    let (stat, _) = host.vfs.getattr(&host.cred, ino, Some(fh)).await.unwrap();
+    assert_eq!(stat.nlink, 1);
+    assert_eq!(host.ino("f").await, ino);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_does_not_explain_what_another_host_wrote_before_it() {
+    let peer = Peer::new(PeerConfig::default());
+    let (host, other) = (Host::new(&peer).await, Host::new(&peer).await);
+    let (_, fh) = other.create("f").await;
+    other.write(fh, 0, &b"one"[..]).await.unwrap();
+    other.flush(fh).await.unwrap();
+    let ino = host.ino("f").await;
+    let open = || async {
+        let opened = host.vfs.open(&host.cred, ino, libc::O_RDONLY).await;
+        let opened = opened.expect("open");
+        let read = host.read(opened.fh, 0, 3).await;
+        host.vfs.release(ino, opened.fh, None).await.unwrap();
+        (opened.keep_cache, read)
+    };
+    open().await;
+    assert!(open().await.0, "the kernel has the file's pages");
+    other.write(fh, 0, &b"two"[..]).await.unwrap();
+    other.flush(fh).await.unwrap();
+    let linked = host.vfs.link(&host.cred, ino, ROOT_INO, b"g").await;
+    linked.expect("link");
+    assert_eq!(open().await, (false, Bytes::from_static(b"two")));
+}
+
 /// What is written into it would be lost with it.
 #[tokio::test(start_paused = true)]
 async fn a_file_whose_name_was_given_away_is_not_cut_either() {

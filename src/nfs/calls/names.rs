@@ -293,19 +293,24 @@ impl Client {
         .await
     }
 
-    /// LINK: one more name for an object. Returns its attributes after it, and
-    /// how the directory moved.
+    /// LINK: one more name for an object. Returns how that moved, with its attributes
+    /// after it in any case, and how the directory did.
     pub async fn link(
         self: &Arc<Self>,
         cred: &Credential,
         object: &FileHandle,
         dir: &FileHandle,
         name: &[u8],
-    ) -> Result<(Attributes, DirMoved), NfsError> {
+    ) -> Result<(Moved, DirMoved), NfsError> {
+        let moved = |before, after| Moved {
+            before,
+            after: Some(after),
+        };
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
                 c.once()
                     .put(object)
+                    .get_attrs(attrs::CHANGE_ONLY)
                     .save()
                     .put(dir)
                     .get_attrs(attrs::CHANGE_ONLY)
@@ -316,14 +321,17 @@ impl Client {
                     .get_attrs(self.object());
             })
             .await?;
-        reply.skip(&[Op::PutFh, Op::SaveFh])?;
+        let object_before = change_before(&mut reply)?;
+        reply.ok(Op::SaveFh)?;
         let before = change_before(&mut reply)?;
         let info = match reply.change(Op::Link) {
             Ok(info) => info,
             Err(NfsError::Status(op, Status::EXIST)) if reply.redone() => {
                 let found = self.lookup(cred, dir, name).await?;
                 return match found.object {
-                    Some((handle, attrs)) if handle == *object => Ok((attrs, DirMoved::default())),
+                    Some((handle, attrs)) if handle == *object => {
+                        Ok((moved(None, attrs), DirMoved::default()))
+                    }
                     _ => Err(NfsError::Status(op, Status::EXIST)),
                 };
             }
@@ -335,8 +343,8 @@ impl Client {
             .map(|_| ())
             .and_then(|()| reply.attrs());
         match attrs {
-            Ok(attrs) => Ok((attrs, dir)),
-            Err(_) => Ok((self.get_attrs(cred, object).await?, dir)),
+            Ok(attrs) => Ok((moved(object_before, attrs), dir)),
+            Err(_) => Ok((moved(None, self.get_attrs(cred, object).await?), dir)),
         }
     }
 }
