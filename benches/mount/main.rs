@@ -6,6 +6,7 @@
 //! | [`startup`] | time from command to ready and to gone |
 //! | [`memory`] | RSS idle, and with the write window full |
 //! | [`streams`] | sequential and random I/O beside its ceilings |
+//! | [`tls`] | the same with TLS against without, and over several connections |
 //! | [`workloads`] | round trips and wall time of what people do |
 //! | [`kernel`] | the same beside what the kernel's client needs |
 //! | [`direct`] | the ceiling: our own client without FUSE |
@@ -19,6 +20,8 @@ mod direct;
 mod host;
 mod kernel;
 mod locks;
+#[path = "../../tests/it/lookalike/mod.rs"]
+mod lookalike;
 mod memory;
 mod mount;
 mod null;
@@ -27,6 +30,7 @@ mod report;
 mod server;
 mod startup;
 mod streams;
+mod tls;
 mod workloads;
 
 use std::path::{Path, PathBuf};
@@ -65,6 +69,7 @@ enum Part {
     Startup,
     Memory,
     Streams,
+    Tls,
     Locks,
     Workloads,
     Kernel,
@@ -97,10 +102,11 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut report = Report::new(arguments.quick, &parent);
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
-    let parts: [(Part, Measure); 6] = [
+    let parts: [(Part, Measure); 7] = [
         (Part::Startup, startup::measure),
         (Part::Memory, memory::measure),
         (Part::Streams, streams::measure),
+        (Part::Tls, tls::measure),
         (Part::Locks, locks::measure),
         (Part::Workloads, workloads::measure),
         (Part::Kernel, kernel::measure),

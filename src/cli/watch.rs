@@ -326,10 +326,11 @@ fn draw(rates: &Rates, history: &History, status: &Value, size: (usize, usize)) 
             age(up),
         ),
         format!(
-            "{} · session {colour}{state}{PLAIN} · lease {} s, {:.0} s ago · reconnects {} · recoveries {} · slow {}",
+            "{} · session {colour}{state}{PLAIN} · lease {} s, {:.0} s ago · connections {} · reconnects {} · recoveries {} · slow {}",
             text(&status["server"]),
             session["lease_s"],
             session["idle_s"].as_f64().unwrap_or(0.0),
+            rates.gauge("connections"),
             rates.reconnects,
             rates.recoveries,
             rates.slow,

@@ -8,9 +8,12 @@
 //! [`ServerConnector`] does what a mount needs, with TLS and an identity where
 //! they are wanted. It may be asked for any number of connections, also at the
 //! same time; each is complete, with nothing sent on it but the TLS handshake,
-//! so that whoever asked may send a first call of its own (a bind call) before
-//! any other. [`TcpConnector`] is plain TCP to an address.
+//! so that a first call of its own may be sent before any other: where several
+//! connections to EFS are wanted ([`ServerConnector::several`]), the bind call of
+//! [`super::partition`]. Further connections go to the address of the first.
+//! [`TcpConnector`] is plain TCP to an address.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +24,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::certificate::Claims;
 use super::clock::Utc;
@@ -30,12 +33,14 @@ use super::device::{Device, DeviceKind};
 use super::identity::{Identity, Shown};
 use super::imds::{Imds, Instance};
 use super::mount_targets::Api;
+use super::partition::{self, Ask, First, Further, NoReply, Partitions, Reply};
 use super::problem::Problem;
 use super::resolve::resolve;
 use super::settings::Settings;
 use super::target::{Found, Target};
 use super::tls::{Agreed, Tls};
-use crate::rpc::transport::{BoxStream, Connecting, Connector};
+use crate::rpc::alone;
+use crate::rpc::transport::{BoxStream, Connecting, Connector, Joining, NoFurther};
 
 /// How long one address may take.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
@@ -68,6 +73,10 @@ pub struct ServerConnector {
     api: Api,
     target: OnceCell<Target>,
     tls: OnceCell<Secure>,
+    /// Of EFS, if there may be several connections.
+    partitions: Option<Mutex<Partitions>>,
+    /// That of the last connection.
+    address: Mutex<Option<SocketAddr>>,
     /// Of the last handshake.
     agreed: Mutex<Option<Agreed>>,
     /// What the user should know; each once.
@@ -98,6 +107,8 @@ impl ServerConnector {
             api: Api::new(&settings),
             target: OnceCell::new(),
             tls: OnceCell::new(),
+            partitions: None,
+            address: Mutex::default(),
             agreed: Mutex::default(),
             warnings: Mutex::default(),
             device,
@@ -107,6 +118,20 @@ impl ServerConnector {
             connector.warn("verify=0: anybody may be the server".to_owned());
         }
         connector
+    }
+
+    /// There may be several connections at a time: what EFS must be asked for that
+    /// is asked.
+    ///
+    /// # Errors
+    /// There are no random numbers.
+    pub fn several(mut self) -> io::Result<Self> {
+        if self.device.is_efs() {
+            let mut identifier = [0; 16];
+            getrandom::fill(&mut identifier).map_err(io::Error::other)?;
+            self.partitions = Some(Mutex::new(Partitions::new(identifier)));
+        }
+        Ok(self)
     }
 
     /// Whether connections are by TLS.
@@ -218,12 +243,78 @@ impl ServerConnector {
     /// See [`Problem`].
     pub async fn open(&self) -> Result<BoxStream, Problem> {
         // The key and the credentials take their time, and so do DNS and TCP.
-        let tcp = async { self.tcp(self.addresses().await?.addresses).await };
+        let addresses = async { Ok(self.addresses().await?.addresses) };
+        self.open_to(addresses).await
+    }
+
+    /// One more, to the same address.
+    async fn open_beside(&self) -> Result<BoxStream, Problem> {
+        let address = *self.address.lock();
+        match address {
+            Some(address) => self.open_to(async { Ok(vec![address]) }).await,
+            None => self.open().await,
+        }
+    }
+
+    async fn open_to(
+        &self,
+        addresses: impl Future<Output = Result<Vec<SocketAddr>, Problem>>,
+    ) -> Result<BoxStream, Problem> {
+        let tcp = async { self.tcp(addresses.await?).await };
         let (stream, secure) = tokio::try_join!(tcp, self.prepare_tls())?;
+        if let Ok(address) = stream.peer_addr() {
+            *self.address.lock() = Some(address);
+        }
         match secure {
             true => Ok(self.secured(stream).await?.0),
             false => Ok(Box::new(stream)),
         }
+    }
+
+    /// A first connection; of EFS, its partition is found out where that can be.
+    async fn first(&self) -> io::Result<BoxStream> {
+        let Some(partitions) = &self.partitions else {
+            return Ok(self.open().await?);
+        };
+        let mut ask = partitions.lock().first(Instant::now());
+        while let Some(asked) = ask.take() {
+            let mut stream = self.open().await?;
+            let reply = bind(&mut stream, &asked).await?;
+            let next = partitions
+                .lock()
+                .first_answered(asked, reply, Instant::now());
+            match next {
+                First::Use => return Ok(stream),
+                First::Ask(next) => ask = Some(next),
+                First::Plain => tracing::info!(
+                    "{} tells no partitions: there will be one connection",
+                    self.peer()
+                ),
+            }
+        }
+        Ok(self.open().await?)
+    }
+
+    /// One more that leads to the session.
+    async fn more(&self) -> Result<BoxStream, NoFurther> {
+        let Some(partitions) = &self.partitions else {
+            return self.open_beside().await.map_err(NoFurther::now);
+        };
+        let search = async {
+            let mut asked = partitions.lock().further()?;
+            loop {
+                let mut stream = self.open_beside().await.map_err(NoFurther::now)?;
+                let reply = bind(&mut stream, &asked).await.map_err(NoFurther::now)?;
+                let next = partitions.lock().further_answered(asked, reply);
+                match next {
+                    Further::Use => return Ok(stream),
+                    Further::Ask(next) => asked = next,
+                    Further::Stop(stopped) => return Err(stopped),
+                }
+            }
+        };
+        let found = timeout(partition::SEARCH, search).await;
+        found.unwrap_or_else(|_| Err(Partitions::search_over()))
     }
 
     /// What the last TLS handshake came to.
@@ -270,7 +361,21 @@ impl ServerConnector {
 
 impl Connector for ServerConnector {
     fn connect(&self) -> Connecting<'_> {
-        Box::pin(async move { Ok(self.open().await?) })
+        Box::pin(self.first())
+    }
+
+    fn further(&self) -> Joining<'_> {
+        Box::pin(self.more())
+    }
+
+    fn allowed(&self) -> usize {
+        let partitions = self.partitions.as_ref();
+        partitions.map_or(usize::MAX, |partitions| partitions.lock().allowed())
+    }
+
+    fn vouches(&self) -> bool {
+        let partitions = self.partitions.as_ref();
+        partitions.is_some_and(|partitions| partitions.lock().known())
     }
 
     fn peer(&self) -> String {
@@ -281,6 +386,21 @@ impl Connector for ServerConnector {
             }
             None => peer_of(&self.device.host, self.settings.port),
         }
+    }
+}
+
+/// Asks a fresh connection for its partition.
+///
+/// # Errors
+/// Why the server does not want us at all; all else is a missing reply.
+async fn bind(stream: &mut BoxStream, asked: &Ask) -> io::Result<Result<Reply, NoReply>> {
+    let mut xid = [0; 4];
+    getrandom::fill(&mut xid).map_err(io::Error::other)?;
+    let xid = u32::from_ne_bytes(xid);
+    match alone::ask(stream, asked.call(), xid, partition::PATIENCE).await {
+        Ok(answer) => Ok(asked.read(answer)),
+        Err(why) if Problem::of(&why).is_some() => Err(why),
+        Err(why) => Ok(Err(NoReply::Failed(why.to_string()))),
     }
 }
 

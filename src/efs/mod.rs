@@ -5,6 +5,7 @@
 //!   └─► target         the names: region, imds, DNS alias
 //!         └─► resolve, mount_targets     the addresses, anew at every connection
 //! connector            TCP and, where wanted, TLS; asks all of them
+//!   ├─► partition        several connections of one session, by the bind protocol
 //!   ├─► tls            whom to believe
 //!   └─► identity       the client certificate of the next connection
 //!         ├─► credentials                of the IAM principal
@@ -25,6 +26,7 @@ mod http;
 pub mod identity;
 pub mod imds;
 pub mod mount_targets;
+mod partition;
 pub mod problem;
 pub mod region;
 pub mod resolve;

@@ -63,10 +63,7 @@ pub async fn run(
 ) -> Result<(), MountError> {
     let shutdown = Shutdown::on_signals()
         .map_err(|why| MountError::system("installing signal handlers", why))?;
-    let connector = Arc::new(ServerConnector::new(
-        request.device.clone(),
-        request.options.server.clone(),
-    ));
+    let connector = connector(&request)?;
     let (client, sent) = tokio::select! {
         connected = connect_patiently(&request, &connector, &metrics) => connected?,
         () = shutdown.asked() => return Err(MountError::interrupted()),
@@ -175,6 +172,19 @@ async fn leave(running: &Arc<Running>) -> io::Result<()> {
     Ok(())
 }
 
+/// What makes the connections of a mount.
+fn connector(request: &MountRequest) -> Result<Arc<ServerConnector>, MountError> {
+    let (device, options) = (&request.device, &request.options);
+    let connector = ServerConnector::new(device.clone(), options.server.clone());
+    if options.connections(device.is_efs()).most == 1 {
+        return Ok(Arc::new(connector));
+    }
+    let connector = connector
+        .several()
+        .map_err(|why| MountError::system("making a client identity", why))?;
+    Ok(Arc::new(connector))
+}
+
 /// Connects as a mount does, and mounts nothing: the directory of the device is
 /// what the client takes for its root. The caller must shut the client down.
 ///
@@ -184,10 +194,7 @@ pub async fn connect_only(
     request: &MountRequest,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Client>, MountError> {
-    let connector = Arc::new(ServerConnector::new(
-        request.device.clone(),
-        request.options.server.clone(),
-    ));
+    let connector = connector(request)?;
     let (client, _) = connect_patiently(request, &connector, metrics).await?;
     Ok(client)
 }

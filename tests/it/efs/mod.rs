@@ -1,6 +1,7 @@
 //! EFS: a mount of the look-alike, from the device to the certificate, what
 //! goes wrong on the way, and what must not be seen of it.
 
+mod connections;
 mod doctor;
 mod errors;
 mod identity;

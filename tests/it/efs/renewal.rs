@@ -16,8 +16,9 @@ const MIB: usize = 1 << 20;
 fn certificates_renew_under_load_without_a_stall() {
     let aws = Aws::start();
     aws.world().iam_required = true;
-    // Instance metadata are asked anew for each certificate.
-    let mount = aws.request("iam,tls_renew=1").mount();
+    // Instance metadata are asked anew for each certificate. One connection at a time:
+    // the order of the certificates is looked at.
+    let mount = aws.request("iam,tls_renew=1,nconnect=1").mount();
     let done = AtomicBool::new(false);
     let block = noise(5, MIB);
     let mut longest = Duration::ZERO;

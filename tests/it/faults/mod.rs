@@ -9,7 +9,7 @@
 
 mod away;
 mod cells;
-mod connections;
+pub(crate) mod connections;
 mod daemon;
 mod line;
 pub(crate) mod matrix;

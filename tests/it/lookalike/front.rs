@@ -1,5 +1,6 @@
 //! The mount target: one port for TLS and plain NFS, told apart by the first
-//! byte; certificates are checked, and the bytes go to a real NFS server.
+//! byte; certificates are checked, bind calls answered, and the rest of the bytes
+//! goes to a real NFS server.
 
 use std::fmt;
 use std::io;
@@ -21,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use super::bind;
 use super::pki::Leaf;
 use super::verify::{self, Claims};
 use super::{Refusal, Seen, Shared};
@@ -76,8 +78,8 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: &Shared) -
             (world.tls_required || world.iam_required, world.backend)
         };
         return match demanded {
-            true => deny(stream).await,
-            false => relay(stream, backend).await,
+            true => deny(stream, shared).await,
+            false => relay(stream, backend, shared).await,
         };
     }
     let stream = acceptor.accept(stream).await?;
@@ -95,7 +97,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: &Shared) -
         // Another server than EFS asks for nothing.
         None if !is_efs => {
             let backend = shared.world().backend;
-            return relay(stream, backend).await;
+            return relay(stream, backend, shared).await;
         }
         None => Err("no client certificate".to_owned()),
     };
@@ -117,13 +119,13 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: &Shared) -
                 sni,
                 resumed,
             });
-            relay(stream, backend).await
+            relay(stream, backend, shared).await
         }
         Err(why) => {
             shared.record().refused.push(why);
             let refusal = shared.world().refusal;
             match refusal {
-                Refusal::Nfs => deny(stream).await,
+                Refusal::Nfs => deny(stream, shared).await,
                 Refusal::Alert | Refusal::HangUp => Ok(()),
             }
         }
@@ -142,21 +144,58 @@ fn judge(certificate: &CertificateDer<'_>, shared: &Shared) -> Result<Claims, St
 async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     mut client: S,
     backend: SocketAddr,
+    shared: &Shared,
 ) -> io::Result<()> {
-    let mut server = TcpStream::connect(backend).await?;
-    server.set_nodelay(true)?;
-    tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, 256 << 10, 256 << 10)
-        .await
-        .map(|_| ())
+    let entered = Entered::new(shared);
+    let cut = Arc::clone(&shared.record().streams[entered.number].cut);
+    let work = async {
+        let begun = bind::greet(&mut client, shared, entered.number).await?;
+        let mut server = TcpStream::connect(backend).await?;
+        server.set_nodelay(true)?;
+        server.write_all(&begun).await?;
+        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, 256 << 10, 256 << 10)
+            .await
+            .map(|_| ())
+    };
+    tokio::select! {
+        ended = work => ended,
+        () = cut.notified() => Ok(()),
+    }
+}
+
+/// The place of a connection in the record, as long as it lives: it may be ended from
+/// outside at any time.
+struct Entered<'a> {
+    shared: &'a Shared,
+    number: usize,
+}
+
+impl<'a> Entered<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let mut record = shared.record();
+        record.streams.push(bind::Stream::new());
+        let number = record.streams.len() - 1;
+        Self { shared, number }
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.shared.record().streams[self.number].ended = true;
+    }
 }
 
 /// Answers the first compound with NFS4ERR_ACCESS, whatever it is.
-async fn deny<S: AsyncRead + AsyncWrite + Unpin>(mut client: S) -> io::Result<()> {
+async fn deny<S: AsyncRead + AsyncWrite + Unpin>(mut client: S, shared: &Shared) -> io::Result<()> {
     const ACCESS: u32 = 13;
+    let entered = Entered::new(shared);
     loop {
-        let head = client.read_u32().await?;
-        let mut record = vec![0; (head & 0x7fff_ffff) as usize];
-        client.read_exact(&mut record).await?;
+        let begun = bind::greet(&mut client, shared, entered.number).await?;
+        let (mark, begun) = begun.split_at(4);
+        let mark = u32::from_be_bytes(mark.try_into().expect("four bytes"));
+        let mut record = begun.to_vec();
+        record.resize((mark & 0x7fff_ffff) as usize, 0);
+        client.read_exact(&mut record[begun.len()..]).await?;
         let word = |at: usize| -> u32 {
             let bytes = record
                 .get(at..at + 4)

@@ -7,13 +7,15 @@
 //!
 //! ```text
 //! client ─TLS─► front ─plain─► nfs-ganesha       one backend for each access point
-//!                 └─ verify    every field of the certificate, the signature
+//!                 ├─ verify    every field of the certificate, the signature
+//!                 └─ bind      partitions, as the official client asks for them
 //! client ─HTTP► services       IMDS, DescribeMountTargets, STS, ECS, Pod Identity
 //! ```
 
 // Tests use one part, the program another.
 #![allow(dead_code)]
 
+pub(crate) mod bind;
 pub(crate) mod front;
 pub(crate) mod pki;
 pub(crate) mod services;
@@ -66,6 +68,8 @@ pub(crate) struct World {
     /// The file system policy demands TLS.
     pub(crate) tls_required: bool,
     pub(crate) refusal: Refusal,
+    /// What bind calls are told.
+    pub(crate) binding: bind::Binding,
     /// Where this machine is, by its instance metadata.
     pub(crate) zone: String,
     pub(crate) zone_id: String,
@@ -94,6 +98,7 @@ impl World {
             iam_required: false,
             tls_required: false,
             refusal: Refusal::Nfs,
+            binding: bind::Binding::default(),
             zone: format!("{region}a"),
             zone_id: "euw1-az1".to_owned(),
             imds_v2: true,
@@ -134,6 +139,8 @@ pub(crate) struct Record {
     pub(crate) requests: Vec<String>,
     /// Connections without TLS.
     pub(crate) plain: u64,
+    /// Connections that were let in, as far as what may be said on them.
+    pub(crate) streams: Vec<bind::Stream>,
 }
 
 /// World and record, shared by all parts.
