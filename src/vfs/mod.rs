@@ -10,7 +10,7 @@
 //! | getattr, setattr, readlink, statfs | [`object`], [`together`] |
 //! | access | [`access`] |
 //! | open, create, flush, fsync, release | [`open`] |
-//! | read | [`read`], [`readahead`], [`small`] |
+//! | read | [`read`], [`readahead`], `readmemory`, [`small`] |
 //! | write | [`write`], [`pipeline`], [`window`], [`errseq`] |
 //! | getlk, setlk (fcntl, flock) | [`lock`], `locktable` |
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
@@ -47,6 +47,7 @@ pub mod pages;
 pub mod pipeline;
 pub mod read;
 pub mod readahead;
+mod readmemory;
 pub mod small;
 pub mod together;
 pub mod types;
@@ -73,6 +74,7 @@ use self::namecache::{Name, NameCache, Target};
 use self::object::SpaceCache;
 use self::open::OpenHandle;
 use self::pipeline::PipelineConfig;
+use self::readmemory::ReadMemory;
 use self::types::{Entry, Errno, FileKind, Ino, KernelCache, Stat};
 use self::unlink::Silly;
 use self::walk::Walk;
@@ -114,6 +116,7 @@ pub struct Vfs {
     restarts: AtomicU64,
     window: Window,
     pipeline: Arc<PipelineConfig>,
+    read_memory: ReadMemory<OpenHandle>,
     silly: Silly,
     /// See [`together`]: files with changes that wait.
     changed: Mutex<Vec<Arc<Inode>>>,
@@ -148,6 +151,13 @@ const WRITES_IN_FLIGHT: usize = 16;
 /// that lets it go as the one and only, stable WRITE.
 const LINGER: Duration = Duration::from_millis(5);
 
+/// How long data are held for the server that it has and that nobody syncs.
+const COMMIT_AFTER: Duration = Duration::from_secs(5);
+
+/// What all handles of a mount may have read ahead: 64 MiB, eight times the largest
+/// window of one.
+const READ_AHEAD_CHUNKS: usize = 64;
+
 impl Vfs {
     /// A file system on what `client` has found at its root. `sent` is when
     /// the request left that found it.
@@ -163,6 +173,7 @@ impl Vfs {
             wsize: client.wsize() as usize,
             max_in_flight: WRITES_IN_FLIGHT,
             linger: LINGER,
+            commit_after: COMMIT_AFTER,
             // One file may not take the whole window, so that others get
             // through while it is being copied.
             file_limit: (config.write_window - config.write_window / 4).max(1 << 20),
@@ -176,6 +187,7 @@ impl Vfs {
             restarts: AtomicU64::new(0),
             window: Window::new(config.write_window),
             pipeline,
+            read_memory: ReadMemory::new(READ_AHEAD_CHUNKS),
             silly: Silly::default(),
             changed: Mutex::default(),
             along: small::Budget::default(),

@@ -4,7 +4,8 @@
 //! Data read ahead belong to the file as it was when they were asked for. They
 //! are dropped when the file is seen to have moved by other hands or was cut
 //! (`epoch`), and where this host writes, by whichever handle; and they live
-//! only as long as the handle.
+//! only as long as the handle. All handles share one sum of memory
+//! ([`super::readmemory`]).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,11 +13,14 @@ use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::Vfs;
 use super::open::OpenHandle;
 use super::readahead::{CHUNK, Chunk, ChunkCache, Fetch, Readahead};
+use super::readmemory::{Holder, Share};
 use super::small::Beginning;
 use super::types::{Errno, Ino};
 use crate::nfs::state::OpenState;
@@ -35,15 +39,38 @@ pub struct Ahead {
 #[derive(Debug)]
 struct AheadInner {
     detector: Readahead,
-    chunks: ChunkCache<Bytes>,
+    chunks: ChunkCache<Held>,
+    /// When the kernel last read.
+    last_read: Instant,
     /// The file's epoch that the chunks belong to.
     epoch: u64,
     /// The file knows that this handle reads ahead.
     listed: bool,
+    /// The mount does.
+    enlisted: bool,
     /// What came along with the OPEN.
     beginning: Option<Beginning>,
     /// It came, and whether somebody read it.
     wanted: Option<bool>,
+}
+
+/// A chunk that is here.
+#[derive(Debug)]
+struct Held {
+    data: Bytes,
+    _share: Share,
+}
+
+impl Holder for OpenHandle {
+    fn last_read(&self) -> Instant {
+        self.ahead.inner.lock().last_read
+    }
+
+    fn give_up(&self) {
+        let mut inner = self.ahead.inner.lock();
+        inner.chunks.drop_all();
+        inner.detector.forget_asked();
+    }
 }
 
 impl Ahead {
@@ -53,8 +80,10 @@ impl Ahead {
             inner: Mutex::new(AheadInner {
                 detector: Readahead::new(window),
                 chunks: ChunkCache::new((window / CHUNK) as usize + 2),
+                last_read: Instant::now(),
                 epoch: 0,
                 listed: beginning.is_some(),
+                enlisted: false,
                 wanted: beginning.as_ref().map(Beginning::was_used),
                 beginning,
             }),
@@ -93,6 +122,13 @@ impl Ahead {
 }
 
 impl Vfs {
+    /// Bytes that are read ahead for all handles together, here or on their way, and the
+    /// most of them.
+    pub fn read_ahead_bytes(&self) -> (u64, u64) {
+        let (held, most) = self.read_memory.shares();
+        (held as u64 * CHUNK, most as u64 * CHUNK)
+    }
+
     /// READ, if it can be answered at once: from what came along with the OPEN.
     pub fn read_cached(&self, fh: u64, offset: u64, size: u32) -> Option<Bytes> {
         let handle = self.used_handle(fh).ok()?;
@@ -209,7 +245,17 @@ impl Vfs {
         size: u64,
     ) -> Option<Bytes> {
         let file_size = handle.inode.attr.lock().stat().size;
-        let listed = std::mem::replace(&mut handle.ahead.inner.lock().listed, true);
+        let now = Instant::now();
+        let (listed, enlisted) = {
+            let mut inner = handle.ahead.inner.lock();
+            inner.last_read = now;
+            let inner = &mut *inner;
+            let was = |flag: &mut bool| std::mem::replace(flag, true);
+            (was(&mut inner.listed), was(&mut inner.enlisted))
+        };
+        if !enlisted {
+            self.read_memory.enlist(handle);
+        }
         let epoch = {
             let mut file = self.file_state(&handle.inode).inner.lock();
             if !listed {
@@ -217,7 +263,7 @@ impl Vfs {
             }
             file.epoch(&handle.inode.attr.lock())
         };
-        let fetches: Vec<Fetch> = {
+        let ranges: SmallVec<[Range<u64>; 4]> = {
             let mut inner = handle.ahead.inner.lock();
             if inner.epoch != epoch {
                 inner.epoch = epoch;
@@ -230,12 +276,19 @@ impl Vfs {
                 // The chunk of this very request is fetched too, unless the
                 // request is the whole of it.
                 .filter(|range| !(range.start == offset && size >= CHUNK))
-                .filter_map(|range| inner.chunks.want(range.start))
                 .collect()
         };
-        for fetch in fetches {
+        for range in ranges {
+            let Some(share) = self.read_memory.share(now) else {
+                // Asked for again when there is room.
+                handle.ahead.inner.lock().detector.forget_asked();
+                break;
+            };
+            let Some(fetch) = handle.ahead.inner.lock().chunks.want(range.start) else {
+                continue;
+            };
             let (vfs, handle) = (Arc::clone(self), Arc::clone(handle));
-            tokio::spawn(async move { vfs.fetch(&handle, fetch).await });
+            tokio::spawn(async move { vfs.fetch(&handle, fetch, share).await });
         }
         loop {
             let arrived = handle.ahead.arrived.notified();
@@ -246,6 +299,7 @@ impl Vfs {
                 match inner.chunks.lookup(offset) {
                     Chunk::Missing => return None,
                     Chunk::Ready { start, data } => {
+                        let data = &data.data;
                         let from = (offset - start) as usize;
                         let wanted = size.min(start + CHUNK - offset);
                         let whole = data.len() as u64 == CHUNK;
@@ -271,7 +325,7 @@ impl Vfs {
         }
     }
 
-    async fn fetch(self: &Arc<Self>, handle: &Arc<OpenHandle>, fetch: Fetch) {
+    async fn fetch(self: &Arc<Self>, handle: &Arc<OpenHandle>, fetch: Fetch, share: Share) {
         let range = fetch.range();
         self.settle(&handle.inode, range.start, range.end - range.start)
             .await;
@@ -281,7 +335,11 @@ impl Vfs {
         let mut inner = handle.ahead.inner.lock();
         match read {
             Ok(data) => {
-                inner.chunks.arrived(fetch, data);
+                let held = Held {
+                    data,
+                    _share: share,
+                };
+                inner.chunks.arrived(fetch, held);
             }
             Err(_) => inner.chunks.failed(fetch),
         }

@@ -171,15 +171,26 @@ impl Vfs {
                 // Every one that is asked for: the pipeline does not ask again
                 // for a time that it believes it will be called at.
                 Some(Action::WakeAt(at)) => {
-                    let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
-                    tokio::spawn(async move {
-                        tokio::time::sleep_until(Instant::from_std(at)).await;
-                        vfs.pump(&inode);
-                    });
+                    self.wake_at(inode, Instant::from_std(at));
                     return;
                 }
             }
         }
+    }
+
+    /// Sees to the pipeline of a file again at `at`.
+    fn wake_at(self: &Arc<Self>, inode: &Arc<Inode>, at: Instant) {
+        let (vfs, weak) = (Arc::downgrade(self), Arc::downgrade(inode));
+        // What lingers keeps its file; what is only to be committed one day does not
+        // keep one that everybody has left.
+        let lingers = at < Instant::now() + super::LINGER * 2;
+        let kept = lingers.then(|| Arc::clone(inode));
+        tokio::spawn(async move {
+            tokio::time::sleep_until(at).await;
+            if let (Some(vfs), Some(inode)) = (vfs.upgrade(), kept.or_else(|| weak.upgrade())) {
+                vfs.pump(&inode);
+            }
+        });
     }
 
     async fn send_write(

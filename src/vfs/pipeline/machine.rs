@@ -77,6 +77,11 @@ pub(super) struct Machine<O> {
     drains: Option<Drains>,
     /// The wake-up the caller has been told of and that has not come yet.
     alarm: Option<Instant>,
+    /// Since when something is retained that no COMMIT was sent for.
+    retained_since: Option<Instant>,
+    /// As `alarm`, for the COMMIT that nobody asks for. One of its own: it is far off,
+    /// and every small write would set it anew.
+    commit_alarm: Option<Instant>,
     /// The latest time seen: ages must not run backwards.
     clock: Instant,
 }
@@ -93,6 +98,8 @@ impl<O: Clone + PartialEq> Machine<O> {
             commit_soon: false,
             drains: None,
             alarm: None,
+            retained_since: None,
+            commit_alarm: None,
             clock: now,
         }
     }
@@ -152,13 +159,19 @@ impl<O: Clone + PartialEq> Machine<O> {
     pub(super) fn next(&mut self, lasting: &mut Lasting, now: Instant) -> Option<Action<O>> {
         self.clock = self.clock.max(now);
         self.advance_drains();
+        if self.retained.is_empty() {
+            self.retained_since = None;
+        } else {
+            self.retained_since.get_or_insert(self.clock);
+        }
         if let Some(write) = self.next_write(lasting) {
             return Some(write);
         }
         if let Some(commit) = self.next_commit(lasting) {
             return Some(commit);
         }
-        self.next_alarm().map(Action::WakeAt)
+        let alarm = self.next_alarm().or_else(|| self.next_commit_alarm());
+        alarm.map(Action::WakeAt)
     }
 
     pub(super) fn written(
@@ -324,6 +337,7 @@ impl<O: Clone + PartialEq> Machine<O> {
             return None;
         }
         self.commit_soon = false;
+        self.retained_since = None;
         let (range, origin) = self.retained.hull()?;
         let id = lasting.next_tick();
         self.commit = Some(id);
@@ -337,7 +351,15 @@ impl<O: Clone + PartialEq> Machine<O> {
 
     fn commit_is_due(&self) -> bool {
         let high = self.config.file_limit / 4 * 3;
-        self.commit_soon || self.retained.charge() > high || self.retained.len() >= MAX_COPIES
+        self.commit_soon
+            || self.retained.charge() > high
+            || self.retained.len() >= MAX_COPIES
+            || self.commit_deadline().is_some_and(|at| at <= self.clock)
+    }
+
+    /// When what is retained is committed although nobody asks for it.
+    fn commit_deadline(&self) -> Option<Instant> {
+        self.retained_since?.checked_add(self.config.commit_after)
     }
 
     /// One COMMIT for a whole drain: not before all its data are written.
@@ -360,6 +382,18 @@ impl<O: Clone + PartialEq> Machine<O> {
         }
         self.alarm = Some(deadline);
         self.alarm
+    }
+
+    fn next_commit_alarm(&mut self) -> Option<Instant> {
+        if self.commit_alarm.is_some_and(|at| at <= self.clock) {
+            self.commit_alarm = None;
+        }
+        // The answer of a COMMIT brings the caller here, and so does an earlier alarm.
+        if self.commit.is_some() || self.commit_alarm.is_some() {
+            return None;
+        }
+        self.commit_alarm = self.commit_deadline();
+        self.commit_alarm
     }
 
     fn land(&mut self, id: RequestId) -> Option<Flight<O>> {

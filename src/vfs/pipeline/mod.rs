@@ -94,6 +94,10 @@ pub struct PipelineConfig {
     pub max_in_flight: usize,
     /// How long a segment smaller than `wsize` waits to be joined by more.
     pub linger: Duration,
+    /// How long data that the server has and has not committed are held before they are
+    /// committed although nobody asks for it: their memory is to be had again, and a
+    /// server that crashes later has nothing of them to lose.
+    pub commit_after: Duration,
     /// The window of one file, bytes. The caller keeps [`Pipeline::bytes`]
     /// below it; the pipeline commits in time for that to end.
     pub file_limit: usize,
@@ -309,7 +313,8 @@ impl<O: Clone + PartialEq> Pipeline<O> {
     }
 
     /// Commits what is retained now without a drain: the mount's window is
-    /// short of memory. A file does so by itself at three quarters of its own.
+    /// short of memory. A file does so by itself at three quarters of its own, and
+    /// after [`PipelineConfig::commit_after`].
     pub fn commit_soon(&mut self) {
         if let Some(busy) = &mut self.busy {
             busy.commit_soon();

@@ -8,6 +8,7 @@ const EIO: Errno = Errno(libc::EIO);
 const ENOSPC: Errno = Errno(libc::ENOSPC);
 const WSIZE: usize = 16;
 const LINGER: Duration = Duration::from_millis(1);
+const COMMIT_AFTER: Duration = Duration::from_secs(5);
 
 /// A pipeline with its clock.
 struct Rig {
@@ -36,6 +37,7 @@ impl Rig {
                 wsize: WSIZE,
                 max_in_flight,
                 linger: LINGER,
+                commit_after: COMMIT_AFTER,
                 file_limit,
             })),
             now: Instant::now(),
@@ -508,7 +510,7 @@ fn three_quarters_of_the_window_retained_are_committed_without_a_drain() {
     let mut rig = Rig::with(16, 2400);
     for i in 0..3 {
         rig.retain(i * 100, b"abc");
-        assert!(rig.next().is_none());
+        assert!(rig.writes().is_empty());
     }
     rig.retain(300, b"abc");
     let commit = rig.commit();
@@ -522,7 +524,7 @@ fn a_thousand_small_pieces_retained_are_committed_without_a_drain() {
     let mut rig = Rig::with(16, 1 << 30);
     for i in 0..1023 {
         rig.retain(i * 100, b"x");
-        assert!(rig.next().is_none());
+        assert!(rig.writes().is_empty());
     }
     rig.retain(1 << 20, b"x");
     rig.commit();
@@ -644,6 +646,66 @@ fn the_file_is_as_long_as_what_is_pending() {
     assert_eq!(rig.pipeline.end_offset(), Some(13));
     rig.ack(&write, Stable::Unstable, V1);
     assert_eq!(rig.pipeline.end_offset(), Some(1));
+}
+
+#[test]
+fn what_nobody_syncs_is_committed_after_a_while_and_its_memory_is_free() {
+    let mut rig = Rig::new();
+    rig.retain(0, b"left");
+    assert!(matches!(rig.next(), Some(Action::WakeAt(at)) if at == rig.now + COMMIT_AFTER));
+    assert!(rig.next().is_none(), "told of the same wake-up twice");
+    rig.now += COMMIT_AFTER;
+    let commit = rig.commit();
+    assert!(rig.next().is_none());
+    rig.pipeline.committed(commit, V1);
+    assert!(rig.pipeline.is_idle());
+    assert_eq!((rig.pipeline.bytes(), rig.error()), (0, None));
+}
+
+#[test]
+fn a_writer_that_never_rests_has_its_data_committed_meanwhile_by_one_timer_at_a_time() {
+    let mut rig = Rig::new();
+    let (mut commits, mut alarms, mut oldest) = (0, Vec::new(), 0);
+    for step in 0..2000_u64 {
+        rig.put(step * 4, b"data");
+        rig.now += COMMIT_AFTER / 100;
+        alarms.retain(|at| *at > rig.now);
+        while let Some(action) = rig.next() {
+            match action {
+                Action::Write { id, data, .. } => {
+                    let count = data.concat().len() as u32;
+                    rig.pipeline.written(id, count, Stable::Unstable, V1);
+                }
+                Action::Commit { id, .. } => {
+                    commits += 1;
+                    rig.pipeline.committed(id, V1);
+                }
+                Action::WakeAt(at) => alarms.push(at),
+            }
+        }
+        oldest = oldest.max(rig.pipeline.uncommitted_bytes());
+        assert!(alarms.len() <= 2, "{} timers", alarms.len());
+    }
+    assert!((15..=20).contains(&commits), "{commits} in 20 times");
+    assert!(oldest < 64 << 10, "{oldest} bytes");
+}
+
+#[test]
+fn a_server_that_lost_what_nobody_syncs_is_found_out_by_that_commit() {
+    let mut rig = Rig::new();
+    rig.retain(0, b"lost");
+    assert!(rig.writes().is_empty());
+    rig.now += COMMIT_AFTER;
+    let commit = rig.commit();
+    rig.pipeline.committed(commit, V2);
+    let again = rig.write();
+    assert_eq!((again.offset, &again.data[..]), (0, &b"lost"[..]));
+    rig.ack(&again, Stable::Unstable, V2);
+    assert!(matches!(rig.next(), Some(Action::WakeAt(_))));
+    rig.now += COMMIT_AFTER;
+    let commit = rig.commit();
+    rig.pipeline.committed(commit, V2);
+    assert!(rig.pipeline.is_idle() && rig.error().is_none());
 }
 
 #[test]

@@ -24,8 +24,11 @@ pub(super) struct Fault {
     pub(super) strike: fn(&mut Line),
     /// How often.
     pub(super) times: u32,
-    /// Everything goes on so soon after it.
+    /// Everything goes on so soon after it, what needs new state at a server that was
+    /// started anew so soon after the end of its grace period.
     pub(super) resumes: Duration,
+    /// The server is started anew.
+    pub(super) restarts: bool,
     /// The lease may run out: locks may be lost, and then say so.
     pub(super) locks_may_go: bool,
     pub(super) server: fn() -> ServerOptions,
@@ -42,8 +45,11 @@ pub(super) fn quick_server() -> ServerOptions {
 /// What a cell of the matrix shows.
 pub(super) struct Cell {
     pub(super) kind: Kind,
-    /// The longest pause after the fault was over; `None` for idle.
+    /// The longest pause after the fault was over (after the grace period, for work that
+    /// has to wait for its end); `None` for idle.
     pub(super) pause: Option<Duration>,
+    /// The longest grace period that the server says it had after the fault.
+    pub(super) grace: Option<Duration>,
     pub(super) operations: usize,
     pub(super) wrong: Option<String>,
 }
@@ -92,8 +98,10 @@ pub(super) fn strike(fault: &Fault) -> Vec<Cell> {
         wait_for_work(&records);
         for _ in 0..fault.times {
             (fault.strike)(&mut line);
-            overs.push(Instant::now());
-            wait_for_more(&records, fault.resumes * 3 + Duration::from_secs(5));
+            let over = Instant::now();
+            let past_grace = fault.restarts.then(|| past_grace(&line.server));
+            overs.push(Over { over, past_grace });
+            wait_for_more(&records, over, fault.resumes * 3 + Duration::from_secs(5));
         }
     });
     if records.iter().any(|record| record.wrong.lock().is_some()) {
@@ -113,7 +121,7 @@ pub(super) fn strike(fault: &Fault) -> Vec<Cell> {
         .zip(records)
         .map(|(kind, record)| {
             let wrong = record.wrong.lock().take();
-            let pause = (kind != Kind::Idle).then(|| pause(&record, &overs));
+            let pause = (kind != Kind::Idle).then(|| pause(kind, &record, &overs));
             let mut wrong = wrong.or_else(|| match pause {
                 Some(None) => Some("it did not go on".to_owned()),
                 _ => None,
@@ -124,6 +132,7 @@ pub(super) fn strike(fault: &Fault) -> Vec<Cell> {
             Cell {
                 kind,
                 pause: pause.flatten(),
+                grace: overs.iter().filter_map(Over::grace).max(),
                 operations: record.count(),
                 wrong,
             }
@@ -131,13 +140,42 @@ pub(super) fn strike(fault: &Fault) -> Vec<Cell> {
         .collect()
 }
 
-/// The longest time from the end of a fault to the end of the next operation.
-fn pause(record: &Record, overs: &[Instant]) -> Option<Duration> {
+/// The end of a fault.
+struct Over {
+    over: Instant,
+    /// When the server that was started anew said that its grace period is over.
+    past_grace: Option<Instant>,
+}
+
+impl Over {
+    fn grace(&self) -> Option<Duration> {
+        Some(self.past_grace?.saturating_duration_since(self.over))
+    }
+}
+
+/// The longest time from the end of a fault to the end of the next operation. No server
+/// gives new opens and locks before its grace period is over (RFC 8881 §8.4.2.1): for
+/// work that needs them that is the end of the fault.
+fn pause(kind: Kind, record: &Record, overs: &[Over]) -> Option<Duration> {
     let pauses = overs.iter().map(|over| {
-        let next = record.first_after(*over)?;
-        Some(next - *over)
+        let next = record.first_after(over.over)?;
+        let needs_new_state = matches!(kind, Kind::Creating | Kind::Locking);
+        let from = match over.past_grace {
+            Some(past_grace) if needs_new_state => past_grace,
+            _ => over.over,
+        };
+        Some(next.saturating_duration_since(from))
     });
     pauses.collect::<Option<Vec<_>>>()?.into_iter().max()
+}
+
+/// Waits for the end of the server's grace period.
+fn past_grace(server: &Server) -> Instant {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !server.is_past_grace() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Instant::now()
 }
 
 fn wait_for_work(records: &[Record]) {
@@ -148,9 +186,8 @@ fn wait_for_work(records: &[Record]) {
     }
 }
 
-/// Waits until everybody has gone on, and then a little.
-fn wait_for_more(records: &[Record], limit: Duration) {
-    let begun = Instant::now();
+/// Waits until everybody has gone on since `begun`, and then a little.
+fn wait_for_more(records: &[Record], begun: Instant, limit: Duration) {
     let on = |record: &Record| record.first_after(begun).is_some() || record.wrong.lock().is_some();
     while !records[..4].iter().all(on) && begun.elapsed() < limit {
         std::thread::sleep(Duration::from_millis(5));

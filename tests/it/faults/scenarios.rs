@@ -136,7 +136,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         15,
         "hosts contend for one lock",
         "the exact sum",
-        &["operations::locks::a_counter_under_a_lock_ends_at_the_sum_of_three_hosts"],
+        &["operations::hosts::a_counter_under_a_lock_ends_at_the_sum_of_three_hosts"],
     ),
     (
         16,

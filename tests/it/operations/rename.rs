@@ -3,9 +3,11 @@
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::fixtures::World;
+use crate::fixtures::mount::MountRequest;
 use crate::fixtures::process::eventually;
 use crate::fixtures::sys::{errno, rename_with};
 
@@ -138,6 +140,32 @@ fn a_file_replaced_by_rename_stays_usable_where_it_is_open() {
     eventually(Duration::from_secs(5), || {
         let names = fs::read_dir(world.server.export()).expect("readdir");
         (names.count() == 1).then_some(())
+    });
+}
+
+#[test]
+fn another_host_never_misses_the_name_of_an_open_file_that_is_replaced() {
+    let world = World::new();
+    let other = MountRequest::of(&world.server).option("noac").mount();
+    write(&world, "target", "first");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut looks = 0;
+            while !stop.load(Ordering::Relaxed) {
+                fs::metadata(other.path().join("target")).expect("the name never vanishes");
+                looks += 1;
+            }
+            looks
+        });
+        let mut open = Vec::new();
+        for i in 0..100 {
+            open.push(fs::File::open(world.path("target")).expect("open"));
+            write(&world, "new", &format!("number {i}"));
+            fs::rename(world.path("new"), world.path("target")).expect("rename");
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(looking.join().expect("it looked") > 0);
     });
 }
 

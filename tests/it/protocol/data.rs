@@ -296,3 +296,78 @@ async fn a_cut_file_grows_zeros_and_not_its_old_end() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_syncs_is_committed_soon_so_that_a_later_crash_finds_nothing_to_lose() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    let files = [
+        mount.create(ROOT_INO, "a", libc::O_RDWR).await.unwrap(),
+        mount.create(ROOT_INO, "b", libc::O_RDWR).await.unwrap(),
+    ];
+    for file in files {
+        for at in 0..8 {
+            let data = pattern(1 << 20);
+            mount.write(file, at << 20, &data).await.unwrap();
+        }
+    }
+    millis(1000).await;
+    assert!(mount.vfs.write_window().0 >= 16 << 20, "held until then");
+    millis(10_000).await;
+    assert_eq!(mount.vfs.write_window().0, 0, "and not longer");
+    assert_eq!(mount.peer.count_op(op::COMMIT), 2, "one a file");
+    mount.peer.clear_log();
+    mount.peer.crash_and_restart();
+    millis(10_000).await;
+    for file in files {
+        let data = within(600, mount.read(file, 5 << 20, 100)).await.unwrap();
+        assert_eq!(data, pattern(1 << 20)[..100]);
+    }
+    assert_eq!(mount.peer.count_op(op::WRITE), 0, "nothing is sent again");
+    // An idle file costs nothing from then on.
+    mount.peer.clear_log();
+    millis(20_000).await;
+    assert_eq!(mount.peer.count_op(op::COMMIT), 0);
+    for file in files {
+        mount.close(file).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_readers_together_hold_no_more_than_the_mount_allows() {
+    const READERS: u64 = 60;
+    const PART: u64 = 128 << 10;
+    let mount = Mount::new(PeerConfig::default()).await;
+    let data = pattern(20 << 20);
+    mount.peer.fs().write_file("/f", &data).unwrap();
+    let ino = mount.walk("/f").await.unwrap();
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        readers.push(mount.open(ino, libc::O_RDONLY).await.unwrap());
+    }
+    let mut most = 0;
+    for at in (0..6 << 20).step_by(PART as usize) {
+        for file in &readers {
+            let part = mount.read(*file, at, PART as u32).await.unwrap();
+            assert!(part == data[at as usize..(at + PART) as usize]);
+            let (held, limit) = mount.vfs.read_ahead_bytes();
+            assert!(held <= limit, "{held} bytes");
+            most = most.max(held);
+        }
+    }
+    assert_eq!(most, mount.vfs.read_ahead_bytes().1, "all of it is used");
+    // They rest, and another one reads: it is not left without.
+    millis(2000).await;
+    let late = mount.open(ino, libc::O_RDONLY).await.unwrap();
+    mount.peer.clear_log();
+    for at in (0..10 << 20).step_by(PART as usize) {
+        let part = mount.read(late, at, PART as u32).await.unwrap();
+        assert!(part == data[at as usize..(at + PART) as usize]);
+    }
+    let reads = mount.peer.count_op(op::READ);
+    assert!(reads < 45, "{reads} READs of chunks, not of 80 parts");
+    for file in readers.into_iter().chain([late]) {
+        mount.close(file).await.unwrap();
+    }
+    millis(100).await;
+    assert_eq!(mount.vfs.read_ahead_bytes().0, 0);
+}

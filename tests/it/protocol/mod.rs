@@ -18,6 +18,7 @@ mod locks;
 mod names;
 mod patience;
 mod recovery;
+mod replace;
 pub(crate) mod rig;
 mod sequence;
 mod silence;
