@@ -252,7 +252,7 @@ impl Database {
             .args(["-v", "ON_ERROR_STOP=1"])
             .stdin(Stdio::piped())
             .stdout(File::create(local.path().join("ledger")).expect("ledger"))
-            .stderr(Stdio::null());
+            .stderr(File::create(local.path().join("errors")).expect("errors"));
         let mut client = Background::spawn(client).expect("psql");
         let rows = client.stdin().expect("piped");
         Self {
@@ -269,7 +269,21 @@ impl Database {
                 break;
             }
             let line = format!("insert into ledger values ({row}) returning row;\n");
-            told("psql", self.rows.write_all(line.as_bytes()))?;
+            if let Err(error) = self.rows.write_all(line.as_bytes()) {
+                // It has ended: why, it has said, or the server.
+                sleep(Duration::from_secs(1));
+                let said = |name: &str| {
+                    let text = fs::read_to_string(self.local.path().join(name));
+                    let text = text.unwrap_or_default();
+                    let lines: Vec<_> = text.lines().collect();
+                    lines[lines.len().saturating_sub(30)..].join("\n")
+                };
+                return Err(format!(
+                    "psql: {error}\n{}\nthe database says\n{}",
+                    said("errors"),
+                    said("log")
+                ));
+            }
             sleep(Duration::from_millis(20));
         }
         Ok(())
