@@ -17,13 +17,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Vfs;
 use super::inode::Inode;
 use super::types::Ino;
+use super::{Changing, Vfs};
 
 /// The longest that anybody waits: many times what the kernel takes from a lookup to
 /// the open that it was for.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(400);
 
 /// Walks beyond this are not waited for.
 const MOST: usize = 64;
@@ -122,11 +122,25 @@ impl Vfs {
         self.awaited.wait(|| under_way().then_some(until)).await;
     }
 
-    /// The name is about to be taken from the file that it leads to.
-    pub(super) async fn let_opens_pass(&self, dir: &Inode, name: &[u8]) {
-        self.awaited
-            .wait(|| self.awaited.until(dir.ino, name))
-            .await;
+    /// The name is about to be taken from the file that it leads to. From when this
+    /// returns until the result is dropped, who walks waits for that to be done.
+    pub(super) async fn let_opens_pass<'a>(
+        &'a self,
+        dir: &Arc<Inode>,
+        name: &[u8],
+    ) -> Option<Changing<'a>> {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            // In this order: one of the two sees the other.
+            let changing = self.changing(dir);
+            let until = self.awaited.until(dir.ino, name);
+            if until.is_none() || Instant::now() >= patience {
+                return changing;
+            }
+            drop(changing);
+            let until = || self.awaited.until(dir.ino, name).map(|at| at.min(patience));
+            self.awaited.wait(until).await;
+        }
     }
 }
 

@@ -5,7 +5,9 @@
 //! number that moves with each one ([`ErrSeq`]); each open handle keeps the
 //! number it has seen ([`Seen`]). A handle whose number is behind reports the
 //! error at its next write, fsync or close, and is then level again. A handle
-//! opened later starts level: it does not answer for what came before it.
+//! opened later starts level: it does not answer for what came before it. A close
+//! reports the error and leaves the handle behind: what is closed may be a copy, in a
+//! child about to execute a program, which must not take the error from its parent.
 //!
 //! Of several errors between two checks of a handle the last one is reported,
 //! as the kernel's `errseq_t` does.
@@ -57,6 +59,14 @@ impl ErrSeq {
     }
 }
 
+impl ErrSeq {
+    /// The same for a descriptor that is closed while another of the handle may stay
+    /// open: that one still has it to report.
+    pub fn peek(&self, seen: &Seen) -> Option<Errno> {
+        (seen.0 != self.count).then_some(self.last)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +83,17 @@ mod tests {
         assert_eq!(errors.check(&mut a), None);
         assert_eq!(errors.check(&mut b), Some(ENOSPC));
         assert_eq!(errors.check(&mut b), None);
+    }
+
+    #[test]
+    fn a_closed_copy_does_not_take_the_error_from_who_has_the_file_open() {
+        let mut errors = ErrSeq::default();
+        let mut seen = errors.sample();
+        assert_eq!(errors.peek(&seen), None);
+        errors.record(EIO);
+        assert_eq!(errors.peek(&seen), Some(EIO));
+        assert_eq!(errors.check(&mut seen), Some(EIO));
+        assert_eq!(errors.peek(&seen), None);
     }
 
     #[test]

