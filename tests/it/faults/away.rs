@@ -100,9 +100,10 @@ const CALLS: [(&str, Try); 8] = [
     }),
 ];
 
-fn lay_out(mount: &Mount) {
+fn lay_out(mount: &Mount, server: &Server) {
     for (name, _) in CALLS {
-        fs::create_dir(mount.join(name)).expect("mkdir");
+        // Behind the mount: of a directory that it made it knows what is not in it.
+        fs::create_dir(server.export().join(name)).expect("mkdir behind");
         fs::write(mount.join(name).join("file"), noise(1, 8192)).expect("write");
     }
 }
@@ -112,7 +113,7 @@ fn lay_out(mount: &Mount) {
 fn a_soft_mount_gives_up_after_its_time_and_goes_on_in_order_when_the_server_is_back() {
     for (option, errno) in [("soft", libc::EIO), ("softerr", libc::ETIMEDOUT)] {
         let line = line(&[option, "timeo=10", "retrans=2"]);
-        lay_out(&line.mount);
+        lay_out(&line.mount, &line.server);
         line.proxy.freeze();
         std::thread::scope(|scope| {
             let calls = CALLS.map(|(name, call)| {
@@ -221,7 +222,7 @@ fn a_path_that_loses_large_packets_is_noticed_and_said() {
 #[test]
 fn kill_9_ends_who_writes_syncs_closes_or_waits_for_a_lock() {
     let world = World::new();
-    lay_out(&world.mount);
+    lay_out(&world.mount, &world.server);
     // Each begins while the server answers, says so, and then hangs.
     let scripts = [
         (
