@@ -18,7 +18,8 @@ use crate::vfs::types::Errno;
 /// Answers "0 bytes written" in a row before the data count as refused.
 const MAX_TRIES: u8 = 5;
 
-/// Times the server may lose the same data before they count as refused.
+/// Times the server may lose the same data, although it did not restart, before they
+/// count as refused.
 const MAX_ROUNDS: u8 = 5;
 
 /// Retained copies that call for a COMMIT, however small they are.
@@ -225,7 +226,12 @@ impl<O: Clone + PartialEq> Machine<O> {
     }
 
     pub(super) fn server_restarted(&mut self, lasting: &mut Lasting) {
-        let lost = self.retained.take(u64::MAX, |_| true);
+        let mut lost = self.retained.take(u64::MAX, |_| true);
+        // A server may crash as often as it likes: only one that loses data without
+        // that is given up.
+        for copy in &mut lost {
+            copy.segment.rounds = 0;
+        }
         self.commit_soon = false;
         self.write_again(lasting, lost);
     }

@@ -55,7 +55,8 @@
 //! acknowledged before its request was sent. Of that, a COMMIT's reply makes
 //! stable what has the same verifier, and shows the rest to be lost; an
 //! unstable WRITE's reply shows what has another verifier to be lost. What is
-//! lost is written again, at most a few rounds, then it is an EIO.
+//! lost is written again, at most a few rounds, then it is an EIO. A restart of the server
+//! ([`Pipeline::server_restarted`]) is no such round.
 
 mod machine;
 #[cfg(test)]

@@ -649,6 +649,23 @@ fn the_file_is_as_long_as_what_is_pending() {
 }
 
 #[test]
+fn data_that_nobody_synced_outlive_any_number_of_restarts() {
+    let mut rig = Rig::new();
+    rig.retain(0, b"kept");
+    for nth in 0..20 {
+        rig.pipeline.server_restarted();
+        let again = rig.write();
+        assert_eq!((again.offset, &again.data[..]), (0, &b"kept"[..]), "{nth}");
+        rig.ack(&again, Stable::Unstable, [nth; 8]);
+    }
+    rig.pipeline.begin_drain();
+    let commit = rig.commit();
+    rig.pipeline.committed(commit, [19; 8]);
+    assert!(rig.pipeline.is_idle());
+    assert_eq!(rig.error(), None);
+}
+
+#[test]
 fn what_nobody_syncs_is_committed_after_a_while_and_its_memory_is_free() {
     let mut rig = Rig::new();
     rig.retain(0, b"left");

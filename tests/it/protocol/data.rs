@@ -337,6 +337,27 @@ async fn what_nobody_syncs_is_committed_soon_so_that_a_later_crash_finds_nothing
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_crashes_again_and_again_before_a_sync_loses_nothing() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+    let data = pattern(3 << 20);
+    mount.write(file, 0, &data[..1 << 20]).await.unwrap();
+    mount.write(file, 2 << 20, &data[2 << 20..]).await.unwrap();
+    for _ in 0..12 {
+        millis(2000).await;
+        mount.peer.crash_and_restart();
+    }
+    mount
+        .write(file, 1 << 20, &data[1 << 20..2 << 20])
+        .await
+        .unwrap();
+    within(600, mount.fsync(file)).await.expect("fsync");
+    assert!(mount.peer.fs().read_file("/f").unwrap() == data);
+    assert!(!mount.peer.fs().has_unstable("/f").unwrap());
+    mount.close(file).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn many_readers_together_hold_no_more_than_the_mount_allows() {
     const READERS: u64 = 60;
     const PART: u64 = 128 << 10;
