@@ -100,10 +100,9 @@ const CALLS: [(&str, Try); 8] = [
     }),
 ];
 
-fn lay_out(mount: &Mount, server: &Server) {
+fn lay_out(mount: &Mount) {
     for (name, _) in CALLS {
-        // Behind the mount: of a directory that it made it knows what is not in it.
-        fs::create_dir(server.export().join(name)).expect("mkdir behind");
+        fs::create_dir(mount.join(name)).expect("mkdir");
         fs::write(mount.join(name).join("file"), noise(1, 8192)).expect("write");
     }
 }
@@ -113,7 +112,7 @@ fn lay_out(mount: &Mount, server: &Server) {
 fn a_soft_mount_gives_up_after_its_time_and_goes_on_in_order_when_the_server_is_back() {
     for (option, errno) in [("soft", libc::EIO), ("softerr", libc::ETIMEDOUT)] {
         let line = line(&[option, "timeo=10", "retrans=2"]);
-        lay_out(&line.mount, &line.server);
+        lay_out(&line.mount);
         line.proxy.freeze();
         std::thread::scope(|scope| {
             let calls = CALLS.map(|(name, call)| {
@@ -222,7 +221,7 @@ fn a_path_that_loses_large_packets_is_noticed_and_said() {
 #[test]
 fn kill_9_ends_who_writes_syncs_closes_or_waits_for_a_lock() {
     let world = World::new();
-    lay_out(&world.mount, &world.server);
+    lay_out(&world.mount);
     // Each begins while the server answers, says so, and then hangs.
     let scripts = [
         (
