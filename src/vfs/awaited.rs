@@ -89,11 +89,13 @@ impl Awaited {
         self.changed.notify_waiters();
     }
 
+    /// Until when somebody may walk through the name; `None`: nobody does.
     fn until(&self, dir: Ino, name: &[u8]) -> Option<Instant> {
+        let now = Instant::now();
         let walks = self.walks.lock();
         let through = walks
             .iter()
-            .filter(|walk| walk.dir == dir && *walk.name == *name);
+            .filter(|walk| walk.dir == dir && *walk.name == *name && now < walk.until);
         through.map(|walk| walk.until).max()
     }
 
@@ -170,6 +172,7 @@ mod tests {
         awaited.begin(1, b"f", Instant::now());
         passed().await;
         assert_eq!(start.elapsed(), Duration::from_millis(14) + PATIENCE);
+        assert_eq!(awaited.until(1, b"f"), None, "nobody else waits for it");
     }
 
     #[test]
