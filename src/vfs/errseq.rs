@@ -57,9 +57,7 @@ impl ErrSeq {
         seen.0 = self.count;
         Some(self.last)
     }
-}
 
-impl ErrSeq {
     /// The same for a descriptor that is closed while another of the handle may stay
     /// open: that one still has it to report.
     pub fn peek(&self, seen: &Seen) -> Option<Errno> {

@@ -4,7 +4,9 @@
 //! (POSIX). A server may promise to keep it until the last CLOSE
 //! (OPEN4_RESULT_PRESERVE_UNLINKED); where it does not, the name is not removed
 //! but moved out of sight (`.nfs` and numbers, "silly rename" as every NFS client
-//! does it), and removed when the file is closed. Other hosts see that name.
+//! does it), and removed when the file is closed. Where another file takes the name,
+//! the hidden one is made beside it first, so that the name is never missing. Other
+//! hosts see the hidden name.
 
 use std::collections::HashMap;
 use std::sync::Arc;

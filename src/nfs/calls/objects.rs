@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use super::super::client::Client;
 use super::super::proto::attrs::{self, Attributes, FsAttributes, NewAttributes};
+use super::super::proto::compound::Compound;
 use super::super::proto::ops::Op;
-use super::super::proto::reply::NfsError;
+use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::types::{FileHandle, StateId};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
@@ -37,15 +38,17 @@ impl Client {
         (operations.saturating_sub(1) / 2).max(1)
     }
 
-    /// GETATTR of several objects: one round trip for the first seven (with
-    /// the 16 operations of EFS), of which the first must succeed. The others
-    /// come as far as they were answered: what is behind an error, or beyond
-    /// the limit, is left out.
-    pub async fn get_attrs_of(
+    /// Asks the same of several objects: one round trip for the first seven (with the
+    /// 16 operations of EFS), of which the first must succeed. The others come as far
+    /// as they were answered: what is behind an error, or beyond the limit, is left
+    /// out.
+    async fn of_each<T>(
         self: &Arc<Self>,
         cred: &Credential,
         handles: &[&FileHandle],
-    ) -> Result<Vec<Attributes>, NfsError> {
+        ask: impl Fn(&mut Compound) + Send + Sync,
+        answer: impl Fn(&mut Reply) -> Result<T, NfsError> + Send,
+    ) -> Result<Vec<T>, NfsError> {
         let handles = &handles[..handles.len().min(self.at_once())];
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
@@ -53,14 +56,27 @@ impl Client {
                     if index == 1 {
                         c.then();
                     }
-                    c.put(handle).get_attrs(self.object());
+                    ask(c.put(handle));
                 }
             })
             .await?;
-        let mut next = || reply.ok(Op::PutFh)?.attrs();
+        let mut next = || answer(reply.ok(Op::PutFh)?);
         let mut all = vec![next()?];
         all.extend((1..handles.len()).map_while(|_| next().ok()));
         Ok(all)
+    }
+
+    /// GETATTR of several objects, as far as one round trip takes it: the first, and
+    /// those after it that were answered.
+    pub async fn get_attrs_of(
+        self: &Arc<Self>,
+        cred: &Credential,
+        handles: &[&FileHandle],
+    ) -> Result<Vec<Attributes>, NfsError> {
+        let ask = |c: &mut Compound| {
+            c.get_attrs(self.object());
+        };
+        self.of_each(cred, handles, ask, Reply::attrs).await
     }
 
     /// READLINK of several links, in the same way.
@@ -69,21 +85,10 @@ impl Client {
         cred: &Credential,
         handles: &[&FileHandle],
     ) -> Result<Vec<Bytes>, NfsError> {
-        let handles = &handles[..handles.len().min(self.at_once())];
-        let mut reply = self
-            .call(cred, Class::Metadata, |c| {
-                for (index, handle) in handles.iter().enumerate() {
-                    if index == 1 {
-                        c.then();
-                    }
-                    c.put(handle).read_link();
-                }
-            })
-            .await?;
-        let mut next = || reply.ok(Op::PutFh)?.link_text();
-        let mut all = vec![next()?];
-        all.extend((1..handles.len()).map_while(|_| next().ok()));
-        Ok(all)
+        let ask = |c: &mut Compound| {
+            c.read_link();
+        };
+        self.of_each(cred, handles, ask, Reply::link_text).await
     }
 
     /// SETATTR. A new size is set under `open`, if the caller has the file
