@@ -421,7 +421,8 @@ impl Client {
                 reply.set_redone();
             }
             let essential = compound.essential();
-            if reply.failed_at().is_none_or(|index| index > essential) {
+            let callers = |index| index > essential || compound.is_in_front(index);
+            if reply.failed_at().is_none_or(callers) {
                 return Ok(reply);
             }
             match reply.status() {

@@ -1,7 +1,8 @@
-//! CLOSEs, several in one compound.
+//! CLOSEs, several in one compound, or along with what is sent anyway.
 //!
 //! Nobody waits for a CLOSE: what was written is stable before it. So it waits
-//! itself, until as many of one identity have come together as a compound
+//! itself, until the next OPEN of the same identity, which takes it along, or
+//! as many of one identity have come together as a compound
 //! takes, or [`LINGER`] is over. A server keeps a file open that much longer,
 //! which only shows in how long the space of a file stays in use whose names
 //! other hosts remove. When this host removes one, its CLOSE goes in front of
@@ -38,6 +39,10 @@ const LINGER: Duration = Duration::from_millis(200);
 
 /// CLOSEs that may be waiting or on their way.
 const MOST: usize = 1024;
+
+/// CLOSEs that go along with an OPEN. More than one, so that those of several
+/// threads are caught up with; few, because the OPEN is waited for.
+const ALONG: usize = 2;
 
 /// PUTFH and CLOSE.
 const OPS_EACH: usize = 2;
@@ -196,9 +201,54 @@ impl Client {
         front
     }
 
+    /// A request of `ops` operations is about to be sent in the name of `cred`, and
+    /// has room for CLOSEs that wait: as many of them go in front of it as come
+    /// together from one such request to the next.
+    pub(super) fn close_along(&self, cred: &Credential, ops: usize) -> InFront {
+        let room = self.max_ops().saturating_sub(ops) / OPS_EACH;
+        let mut inner = self.closing.inner.lock();
+        let mut left = room.min(ALONG);
+        let closes = inner.take(|one| {
+            let along = left > 0 && *one.open.cred == *cred;
+            left -= usize::from(along);
+            along
+        });
+        InFront {
+            closes,
+            ..InFront::default()
+        }
+    }
+
+    /// Runs a compound with CLOSEs in front of it. If one of those is refused, the
+    /// rest has not run: it does, without them.
+    pub(super) async fn call_behind(
+        self: &Arc<Self>,
+        front: InFront,
+        cred: &Credential,
+        build: impl Fn(&mut Compound) + Send + Sync,
+    ) -> Result<Reply, NfsError> {
+        let reply = self
+            .call(cred, Class::Metadata, |c| {
+                front.add(c);
+                build(c);
+            })
+            .await;
+        let mut reply = match reply {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.send_apart(front.closes);
+                return Err(error);
+            }
+        };
+        if self.closed_in_front(front, &mut reply) {
+            return Ok(reply);
+        }
+        self.call(cred, Class::Metadata, build).await
+    }
+
     /// Takes the CLOSEs in front off a reply. False if one was refused, and what
     /// stood behind it did not run for that reason.
-    pub(super) fn closed_in_front(self: &Arc<Self>, front: InFront, reply: &mut Reply) -> bool {
+    fn closed_in_front(self: &Arc<Self>, front: InFront, reply: &mut Reply) -> bool {
         let mut closes = front.closes;
         if front.sendings.into_inner() > 1 {
             // The last sending was without them, and who knows of the first.
@@ -209,7 +259,9 @@ impl Client {
             let put = reply.ok(Op::PutFh).map(|_| ());
             if let Err(error) = put.and_then(|()| reply.stateid(Op::Close)) {
                 tracing::debug!("closing a file: {error}");
-                let behind = closes.split_off(at + 1);
+                // One that is put off is not refused.
+                let again = matches!(error.status(), Some(Status::DELAY | Status::GRACE));
+                let behind = closes.split_off(at + usize::from(!again));
                 self.answered(&closes);
                 self.send_apart(behind);
                 return false;
@@ -217,11 +269,6 @@ impl Client {
         }
         self.answered(&closes);
         true
-    }
-
-    /// The same if there is no reply.
-    pub(super) fn not_closed_in_front(self: &Arc<Self>, front: InFront) {
-        self.send_apart(front.closes);
     }
 
     fn answered(&self, closes: &[Waiting]) {
@@ -339,6 +386,7 @@ impl InFront {
             let stateid = close.open.exact().unwrap_or(close.stateid);
             compound.put(&close.open.handle).close(stateid);
         }
+        compound.in_front();
     }
 
     fn holds(&self, open: &Arc<OpenState>) -> bool {

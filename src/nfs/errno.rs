@@ -50,6 +50,8 @@ fn status_errno(op: Op, status: Status) -> c_int {
         Status::NOTEMPTY => libc::ENOTEMPTY,
         Status::DQUOT => libc::EDQUOT,
         Status::STALE | Status::BADHANDLE | Status::FHEXPIRED => libc::ESTALE,
+        // nfs-ganesha says so of the handle of a file that is being removed.
+        Status::SERVERFAULT if op == Op::PutFh => libc::ESTALE,
         // mknod(2): a server without devices (EFS) is a file system that does
         // not support the type.
         Status::NOTSUPP | Status::OP_ILLEGAL if op == Op::Create => libc::EPERM,
@@ -82,6 +84,8 @@ mod tests {
             (Op::SetAttr, Status::NOTSUPP, libc::EOPNOTSUPP),
             (Op::Write, Status::DQUOT, libc::EDQUOT),
             (Op::Open, Status::SYMLINK, libc::ESTALE),
+            (Op::PutFh, Status::SERVERFAULT, libc::ESTALE),
+            (Op::Read, Status::SERVERFAULT, libc::EIO),
             (Op::Read, Status(4711), libc::EIO),
         ] {
             assert_eq!(NfsError::Status(op, status).errno(), errno, "{status}");

@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::super::client::Client;
 use super::super::proto::attrs::{self, Attributes, NewAttributes};
-use super::super::proto::compound::Compound;
 use super::super::proto::ops::{Make, Op};
 use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::status::Status;
@@ -64,14 +63,36 @@ pub struct Made {
     pub dir: DirMoved,
 }
 
+/// So often is a name looked up whose object is gone before its attributes are
+/// taken: each time somebody has replaced it meanwhile.
+const LOOKS: u32 = 8;
+
 impl Client {
-    /// LOOKUP of one name.
+    /// LOOKUP of one name. That its object is gone before the attributes are
+    /// taken does not mean that the name is: most likely another one has
+    /// replaced it, so the name is looked up again. STALE if that happens
+    /// [`LOOKS`] times in a row.
     pub async fn lookup(
         self: &Arc<Self>,
         cred: &Credential,
         dir: &FileHandle,
         name: &[u8],
     ) -> Result<Found, NfsError> {
+        for _ in 0..LOOKS {
+            if let Some(found) = self.look(cred, dir, name).await? {
+                return Ok(found);
+            }
+        }
+        Err(NfsError::Status(Op::Lookup, Status::STALE))
+    }
+
+    /// LOOKUP, once. `None` if the object was gone when it had been found.
+    async fn look(
+        self: &Arc<Self>,
+        cred: &Credential,
+        dir: &FileHandle,
+        name: &[u8],
+    ) -> Result<Option<Found>, NfsError> {
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
                 c.put(dir)
@@ -84,16 +105,16 @@ impl Client {
         reply.ok(Op::PutFh)?;
         let dir = reply.attrs()?;
         let object = match reply.ok(Op::Lookup) {
-            Ok(_) => match reply.handle().and_then(|fh| Ok((fh, reply.attrs()?))) {
-                Ok(object) => Some(object),
-                // Removed between the operations: it, not its directory.
-                Err(NfsError::Status(_, Status::STALE)) => None,
-                Err(error) => return Err(error),
-            },
-            Err(NfsError::Status(Op::Lookup, Status::NOENT)) => None,
-            Err(error) => return Err(error),
+            Ok(_) => reply.handle().and_then(|fh| Ok(Some((fh, reply.attrs()?)))),
+            Err(NfsError::Status(Op::Lookup, Status::NOENT)) => Ok(None),
+            Err(error) => Err(error),
         };
-        Ok(Found { object, dir })
+        match object {
+            Ok(object) => Ok(Some(Found { object, dir })),
+            // The directory has just shown that it is there.
+            Err(NfsError::Status(_, Status::STALE)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// CREATE: anything but a regular file.
@@ -182,9 +203,11 @@ impl Client {
         name: &[u8],
         file: Option<&FileHandle>,
     ) -> Result<DirMoved, NfsError> {
+        let front = self.close_in_front(file, cred, 4).await;
         let mut reply = self
-            .call_closing(cred, file, 4, |c| {
-                c.put(dir)
+            .call_behind(front, cred, |c| {
+                c.once()
+                    .put(dir)
                     .get_attrs(attrs::CHANGE_ONLY)
                     .remove(name)
                     .then()
@@ -221,9 +244,11 @@ impl Client {
         moved: Option<&FileHandle>,
         file: Option<&FileHandle>,
     ) -> Result<(DirMoved, DirMoved), NfsError> {
+        let front = self.close_in_front(file, cred, 7).await;
         let mut reply = self
-            .call_closing(cred, file, 7, |c| {
-                c.put(from.0)
+            .call_behind(front, cred, |c| {
+                c.once()
+                    .put(from.0)
                     .get_attrs(attrs::CHANGE_ONLY)
                     .save()
                     .put(to.0)
@@ -257,40 +282,6 @@ impl Client {
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// A request that must not run twice and has to have `ops` operations, with
-    /// the CLOSEs of `file` that still wait in front of it.
-    async fn call_closing(
-        self: &Arc<Self>,
-        cred: &Credential,
-        file: Option<&FileHandle>,
-        ops: usize,
-        build: impl Fn(&mut Compound) + Send + Sync,
-    ) -> Result<Reply, NfsError> {
-        let front = self.close_in_front(file, cred, ops).await;
-        let reply = self
-            .call(cred, Class::Metadata, |c| {
-                c.once();
-                front.add(c);
-                build(c);
-            })
-            .await;
-        let mut reply = match reply {
-            Ok(reply) => reply,
-            Err(error) => {
-                self.not_closed_in_front(front);
-                return Err(error);
-            }
-        };
-        if self.closed_in_front(front, &mut reply) {
-            return Ok(reply);
-        }
-        self.call(cred, Class::Metadata, |c| {
-            c.once();
-            build(c);
-        })
-        .await
     }
 
     /// LINK: one more name for an object. Returns how that moved, with its attributes

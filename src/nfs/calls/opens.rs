@@ -19,6 +19,9 @@ use super::super::state::OpenState;
 use super::names::{DirMoved, change_before, saved_after};
 use crate::rpc::auth::Credential;
 
+/// Operations of a compound with an OPEN in it, SEQUENCE among them, at most.
+const OPEN_OPS: usize = 10;
+
 /// How `create` treats a name that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HowToOpen {
@@ -143,8 +146,9 @@ impl Client {
             let stateid = self.lacks.stateid()?;
             (along.unless.is_none() || !lacks_nverify).then_some((along, stateid))
         });
+        let front = self.close_along(&open.cred, OPEN_OPS);
         let mut reply = self
-            .call(&open.cred, Class::Metadata, |c| {
+            .call_behind(front, &open.cred, |c| {
                 if let Some((dir, name)) = name {
                     c.put(dir).lookup(name).get_handle();
                 }
@@ -282,8 +286,9 @@ impl Client {
         let plan = (how == HowToOpen::Exclusive)
             .then(|| Exclusive::plan(mode, self.fs().exclcreat))
             .transpose()?;
+        let front = self.close_along(cred, OPEN_OPS);
         let mut reply = self
-            .call(cred, Class::Metadata, |c: &mut Compound| {
+            .call_behind(front, cred, |c: &mut Compound| {
                 let create = match &plan {
                     Some(plan) => Create::Exclusive(plan.verifier, &plan.at_creation),
                     None => Create::Unchecked(&at_creation),

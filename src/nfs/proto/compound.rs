@@ -40,6 +40,9 @@ pub struct Compound {
     ops: SmallVec<[Op; 16]>,
     /// Index of the last operation that must succeed; see [`Compound::then`].
     essential: usize,
+    /// Index of the last operation that serves something else; see
+    /// [`Compound::in_front`].
+    front: usize,
     /// [`Compound::then`] was called.
     optional: bool,
     /// Operations the session allows.
@@ -77,6 +80,7 @@ impl Compound {
             tail: None,
             ops: SmallVec::new(),
             essential: 0,
+            front: 0,
             optional: false,
             most: usize::MAX,
             left_out: Encoder::default(),
@@ -104,6 +108,19 @@ impl Compound {
     /// Index of the last operation that must succeed.
     pub fn essential(&self) -> usize {
         self.essential
+    }
+
+    /// What was added so far only shares the round trip with what follows: if one
+    /// of it fails, that is for the caller to look at, and is not waited out.
+    pub fn in_front(&mut self) -> &mut Self {
+        self.front = self.ops.len().saturating_sub(1);
+        self
+    }
+
+    /// Whether the operation with this index is one that stands
+    /// [in front](Compound::in_front). SEQUENCE is none.
+    pub fn is_in_front(&self, index: usize) -> bool {
+        (1..=self.front).contains(&index)
     }
 
     /// The reply is asked to be kept for a replay.

@@ -26,10 +26,12 @@ const READ: u64 = 1;
 const SMALL_WRITE: u64 = 0;
 const SMALL_FLUSH: u64 = 1;
 const FLUSH_NOTHING: u64 = 0;
-/// CLOSE waits for others.
+/// CLOSE waits for an OPEN or for others.
 const RELEASE: u64 = 0;
-/// Of seven files: their CLOSEs.
+/// Of seven files that were open at the same time: their CLOSEs.
 const SEVEN_RELEASED: u64 = 1;
+/// Of seven files one after the other: each CLOSE goes along with the next OPEN.
+const SEVEN_OPENED_AND_RELEASED: u64 = 7;
 /// An open, a write, an fsync and a close of a file that exists.
 const APPEND: u64 = 2;
 /// Times, owner and mode of a file that was just made and is still open.
@@ -191,16 +193,28 @@ async fn no_operation_costs_more_round_trips_than_its_budget() {
     m.release(made).await;
 
     m.vfs.client().closes_sent().await;
-    for _ in 0..6 {
-        let file = m.open(old, libc::O_RDONLY).await.unwrap();
-        m.release(file).await;
+    let mut seven = Vec::new();
+    for number in 0..7 {
+        let name = format!("seven{number}");
+        let file = m.create(ROOT_INO, &name, libc::O_RDWR).await.unwrap();
+        seven.push(file);
     }
-    let seventh = m.open(old, libc::O_RDONLY).await.unwrap();
     bill.costs("releasing seven", SEVEN_RELEASED, async {
-        m.release(seventh).await;
+        for &file in &seven {
+            m.release(file).await;
+        }
         millis(20).await;
     })
     .await;
+    let again = "opening and releasing seven, one after the other";
+    bill.costs(again, SEVEN_OPENED_AND_RELEASED, async {
+        for &file in &seven {
+            let file = m.open(file.ino, libc::O_RDONLY).await.unwrap();
+            m.release(file).await;
+        }
+    })
+    .await;
+    m.vfs.client().closes_sent().await;
     assert_eq!(m.peer.open_count(), 0);
 
     let cut = m.open(file.ino, libc::O_WRONLY | libc::O_TRUNC);

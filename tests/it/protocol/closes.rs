@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use efs_fuse::nfs::Client;
 use efs_fuse::nfs::calls::HowToOpen;
+use efs_fuse::nfs::proto::reply::NfsError;
 use efs_fuse::nfs::state::OpenState;
 use efs_fuse::rpc::auth::Credential;
 
@@ -181,21 +183,12 @@ async fn two_users_are_not_closed_in_one_compound() {
     let peer = Peer::new(PeerConfig::default());
     peer.fs().chmod("/", 0o777).unwrap();
     let client = connect(&peer, "one").await;
-    let root = client.fs().root.clone();
-    for uid in [1000, 1001, 1000, 1001] {
-        let cred = Arc::new(Credential {
-            uid,
-            gid: uid,
-            gids: Vec::new(),
-        });
-        let name = format!("f{}", client.opens());
-        let how = HowToOpen::Exclusive;
-        let file = client
-            .create(&cred, &root, name.as_bytes(), 1, 0o644, how)
-            .await
-            .expect("create");
-        client.close_soon(&file.open);
+    let mut opens = Vec::new();
+    for (number, uid) in [1000, 1001, 1000, 1001].into_iter().enumerate() {
+        let file = create_as(&client, uid, &format!("f{number}")).await;
+        opens.push(file.expect("create"));
     }
+    opens.iter().for_each(|open| client.close_soon(open));
     peer.clear_log();
     within(60, client.closes_sent()).await;
     assert_eq!(batches(&peer), [(2, 2), (2, 2)]);
@@ -203,6 +196,69 @@ async fn two_users_are_not_closed_in_one_compound() {
     uids.sort_unstable();
     assert_eq!(uids, [1000, 1001]);
     assert_eq!(peer.open_count(), 0);
+}
+
+async fn create_as(client: &Arc<Client>, uid: u32, name: &str) -> Result<Arc<OpenState>, NfsError> {
+    let cred = Arc::new(Credential {
+        uid,
+        gid: uid,
+        gids: Vec::new(),
+    });
+    let root = client.fs().root.clone();
+    let how = HowToOpen::Exclusive;
+    client
+        .create(&cred, &root, name.as_bytes(), 1, 0o644, how)
+        .await
+        .map(|file| file.open)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_goes_along_with_the_next_open_of_the_same_user_and_of_nobody_else() {
+    let peer = Peer::new(PeerConfig::default());
+    peer.fs().chmod("/", 0o777).unwrap();
+    let client = connect(&peer, "one").await;
+    let first = create_as(&client, 1000, "a").await.unwrap();
+    client.close_soon(&first);
+    peer.clear_log();
+    create_as(&client, 1001, "b").await.unwrap();
+    assert_eq!(batches(&peer), []);
+    create_as(&client, 1000, "c").await.unwrap();
+    assert_eq!(batches(&peer), [(1, 1)]);
+    assert_eq!((peer.round_trips(), client.opens()), (2, 2));
+}
+
+/// The CLOSE in front of an OPEN refused, put off, and with its reply lost: the file is
+/// opened, at once, and made only once.
+#[tokio::test(start_paused = true)]
+async fn a_close_in_front_of_an_open_never_changes_what_becomes_of_that() {
+    for case in 0..6 {
+        let rig = Rig::new(PeerConfig::default()).await;
+        let peer = &rig.peer;
+        for open in opened(&rig, 2).await {
+            rig.client.close_soon(&open);
+        }
+        match case {
+            0 => once_at(peer, op::CLOSE, Action::FailAfter(st::BAD_STATEID)),
+            1 => once_at(peer, op::CLOSE, Action::Fail(st::DELAY)),
+            2 => once_at(peer, op::OPEN, Action::DropConnectionAfter),
+            3 => once_at(peer, op::CLOSE, Action::DropConnectionBefore),
+            4 => once_at(peer, op::OPEN, Action::Fail(st::DELAY)),
+            _ => once_at(peer, op::OPEN, Action::Fail(st::ACCESS)),
+        }
+        let begun = tokio::time::Instant::now();
+        let made = within(60, rig.create("new", HowToOpen::Exclusive)).await;
+        if case < 2 {
+            assert_eq!(begun.elapsed(), Duration::ZERO, "case {case}: waited");
+        }
+        assert_eq!(made.is_ok(), case < 5, "case {case}: {made:?}");
+        within(60, rig.client.closes_sent()).await;
+        let left = usize::from(case < 5);
+        assert_eq!(
+            (peer.open_count(), rig.client.opens()),
+            (left, left),
+            "case {case}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -84,6 +84,40 @@ async fn another_host_that_looks_up_in_a_loop_never_misses_a_name_that_is_replac
     assert_eq!(*missing.lock(), Vec::<Vec<u32>>::new());
 }
 
+/// Between the LOOKUP and the GETATTR of one compound the file is replaced, and is gone.
+#[tokio::test(start_paused = true)]
+async fn a_name_replaced_while_it_is_looked_up_is_not_missing() {
+    const LOOKUP: [u32; 6] = [
+        op::SEQUENCE,
+        op::PUTFH,
+        op::GETATTR,
+        op::LOOKUP,
+        op::GETFH,
+        op::GETATTR,
+    ];
+    let peer = Peer::new(PeerConfig::default());
+    let fs = peer.fs();
+    fs.write_file("/target", b"old").unwrap();
+    let mount = Mount::of(&peer, "one", default_timeouts()).await;
+    let files = peer.fs();
+    let mut times = 3;
+    peer.on_op(move |event| {
+        if event.compound == LOOKUP && event.op_index == 5 && times > 0 {
+            times -= 1;
+            files.remove("/target").unwrap();
+            files.write_file("/target", b"new").unwrap();
+            return Action::Fail(st::STALE);
+        }
+        Action::Pass
+    });
+    let found = mount.lookup(ROOT_INO, "target").await.unwrap();
+    let open = mount
+        .open(found.unwrap().ino, libc::O_RDONLY)
+        .await
+        .unwrap();
+    assert_eq!(mount.read(open, 0, 10).await.unwrap(), b"new");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_session_of_few_operations_is_enough_and_no_name_is_missing() {
     let (mount, open) = prepared(PeerConfig {

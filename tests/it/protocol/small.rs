@@ -25,7 +25,10 @@ async fn cat(mount: &Mount, path: &str) -> (Vec<u8>, u64) {
     let pages = size.next_multiple_of(4096).max(4096);
     let data = mount.read(file, 0, pages as u32).await.unwrap();
     let log = mount.peer.log();
-    let closes = log.iter().filter(|entry| entry.ops.contains(&op::CLOSE));
+    let has = |ops: &[u32], number| ops.contains(&number);
+    let closes = log
+        .iter()
+        .filter(|entry| has(&entry.ops, op::CLOSE) && !has(&entry.ops, op::OPEN));
     let cost = mount.peer.round_trips() - closes.count() as u64;
     mount.close(file).await.unwrap();
     (data, cost)
