@@ -16,8 +16,9 @@ use super::Vfs;
 use super::inode::Inode;
 use super::object::new_attributes;
 use super::open::{FileInner, Origin};
-use super::pipeline::{Action, Chunks, RequestId, Stable};
+use super::pipeline::{Action, Chunks, CommitRange, RequestId, Stable};
 use super::types::{Errno, Ino, WriteFlags};
+use crate::nfs::calls::Behind;
 use crate::nfs::proto::ops::ACCESS_WRITE;
 use crate::nfs::proto::types::Stable as Committed;
 
@@ -108,11 +109,11 @@ impl Vfs {
             }
             if file_has_room {
                 for busy in self.window.busy() {
-                    self.with_pipeline(&busy, |inner| inner.pipeline.commit_soon());
+                    self.with_pipeline(&busy, |inner| inner.pipeline.make_room());
                     self.pump(&busy);
                 }
             } else {
-                self.with_pipeline(inode, |inner| inner.pipeline.commit_soon());
+                self.with_pipeline(inode, |inner| inner.pipeline.make_room());
                 self.pump(inode);
             }
             freed.await;
@@ -150,22 +151,18 @@ impl Vfs {
                     offset,
                     data,
                     stable,
+                    commit,
                 }) => {
                     let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
                     tokio::spawn(async move {
-                        vfs.send_write(&inode, id, origin, offset, data, stable)
+                        vfs.send_write(&inode, id, origin, (offset, data), stable, commit)
                             .await;
                     });
                 }
-                Some(Action::Commit {
-                    id,
-                    origin,
-                    offset,
-                    count,
-                }) => {
+                Some(Action::Commit { id, origin, range }) => {
                     let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
                     tokio::spawn(async move {
-                        vfs.send_commit(&inode, id, origin, offset, count).await;
+                        vfs.send_commit(&inode, id, origin, range).await;
                     });
                 }
                 // Every one that is asked for: the pipeline does not ask again
@@ -198,9 +195,9 @@ impl Vfs {
         inode: &Arc<Inode>,
         id: RequestId,
         origin: Origin,
-        offset: u64,
-        data: Chunks,
+        (offset, data): (u64, Chunks),
         stable: Stable,
+        commit: Option<CommitRange>,
     ) {
         let stable = match stable {
             Stable::Unstable => Committed::Unstable,
@@ -220,13 +217,13 @@ impl Vfs {
         let attrs = changes.as_ref().map(|one| new_attributes(&one.set));
         let len: usize = data.iter().map(Bytes::len).sum();
         let sent = Instant::now();
-        let written = self.client.write_and_set(
-            &origin.open,
-            (offset, &data),
-            origin.fence,
-            stable,
-            attrs.as_ref(),
-        );
+        let behind = Behind {
+            commit: commit.map(|range| (range.offset, range.count)),
+            attrs: attrs.as_ref(),
+        };
+        let written =
+            self.client
+                .write_and(&origin.open, (offset, &data), origin.fence, stable, behind);
         match written.await {
             Ok(written) => {
                 let result = written.result;
@@ -244,12 +241,17 @@ impl Vfs {
                     Committed::DataSync => Stable::DataSync,
                     Committed::FileSync => Stable::FileSync,
                 };
+                let (count, verifier) = (result.count, result.verifier);
                 self.with_pipeline(inode, |inner| {
-                    inner
-                        .pipeline
-                        .written(id, result.count, committed, result.verifier);
+                    let pipeline = &mut inner.pipeline;
+                    match written.committed {
+                        Some(proof) => {
+                            pipeline.written_and_committed(id, count, committed, verifier, proof);
+                        }
+                        None => pipeline.written(id, count, committed, verifier),
+                    }
                     if self.window.is_awaited() {
-                        inner.pipeline.commit_soon();
+                        pipeline.make_room();
                     }
                 });
             }
@@ -274,10 +276,10 @@ impl Vfs {
         inode: &Arc<Inode>,
         id: RequestId,
         origin: Origin,
-        offset: u64,
-        count: u32,
+        range: CommitRange,
     ) {
         let sent = Instant::now();
+        let CommitRange { offset, count } = range;
         match self.client.commit(&origin.open, offset, count).await {
             Ok((verifier, attrs)) => {
                 if let Some(attrs) = attrs {

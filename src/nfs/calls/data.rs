@@ -26,6 +26,18 @@ pub struct Written {
     pub moved: Moved,
     /// What became of the attributes that were to be set after it.
     pub set: Result<(), NfsError>,
+    /// The verifier of the COMMIT after it, if that was executed.
+    pub committed: Option<Verifier>,
+}
+
+/// What goes behind a WRITE, in the same compound and also if less was written than
+/// was sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Behind<'a> {
+    /// COMMIT of a range: offset and count, as [`Client::commit`] takes them.
+    pub commit: Option<(u64, u32)>,
+    /// Attributes to be set.
+    pub attrs: Option<&'a NewAttributes>,
 }
 
 /// The server finds a message longer than the session allows. Our sizes are made to
@@ -112,19 +124,19 @@ impl Client {
         stable: Stable,
         data: &[Bytes],
     ) -> Result<Written, NfsError> {
-        self.write_and_set(open, (offset, data), fence, stable, None)
+        let data = (offset, data);
+        self.write_and(open, data, fence, stable, Behind::default())
             .await
     }
 
-    /// The same; then `attrs` are set in the same compound, also if less was
-    /// written than was sent.
-    pub async fn write_and_set(
+    /// The same with something behind it.
+    pub async fn write_and(
         self: &Arc<Self>,
         open: &Arc<OpenState>,
         (offset, data): (u64, &[Bytes]),
         fence: u32,
         stable: Stable,
-        attrs: Option<&NewAttributes>,
+        behind: Behind<'_>,
     ) -> Result<Written, NfsError> {
         for _ in 0..STATE_RETRIES {
             if open.fence() != fence {
@@ -141,10 +153,14 @@ impl Client {
                         stable,
                         &front(data, self.wsize()),
                     );
-                    if let Some(attrs) = attrs {
+                    if let Some(attrs) = behind.attrs {
                         c.set_attrs(StateId::ANONYMOUS, attrs);
                     }
-                    c.then().get_attrs(self.object());
+                    c.then();
+                    if let Some((offset, count)) = behind.commit {
+                        c.commit(offset, count);
+                    }
+                    c.get_attrs(self.object());
                 })
                 .await;
             let mut reply = match reply {
@@ -157,13 +173,15 @@ impl Client {
             match reply.written() {
                 Ok(result) => {
                     self.metrics.bytes_written(result.count.into());
-                    let set = match attrs {
+                    let set = match behind.attrs {
                         Some(_) => reply.attrs_set(),
                         None => Ok(()),
                     };
+                    let committed = behind.commit.and_then(|_| reply.committed().ok());
                     return Ok(Written {
                         result,
                         set,
+                        committed,
                         moved: Moved {
                             before,
                             after: reply.attrs().ok(),

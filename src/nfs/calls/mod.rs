@@ -19,7 +19,7 @@ mod opens;
 mod root;
 mod tree;
 
-pub use data::Written;
+pub use data::{Behind, Written};
 pub use locks::Locked;
 pub use names::{DirMoved, Found, Made, Moved};
 pub(super) use opens::Lacks;

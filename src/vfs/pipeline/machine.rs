@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::queue::{Queue, Source};
 use super::retained::{Copy, Retained};
 use super::segment::Segment;
-use super::{Action, PipelineConfig, RequestId, Stable, Verifier};
+use super::{Action, CommitRange, PipelineConfig, RequestId, Stable, Verifier};
 use crate::vfs::errseq::ErrSeq;
 use crate::vfs::types::Errno;
 
@@ -52,6 +52,8 @@ struct Flight<O> {
     segment: Segment<O>,
     /// Given up: the reply only frees the range and the memory.
     forgotten: bool,
+    /// The COMMIT behind it in the same compound.
+    rider: Option<u64>,
 }
 
 /// The drains under way, in at most two groups: all that begin while the first
@@ -75,6 +77,9 @@ pub(super) struct Machine<O> {
     commit: Option<u64>,
     /// A COMMIT is wanted although no drain asks for it.
     commit_soon: bool,
+    /// One that went behind a WRITE was not executed: it goes alone now, so that its
+    /// error, if there is one, is told for sure.
+    commit_alone: bool,
     drains: Option<Drains>,
     /// The wake-up the caller has been told of and that has not come yet.
     alarm: Option<Instant>,
@@ -97,6 +102,7 @@ impl<O: Clone + PartialEq> Machine<O> {
             retained: Retained::new(wsize),
             commit: None,
             commit_soon: false,
+            commit_alone: false,
             drains: None,
             alarm: None,
             retained_since: None,
@@ -162,6 +168,7 @@ impl<O: Clone + PartialEq> Machine<O> {
         self.advance_drains();
         if self.retained.is_empty() {
             self.retained_since = None;
+            (self.commit_soon, self.commit_alone) = (false, false);
         } else {
             self.retained_since.get_or_insert(self.clock);
         }
@@ -182,13 +189,24 @@ impl<O: Clone + PartialEq> Machine<O> {
         count: u32,
         committed: Stable,
         verifier: Verifier,
+        proof: Option<Verifier>,
     ) {
         let Some(flight) = self.land(id) else { return };
-        let range = flight.segment.range();
+        let (range, rider) = (flight.segment.range(), flight.rider);
+        // The COMMIT came after the WRITE, and covers its range.
+        let committed = match proof {
+            Some(proof) if rider.is_some() && proof == verifier => Stable::FileSync,
+            _ => committed,
+        };
         if !flight.forgotten {
             self.acknowledge(lasting, flight, count, committed, verifier);
         }
         self.queue.unpark(&range);
+        match (rider, proof) {
+            (Some(commit), Some(proof)) => self.committed(lasting, RequestId(commit), proof),
+            (Some(commit), None) => self.not_committed(commit),
+            (None, _) => {}
+        }
     }
 
     pub(super) fn failed(&mut self, lasting: &mut Lasting, id: RequestId, errno: Errno) {
@@ -197,6 +215,17 @@ impl<O: Clone + PartialEq> Machine<O> {
             lasting.errors.record(errno);
         }
         self.queue.unpark(&flight.segment.range());
+        if let Some(commit) = flight.rider {
+            self.not_committed(commit);
+        }
+    }
+
+    /// The COMMIT behind a WRITE was not executed.
+    fn not_committed(&mut self, id: u64) {
+        if self.commit == Some(id) {
+            self.commit = None;
+            self.commit_alone = true;
+        }
     }
 
     pub(super) fn committed(&mut self, lasting: &mut Lasting, id: RequestId, verifier: Verifier) {
@@ -221,8 +250,10 @@ impl<O: Clone + PartialEq> Machine<O> {
         }
     }
 
-    pub(super) fn commit_soon(&mut self) {
-        self.commit_soon = !self.retained.is_empty();
+    pub(super) fn make_room(&mut self) {
+        let retained = self.retained.charge();
+        let much = retained >= self.config.file_limit / 4 || 2 * retained >= self.bytes();
+        self.commit_soon |= retained > 0 && much;
     }
 
     pub(super) fn server_restarted(&mut self, lasting: &mut Lasting) {
@@ -315,48 +346,84 @@ impl<O: Clone + PartialEq> Machine<O> {
                 continue;
             }
             let segment = self.queue.remove(offset)?;
+            let last = segment.seq <= urgent && !self.unwritten(urgent);
             // The last data a drain waits for: stable at once saves a COMMIT.
-            let stable = match segment.sync || segment.seq <= urgent && !self.awaits(urgent) {
+            let stable = match segment.sync || last && !self.retained.holds(urgent) {
                 true => Stable::FileSync,
                 false => Stable::Unstable,
             };
             let id = lasting.next_tick();
+            let commit = match stable {
+                Stable::Unstable if last || self.commit_is_due() => self.commit_along(&segment),
+                _ => None,
+            };
+            let rider = commit.is_some().then(|| self.commit_sent(lasting));
             let write = Action::Write {
                 id: RequestId(id),
                 origin: segment.origin.clone(),
                 offset,
                 data: segment.data.chunks(),
                 stable,
+                commit,
             };
             self.flights.push(Flight {
                 id,
                 segment,
                 forgotten: false,
+                rider,
             });
             return Some(write);
         }
         None
     }
 
-    fn next_commit(&mut self, lasting: &mut Lasting) -> Option<Action<O>> {
-        if self.commit.is_some() || !(self.commit_is_due() || self.drain_needs_commit()) {
+    /// What a COMMIT behind this WRITE would have to cover, if it may go there.
+    fn commit_along(&self, segment: &Segment<O>) -> Option<CommitRange> {
+        if self.commit.is_some() || self.commit_alone {
             return None;
         }
-        self.commit_soon = false;
-        self.retained_since = None;
         let (range, origin) = self.retained.hull()?;
+        let written = segment.range();
+        let range = range.start.min(written.start)..range.end.max(written.end);
+        (origin == segment.origin).then(|| CommitRange::of(&range))
+    }
+
+    /// A COMMIT is about to be sent. Its id.
+    fn commit_sent(&mut self, lasting: &mut Lasting) -> u64 {
+        self.commit_soon = false;
+        self.commit_alone = false;
+        self.retained_since = None;
         let id = lasting.next_tick();
         self.commit = Some(id);
+        id
+    }
+
+    fn next_commit(&mut self, lasting: &mut Lasting) -> Option<Action<O>> {
+        let due = || self.commit_alone || self.commit_is_due() && !self.next_takes_commit();
+        if self.commit.is_some() || !(self.drain_needs_commit() || due()) {
+            return None;
+        }
+        let (range, origin) = self.retained.hull()?;
         Some(Action::Commit {
-            id: RequestId(id),
+            id: RequestId(self.commit_sent(lasting)),
             origin,
-            offset: range.start,
-            count: u32::try_from(range.end - range.start).unwrap_or(0),
+            range: CommitRange::of(&range),
         })
     }
 
+    /// Whether the next reply makes room for a WRITE that a COMMIT may go behind. If
+    /// another one is sent instead, that is no matter: what is queued is bounded.
+    fn next_takes_commit(&self) -> bool {
+        let urgent = self.awaited();
+        let linger = self.config.linger;
+        let candidate = self.queue.candidate(self.clock, linger, urgent);
+        let next = candidate.and_then(|offset| self.queue.get(offset));
+        self.flights.len() >= self.config.max_in_flight.max(1)
+            && next.is_some_and(|next| !next.sync && self.commit_along(next).is_some())
+    }
+
     fn commit_is_due(&self) -> bool {
-        let high = self.config.file_limit / 4 * 3;
+        let high = self.config.file_limit / 3;
         self.commit_soon
             || self.retained.charge() > high
             || self.retained.len() >= MAX_COPIES
@@ -398,7 +465,8 @@ impl<O: Clone + PartialEq> Machine<O> {
         if self.commit.is_some() || self.commit_alarm.is_some() {
             return None;
         }
-        self.commit_alarm = self.commit_deadline();
+        // One that is due by now waits for the next WRITE, and so for a reply.
+        self.commit_alarm = self.commit_deadline().filter(|at| *at > self.clock);
         self.commit_alarm
     }
 

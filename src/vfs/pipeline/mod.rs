@@ -54,7 +54,8 @@
 //! replies overtake each other, a reply proves something only about what was
 //! acknowledged before its request was sent. Of that, a COMMIT's reply makes
 //! stable what has the same verifier, and shows the rest to be lost; an
-//! unstable WRITE's reply shows what has another verifier to be lost. What is
+//! unstable WRITE's reply shows what has another verifier to be lost. A COMMIT that
+//! nobody waits for goes behind a WRITE, in one compound: then it proves that WRITE too. What is
 //! lost is written again, at most a few rounds, then it is an EIO. A restart of the server
 //! ([`Pipeline::server_restarted`]) is no such round.
 
@@ -122,6 +123,24 @@ pub enum Stable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(u64);
 
+/// The arguments of a COMMIT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitRange {
+    /// The start of the range.
+    pub offset: u64,
+    /// Its length in bytes; 0 means to the end of the file.
+    pub count: u32,
+}
+
+impl CommitRange {
+    fn of(range: &Range<u64>) -> Self {
+        Self {
+            offset: range.start,
+            count: u32::try_from(range.end - range.start).unwrap_or(0),
+        }
+    }
+}
+
 /// What the owner of a pipeline has to do.
 #[derive(Debug)]
 pub enum Action<O> {
@@ -139,6 +158,10 @@ pub enum Action<O> {
         data: Chunks,
         /// The `stable` argument.
         stable: Stable,
+        /// A COMMIT that goes behind it in the same compound. What became of it is
+        /// reported with the WRITE: [`Pipeline::written_and_committed`] if it
+        /// was executed, anything else if not.
+        commit: Option<CommitRange>,
     },
     /// Send a COMMIT, and report [`Pipeline::committed`] or
     /// [`Pipeline::commit_failed`] exactly once. There is one at a time.
@@ -147,10 +170,8 @@ pub enum Action<O> {
         id: RequestId,
         /// Whose credential to use.
         origin: O,
-        /// The start of the range.
-        offset: u64,
-        /// Its length in bytes; 0 means to the end of the file.
-        count: u32,
+        /// What it covers.
+        range: CommitRange,
     },
     /// Call [`Pipeline::next`] at this time or later. Timers need not be
     /// cancelled: an early or a superfluous call does no harm.
@@ -223,7 +244,20 @@ impl<O: Clone + PartialEq> Pipeline<O> {
     /// the server instance `verifier`. The rest of a short count is sent again;
     /// more than was sent is an EIO, and so is nothing at all too often.
     pub fn written(&mut self, id: RequestId, count: u32, committed: Stable, verifier: Verifier) {
-        self.event(|busy, lasting| busy.written(lasting, id, count, committed, verifier));
+        self.event(|busy, lasting| busy.written(lasting, id, count, committed, verifier, None));
+    }
+
+    /// The same, and the COMMIT behind it was answered by the server instance `proof`.
+    pub fn written_and_committed(
+        &mut self,
+        id: RequestId,
+        count: u32,
+        committed: Stable,
+        verifier: Verifier,
+        proof: Verifier,
+    ) {
+        let proof = Some(proof);
+        self.event(|busy, lasting| busy.written(lasting, id, count, committed, verifier, proof));
     }
 
     /// A WRITE failed for good: its data are dropped, the error is recorded.
@@ -313,12 +347,14 @@ impl<O: Clone + PartialEq> Pipeline<O> {
         self.busy.as_ref().map_or(0, |b| b.in_flight())
     }
 
-    /// Commits what is retained now without a drain: the mount's window is
-    /// short of memory. A file does so by itself at three quarters of its own, and
-    /// after [`PipelineConfig::commit_after`].
-    pub fn commit_soon(&mut self) {
+    /// The window, the mount's or the file's, is short of memory: commits what is
+    /// retained, once that is worth a COMMIT: a quarter of the file's window or half
+    /// of what it holds. To be called again after each reply until there is room. Without
+    /// being asked a file commits at a third of its window, and after
+    /// [`PipelineConfig::commit_after`].
+    pub fn make_room(&mut self) {
         if let Some(busy) = &mut self.busy {
-            busy.commit_soon();
+            busy.make_room();
         }
     }
 

@@ -83,8 +83,15 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 /// What travels to the server.
 #[derive(Debug)]
 enum Body {
-    Write { data: Vec<u8>, stable: Stable },
-    Commit { len: usize },
+    Write {
+        data: Vec<u8>,
+        stable: Stable,
+        /// The range of the COMMIT behind it.
+        commit: Option<Range<usize>>,
+    },
+    Commit {
+        len: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -94,6 +101,8 @@ struct Request {
     body: Body,
     /// Executed: count, stability and verifier of the reply to come.
     reply: Option<(u32, Stable, Verifier)>,
+    /// So was the COMMIT behind it.
+    committed: bool,
 }
 
 impl Request {
@@ -184,7 +193,7 @@ impl World {
                 let range = at..(at + len).min(SIZE);
                 self.ranges.push((ticket, range, self.latest));
             }
-            Op::CommitSoon => self.pipeline.commit_soon(),
+            Op::CommitSoon => self.pipeline.make_room(),
             Op::Forget(origin) => self.forget(origin),
         }
         self.pump();
@@ -218,21 +227,30 @@ impl World {
                     offset,
                     data,
                     stable,
-                } => self.send_write(id, origin, offset as usize, data.concat(), stable),
-                Action::Commit {
-                    id, offset, count, ..
+                    commit,
                 } => {
-                    assert!(
-                        self.requests.iter().all(Request::is_write),
-                        "two COMMITs at once"
-                    );
+                    let commit = commit.map(|range| {
+                        self.check_no_commit();
+                        let start = range.offset as usize;
+                        start..start + range.count as usize
+                    });
+                    let body = Body::Write {
+                        data: data.concat(),
+                        stable,
+                        commit,
+                    };
+                    self.send_write(id, origin, offset as usize, body);
+                }
+                Action::Commit { id, range, .. } => {
+                    self.check_no_commit();
                     self.requests.push(Request {
                         id,
-                        offset: offset as usize,
+                        offset: range.offset as usize,
                         body: Body::Commit {
-                            len: count as usize,
+                            len: range.count as usize,
                         },
                         reply: None,
+                        committed: false,
                     });
                 }
                 Action::WakeAt(at) => {
@@ -244,20 +262,19 @@ impl World {
         }
     }
 
-    fn send_write(
-        &mut self,
-        id: RequestId,
-        origin: u8,
-        offset: usize,
-        data: Vec<u8>,
-        stable: Stable,
-    ) {
-        assert!(!data.is_empty() && data.len() <= self.config.wsize);
+    fn check_no_commit(&self) {
+        let no_commit =
+            |request: &Request| matches!(request.body, Body::Write { commit: None, .. });
+        assert!(self.requests.iter().all(no_commit), "two COMMITs at once");
+    }
+
+    fn send_write(&mut self, id: RequestId, origin: u8, offset: usize, body: Body) {
         let request = Request {
             id,
             offset,
-            body: Body::Write { data, stable },
+            body,
             reply: None,
+            committed: false,
         };
         let range = request.range();
         for other in self.requests.iter().filter(|r| r.is_write()) {
@@ -267,13 +284,22 @@ impl World {
                 "overlapping writes in flight"
             );
         }
-        if let Body::Write { data, .. } = &request.body {
+        if let Body::Write {
+            data,
+            stable,
+            commit,
+        } = &request.body
+        {
+            assert!(!data.is_empty() && data.len() <= self.config.wsize);
+            if let Some(commit) = commit {
+                assert!(commit.start <= range.start && range.end <= commit.end);
+            }
             for (p, &byte) in range.zip(data) {
                 let (from, accepted, sync) = &self.accepted[version(byte) as usize - 1];
                 assert_eq!(byte, value(version(byte), p), "a byte moved");
                 assert_eq!(*from, origin, "sent with a foreign credential");
                 assert!(accepted.contains(&p), "a write was widened");
-                assert!(!sync || stable == Stable::FileSync);
+                assert!(!sync || *stable == Stable::FileSync);
             }
         }
         self.requests.push(request);
@@ -296,13 +322,17 @@ impl World {
         let request = &mut self.requests[index];
         let (start, end) = (request.range().start, request.range().end);
         let verifier = self.instance.to_be_bytes();
-        let (data, stable) = match &request.body {
+        let (data, stable, commit) = match &request.body {
             Body::Commit { .. } => {
                 self.stable[start..end].copy_from_slice(&self.cache[start..end]);
                 request.reply = Some((0, Stable::FileSync, verifier));
                 return;
             }
-            Body::Write { data, stable } => (data, *stable),
+            Body::Write {
+                data,
+                stable,
+                commit,
+            } => (data, *stable, commit.clone()),
         };
         let mut count = (data.len() * eighths).div_ceil(8);
         if count == 0 {
@@ -326,6 +356,13 @@ impl World {
             }
         }
         request.reply = Some((count as u32, stable, verifier));
+        // Now and then it is not executed.
+        if let Some(range) = commit
+            && eighths.is_multiple_of(2)
+        {
+            request.committed = true;
+            self.stable[range.clone()].copy_from_slice(&self.cache[range]);
+        }
     }
 
     fn reply(&mut self, pick: usize) {
@@ -337,6 +374,9 @@ impl World {
             return;
         };
         match request.body {
+            Body::Write { .. } if request.committed => self
+                .pipeline
+                .written_and_committed(request.id, count, stable, verifier, verifier),
             Body::Write { .. } => self.pipeline.written(request.id, count, stable, verifier),
             Body::Commit { .. } => self.pipeline.committed(request.id, verifier),
         }

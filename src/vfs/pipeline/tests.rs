@@ -24,6 +24,7 @@ struct Sent {
     offset: u64,
     data: Vec<u8>,
     stable: Stable,
+    commit: Option<(u64, u32)>,
 }
 
 impl Rig {
@@ -72,12 +73,14 @@ impl Rig {
                     offset,
                     data,
                     stable,
+                    commit,
                 } => writes.push(Sent {
                     id,
                     origin,
                     offset,
                     data: data.concat(),
                     stable,
+                    commit: commit.map(|range| (range.offset, range.count)),
                 }),
                 Action::Commit { .. } => panic!("a COMMIT nobody asked for"),
                 Action::WakeAt(at) => assert!(at > self.now),
@@ -271,13 +274,10 @@ fn a_drain_of_several_writes_is_sent_at_once_and_committed_once() {
     for write in &writes {
         rig.ack(write, Stable::Unstable, V1);
     }
-    let Some(Action::Commit {
-        id, offset, count, ..
-    }) = rig.next()
-    else {
+    let Some(Action::Commit { id, range, .. }) = rig.next() else {
         panic!("no COMMIT");
     };
-    assert_eq!((offset, count), (0, 101));
+    assert_eq!((range.offset, range.count), (0, 101));
     assert!(rig.next().is_none() && !rig.pipeline.drained(&ticket));
     rig.pipeline.committed(id, V1);
     assert!(rig.pipeline.drained(&ticket) && rig.pipeline.is_idle());
@@ -478,7 +478,7 @@ fn a_commit_covers_only_what_was_acknowledged_before_it_was_sent() {
     rig.put(50, b"x");
     rig.linger();
     let late = rig.write();
-    rig.pipeline.commit_soon();
+    rig.pipeline.make_room();
     let commit = rig.commit();
     rig.ack(&late, Stable::Unstable, V1);
     let before = rig.pipeline.uncommitted_bytes();
@@ -506,8 +506,8 @@ fn a_failed_commit_is_one_error() {
 }
 
 #[test]
-fn three_quarters_of_the_window_retained_are_committed_without_a_drain() {
-    let mut rig = Rig::with(16, 2400);
+fn a_third_of_the_window_retained_is_committed_without_a_drain() {
+    let mut rig = Rig::with(16, 5400);
     for i in 0..3 {
         rig.retain(i * 100, b"abc");
         assert!(rig.writes().is_empty());
@@ -517,6 +517,106 @@ fn three_quarters_of_the_window_retained_are_committed_without_a_drain() {
     assert!(rig.next().is_none(), "a second COMMIT");
     rig.pipeline.committed(commit, V1);
     assert!(rig.pipeline.is_idle());
+}
+
+/// More than a third of the window is retained, all places are taken, and a full
+/// segment is queued.
+fn about_to_commit() -> (Rig, Sent) {
+    let mut rig = Rig::with(1, 2700);
+    rig.retain(0, b"abc");
+    rig.put(100, &[b'x'; WSIZE]);
+    let flying = rig.write();
+    assert_eq!(flying.commit, None);
+    rig.put(200, &[b'y'; WSIZE]);
+    rig.ack(&flying, Stable::Unstable, V1);
+    let next = rig.write();
+    (rig, next)
+}
+
+#[test]
+fn a_commit_that_is_due_goes_behind_the_next_write_and_proves_it_too() {
+    let (mut rig, write) = about_to_commit();
+    assert_eq!((write.offset, write.stable), (200, Stable::Unstable));
+    assert_eq!(write.commit, Some((0, 216)));
+    rig.pipeline
+        .written_and_committed(write.id, WSIZE as u32, Stable::Unstable, V1, V1);
+    assert!(rig.pipeline.is_idle() && rig.error().is_none());
+}
+
+#[test]
+fn a_commit_behind_a_write_shows_what_the_server_has_lost() {
+    let (mut rig, write) = about_to_commit();
+    let count = WSIZE as u32;
+    rig.pipeline
+        .written_and_committed(write.id, count, Stable::Unstable, V2, V2);
+    let mut again = Vec::new();
+    while !rig.pipeline.is_idle() {
+        for write in rig.writes() {
+            again.push(write.offset);
+            rig.ack(&write, Stable::FileSync, V2);
+        }
+    }
+    again.sort_unstable();
+    assert_eq!(again, [0, 100]);
+}
+
+#[test]
+fn a_write_is_only_as_stable_as_the_commit_of_its_own_server_makes_it() {
+    let (mut rig, write) = about_to_commit();
+    let count = WSIZE as u32;
+    // It crashed between the two.
+    rig.pipeline
+        .written_and_committed(write.id, count, Stable::Unstable, V1, V2);
+    assert!(rig.pipeline.uncommitted_bytes() > 0, "taken for stable");
+}
+
+#[test]
+fn a_commit_behind_a_write_that_was_not_executed_goes_alone() {
+    for failed in [false, true] {
+        let (mut rig, write) = about_to_commit();
+        match failed {
+            true => rig.pipeline.failed(write.id, ENOSPC),
+            false => rig.ack(&write, Stable::Unstable, V1),
+        }
+        rig.put(300, &[b'z'; WSIZE]);
+        let beside = match rig.next() {
+            Some(Action::Write { id, commit, .. }) => {
+                assert_eq!(commit, None);
+                id
+            }
+            other => panic!("{other:?}"),
+        };
+        let commit = rig.commit();
+        rig.pipeline.committed(commit, V1);
+        let count = WSIZE as u32;
+        rig.pipeline.written(beside, count, Stable::FileSync, V1);
+        assert!(rig.pipeline.is_idle());
+    }
+}
+
+#[test]
+fn the_last_write_that_a_drain_waits_for_takes_the_commit_of_the_rest_along() {
+    let mut rig = Rig::new();
+    rig.retain(0, b"abc");
+    rig.put(50, b"x");
+    let ticket = rig.pipeline.begin_drain();
+    let write = rig.write();
+    assert_eq!(write.commit, Some((0, 51)));
+    rig.pipeline
+        .written_and_committed(write.id, 1, Stable::Unstable, V1, V1);
+    assert!(rig.pipeline.drained(&ticket) && rig.pipeline.is_idle());
+}
+
+#[test]
+fn a_commit_does_not_go_behind_a_write_in_another_name() {
+    let mut rig = Rig::new();
+    rig.retain(0, b"abc");
+    rig.put_as('b', 50, b"x", false);
+    rig.pipeline.begin_drain();
+    let write = rig.write();
+    assert_eq!(write.commit, None);
+    rig.ack(&write, Stable::FileSync, V1);
+    rig.commit();
 }
 
 #[test]
