@@ -166,7 +166,27 @@ pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result
         }));
     }
     report.put("kernel", Value::Array(rows));
+    report.note(&chart(
+        near.iter()
+            .zip(&far)
+            .map(|(near, far)| near.round_trips.max(far.round_trips)),
+        part as u64,
+    ));
     Ok(())
+}
+
+/// A bar for each step, the kernel's of the same length in all of them.
+fn chart(ours: impl Iterator<Item = u64>, part: u64) -> String {
+    const KERNEL: usize = 40;
+    let mut text = String::from("```text\n");
+    for (step, ours) in STEPS.iter().zip(ours) {
+        let kernel = step.kernel / part;
+        let length = (ours as usize * KERNEL).div_ceil(kernel as usize);
+        let (inside, beyond) = (length.min(KERNEL), length.saturating_sub(KERNEL));
+        let bar = "█".repeat(inside) + &"░".repeat(KERNEL - inside) + &"█".repeat(beyond);
+        text += &format!("{:30} {bar} {ours} of {kernel}\n", step.name);
+    }
+    text + "```"
 }
 
 fn all(server: SocketAddr, amounts: &Amounts) -> Result<Vec<Outcome>> {

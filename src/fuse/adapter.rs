@@ -75,10 +75,15 @@ impl Adapter {
     ) -> io::Result<Self> {
         let watcher = InterruptWatcher::start(Arc::clone(&metrics), soft)?;
         Ok(Self {
-            vfs,
             identity: IdentityCache::new(),
             reopens: Arc::default(),
-            dispatch: Dispatcher::new(runtime, Arc::clone(&watcher), metrics),
+            dispatch: Dispatcher::new(
+                runtime,
+                Arc::clone(&watcher),
+                Arc::clone(vfs.abandoned()),
+                metrics,
+            ),
+            vfs,
             watcher,
             options,
             prober: Prober::default(),

@@ -6,7 +6,8 @@
 //! emptied once. The task and the interrupt watcher share it; whoever takes
 //! the reply answers. If that was the watcher, the task's result is undone
 //! (a handle released, a lookup forgotten), because the kernel knows nothing of
-//! it; a lock is given back by the vfs itself ([`Waiting`]).
+//! it; a lock is given back by the vfs itself ([`Waiting`]). A change that goes on
+//! without its caller is listed ([`Abandoned`]): locks are not given up before it.
 //!
 //! A panic ends one request: the task owns an [`InFlight`], and dropping that
 //! without an answer answers EIO. Tokio catches the unwinding. On a reader
@@ -27,6 +28,7 @@ use tracing::Instrument;
 use super::convert;
 use super::interrupt::{Interrupt, InterruptWatcher, Patience, Ticket};
 use crate::telemetry::{FuseOp, Metrics};
+use crate::vfs::abandoned::{Abandoned, AtWork};
 use crate::vfs::types::{Errno, Ino, Waiting};
 
 /// A reply object: what all of fuser's have in common.
@@ -103,11 +105,35 @@ impl Call {
     }
 }
 
+/// Whether an operation changes what others see, which a lock may be there to
+/// protect. None of these gives a lock up.
+fn changes(op: FuseOp) -> bool {
+    matches!(
+        op,
+        FuseOp::SetAttr
+            | FuseOp::MkNod
+            | FuseOp::MkDir
+            | FuseOp::Unlink
+            | FuseOp::RmDir
+            | FuseOp::Symlink
+            | FuseOp::Rename
+            | FuseOp::Link
+            | FuseOp::Open
+            | FuseOp::Create
+            | FuseOp::Write
+    )
+}
+
 /// The reply of a request in flight, until somebody takes it.
 pub(super) struct Pending<R> {
     reply: Mutex<Option<R>>,
     /// For a request whose work decides when it is too late to give up.
     waiting: Option<Arc<Waiting>>,
+    /// Where a change is listed that goes on without its caller.
+    abandoned: Option<Arc<Abandoned>>,
+    /// Since it is. Set under the lock of `reply`, so that who finds that empty
+    /// finds this.
+    at_work: Mutex<Option<AtWork>>,
 }
 
 impl<R> Pending<R> {
@@ -131,7 +157,13 @@ impl<R: Reply> Interrupt for Pending<R> {
         {
             return false;
         }
-        let taken = self.take();
+        let taken = {
+            let mut reply = self.reply.lock();
+            if let (Some(_), Some(abandoned)) = (&*reply, &self.abandoned) {
+                *self.at_work.lock() = Some(abandoned.begin());
+            }
+            reply.take()
+        };
         let any = taken.is_some();
         if let Some(reply) = taken {
             reply.refuse(convert::errno(Errno(errno)));
@@ -161,6 +193,7 @@ impl<R: Reply> Drop for InFlight<R> {
             tracing::error!(op = ?self.call.op, ino = self.call.ino, "request ended without an answer");
             reply.refuse(fuser::Errno::EIO);
         }
+        drop(self.pending.at_work.lock().take());
         self.metrics.gauges.fuse_in_flight.dec();
         self.call.account(&self.metrics, self.ok);
     }
@@ -183,19 +216,22 @@ pub(super) fn attempt<T>(ask: impl FnOnce() -> Option<T>) -> Option<T> {
 pub(super) struct Dispatcher {
     runtime: Handle,
     watcher: Arc<InterruptWatcher>,
+    abandoned: Arc<Abandoned>,
     metrics: Arc<Metrics>,
 }
 
 impl Dispatcher {
-    /// Tasks go to `runtime`.
+    /// Tasks go to `runtime`; changes whose callers are gone are listed in `abandoned`.
     pub(super) fn new(
         runtime: Handle,
         watcher: Arc<InterruptWatcher>,
+        abandoned: Arc<Abandoned>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             runtime,
             watcher,
+            abandoned,
             metrics,
         }
     }
@@ -274,6 +310,8 @@ impl Dispatcher {
         let pending = Arc::new(Pending {
             reply: Mutex::new(Some(reply)),
             waiting,
+            abandoned: changes(call.op).then(|| Arc::clone(&self.abandoned)),
+            at_work: Mutex::new(None),
         });
         let work = work(&pending);
         self.metrics.gauges.fuse_in_flight.inc();
@@ -372,7 +410,12 @@ mod tests {
             .unwrap();
         let metrics = Metrics::new();
         let watcher = InterruptWatcher::start(Arc::clone(&metrics), None).unwrap();
-        let dispatch = Dispatcher::new(runtime.handle().clone(), watcher, Arc::clone(&metrics));
+        let dispatch = Dispatcher::new(
+            runtime.handle().clone(),
+            watcher,
+            Arc::default(),
+            Arc::clone(&metrics),
+        );
         Bench {
             runtime,
             metrics,
@@ -490,8 +533,13 @@ mod tests {
         assert!(!pending.give_up(libc::EINTR), "interrupted twice");
         assert_eq!(pending.with(|_| ()), None);
         assert_eq!(said.recv_timeout(SOON).unwrap(), Said::Error(libc::EINTR));
+        let abandoned = &bench.dispatch.abandoned;
+        assert!(abandoned.any(), "nothing waits for what is still at work");
         go.send(()).unwrap();
         assert_eq!(undone.recv_timeout(SOON).unwrap(), 9);
+        while abandoned.any() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         assert!(said.recv_timeout(SOON).is_err(), "a second answer");
     }
 

@@ -11,7 +11,8 @@
 //! What a lock protects is protected by these rules: before a LOCK and before a
 //! LOCKU everything written here is stable; a LOCK brings the file's attributes
 //! with it, and is answered only after the kernel has dropped pages that another
-//! host has made old.
+//! host has made old. What a lock may have been there to protect, and is still at work
+//! without its caller (who was killed), ends before the lock does: [`super::abandoned`].
 //!
 //! Waiting ([`Vfs::setlk`]): EFS calls nobody back, so the first in line of this
 //! host ([`super::locktable`]) asks again and again, [`Pace`]; the others wait for
@@ -416,6 +417,7 @@ impl Vfs {
         let Some(lock) = lock else {
             return Ok(());
         };
+        self.abandoned.ended().await;
         self.drain(inode).await;
         self.send_changes(inode).await;
         let turn = lock.turn().await;
@@ -436,6 +438,11 @@ impl Vfs {
     async fn drop_locks(self: &Arc<Self>, inode: &Arc<Inode>, locks: Vec<Arc<LockState>>) {
         if locks.is_empty() {
             return;
+        }
+        if self.abandoned.any() {
+            self.abandoned.ended().await;
+            self.drain(inode).await;
+            self.send_changes(inode).await;
         }
         for lock in &locks {
             let turn = lock.turn().await;

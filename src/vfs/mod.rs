@@ -18,6 +18,7 @@
 //! | what is asked for together | `walk`, `flight` |
 //! | what the kernel is asked to forget | `evict` |
 //! | names that an open is on its way through | `awaited` |
+//! | changes whose callers are gone | [`abandoned`] |
 //!
 //! Ownership and order of locks: the inode table's shards, then an inode's
 //! `FileState` lock, then its `attr`, its `names`, a lock state's or the
@@ -28,6 +29,7 @@
 //! Operations run in tasks that are never aborted; who was interrupted is
 //! answered by the layer above, and the operation goes on to its end.
 
+pub mod abandoned;
 pub mod access;
 pub mod attr;
 mod awaited;
@@ -64,6 +66,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::abandoned::Abandoned;
 use self::access::AccessCache;
 use self::attr::{AttrState, Seen, Timeouts};
 use self::awaited::Awaited;
@@ -125,6 +128,7 @@ pub struct Vfs {
     access: AccessCache,
     space: SpaceCache,
     awaited: Awaited,
+    abandoned: Arc<Abandoned>,
     walk: Walk,
     kernel: OnceLock<Arc<dyn KernelCache>>,
     metrics: Arc<Metrics>,
@@ -194,6 +198,7 @@ impl Vfs {
             access: AccessCache::default(),
             space: SpaceCache::default(),
             awaited: Awaited::default(),
+            abandoned: Arc::default(),
             walk: Walk::default(),
             kernel: OnceLock::new(),
             metrics,
@@ -213,6 +218,11 @@ impl Vfs {
     pub fn set_kernel(&self, kernel: Arc<dyn KernelCache>) {
         // The second of two is ignored; there is only one kernel.
         let _ = self.kernel.set(kernel);
+    }
+
+    /// Changes that go on without their callers.
+    pub fn abandoned(&self) -> &Arc<Abandoned> {
+        &self.abandoned
     }
 
     /// The client below.

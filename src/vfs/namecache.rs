@@ -361,6 +361,11 @@ impl Names {
         self.expected = Some(sent);
     }
 
+    /// It was confirmed so, not longer than `window` ago, and was not opened since.
+    pub fn is_expected(&self, now: Instant, window: Duration) -> bool {
+        self.expected.is_some_and(|sent| now < sent + window)
+    }
+
     /// See [`expect`](Self::expect); says it once.
     pub fn was_expected(&mut self) -> Option<Instant> {
         self.expected.take()

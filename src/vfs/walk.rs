@@ -425,14 +425,20 @@ impl Vfs {
         if let Some(place) = dir.place() {
             near.extend(directories(&place.dir, &place.name));
         }
-        near.into_iter()
-            .filter(|other| {
+        let mut next: Vec<_> = near
+            .into_iter()
+            .filter_map(|other| {
                 let names = other.names().lock();
-                names.is_complete_for(cred)
-                    && now.saturating_duration_since(names.chain.confirmed()) > EXPECTED / 2
+                let asks = names.is_complete_for(cred) && !names.is_expected(now, EXPECTED / 2);
+                let confirmed = names.chain.confirmed();
+                drop(names);
+                asks.then_some((confirmed, other))
             })
-            .take(COMPANY)
-            .collect()
+            .collect();
+        // A walk comes by in the order of the one before.
+        next.sort_by_key(|(confirmed, _)| *confirmed);
+        next.truncate(COMPANY);
+        next.into_iter().map(|(_, other)| other).collect()
     }
 
     /// READLINK of a link and of those beside it that were not read yet: one

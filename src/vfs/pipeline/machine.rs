@@ -354,7 +354,7 @@ impl<O: Clone + PartialEq> Machine<O> {
             };
             let id = lasting.next_tick();
             let commit = match stable {
-                Stable::Unstable if last || self.commit_is_due() => self.commit_along(&segment),
+                Stable::Unstable if last || self.commit_is_welcome() => self.commit_along(&segment),
                 _ => None,
             };
             let rider = commit.is_some().then(|| self.commit_sent(lasting));
@@ -422,8 +422,13 @@ impl<O: Clone + PartialEq> Machine<O> {
             && next.is_some_and(|next| !next.sync && self.commit_along(next).is_some())
     }
 
+    /// There is enough for a COMMIT that costs no round trip of its own.
+    fn commit_is_welcome(&self) -> bool {
+        self.commit_is_due() || self.retained.charge() > self.config.file_limit / 3
+    }
+
     fn commit_is_due(&self) -> bool {
-        let high = self.config.file_limit / 3;
+        let high = self.config.file_limit / 3 * 2;
         self.commit_soon
             || self.retained.charge() > high
             || self.retained.len() >= MAX_COPIES

@@ -350,8 +350,8 @@ impl<O: Clone + PartialEq> Pipeline<O> {
     /// The window, the mount's or the file's, is short of memory: commits what is
     /// retained, once that is worth a COMMIT: a quarter of the file's window or half
     /// of what it holds. To be called again after each reply until there is room. Without
-    /// being asked a file commits at a third of its window, and after
-    /// [`PipelineConfig::commit_after`].
+    /// being asked a file commits at two thirds of its window, at one third
+    /// if there is a WRITE to go behind, and after [`PipelineConfig::commit_after`].
     pub fn make_room(&mut self) {
         if let Some(busy) = &mut self.busy {
             busy.make_room();

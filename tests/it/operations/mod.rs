@@ -3,6 +3,7 @@
 //! what a test did through the mount must be what the server holds.
 
 mod attributes;
+mod budget;
 mod coherence;
 pub(crate) mod counters;
 mod create;

@@ -1,6 +1,7 @@
 //! Locks over lost replies, restarts and lost leases, on virtual time.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use efs_fuse::vfs::types::{Errno, LockRange, Waiting};
@@ -49,6 +50,50 @@ async fn wait(
 ) -> Result<(), Errno> {
     let (ino, fh) = (file.ino, file.fh);
     mount.vfs.setlk(ino, fh, owner, range, true, caller).await
+}
+
+/// A process that is killed in the middle of what its lock protects: the kernel closes
+/// its files while the request goes on.
+#[tokio::test(start_paused = true)]
+async fn the_locks_of_who_was_killed_are_held_until_its_last_change_has_ended() {
+    const OWNER: u64 = 1;
+    for way in ["flush", "unlock", "release"] {
+        let peer = Peer::new(PeerConfig::default());
+        peer.fs().write_file("/victim", b"x").unwrap();
+        let mount = Mount::of(&peer, "one", default_timeouts()).await;
+        let file = mount.create(1, "f", libc::O_RDWR).await.unwrap();
+        set(&mount, file, OWNER, range(WRITE, 0, 10)).await.unwrap();
+        let slow = Action::Delay(Duration::from_secs(3));
+        once_at(&peer, op::REMOVE, slow);
+        let (early, fs) = (Arc::new(AtomicBool::new(false)), peer.fs());
+        let seen = Arc::clone(&early);
+        let unlocks = async {
+            let at_work = mount.vfs.abandoned().begin();
+            let unlink = async {
+                mount.unlink(1, "victim").await.unwrap();
+                drop(at_work);
+            };
+            let gives_up = async {
+                match way {
+                    "flush" => mount.vfs.flush(file.ino, file.fh, OWNER).await,
+                    "unlock" => set(&mount, file, OWNER, range(UNLOCK, 0, END)).await,
+                    _ => mount.vfs.release(file.ino, file.fh, None).await,
+                }
+                .unwrap();
+            };
+            let watches = async {
+                for _ in 0..40 {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    let locked = !fs.locks("/f").unwrap().is_empty();
+                    seen.fetch_or(!locked && fs.exists("/victim"), Ordering::Relaxed);
+                }
+            };
+            tokio::join!(unlink, gives_up, watches);
+        };
+        within(60, unlocks).await;
+        assert!(!early.load(Ordering::Relaxed), "{way}: unlocked too early");
+        assert_eq!(peer.fs().locks("/f").unwrap(), [], "{way}: still locked");
+    }
 }
 
 /// Two hosts with one file open on both.
@@ -210,9 +255,9 @@ async fn a_grant_that_comes_after_its_waiter_left_is_given_back() {
     let peer = Peer::new(PeerConfig::default());
     let (one, here, two, there) = two(&peer).await;
     set(&one, here, 1, range(READ, 0, 9)).await.unwrap();
-    let first = std::sync::atomic::AtomicBool::new(true);
+    let first = AtomicBool::new(true);
     peer.on_op(move |event| {
-        let late = event.op == op::LOCK && first.swap(false, std::sync::atomic::Ordering::Relaxed);
+        let late = event.op == op::LOCK && first.swap(false, Ordering::Relaxed);
         match late {
             true => Action::Delay(Duration::from_secs(5)),
             false => Action::Pass,
