@@ -14,24 +14,23 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
+use tokio::sync::watch;
 
 use super::calls::Lacks;
 use super::closing::Closing;
-use super::proto::compound::{Compound, SlotUse};
+use super::proto::compound::Compound;
 use super::proto::ops::Op;
 use super::proto::reply::{NfsError, Reply};
 use super::proto::status::Status;
-use super::proto::types::SessionId;
+use super::send::Sent;
 use super::session::establish::{self, ChannelAttrs, ClientId, Identity};
-use super::session::slots::{Class, Slot, SlotTable};
+use super::session::live::Session;
+use super::session::slots::Class;
 use super::state::OpenTable;
 use crate::rpc::auth::Credential;
 use crate::rpc::transport::Connector;
 use crate::rpc::{Channel, Connections, Load, RpcError, Tolerance};
 use crate::telemetry::Metrics;
-use crate::xdr::DecodeError;
 
 /// How to be a client.
 #[derive(Clone, Debug)]
@@ -53,96 +52,6 @@ pub struct ClientConfig {
     pub suspended: fn() -> Duration,
 }
 
-/// A session and its slots.
-pub(super) struct Session {
-    pub(super) id: SessionId,
-    pub(super) attrs: ChannelAttrs,
-    /// Counts the sessions of this client.
-    pub(super) generation: u64,
-    slots: Mutex<SlotTable<oneshot::Sender<Slot>>>,
-    /// When the last request left that the server answered: the lease runs
-    /// from there (RFC 8881 §8.3). And how long the machine had slept by then.
-    renewed: Mutex<(Instant, Duration)>,
-    suspended: fn() -> Duration,
-    /// SEQUENCE status flags last seen, to act on rising edges only.
-    flags: AtomicU32,
-}
-
-impl Session {
-    /// `flags` are those seen last in the session before it, if there was one: a
-    /// new session does not make an old flag news.
-    pub(super) fn new(
-        new: &establish::NewSession,
-        generation: u64,
-        flags: u32,
-        suspended: fn() -> Duration,
-    ) -> Self {
-        Self {
-            id: new.id,
-            attrs: new.attrs,
-            generation,
-            slots: Mutex::new(SlotTable::new(new.attrs.max_requests)),
-            renewed: Mutex::new((Instant::now(), suspended())),
-            suspended,
-            flags: AtomicU32::new(flags),
-        }
-    }
-
-    /// Time since the lease was last renewed, asleep or awake.
-    pub(super) fn idle(&self) -> Duration {
-        let (at, slept) = *self.renewed.lock();
-        at.elapsed() + (self.suspended)().saturating_sub(slept)
-    }
-
-    /// SEQUENCE status flags seen last.
-    pub(super) fn flags(&self) -> u32 {
-        self.flags.load(Ordering::Relaxed)
-    }
-
-    /// Requests that are under way in it.
-    pub(super) fn busy(&self) -> u32 {
-        self.slots.lock().busy()
-    }
-
-    /// Takes a slot, waiting in line for one. `None`: the session has ended.
-    async fn slot(&self, class: Class) -> Option<Slot> {
-        let (turn, waiting) = {
-            let mut waiting = None;
-            let slot = self.slots.lock().acquire(class, || {
-                let (tx, rx) = oneshot::channel();
-                waiting = Some(rx);
-                tx
-            });
-            // In a session that has ended, `acquire` drops what it is given.
-            (slot, waiting)
-        };
-        match (turn, waiting) {
-            (Some(slot), _) => Some(slot),
-            (None, Some(waiting)) => waiting.await.ok(),
-            (None, None) => None,
-        }
-    }
-
-    fn release(&self, id: u32, spent: bool) {
-        let next = self.slots.lock().release(id, spent);
-        self.hand_over(next);
-    }
-
-    fn hand_over(&self, mut next: Vec<(oneshot::Sender<Slot>, Slot)>) {
-        while let Some((waiter, slot)) = next.pop() {
-            // Who waited may be gone; the slot goes to the next in line.
-            if let Err(slot) = waiter.send(slot) {
-                next.extend(self.slots.lock().release(slot.id, false));
-            }
-        }
-    }
-
-    /// Ends the waiting of everybody in line, and of who comes later.
-    pub(super) fn end(&self) {
-        drop(self.slots.lock().close());
-    }
-}
-
 /// What the client is doing about its session.
 #[derive(Clone)]
 pub(super) enum Phase {
@@ -152,13 +61,6 @@ pub(super) enum Phase {
     Recovering,
     /// The client was shut down.
     Down,
-}
-
-/// What a sending of a compound came to.
-enum Sent {
-    Reply(Reply),
-    /// Not answered; to be sent again. True: an earlier sending may have run.
-    Again(bool),
 }
 
 /// The session, for people.
@@ -336,10 +238,7 @@ impl Client {
             Phase::Recovering => ("recovering", None),
             Phase::Down => ("down", None),
         };
-        let slots = session.as_ref().map(|session| {
-            let slots = session.slots.lock();
-            (slots.limit(), slots.busy())
-        });
+        let slots = session.as_ref().map(|session| session.usage());
         SessionInfo {
             state,
             lease: *self.lease.borrow(),
@@ -421,7 +320,10 @@ impl Client {
                 reply.set_redone();
             }
             let essential = compound.essential();
-            let callers = |index| index > essential || compound.is_in_front(index);
+            // Of this one the second operation is told, whichever that is: nothing
+            // is known of any of them.
+            let uncached = reply.status() == Status::RETRY_UNCACHED_REP;
+            let callers = |index| index > essential || !uncached && compound.is_in_front(index);
             if reply.failed_at().is_none_or(callers) {
                 return Ok(reply);
             }
@@ -461,215 +363,6 @@ impl Client {
                     return Err(NfsError::Status(Op::Sequence, Status::BADSESSION));
                 }
             }
-        }
-    }
-
-    /// Sends a compound on a slot until its SEQUENCE is answered.
-    async fn send(
-        self: &Arc<Self>,
-        session: &Arc<Session>,
-        slot: Slot,
-        compound: &Compound,
-        load: Load,
-    ) -> Result<Sent, NfsError> {
-        if compound.len() > session.attrs.max_ops as usize {
-            session.release(slot.id, false);
-            return Err(NfsError::Unfit("more operations than the session allows"));
-        }
-        self.metrics.gauges.slots_in_use.inc();
-        let mut held = HeldSlot {
-            client: self,
-            session,
-            id: Some(slot.id),
-            unmoved: false,
-        };
-        let slot_use = SlotUse {
-            session: session.id,
-            seqid: slot.seqid,
-            slot: slot.id,
-            highest: slot.highest,
-            keeps: session.attrs.max_cached >= establish::CACHED_REPLY,
-        };
-        let mut misordered = 0;
-        let mut garbled = 0;
-        let mut resent = false;
-        // It was found at work on an earlier sending.
-        let mut slow = false;
-        let begun = Instant::now();
-        let mut backoff = Backoff::new();
-        loop {
-            let sent_at = Instant::now();
-            self.metrics.gauges.rpc_in_flight.inc();
-            let call = compound.finish(Some(slot_use));
-            let answer = self.channel.call(call, load).await;
-            self.metrics.gauges.rpc_in_flight.dec();
-            self.metrics.round_trip();
-            let answer = match answer {
-                Ok(answer) => answer,
-                Err(error) => {
-                    // Refused before any of it was looked at.
-                    held.unmoved =
-                        matches!(error, RpcError::NotSpoken(_) | RpcError::AuthRefused(_));
-                    return Err(error.into());
-                }
-            };
-            resent |= answer.resent;
-            let lane = answer.lane;
-            let parsed = Reply::parse(answer.body, compound.ops()).and_then(|mut reply| {
-                self.count(compound, &reply, sent_at.elapsed());
-                match reply.ok(Op::Sequence) {
-                    // Although it may have been sent more than once, the reply
-                    // is that of the one time it ran: the slot sees to that.
-                    Ok(_) => self.sequenced(session, &mut held, &slot_use, &mut reply, sent_at)?,
-                    Err(error) => return Err(error),
-                }
-                Ok(reply)
-            });
-            let at_work = parsed
-                .as_ref()
-                .is_err_and(|error| matches!(error, NfsError::Status(Op::Sequence, Status::DELAY)));
-            slow |= at_work && resent;
-            if slow && !at_work {
-                self.channel.needed(begun.elapsed());
-            }
-            let error = match parsed {
-                Ok(reply) => return Ok(Sent::Reply(reply)),
-                Err(error) => error,
-            };
-            match error.status().filter(|status| status.name().is_some()) {
-                // Nobody knows whose reply that was. The connection is not to be
-                // trusted; on another one the slot has the right reply, or says
-                // that there is none.
-                None if garbled < GARBLED_TRIES => {
-                    garbled += 1;
-                    tracing::warn!("a reply that is none ({error}), asking again");
-                    self.channel.distrust(lane);
-                    resent = true;
-                }
-                // The slot may have moved or not: `held` takes it out of use.
-                None => return Err(error),
-                // Perhaps still at work on an earlier sending: same slot, same
-                // seqid.
-                Some(Status::DELAY) => backoff.pause().await,
-                // It ran, and the slot moved, but the reply was not kept.
-                Some(Status::RETRY_UNCACHED_REP) => {
-                    held.give_back(true);
-                    return Ok(Sent::Again(true));
-                }
-                Some(Status::SEQ_MISORDERED) if misordered < 3 => {
-                    misordered += 1;
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-                Some(Status::CONN_NOT_BOUND_TO_SESSION) => {
-                    let bound = establish::bind_connection(
-                        &self.channel,
-                        lane,
-                        &self.config.identity,
-                        session.id,
-                    );
-                    match bound.await {
-                        // Not at once: a server may say so for ever.
-                        Ok(()) => backoff.pause().await,
-                        Err(NfsError::Rpc(error)) => return Err(error.into()),
-                        Err(error) => {
-                            tracing::warn!("a connection cannot join the session: {error}");
-                            held.give_back(false);
-                            self.recover(session.generation);
-                            return Ok(Sent::Again(resent));
-                        }
-                    }
-                }
-                Some(Status::SEQ_MISORDERED | Status::BADSLOT | Status::BAD_HIGH_SLOT) => {
-                    tracing::warn!(slot = slot.id, "slot given up: {error}");
-                    drop(held);
-                    return Ok(Sent::Again(resent));
-                }
-                Some(Status::SEQ_FALSE_RETRY) => {
-                    held.give_back(true);
-                    return Ok(Sent::Again(resent));
-                }
-                // The last two are what some servers say of a client whose lease
-                // ran out, until they have forgotten its sessions as well.
-                Some(
-                    Status::BADSESSION
-                    | Status::DEADSESSION
-                    | Status::EXPIRED
-                    | Status::STALE_CLIENTID,
-                ) => {
-                    held.give_back(false);
-                    self.recover(session.generation);
-                    return Ok(Sent::Again(resent));
-                }
-                _ => {
-                    held.give_back(false);
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    /// Takes the result of SEQUENCE: checks that it answers what was sent,
-    /// gives the slot back, and heeds what the server wishes.
-    fn sequenced(
-        self: &Arc<Self>,
-        session: &Arc<Session>,
-        held: &mut HeldSlot<'_>,
-        sent: &SlotUse,
-        reply: &mut Reply,
-        sent_at: Instant,
-    ) -> Result<(), NfsError> {
-        let (id, seqid, slot, target, flags) = reply.get(Op::Sequence, |dec| {
-            let id: SessionId = dec.fixed("sessionid")?;
-            let seqid = dec.u32("sequenceid")?;
-            let slot = dec.u32("slotid")?;
-            dec.u32("highest_slotid")?;
-            let target = dec.u32("target_highest_slotid")?;
-            Ok((id, seqid, slot, target, dec.u32("status_flags")?))
-        })?;
-        if (id, seqid, slot) != (sent.session, sent.seqid, sent.slot) {
-            return Err(NfsError::Garbled(
-                Op::Sequence,
-                DecodeError::Invalid("slot (not the one that was sent)"),
-            ));
-        }
-        held.give_back(true);
-        let (next, any_left) = {
-            let mut slots = session.slots.lock();
-            (slots.set_target(target), slots.any_left())
-        };
-        session.hand_over(next);
-        if !any_left {
-            self.recover(session.generation);
-        }
-        {
-            let slept = (session.suspended)();
-            let mut renewed = session.renewed.lock();
-            if renewed.0 < sent_at {
-                *renewed = (sent_at, slept);
-            }
-        }
-        let before = session.flags.swap(flags, Ordering::Relaxed);
-        if flags & !before != 0 {
-            self.flags_raised(session, flags & !before);
-        }
-        Ok(())
-    }
-
-    fn count(&self, compound: &Compound, reply: &Reply, elapsed: Duration) {
-        let failed = reply.failed_at();
-        if let Some(left_out) = self.metrics.slow.line(elapsed) {
-            let ops: Vec<_> = compound.ops().iter().map(|op| op.name()).collect();
-            tracing::warn!(
-                status = %reply.status(),
-                left_out,
-                "slow: the server took {elapsed:.1?} over {}",
-                ops.join(" "),
-            );
-        }
-        let ran = failed.map_or(compound.len(), |index| index + 1);
-        for (index, &op) in compound.ops()[..ran].iter().enumerate() {
-            self.metrics
-                .nfs_op(op as u32, failed != Some(index), elapsed);
         }
     }
 
@@ -744,48 +437,6 @@ async fn create_session_patiently(
         }
     }
 }
-
-/// A slot with a request on it. Dropped without being given back, the slot is
-/// retired: nobody knows what the server made of the request.
-struct HeldSlot<'a> {
-    client: &'a Arc<Client>,
-    session: &'a Session,
-    /// `None` once given back.
-    id: Option<u32>,
-    /// The slot's sequence id is known not to have moved.
-    unmoved: bool,
-}
-
-impl HeldSlot<'_> {
-    fn give_back(&mut self, spent: bool) {
-        if let Some(id) = self.id.take() {
-            self.client.metrics.gauges.slots_in_use.dec();
-            self.session.release(id, spent);
-        }
-    }
-}
-
-impl Drop for HeldSlot<'_> {
-    fn drop(&mut self) {
-        if self.unmoved {
-            self.give_back(false);
-        } else if let Some(id) = self.id.take() {
-            self.client.metrics.gauges.slots_in_use.dec();
-            let (next, any_left) = {
-                let mut slots = self.session.slots.lock();
-                (slots.retire(id), slots.any_left())
-            };
-            self.session.hand_over(next);
-            if !any_left {
-                self.client.recover(self.session.generation);
-            }
-        }
-    }
-}
-
-/// How often a reply that does not decode, as far as it says whose it is, is asked
-/// for again.
-const GARBLED_TRIES: u32 = 3;
 
 /// So many first connections may come to nothing.
 const FRUITLESS: u32 = 3;

@@ -8,12 +8,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::client::{Client, Session};
+use super::client::Client;
 use super::proto::ops::Op;
 use super::proto::reply::NfsError;
 use super::proto::status::Status;
 use super::proto::types::StateId;
 use super::recovery::state_is_gone;
+use super::session::live::Session;
 use super::state::OpenState;
 use super::state::locks::LockState;
 use crate::rpc::auth::Credential;

@@ -4,7 +4,8 @@
 //! calls/    one method a request: its compound, its redo rule, its result
 //!   └─► state/    what the server keeps for us: opens
 //!   └─► closing   CLOSEs, several in one compound
-//!   └─► client    runs a compound: slot, retry, recovery gate
+//!   └─► client    runs a compound: waits for session and slot, retries
+//!         ├─► send       one compound on one slot, until it is answered
 //!         ├─► session/   EXCHANGE_ID, CREATE_SESSION, the slot table
 //!         ├─► lease      renews the lease when nothing else does
 //!         ├─► flags      what SEQUENCE says between the lines
@@ -25,6 +26,7 @@ mod flags;
 mod lease;
 pub mod proto;
 mod recovery;
+mod send;
 pub mod session;
 pub mod state;
 

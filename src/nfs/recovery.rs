@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::client::{Backoff, Client, Phase, Session};
+use super::client::{Backoff, Client, Phase};
 use super::proto::ops::{self, Claim, Create, LockType, Op};
 use super::proto::reply::NfsError;
 use super::proto::status::Status;
 use super::session::establish::{self, ChannelAttrs};
+use super::session::live::Session;
 use super::session::slots::Class;
 use super::state::OpenState;
 use super::state::locks::LockState;

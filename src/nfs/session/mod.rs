@@ -3,5 +3,6 @@
 //! to several connections.
 
 pub mod establish;
+pub(super) mod live;
 pub mod slots;
 pub(super) mod trunk;

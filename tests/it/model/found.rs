@@ -1,5 +1,7 @@
 //! What the property has found, as small as it could be made.
 
+use efs_fuse::rpc::Connections;
+
 use super::step::{Fault, Place, Step};
 use super::world::{Setting, World};
 use crate::peer::PeerConfig;
@@ -14,6 +16,7 @@ fn at(name: &'static str) -> Place {
 async fn run(steps: &[Step]) {
     for noac in [false, true] {
         let setting = Setting {
+            connections: Connections::ONE,
             peer: PeerConfig {
                 latency: std::time::Duration::from_millis(1),
                 ..PeerConfig::default()
@@ -22,6 +25,30 @@ async fn run(steps: &[Step]) {
         };
         World::run(setting, steps).await;
     }
+}
+
+/// A server that keeps no reply says so at the operation behind SEQUENCE, which may be
+/// the CLOSE in front of the REMOVE that has run.
+#[tokio::test(start_paused = true)]
+async fn a_removal_whose_reply_is_lost_with_that_of_the_close_in_front_has_been_done() {
+    let peer = PeerConfig {
+        max_cached: 0,
+        latency: std::time::Duration::from_millis(1),
+        ..PeerConfig::default()
+    };
+    let setting = Setting {
+        peer,
+        noac: false,
+        connections: Connections::ONE,
+    };
+    let flags = libc::O_RDONLY;
+    let steps = [
+        Step::Create { at: at("c"), flags },
+        Step::Close(0),
+        Step::Fault(Fault::CutAt(crate::peer::proto::op::CLOSE, true)),
+        Step::Unlink(at("c")),
+    ];
+    World::run(setting, &steps).await;
 }
 
 #[tokio::test(start_paused = true)]

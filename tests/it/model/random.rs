@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use efs_fuse::rpc::Connections;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -24,29 +25,33 @@ fn setting() -> impl Strategy<Value = Setting> {
         any::<bool>(),
         any::<bool>(),
         proptest::sample::select(vec![2_u32, u32::MAX]),
+        proptest::sample::select(vec![1_usize, 1, 3]),
     );
     (limits, kind).prop_map(
-        |((max_ops, slots, size, max_cached), (noac, sync, preserve, keep, reuse, page))| Setting {
-            peer: PeerConfig {
-                max_ops,
-                slots,
-                max_request: size,
-                max_response: size,
-                max_cached,
-                commit_mode: match sync {
-                    true => CommitMode::FileSync,
-                    false => CommitMode::Unstable,
+        |((max_ops, slots, size, max_cached), (noac, sync, preserve, keep, reuse, page, most))| {
+            Setting {
+                peer: PeerConfig {
+                    max_ops,
+                    slots,
+                    max_request: size,
+                    max_response: size,
+                    max_cached,
+                    commit_mode: match sync {
+                        true => CommitMode::FileSync,
+                        false => CommitMode::Unstable,
+                    },
+                    preserve_unlinked: preserve,
+                    keep_unlinked: preserve || keep,
+                    reuse_fileids: reuse,
+                    readdir_page_entries: page,
+                    // Without any, a request could leave at the very instant in
+                    // which the one before it was answered.
+                    latency: Duration::from_millis(1),
+                    ..PeerConfig::default()
                 },
-                preserve_unlinked: preserve,
-                keep_unlinked: preserve || keep,
-                reuse_fileids: reuse,
-                readdir_page_entries: page,
-                // Without any, a request could leave at the very instant in
-                // which the one before it was answered.
-                latency: Duration::from_millis(1),
-                ..PeerConfig::default()
-            },
-            noac,
+                noac,
+                connections: Connections { least: most, most },
+            }
         },
     )
 }

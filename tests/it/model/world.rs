@@ -5,6 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use efs_fuse::nfs::ClientConfig;
+use efs_fuse::rpc::Connections;
+use efs_fuse::telemetry::Metrics;
 use efs_fuse::vfs::attr::Timeouts;
 use efs_fuse::vfs::types::{Entry, Errno, FileKind, Ino, ROOT_INO, SetAttr};
 
@@ -12,7 +15,9 @@ use super::step::{Fault, Foreign, Place, Step};
 use super::tree::{Id, Kind, ROOT, Tree};
 use crate::peer::proto::st;
 use crate::peer::{Action, Peer, PeerConfig};
-use crate::protocol::rig::{Mount, Open, default_timeouts, once_at, seconds};
+use crate::protocol::rig::{
+    Mount, Open, client_config, connect_as, default_timeouts, once_at, seconds,
+};
 
 /// Handles at once.
 const MOST_OPEN: usize = 6;
@@ -25,6 +30,7 @@ pub(super) struct Setting {
     pub(super) peer: PeerConfig,
     /// Attributes are asked for every time.
     pub(super) noac: bool,
+    pub(super) connections: Connections,
 }
 
 struct File {
@@ -79,8 +85,13 @@ impl World {
             },
             false => default_timeouts(),
         };
+        let config = ClientConfig {
+            connections: setting.connections,
+            ..client_config("one")
+        };
+        let client = connect_as(&peer, config, Metrics::new()).await;
         Self {
-            mount: Mount::of(&peer, "one", timeouts).await,
+            mount: Mount::over(&client, &peer, timeouts, 64 << 20),
             peer,
             setting,
             tree: Tree::new(),
