@@ -233,6 +233,8 @@ impl<O: Clone + PartialEq> Machine<O> {
             return;
         }
         self.commit = None;
+        // It made room; who has too little of it asks again.
+        self.commit_soon = false;
         // The lost first: newer bytes that are proven now must still be there
         // to keep older ones from being written over them.
         let lost = self.retained.take(id.0, |copy| copy.verifier != verifier);

@@ -612,6 +612,20 @@ fn the_last_write_that_a_drain_waits_for_takes_the_commit_of_the_rest_along() {
 }
 
 #[test]
+fn who_waited_for_room_while_a_commit_was_under_way_does_not_make_it_two() {
+    let mut rig = Rig::with(16, 2700);
+    rig.retain(0, b"abc");
+    rig.pipeline.make_room();
+    let commit = rig.commit();
+    rig.retain(100, b"abc");
+    rig.pipeline.make_room();
+    rig.pipeline.committed(commit, V1);
+    assert!(rig.writes().is_empty() && rig.pipeline.uncommitted_bytes() > 0);
+    rig.pipeline.make_room();
+    rig.commit();
+}
+
+#[test]
 fn a_commit_does_not_go_behind_a_write_in_another_name() {
     let mut rig = Rig::new();
     rig.retain(0, b"abc");
