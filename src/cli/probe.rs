@@ -32,6 +32,11 @@ pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> 
     let info = client.session_info();
     say("slots", json!(info.slots));
     say("operations_per_compound", json!(info.max_ops));
+    if let Some(agreed) = info.agreed {
+        say("longest_request", json!(agreed.max_request));
+        say("longest_reply", json!(agreed.max_response));
+        say("longest_reply_kept", json!(agreed.max_cached));
+    }
     say("lease_s", json!(info.lease));
     let fs = client.fs();
     say("rsize", json!(info.rsize));
@@ -41,9 +46,10 @@ pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> 
     say("supported_attributes", json!(supported));
     say("handle_bytes", json!(fs.root.as_bytes().len()));
     match times(client).await {
-        Ok((getattr, readdir)) => {
-            say("getattr_median_us", json!(getattr));
-            say("readdir_us", json!(readdir));
+        Ok(times) => {
+            say("getattr_median_us", json!(times.getattr));
+            say("seven_getattrs_in_one_median_us", json!(times.seven));
+            say("readdir_us", json!(times.readdir));
         }
         Err(why) => say("getattr", json!(why.to_string())),
     }
@@ -60,19 +66,62 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-async fn times(client: &Arc<Client>) -> Result<(u64, u64), NfsError> {
+/// Microseconds.
+struct Times {
+    getattr: u64,
+    seven: u64,
+    readdir: u64,
+}
+
+async fn times(client: &Arc<Client>) -> Result<Times, NfsError> {
     let cred = Credential::of_process();
     let root = client.fs().root.clone();
-    let mut all = Vec::new();
+    let (mut one, mut seven) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let begun = Instant::now();
         client.get_attrs(&cred, &root).await?;
-        all.push(micros(begun.elapsed()));
+        one.push(micros(begun.elapsed()));
+        let begun = Instant::now();
+        client.get_attrs_of(&cred, &[&root; 7]).await?;
+        seven.push(micros(begun.elapsed()));
     }
-    all.sort_unstable();
     let begun = Instant::now();
     client.read_dir(&cred, &root, 0, [0; 8], u32::MAX).await?;
-    Ok((all[all.len() / 2], micros(begun.elapsed())))
+    let readdir = micros(begun.elapsed());
+    let median = |mut all: Vec<u64>| {
+        all.sort_unstable();
+        all[all.len() / 2]
+    };
+    Ok(Times {
+        getattr: median(one),
+        seven: median(seven),
+        readdir,
+    })
+}
+
+/// Whether a name that is no UTF-8 is taken.
+async fn odd_name(client: &Arc<Client>, cred: &Arc<Credential>) -> Value {
+    let root = client.fs().root.clone();
+    let name = [
+        b".efs-fuse-probe-\xff-",
+        std::process::id().to_string().as_bytes(),
+    ]
+    .concat();
+    let how = HowToOpen::Exclusive;
+    match client
+        .create(cred, &root, &name, ACCESS_READ, 0o600, how)
+        .await
+    {
+        Ok(made) => {
+            let closed = client.close(&made.open).await;
+            let removed = client.remove(cred, &root, &name).await;
+            match closed.and_then(|()| removed.map(drop)) {
+                Ok(()) => json!(true),
+                Err(error) => json!(error.to_string()),
+            }
+        }
+        Err(error) => json!(error.to_string()),
+    }
 }
 
 /// WRITE, COMMIT, the change attribute, and a file without a name.
@@ -90,6 +139,11 @@ async fn writing(client: &Arc<Client>) -> Result<Map<String, Value>, NfsError> {
         found.insert(name.to_owned(), value);
     };
     say("preserves_unlinked", json!(made.preserves_unlinked));
+    say("change_info_is_atomic", json!(made.dir.atomic.is_some()));
+    say(
+        "takes_names_that_are_not_utf8",
+        odd_name(client, &cred).await,
+    );
     // Whatever comes of it, the file goes.
     let tried: Result<(), NfsError> = async {
         let data = [Bytes::from_static(&[7; 4096])];
@@ -117,6 +171,10 @@ async fn writing(client: &Arc<Client>) -> Result<Map<String, Value>, NfsError> {
         say("commit_us", json!(micros(begun.elapsed())));
         let same = one.result.verifier == verifier && two.result.verifier == verifier;
         say("write_verifier_is_constant", json!(same));
+        for (feature, had) in client.features(&open).await? {
+            let had = had.map_or_else(|error| json!(error.to_string()), |()| json!(true));
+            say(feature, had);
+        }
         Ok(())
     }
     .await;

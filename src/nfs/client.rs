@@ -78,6 +78,8 @@ pub struct SessionInfo {
     pub in_use: u32,
     /// Operations a compound may have.
     pub max_ops: u32,
+    /// What was agreed upon for the session; `None` while there is none.
+    pub agreed: Option<ChannelAttrs>,
     /// Largest READ, bytes.
     pub rsize: u32,
     /// Largest WRITE, bytes.
@@ -245,6 +247,7 @@ impl Client {
             idle: session.as_ref().map_or(Duration::ZERO, |s| s.idle()),
             slots: slots.map_or(0, |(limit, _)| limit),
             in_use: slots.map_or(0, |(_, busy)| busy),
+            agreed: session.as_ref().map(|s| s.attrs),
             max_ops: session.as_ref().map_or(0, |s| s.attrs.max_ops),
             rsize: self.rsize(),
             wsize: self.wsize(),

@@ -11,6 +11,7 @@
 //! take "exists already" or "is not there" for its own doing.
 
 mod data;
+mod features;
 mod listing;
 mod locks;
 mod names;
@@ -20,6 +21,7 @@ mod root;
 mod tree;
 
 pub use data::{Behind, Written};
+pub use features::Feature;
 pub use locks::Locked;
 pub use names::{DirMoved, Found, Made, Moved};
 pub(super) use opens::Lacks;

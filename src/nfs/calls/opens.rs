@@ -442,7 +442,7 @@ impl Client {
         self.opens.prepare(handle, cred)
     }
 
-    fn open_owner<'a>(&self, owner: &'a [u8]) -> (u64, &'a [u8]) {
+    pub(super) fn open_owner<'a>(&self, owner: &'a [u8]) -> (u64, &'a [u8]) {
         (self.client_id.lock().id, owner)
     }
 }
