@@ -9,9 +9,11 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::efs::ServerConnector;
-use crate::nfs::calls::HowToOpen;
+use crate::nfs::calls::{HowToOpen, Locked};
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::proto::types::Stable;
+use crate::nfs::state::OpenState;
+use crate::nfs::state::ranges::{LockKind, Span};
 use crate::nfs::{Client, NfsError};
 use crate::rpc::auth::Credential;
 
@@ -28,8 +30,14 @@ pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> 
             "tls",
             json!(format!("{} {}", agreed.version, agreed.cipher)),
         );
+        say("tls_certificates_of_server", json!(agreed.certificates));
     }
-    let info = client.session_info();
+    let (info, server) = (client.session_info(), client.server());
+    let words = |bytes: &[u8]| json!(bytes.escape_ascii().to_string());
+    say("server_owner", words(&server.major));
+    say("server_owner_minor", json!(server.minor));
+    say("server_scope", words(&server.scope));
+    say("exchange_id_flags", json!(format!("{:#x}", server.flags)));
     say("slots", json!(info.slots));
     say("operations_per_compound", json!(info.max_ops));
     if let Some(agreed) = info.agreed {
@@ -124,6 +132,35 @@ async fn odd_name(client: &Arc<Client>, cred: &Arc<Credential>) -> Value {
     }
 }
 
+/// More locks of one file than EFS says it gives (512).
+const LOCKS: u64 = 600;
+
+/// How many single bytes of a file can be locked, and why not more.
+async fn locks(client: &Arc<Client>, open: &Arc<OpenState>) -> Result<Value, NfsError> {
+    let lock = client.prepare_lock(open);
+    let turn = lock.turn().await;
+    let (mut had, mut why) = (0, None);
+    while had < LOCKS && why.is_none() {
+        // Not side by side, or they would be one.
+        let byte = Span {
+            start: 2 * had,
+            end: 2 * had,
+        };
+        match client.lock(&turn, byte, LockKind::Write, false).await {
+            Ok(Locked::Granted(_)) => had += 1,
+            Ok(Locked::Denied(_)) => why = Some("denied".to_owned()),
+            Err(error) => why = Some(error.to_string()),
+        }
+    }
+    client.unlock(&turn, Span::ALL).await?;
+    drop(turn);
+    client.free_lock(&lock).await?;
+    Ok(match why {
+        Some(why) => json!(format!("{had}, then {why}")),
+        None => json!(format!("{had} or more")),
+    })
+}
+
 /// WRITE, COMMIT, the change attribute, and a file without a name.
 async fn writing(client: &Arc<Client>) -> Result<Map<String, Value>, NfsError> {
     let cred = Credential::of_process();
@@ -171,6 +208,7 @@ async fn writing(client: &Arc<Client>) -> Result<Map<String, Value>, NfsError> {
         say("commit_us", json!(micros(begun.elapsed())));
         let same = one.result.verifier == verifier && two.result.verifier == verifier;
         say("write_verifier_is_constant", json!(same));
+        say("locks_of_a_file", locks(client, &open).await?);
         for (feature, had) in client.features(&open).await? {
             let had = had.map_or_else(|error| json!(error.to_string()), |()| json!(true));
             say(feature, had);

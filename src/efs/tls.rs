@@ -53,6 +53,8 @@ pub struct Agreed {
     pub version: String,
     /// `TLS13_AES_256_GCM_SHA384`
     pub cipher: String,
+    /// Certificates in the server's chain, as it sent it.
+    pub certificates: usize,
 }
 
 impl Tls {
@@ -131,6 +133,7 @@ impl Tls {
                 .and_then(|suite| suite.suite().as_str())
                 .unwrap_or("?")
                 .to_owned(),
+            certificates: session.peer_certificates().map_or(0, <[_]>::len),
         };
         let peer = peer.to_owned();
         Ok((Secured { stream, peer }, agreed))

@@ -23,7 +23,7 @@ use super::proto::ops::Op;
 use super::proto::reply::{NfsError, Reply};
 use super::proto::status::Status;
 use super::send::Sent;
-use super::session::establish::{self, ChannelAttrs, ClientId, Identity};
+use super::session::establish::{self, ChannelAttrs, ClientId, Identity, ServerId};
 use super::session::live::Session;
 use super::session::slots::Class;
 use super::state::OpenTable;
@@ -252,6 +252,11 @@ impl Client {
             rsize: self.rsize(),
             wsize: self.wsize(),
         }
+    }
+
+    /// Who the server says it is.
+    pub fn server(&self) -> ServerId {
+        self.client_id.lock().server.clone()
     }
 
     /// Files open at the server, those that are about to be closed among them.

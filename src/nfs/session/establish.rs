@@ -1,5 +1,7 @@
 //! EXCHANGE_ID, CREATE_SESSION and their ends (RFC 8881 §18.35–37, §18.50).
 
+use bytes::Bytes;
+
 use super::super::proto::compound::Compound;
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, Reply};
@@ -53,6 +55,22 @@ pub struct ClientId {
     pub id: u64,
     /// For the next CREATE_SESSION.
     pub sequence: u32,
+    /// Who gave it.
+    pub server: ServerId,
+}
+
+/// Who a server says it is (RFC 8881 §2.10.4, §18.35): connections that are told the
+/// same may belong to one session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerId {
+    /// so_major_id.
+    pub major: Bytes,
+    /// so_minor_id.
+    pub minor: u64,
+    /// eir_server_scope.
+    pub scope: Bytes,
+    /// eir_flags.
+    pub flags: u32,
 }
 
 /// The limits of a channel (channel_attrs4).
@@ -146,18 +164,25 @@ pub async fn exchange_id(channel: &Channel, identity: &Identity) -> Result<Clien
     let mut reply = run(channel, compound).await?;
     reply.ok(Op::ExchangeId)?;
     reply.get(Op::ExchangeId, |dec| {
-        let client = ClientId {
-            id: dec.u64("clientid")?,
-            sequence: dec.u32("sequenceid")?,
-        };
-        dec.u32("flags")?;
+        let (id, sequence) = (dec.u64("clientid")?, dec.u32("sequenceid")?);
+        let flags = dec.u32("flags")?;
         if dec.u32("state protection")? != 0 {
             return Err(DecodeError::Invalid("state protection"));
         }
-        dec.u64("server minor id")?;
-        dec.opaque("server major id", 1024)?;
-        dec.opaque("server scope", 1024)?;
-        Ok(client)
+        let minor = dec.u64("server minor id")?;
+        let major = Bytes::copy_from_slice(&dec.opaque("server major id", 1024)?);
+        let scope = Bytes::copy_from_slice(&dec.opaque("server scope", 1024)?);
+        let server = ServerId {
+            major,
+            minor,
+            scope,
+            flags,
+        };
+        Ok(ClientId {
+            id,
+            sequence,
+            server,
+        })
     })
 }
 

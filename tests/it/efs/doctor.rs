@@ -87,6 +87,8 @@ fn all_steps_of_a_good_way_are_shown_and_nothing_is_left() {
         assert_eq!(probe[name], true, "{name}: {probe}");
     }
     assert_eq!(probe["change_info_is_atomic"], false, "{probe}");
+    assert_eq!(probe["locks_of_a_file"], "600 or more", "{probe}");
+    assert!(probe["server_scope"].is_string(), "{probe}");
     let left = std::fs::read_dir(aws.point.export())
         .expect("export")
         .count();
