@@ -17,8 +17,10 @@ use crate::fixtures::process::eventually;
 
 const TIMES: usize = 40;
 
-/// The last CLOSEs, those that were on their way, and the lease.
-const SLACK: u64 = 4;
+/// The last CLOSEs, those that were on their way, the lease; and where a busy machine
+/// lets a program pause, the question whether a name has been made by others meanwhile.
+/// One round trip more for each is more than that.
+const SLACK: u64 = 15;
 
 struct Row {
     what: &'static str,
