@@ -131,6 +131,20 @@ fn nothing_is_taken_from_behind_a_damaged_result() {
     torment(decoders::compound_reply, &compound);
 }
 
+/// Found by the fuzzer: DENIED, which alone among failures has a result, was taken for
+/// that of a LOCKT that had not run, and what followed for who is in the way.
+#[test]
+fn nothing_is_taken_for_a_denied_lock_that_was_not_asked_about() {
+    let mut enc = Encoder::default();
+    // The status of the compound, which has two results; the first is none.
+    enc.u32(10_010).opaque(b"").u32(2).u32(512).u32(0);
+    // What would do for a LOCK4denied: offset, length, type, owner.
+    enc.u64(1).u64(2).u32(1).u64(3).opaque(b"owner");
+    // LOCKT, twice.
+    let compound = [&[1, 18, 18][..], enc.as_slice()].concat();
+    decoders::compound_reply(&compound);
+}
+
 #[test]
 fn damaged_messages_and_records_are_refused() {
     let mut enc = Encoder::default();

@@ -331,22 +331,28 @@ impl Reply {
 
     /// The result of LOCK: the state, or who is in the way.
     pub fn locked(&mut self) -> Result<Result<StateId, Denied>, NfsError> {
-        match self.ok(Op::Lock) {
-            Ok(_) => Ok(Ok(self.get(Op::Lock, StateId::decode)?)),
-            Err(NfsError::Status(_, Status::DENIED)) => {
-                Ok(Err(self.get(Op::Lock, Denied::decode)?))
-            }
-            Err(error) => Err(error),
-        }
+        Ok(match self.granted(Op::Lock)? {
+            true => Ok(self.get(Op::Lock, StateId::decode)?),
+            false => Err(self.get(Op::Lock, Denied::decode)?),
+        })
     }
 
     /// The result of LOCKT: who is in the way, if anybody.
     pub fn lock_tested(&mut self) -> Result<Option<Denied>, NfsError> {
-        match self.ok(Op::LockT) {
-            Ok(_) => Ok(None),
-            Err(NfsError::Status(_, Status::DENIED)) => {
-                Ok(Some(self.get(Op::LockT, Denied::decode)?))
-            }
+        Ok(match self.granted(Op::LockT)? {
+            true => None,
+            false => Some(self.get(Op::LockT, Denied::decode)?),
+        })
+    }
+
+    /// Steps to the next result as [`ok`](Self::ok) does; false if it is DENIED, the one
+    /// failure with a body.
+    fn granted(&mut self, op: Op) -> Result<bool, NfsError> {
+        // Else DENIED is what the compound came to, and was passed over.
+        let its_own = self.next < self.results;
+        match self.ok(op) {
+            Ok(_) => Ok(true),
+            Err(NfsError::Status(_, Status::DENIED)) if its_own => Ok(false),
             Err(error) => Err(error),
         }
     }
