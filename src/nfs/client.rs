@@ -1,7 +1,8 @@
 //! Runs compounds: the one way from a call to the server and back.
 //!
 //! A compound takes a slot, is sent, and its slot is given back when its reply
-//! is in, whatever became of the caller: calls run in tasks that nobody aborts.
+//! is in ([`super::send`]), whatever became of the caller: calls run in tasks that
+//! nobody aborts.
 //! Statuses that are not about the caller's request are dealt with here (see
 //! [`Client::call`]); what comes out is the server's answer to the request.
 //!

@@ -1,9 +1,8 @@
 //! CLOSEs, several in one compound, or along with what is sent anyway.
 //!
 //! Nobody waits for a CLOSE: what was written is stable before it. So it waits
-//! itself, until the next OPEN of the same identity, which takes it along, or
-//! as many of one identity have come together as a compound
-//! takes, or [`LINGER`] is over. A server keeps a file open that much longer,
+//! itself, until the next OPEN of the same identity takes it along, as many of
+//! one identity have come together as a compound takes, or [`LINGER`] is over. A server keeps a file open that much longer,
 //! which only shows in how long the space of a file stays in use whose names
 //! other hosts remove. When this host removes one, its CLOSE goes in front of
 //! that: a server that does not keep removed files would not find it any more.

@@ -6,7 +6,8 @@
 //! sees it happen. So who gives locks up waits until every change that was
 //! abandoned before has ended.
 //!
-//! A change itself never waits here: it gives no locks up.
+//! A change itself never waits here: it gives no locks up. The lock in here is held
+//! for moments, with nothing locked inside it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

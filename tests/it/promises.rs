@@ -5,9 +5,7 @@
 //! (`fixtures::host`), and against what the server holds.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
@@ -32,22 +30,6 @@ fn read_write(path: &Path) -> File {
         .truncate(false)
         .open(path)
         .expect("open")
-}
-
-/// F_OFD_SETLKW or, with F_UNLCK, F_OFD_SETLK of the whole file.
-fn record_lock(file: &File, typ: i32) -> io::Result<()> {
-    let lock = libc::flock {
-        l_type: typ as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // SAFETY: the struct lives through the call.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLKW, &raw const lock) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 /// What was written before close, fsync or unlock on one host is seen by any host
@@ -243,11 +225,11 @@ fn locks() {
         );
         let lock = |file: &File| match flock {
             true => file.lock(),
-            false => record_lock(file, libc::F_WRLCK),
+            false => sys::record_lock(file, libc::F_WRLCK),
         };
         let unlock = |file: &File| match flock {
             true => file.unlock(),
-            false => record_lock(file, libc::F_UNLCK),
+            false => sys::record_lock(file, libc::F_UNLCK),
         };
         lock(here).expect("lock");
         assert!(there.try_lock_shared().is_err(), "across hosts");

@@ -7,13 +7,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::fixtures::World;
 use crate::fixtures::process::eventually;
+use crate::fixtures::sys;
 
 const TIMES: usize = 40;
 
@@ -49,21 +49,6 @@ fn log(dir: &Path) -> std::io::Result<File> {
     OpenOptions::new().append(true).open(dir.join("log"))
 }
 
-fn record_lock(file: &File, typ: libc::c_int) -> std::io::Result<()> {
-    let lock = libc::flock {
-        l_type: typ as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 1,
-        l_pid: 0,
-    };
-    // SAFETY: the struct lives through the call.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
-}
-
 /// In this order: each row finds what those before it have left.
 const TABLE: &[Row] = &[
     row("stat after readdir", 0, |dir, number| {
@@ -90,8 +75,8 @@ const TABLE: &[Row] = &[
     }),
     row("open, lock, unlock, close", 3, |dir, _| {
         let file = log(dir)?;
-        record_lock(&file, libc::F_WRLCK)?;
-        record_lock(&file, libc::F_UNLCK)
+        sys::record_lock(&file, libc::F_WRLCK)?;
+        sys::record_lock(&file, libc::F_UNLCK)
     }),
     row("chmod", 1, |dir, number| {
         fs::set_permissions(new(dir, number), PermissionsExt::from_mode(0o600))

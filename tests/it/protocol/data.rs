@@ -121,6 +121,33 @@ async fn data_lost_between_write_and_commit_are_written_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_commit_of_an_fsync_goes_behind_its_last_write_and_alone_if_that_fails() {
+    for refused in [false, true] {
+        let mount = Mount::new(PeerConfig::default()).await;
+        let data = pattern((1 << 20) + 3);
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        mount.write(file, 0, &data[..1 << 20]).await.unwrap();
+        millis(50).await;
+        mount.write(file, 1 << 20, &data[1 << 20..]).await.unwrap();
+        mount.peer.clear_log();
+        if refused {
+            once_at(&mount.peer, op::COMMIT, Action::Fail(st::IO));
+        }
+        within(60, mount.fsync(file)).await.unwrap();
+        let log = mount.peer.log();
+        let commits = log.iter().filter(|entry| entry.ops.contains(&op::COMMIT));
+        let behind: Vec<_> = commits
+            .map(|entry| entry.ops.contains(&op::WRITE))
+            .collect();
+        let expected: &[bool] = if refused { &[true, false] } else { &[true] };
+        assert_eq!(behind, expected);
+        assert!(!mount.peer.fs().has_unstable("/f").unwrap());
+        assert_eq!(mount.peer.fs().read_file("/f").unwrap(), data);
+        mount.close(file).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_loses_data_before_every_commit_is_given_up() {
     let mount = Mount::new(PeerConfig::default()).await;
     let peer = std::sync::Arc::downgrade(&mount.peer);
