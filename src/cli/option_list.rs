@@ -289,9 +289,12 @@ fn unquoted(value: &str) -> &str {
 
 /// The name of the table that `written` was probably meant to be.
 fn nearest(written: &str) -> Option<&'static str> {
-    let far = (written.chars().count() / 3).clamp(1, 3);
+    let length = written.chars().count();
+    let far = (length / 3).clamp(1, 3);
     TABLE
         .iter()
+        // A difference in length is a distance already, and costs nothing to see.
+        .filter(|spec| spec.name.len().abs_diff(length) <= far)
         .map(|spec| (value::distance(written, spec.name), spec.name))
         .filter(|(distance, _)| *distance <= far)
         .min()
@@ -571,6 +574,11 @@ mod tests {
         );
         let why = wrong("frobnicate", "\"frobnicate\"");
         assert!(why.remedy().is_some_and(|remedy| remedy.contains("--help")));
+        let why = wrong("mount_timout=3", "\"mount_timout\"");
+        assert!(
+            why.remedy()
+                .is_some_and(|remedy| remedy.contains("-o mount_timeout"))
+        );
         // Case matters.
         wrong("RO", "\"RO\"");
     }

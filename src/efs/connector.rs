@@ -26,6 +26,7 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::bind::{Ask, NoReply, Reply};
 use super::certificate::Claims;
 use super::clock::Utc;
 use super::credentials::Source;
@@ -33,7 +34,7 @@ use super::device::{Device, DeviceKind};
 use super::identity::{Identity, Shown};
 use super::imds::{Imds, Instance};
 use super::mount_targets::Api;
-use super::partition::{self, Ask, First, Further, NoReply, Partitions, Reply};
+use super::partition::{self, First, Further, Partitions};
 use super::problem::Problem;
 use super::resolve::resolve;
 use super::settings::Settings;
@@ -393,7 +394,10 @@ impl Connector for ServerConnector {
 ///
 /// # Errors
 /// Why the server does not want us at all; all else is a missing reply.
-async fn bind(stream: &mut BoxStream, asked: &Ask) -> io::Result<Result<Reply, NoReply>> {
+pub(super) async fn bind(
+    stream: &mut BoxStream,
+    asked: &Ask,
+) -> io::Result<Result<Reply, NoReply>> {
     let mut xid = [0; 4];
     getrandom::fill(&mut xid).map_err(io::Error::other)?;
     let xid = u32::from_ne_bytes(xid);

@@ -5,7 +5,7 @@
 //!   └─► target         the names: region, imds, DNS alias
 //!         └─► resolve, mount_targets     the addresses, anew at every connection
 //! connector            TCP and, where wanted, TLS; asks all of them
-//!   ├─► partition        several connections of one session, by the bind protocol
+//!   ├─► partition, bind  several connections of one session, by the bind protocol
 //!   ├─► tls            whom to believe
 //!   └─► identity       the client certificate of the next connection
 //!         ├─► credentials                of the IAM principal
@@ -16,6 +16,7 @@
 //! Nothing here speaks NFS. Keys, tokens and secrets are in memory only and
 //! have no `Debug` form.
 
+mod bind;
 mod certificate;
 pub mod clock;
 pub mod connector;
@@ -28,6 +29,7 @@ pub mod imds;
 pub mod mount_targets;
 mod partition;
 pub mod problem;
+mod programs;
 pub mod region;
 pub mod resolve;
 pub mod settings;

@@ -9,18 +9,20 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
-    SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error,
+    ProtocolVersion, RootCertStore, SignatureScheme,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -44,10 +46,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Tls {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
+    certificate: Arc<ClientCertificate>,
 }
 
 /// What a handshake came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Agreed {
     /// `TLSv1.3`
     pub version: String,
@@ -55,6 +58,21 @@ pub struct Agreed {
     pub cipher: String,
     /// Certificates in the server's chain, as it sent it.
     pub certificates: usize,
+    /// The DNS names that the server's own certificate is for.
+    pub names: Vec<String>,
+    /// The server has asked for a client certificate (CertificateRequest), in this
+    /// handshake or an earlier one.
+    pub asks_for_certificate: bool,
+    tickets: Option<Arc<AtomicU32>>,
+}
+
+impl Agreed {
+    /// NewSessionTickets that came over the connection so far (RFC 8446 §4.6.1).
+    /// `None`: with TLS 1.2 a server gives none to who does not ask.
+    pub fn tickets(&self) -> Option<u32> {
+        let tickets = self.tickets.as_ref()?;
+        Some(tickets.load(Ordering::Relaxed))
+    }
 }
 
 impl Tls {
@@ -88,14 +106,16 @@ impl Tls {
             .map_err(|why| failed(&why))?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
-        let mut config = match identity {
-            Some(identity) => config.with_client_cert_resolver(identity),
-            None => config.with_no_client_auth(),
-        };
+        let certificate = Arc::new(ClientCertificate {
+            identity,
+            asked_for: AtomicBool::new(false),
+        });
+        let mut config = config.with_client_cert_resolver(Arc::clone(&certificate) as _);
         config.resumption = Resumption::disabled();
         Ok(Self {
             config: Arc::new(config),
             name,
+            certificate,
         })
     }
 
@@ -122,6 +142,8 @@ impl Tls {
             }
         };
         let (_, session) = stream.get_ref();
+        let chain = session.peer_certificates().unwrap_or_default();
+        let tickets = Arc::new(AtomicU32::new(session.tls13_tickets_received()));
         let agreed = Agreed {
             version: session
                 .protocol_version()
@@ -133,10 +155,18 @@ impl Tls {
                 .and_then(|suite| suite.suite().as_str())
                 .unwrap_or("?")
                 .to_owned(),
-            certificates: session.peer_certificates().map_or(0, <[_]>::len),
+            certificates: chain.len(),
+            names: chain.first().map(names_of).unwrap_or_default(),
+            asks_for_certificate: self.certificate.asked_for.load(Ordering::Relaxed),
+            tickets: (session.protocol_version() == Some(ProtocolVersion::TLSv1_3))
+                .then(|| Arc::clone(&tickets)),
         };
-        let peer = peer.to_owned();
-        Ok((Secured { stream, peer }, agreed))
+        let secured = Secured {
+            peer: peer.to_owned(),
+            stream,
+            tickets,
+        };
+        Ok((secured, agreed))
     }
 
     fn problem(&self, error: &io::Error, peer: &str) -> Problem {
@@ -272,6 +302,33 @@ fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem).flatten().collect()
 }
 
+/// The DNS names in a certificate; those that are none are left out.
+fn names_of(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let read = webpki::EndEntityCert::try_from(certificate);
+    read.map(|read| read.valid_dns_names().map(str::to_owned).collect())
+        .unwrap_or_default()
+}
+
+/// What a server is shown that asks for a certificate: that of the identity if
+/// there is one.
+#[derive(Debug)]
+struct ClientCertificate {
+    identity: Option<Arc<Identity>>,
+    asked_for: AtomicBool,
+}
+
+impl ResolvesClientCert for ClientCertificate {
+    fn resolve(&self, issuers: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.asked_for.store(true, Ordering::Relaxed);
+        self.identity.as_ref()?.resolve(issuers, schemes)
+    }
+
+    fn has_certs(&self) -> bool {
+        let identity = self.identity.as_ref();
+        identity.is_some_and(|identity| identity.has_certs())
+    }
+}
+
 /// `verify=0`: whoever answers is believed. Signatures are checked, so that it
 /// is one and the same throughout the handshake.
 #[derive(Debug)]
@@ -319,6 +376,8 @@ impl ServerCertVerifier for Anybody {
 pub(super) struct Secured {
     stream: TlsStream<TcpStream>,
     peer: String,
+    /// See [`Agreed::tickets`].
+    tickets: Arc<AtomicU32>,
 }
 
 impl Secured {
@@ -338,6 +397,8 @@ impl AsyncRead for Secured {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let tickets = self.stream.get_ref().1.tls13_tickets_received();
+        self.tickets.store(tickets, Ordering::Relaxed);
         self.explain(read)
     }
 }

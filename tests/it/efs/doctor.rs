@@ -36,6 +36,7 @@ fn all_steps_of_a_good_way_are_shown_and_nothing_is_left() {
     let aws = Aws::start();
     aws.world().iam_required = true;
     aws.world().tls_required = true;
+    aws.world().binding.generations = vec![2];
     let options = format!("iam,accesspoint={POINT}");
     let done = doctor(&aws, &options, &Aws::keys(), &["--json", "--probe"]);
     assert_eq!(done.code(), 0, "{}", done.stderr);
@@ -89,6 +90,22 @@ fn all_steps_of_a_good_way_are_shown_and_nothing_is_left() {
     assert_eq!(probe["change_info_is_atomic"], false, "{probe}");
     assert_eq!(probe["locks_of_a_file"], "600 or more", "{probe}");
     assert!(probe["server_scope"].is_string(), "{probe}");
+    // What its front says in TLS, and to the bind calls.
+    assert_eq!(probe["tls_asks_for_certificate"], true, "{probe}");
+    assert_eq!(probe["tls_tickets"], 2, "{probe}");
+    for (name, words) in [
+        (
+            "tls_names_of_server",
+            "fs-f223e6bb.efs.eu-west-1.amazonaws.com",
+        ),
+        ("bind_program_400123", "READY, partition "),
+        ("bind_program_100200", "not spoken"),
+    ] {
+        let said = probe[name].as_str().unwrap_or_default();
+        assert!(said.contains(words), "{name}: {probe}");
+    }
+    assert_eq!(probe["readdir_10000_names"], 10_000, "{probe}");
+    assert_eq!(probe["readdir_cookies_are_stable"], true, "{probe}");
     let left = std::fs::read_dir(aws.point.export())
         .expect("export")
         .count();

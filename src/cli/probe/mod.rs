@@ -1,6 +1,8 @@
 //! What `doctor --probe` finds out about a server: its limits, and how it
-//! treats what the protocol leaves open. It makes one file in the root of the
-//! mount and removes it.
+//! treats what the protocol leaves open. It makes a file and a directory of 10,000
+//! names in the root of the mount and removes them.
+
+mod listing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +33,14 @@ pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> 
             json!(format!("{} {}", agreed.version, agreed.cipher)),
         );
         say("tls_certificates_of_server", json!(agreed.certificates));
+        say("tls_names_of_server", json!(agreed.names.join(" ")));
+        say(
+            "tls_asks_for_certificate",
+            json!(agreed.asks_for_certificate),
+        );
+    }
+    for (program, answer) in connector.bind_programs().await {
+        say(&format!("bind_program_{program}"), json!(answer));
     }
     let (info, server) = (client.session_info(), client.server());
     let words = |bytes: &[u8]| json!(bytes.escape_ascii().to_string());
@@ -66,6 +76,16 @@ pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> 
         Err(why) => {
             found.insert("writing".to_owned(), json!(why.to_string()));
         }
+    }
+    match listing::listing(client).await {
+        Ok(more) => found.extend(more),
+        Err(why) => {
+            found.insert("listing".to_owned(), json!(why.to_string()));
+        }
+    }
+    // By now they have come.
+    if let Some(tickets) = connector.agreed().and_then(|agreed| agreed.tickets()) {
+        found.insert("tls_tickets".to_owned(), json!(tickets));
     }
     Value::Object(found)
 }
@@ -161,6 +181,35 @@ async fn locks(client: &Arc<Client>, open: &Arc<OpenState>) -> Result<Value, Nfs
     })
 }
 
+/// How long a denied LOCK takes: (median, longest) of some, microseconds. A server
+/// that makes who polls wait shows it in the longest.
+async fn denied(client: &Arc<Client>, open: &Arc<OpenState>) -> Result<(u64, u64), NfsError> {
+    let (holds, asks) = (client.prepare_lock(open), client.prepare_lock(open));
+    let (holder, asker) = (holds.turn().await, asks.turn().await);
+    client
+        .lock(&holder, Span::ALL, LockKind::Write, false)
+        .await?;
+    let mut times = Vec::new();
+    for _ in 0..5 * ROUNDS {
+        let begun = Instant::now();
+        let had = client
+            .lock(&asker, Span::ALL, LockKind::Write, false)
+            .await?;
+        times.push(micros(begun.elapsed()));
+        if matches!(had, Locked::Granted(_)) {
+            return Err(NfsError::Unfit("it gives an exclusive lock twice"));
+        }
+    }
+    client.unlock(&holder, Span::ALL).await?;
+    drop((holder, asker));
+    client.free_lock(&holds).await?;
+    times.sort_unstable();
+    Ok((
+        times[times.len() / 2],
+        times.last().copied().unwrap_or_default(),
+    ))
+}
+
 /// WRITE, COMMIT, the change attribute, and a file without a name.
 async fn writing(client: &Arc<Client>) -> Result<Map<String, Value>, NfsError> {
     let cred = Credential::of_process();
@@ -209,6 +258,9 @@ async fn writing(client: &Arc<Client>) -> Result<Map<String, Value>, NfsError> {
         let same = one.result.verifier == verifier && two.result.verifier == verifier;
         say("write_verifier_is_constant", json!(same));
         say("locks_of_a_file", locks(client, &open).await?);
+        let (median, longest) = denied(client, &open).await?;
+        say("denied_lock_median_us", json!(median));
+        say("denied_lock_longest_us", json!(longest));
         for (feature, had) in client.features(&open).await? {
             let had = had.map_or_else(|error| json!(error.to_string()), |()| json!(true));
             say(feature, had);
