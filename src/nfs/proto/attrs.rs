@@ -73,8 +73,16 @@ impl AttrSet {
         Ok(Self(bits))
     }
 
+    /// In ascending order, as their values come (§5.6).
     fn iter(self) -> impl Iterator<Item = u32> {
-        (0..128).filter(move |&number| self.has(number))
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            (left != 0).then(|| {
+                let lowest = left.trailing_zeros();
+                left &= left - 1;
+                lowest
+            })
+        })
     }
 }
 

@@ -1,14 +1,6 @@
-//! What encoding and decoding cost: allocations, which are exact and checked,
-//! and time, which is shown against the time of a small `memcpy` of the same
-//! process, so that numbers of two machines compare.
-//!
-//! `cargo test` runs this file for the counts alone, `cargo bench` for the
-//! times as well.
+//! Requests are encoded and replies decoded.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::hint::black_box;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use efs_fuse::nfs::proto::attrs::{CHANGE_ONLY, OBJECT};
@@ -20,51 +12,7 @@ use efs_fuse::rpc::auth::Credential;
 use efs_fuse::rpc::call::Message;
 use efs_fuse::xdr::{Decoder, Encoder};
 
-/// The system's allocator, counted for each thread.
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
-}
-
-fn count(bytes: usize) {
-    // A thread that ends allocates without its counters.
-    let _ = COUNT.try_with(|cell| {
-        let (calls, total) = cell.get();
-        cell.set((calls + 1, total + bytes));
-    });
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: as for this function.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as for this function.
-        unsafe { System.dealloc(at, layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
-        // SAFETY: as for this function.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// What may be spent on one run: allocations, and bytes asked for in them.
-struct Case {
-    name: &'static str,
-    calls: usize,
-    bytes: usize,
-    run: Box<dyn Fn()>,
-}
+use crate::Case;
 
 const MIB: usize = 1 << 20;
 
@@ -90,8 +38,10 @@ fn lookup() -> Case {
     let (cred, dir) = (Credential::machine(), handle());
     Case {
         name: "encode LOOKUP",
-        calls: 2,
+        allocations: 2,
         bytes: 1024,
+        instructions: [4_412, 1_573],
+        times: 10_000,
         run: Box::new(move || {
             let mut compound = Compound::in_session(&cred, "host");
             compound
@@ -110,8 +60,10 @@ fn write() -> Case {
     let data = [Bytes::from(vec![7; MIB])];
     Case {
         name: "encode WRITE of 1 MiB",
-        calls: 5,
+        allocations: 5,
         bytes: 1024,
+        instructions: [5_908, 2_538],
+        times: 10_000,
         run: Box::new(move || {
             let mut compound = Compound::in_session(&cred, "host");
             compound
@@ -140,8 +92,10 @@ fn read(name: &'static str, len: usize) -> Case {
     let body = reply(Op::Read, enc.as_slice());
     Case {
         name,
-        calls: 0,
+        allocations: 0,
         bytes: 0,
+        instructions: [688, 380],
+        times: 10_000,
         run: Box::new(move || {
             let taken = Reply::parse(body.clone(), &[Op::Read]).and_then(|mut r| r.read());
             assert_eq!(taken.map(|read| read.data.len()), Ok(len));
@@ -169,8 +123,10 @@ fn readdir() -> Case {
     Case {
         name: "decode READDIR of 1,000",
         // One for each handle; the entries are in one growing array.
-        calls: ENTRIES + 16,
+        allocations: ENTRIES + 16,
         bytes: ENTRIES * 2048,
+        instructions: [2_861_000, 1_854_000],
+        times: 20,
         run: Box::new(move || {
             let taken = Reply::parse(body.clone(), &[Op::ReadDir]).and_then(|mut r| r.dir());
             assert_eq!(taken.map(|page| page.entries.len()), Ok(ENTRIES));
@@ -178,48 +134,13 @@ fn readdir() -> Case {
     }
 }
 
-/// The time of one run: the shortest of some batches.
-fn time(run: &dyn Fn()) -> Duration {
-    let batch = |times: u32| {
-        let start = Instant::now();
-        (0..times).for_each(|_| run());
-        start.elapsed()
-    };
-    let once = batch(1).max(Duration::from_nanos(100));
-    let times = (Duration::from_millis(20).as_nanos() / once.as_nanos()).clamp(1, 100_000) as u32;
-    let best = (0..10).map(|_| batch(times)).min();
-    best.unwrap_or_default() / times
-}
-
-fn main() {
-    let with_times = std::env::args().any(|argument| argument == "--bench");
-    let source = vec![7_u8; 4096];
-    let unit = time(&|| drop(black_box(source.clone())));
-    let cases = [
+/// All of them.
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
         lookup(),
         write(),
         read("decode READ of 4 KiB", 4096),
         read("decode READ of 1 MiB", MIB),
         readdir(),
-    ];
-    let mut over = 0;
-    for case in cases {
-        (case.run)(); // what is made once is made now
-        let before = COUNT.get();
-        (case.run)();
-        let after = COUNT.get();
-        let (calls, bytes) = (after.0 - before.0, after.1 - before.1);
-        print!("{:<24} {calls:>5} allocations {bytes:>8} bytes", case.name);
-        if with_times {
-            let took = time(&*case.run);
-            let ratio = took.as_secs_f64() / unit.as_secs_f64();
-            print!("  {took:>10.1?} = {ratio:.2} copies of 4 KiB");
-        }
-        if calls > case.calls || bytes > case.bytes {
-            over += 1;
-            print!("  OVER {} allocations {} bytes", case.calls, case.bytes);
-        }
-        println!();
-    }
-    assert_eq!(over, 0, "cases that allocate more than they may");
+    ]
 }
