@@ -16,8 +16,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::client::{Backoff, Client, Phase};
+use super::proto::compound::Compound;
 use super::proto::ops::{self, Claim, Create, LockType, Op};
-use super::proto::reply::NfsError;
+use super::proto::reply::{NfsError, Reply};
 use super::proto::status::Status;
 use super::session::establish::{self, ChannelAttrs};
 use super::session::live::Session;
@@ -25,6 +26,7 @@ use super::session::slots::Class;
 use super::state::OpenState;
 use super::state::locks::LockState;
 use super::state::ranges::{LockKind, Span};
+use crate::rpc::auth::Credential;
 
 impl Client {
     /// Starts recovery of the session with this generation, if it is still the
@@ -199,6 +201,32 @@ async fn reclaim_all(
     }
 }
 
+/// A reply that does not decode is asked for again, so often in all: the server has
+/// done it or not, and to reclaim twice is as good as once.
+const TRIES: usize = 3;
+
+/// Runs PUTFH and an operation that `read` takes the result of.
+async fn ask<T>(
+    client: &Arc<Client>,
+    session: &Arc<Session>,
+    cred: &Credential,
+    read: impl Fn(&mut Reply) -> Result<T, NfsError> + Send,
+    build: impl Fn(&mut Compound) + Send + Sync,
+) -> Result<Result<T, NfsError>, NfsError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let mut reply = client.call_on(session, cred, &build).await?;
+        let put = reply.ok(Op::PutFh).map(drop);
+        match put.and_then(|()| read(&mut reply)) {
+            Err(NfsError::Garbled(op, why)) if tries < TRIES => {
+                tracing::warn!("{} to reclaim: bad reply: {why}", op.name());
+            }
+            result => return Ok(result),
+        }
+    }
+}
+
 /// Brings one open back: as it was before a restart of the server
 /// (`Claim::Previous`), or anew (`Claim::Handle`). False if the server says that
 /// there is nothing to reclaim.
@@ -208,18 +236,15 @@ async fn reclaim(
     open: &Arc<OpenState>,
     claim: Claim<'_>,
 ) -> Result<bool, NfsError> {
-    let mut reply = client
-        .call_on(session, &open.cred, |c| {
-            c.put(&open.handle).once().open(
-                (client.client_id.lock().id, &open.owner.to_be_bytes()),
-                open.access(),
-                &Create::No,
-                claim,
-            );
-        })
-        .await?;
-    let put = reply.ok(Op::PutFh).map(|_| ());
-    match put.and_then(|()| reply.open()) {
+    let opened = ask(client, session, &open.cred, Reply::open, |c| {
+        c.put(&open.handle).once().open(
+            (client.client_id.lock().id, &open.owner.to_be_bytes()),
+            open.access(),
+            &Create::No,
+            claim,
+        );
+    });
+    match opened.await? {
         Ok(opened) => {
             open.renewed(opened.stateid);
             match claim {
@@ -260,16 +285,13 @@ async fn reclaim_locks(
                 LockKind::Read => LockType::Read,
                 LockKind::Write => LockType::Write,
             };
-            let mut reply = client
-                .call_on(session, &open.cred, |c| {
-                    let range = (span.start, span.length());
-                    c.put(&open.handle)
-                        .once()
-                        .lock(kind, true, range, client.locker(&lock));
-                })
-                .await?;
-            let put = reply.ok(Op::PutFh).map(|_| ());
-            match put.and_then(|()| reply.locked()) {
+            let locked = ask(client, session, &open.cred, Reply::locked, |c| {
+                let range = (span.start, span.length());
+                c.put(&open.handle)
+                    .once()
+                    .lock(kind, true, range, client.locker(&lock));
+            });
+            match locked.await? {
                 Ok(Ok(stateid)) => lock.reclaimed(stateid),
                 Err(error @ NfsError::Status(Op::Sequence, _)) => return Err(error),
                 refused => {

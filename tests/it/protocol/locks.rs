@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use efs_fuse::vfs::types::{Errno, LockRange, Waiting};
 
+use super::recovery::cut_short_at;
 use super::rig::{Mount, Open, default_timeouts, once_at, within};
 use crate::peer::proto::{op, st};
 use crate::peer::{Action, Peer, PeerConfig};
@@ -148,6 +149,20 @@ async fn locks_are_reclaimed_before_anybody_else_gets_them() {
     let done = order.iter().position(|&op| op == op::RECLAIM_COMPLETE);
     let first = order.iter().position(|&op| op == op::LOCK);
     assert!(first < done && first.is_some(), "{order:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reclaimed_lock_whose_reply_does_not_decode_is_no_lost_lock() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    set(&one, here, 1, range(WRITE, 0, 99)).await.unwrap();
+    cut_short_at(&peer, op::LOCK);
+    peer.crash_and_restart();
+    one.write(here, 0, b"still mine").await.unwrap();
+    one.fsync(here).await.unwrap();
+    assert_eq!(set(&two, there, 9, range(WRITE, 0, 0)).await, AGAIN);
+    set(&one, here, 1, range(UNLOCK, 0, END)).await.unwrap();
+    set(&two, there, 9, range(WRITE, 0, 99)).await.unwrap();
 }
 
 /// The contract of a lost lock: nothing through it any more, until it is closed.

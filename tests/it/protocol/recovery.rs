@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::rig::{Mount, Rig, once_at, within};
 use crate::peer::proto::{op, st};
-use crate::peer::{Action, PeerConfig};
+use crate::peer::{Action, Peer, PeerConfig};
 
 async fn opened(rig: &Rig, count: usize) -> Vec<Arc<OpenState>> {
     let mut opens = Vec::new();
@@ -405,4 +405,25 @@ async fn a_reclaim_whose_reply_was_not_kept_is_no_lost_file() {
         rig.peer.crash_and_restart();
         all_work(&rig, &opens).await;
     }
+}
+
+/// The next reply with an operation `wanted` ends in the middle of its result.
+pub(super) fn cut_short_at(peer: &Peer, wanted: u32) {
+    once_at(
+        peer,
+        wanted,
+        Action::Rewrite(Box::new(|mut message| {
+            message.truncate(message.len() - 8);
+            message
+        })),
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reclaim_whose_reply_does_not_decode_is_no_lost_file() {
+    let rig = Rig::new(PeerConfig::default()).await;
+    let opens = opened(&rig, 3).await;
+    cut_short_at(&rig.peer, op::OPEN);
+    rig.peer.crash_and_restart();
+    all_work(&rig, &opens).await;
 }
