@@ -216,15 +216,15 @@ impl Client {
 
     fn count(&self, compound: &Compound, reply: &Reply, elapsed: Duration) {
         let failed = reply.failed_at();
+        let (status, ops) = (reply.status(), || {
+            let names: Vec<_> = compound.ops().iter().map(|op| op.name()).collect();
+            names.join(" ")
+        });
         if let Some(left_out) = self.metrics.slow.line(elapsed) {
-            let ops: Vec<_> = compound.ops().iter().map(|op| op.name()).collect();
-            tracing::warn!(
-                status = %reply.status(),
-                left_out,
-                "slow: the server took {elapsed:.1?} over {}",
-                ops.join(" "),
-            );
+            let ops = ops();
+            tracing::warn!(%status, left_out, "slow: the server took {elapsed:.1?} over {ops}");
         }
+        tracing::trace!(%status, "{elapsed:.1?} {}", ops());
         let ran = failed.map_or(compound.len(), |index| index + 1);
         for (index, &op) in compound.ops()[..ran].iter().enumerate() {
             self.metrics
