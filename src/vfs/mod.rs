@@ -151,6 +151,14 @@ const NAME_MAX: usize = 255;
 /// at 1 MiB each over a round trip of some milliseconds.
 const WRITES_IN_FLIGHT: usize = 16;
 
+/// Less than this is a fragment of a page, bytes: such go several in one request, as a
+/// client that works in pages would send them. Larger ones go at the same time instead:
+/// the server works on them at the same time, too.
+const FRAGMENT: usize = 4096;
+
+/// So many: EFS takes 16 operations in a compound, and five are around them.
+const FRAGMENTS: usize = 11;
+
 /// How long a small write waits to be joined by the next one, or by the close
 /// that lets it go as the one and only, stable WRITE.
 const LINGER: Duration = Duration::from_millis(5);
@@ -176,6 +184,8 @@ impl Vfs {
         let pipeline = Arc::new(PipelineConfig {
             wsize: client.wsize() as usize,
             max_in_flight: WRITES_IN_FLIGHT,
+            fragment: FRAGMENT,
+            fragments: FRAGMENTS,
             linger: LINGER,
             commit_after: COMMIT_AFTER,
             // One file may not take the whole window, so that others get

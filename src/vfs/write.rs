@@ -16,11 +16,13 @@ use super::Vfs;
 use super::inode::Inode;
 use super::object::new_attributes;
 use super::open::{FileInner, Origin};
-use super::pipeline::{Action, Chunks, CommitRange, RequestId, Stable};
+use super::pipeline::{Action, Chunks, CommitRange, Fragment, RequestId, Stable};
 use super::types::{Errno, Ino, WriteFlags};
+use crate::nfs::NfsError;
 use crate::nfs::calls::Behind;
 use crate::nfs::proto::ops::ACCESS_WRITE;
-use crate::nfs::proto::types::Stable as Committed;
+use crate::nfs::proto::reply::WriteResult;
+use crate::nfs::proto::types::{Stable as Committed, Verifier};
 
 /// Open flags whose writes are stable before they are answered. O_DIRECT is
 /// among them: EFS's promise is that such data are durable.
@@ -159,6 +161,16 @@ impl Vfs {
                             .await;
                     });
                 }
+                Some(Action::WriteFragments {
+                    origin,
+                    fragments,
+                    commit,
+                }) => {
+                    let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
+                    tokio::spawn(async move {
+                        vfs.send_fragments(&inode, &origin, fragments, commit).await;
+                    });
+                }
                 Some(Action::Commit { id, origin, range }) => {
                     let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
                     tokio::spawn(async move {
@@ -236,39 +248,90 @@ impl Vfs {
                 if changes.is_some() && whole {
                     self.changes_answered(inode, written.set);
                 }
+                self.write_answered(inode, [(id, result)].into_iter(), written.committed);
+            }
+            Err(error) => {
+                if changes.is_some() {
+                    self.changes_left(inode, true);
+                }
+                self.write_failed(inode, id, &error);
+            }
+        }
+        self.file_state(inode).progress.notify_waiters();
+        self.pump(inode);
+    }
+
+    /// In one request; what the server does not come to in that goes in another one.
+    async fn send_fragments(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        origin: &Origin,
+        mut fragments: Vec<Fragment>,
+        commit: Option<CommitRange>,
+    ) {
+        let mut commit = commit.map(|range| (range.offset, range.count));
+        while !fragments.is_empty() {
+            let pieces: Vec<_> = fragments
+                .iter()
+                .map(|fragment| (fragment.offset, &fragment.data[..]))
+                .collect();
+            let sent = Instant::now();
+            let written =
+                self.client
+                    .write_several(&origin.open, &pieces, origin.fence, commit.take());
+            match written.await {
+                Ok(written) => {
+                    self.moved(inode, &written.moved, sent);
+                    let answered = written.results.len().min(fragments.len());
+                    let ids = fragments.drain(..answered).map(|fragment| fragment.id);
+                    self.write_answered(inode, ids.zip(written.results), written.committed);
+                }
+                Err(error) => {
+                    let first = fragments.remove(0);
+                    self.write_failed(inode, first.id, &error);
+                }
+            }
+            self.file_state(inode).progress.notify_waiters();
+            self.pump(inode);
+        }
+    }
+
+    /// WRITEs of one request were executed, and the COMMIT behind them by `proof`.
+    fn write_answered(
+        &self,
+        inode: &Arc<Inode>,
+        results: impl Iterator<Item = (RequestId, WriteResult)>,
+        proof: Option<Verifier>,
+    ) {
+        self.with_pipeline(inode, |inner| {
+            let pipeline = &mut inner.pipeline;
+            for (id, result) in results {
                 let committed = match result.committed {
                     Committed::Unstable => Stable::Unstable,
                     Committed::DataSync => Stable::DataSync,
                     Committed::FileSync => Stable::FileSync,
                 };
                 let (count, verifier) = (result.count, result.verifier);
-                self.with_pipeline(inode, |inner| {
-                    let pipeline = &mut inner.pipeline;
-                    match written.committed {
-                        Some(proof) => {
-                            pipeline.written_and_committed(id, count, committed, verifier, proof);
-                        }
-                        None => pipeline.written(id, count, committed, verifier),
+                match proof {
+                    Some(proof) => {
+                        pipeline.written_and_committed(id, count, committed, verifier, proof);
                     }
-                    if self.window.is_awaited() {
-                        pipeline.make_room();
-                    }
-                });
-            }
-            Err(error) => {
-                if changes.is_some() {
-                    self.changes_left(inode, true);
+                    None => pipeline.written(id, count, committed, verifier),
                 }
-                let errno = self.failed(&error, inode);
-                // The local size has run ahead of what the server has, and the
-                // kernel has pages that no server will ever have.
-                inode.attr.lock().expire();
-                self.lose_pages(inode);
-                self.with_pipeline(inode, |inner| inner.pipeline.failed(id, errno));
             }
-        }
-        self.file_state(inode).progress.notify_waiters();
-        self.pump(inode);
+            if self.window.is_awaited() {
+                pipeline.make_room();
+            }
+        });
+    }
+
+    fn write_failed(self: &Arc<Self>, inode: &Arc<Inode>, id: RequestId, error: &NfsError) {
+        let errno = self.failed(error, inode);
+        // The local size has run ahead of what the server has, and the
+        // kernel has pages that no server will ever have.
+        inode.attr.lock().expire();
+        self.lose_pages(inode);
+        self.with_pipeline(inode, |inner| inner.pipeline.failed(id, errno));
     }
 
     async fn send_commit(

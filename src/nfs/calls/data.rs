@@ -30,6 +30,17 @@ pub struct Written {
     pub committed: Option<Verifier>,
 }
 
+/// What several WRITEs in one compound came to.
+#[derive(Clone, Debug)]
+pub struct WrittenSeveral {
+    /// Of the first ones, one at least; of the others nothing was executed.
+    pub results: Vec<WriteResult>,
+    /// How the file moved.
+    pub moved: Moved,
+    /// The verifier of the COMMIT after all of them, if that was executed.
+    pub committed: Option<Verifier>,
+}
+
 /// What goes behind a WRITE, in the same compound and also if less was written than
 /// was sent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -193,6 +204,75 @@ impl Client {
                 }
                 Err(error) => return Err(error),
             }
+        }
+        Err(NfsError::StateLost)
+    }
+
+    /// Several unstable WRITEs of few bytes in one compound, in their order, each as
+    /// for [`Client::write`]; all together of at most wsize bytes. `commit` as in [`Behind`].
+    ///
+    /// # Errors
+    /// Those of the first WRITE. One of a later WRITE only ends the results.
+    pub async fn write_several(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        pieces: &[(u64, &[Bytes])],
+        fence: u32,
+        commit: Option<(u64, u32)>,
+    ) -> Result<WrittenSeveral, NfsError> {
+        for _ in 0..STATE_RETRIES {
+            if open.fence() != fence {
+                return Err(NfsError::StateLost);
+            }
+            let (stateid, token) = open.for_io();
+            let mut reply = self
+                .call(&open.cred, Class::Bulk, |c| {
+                    c.put(&open.handle).get_attrs(CHANGE_ONLY);
+                    for (index, (offset, data)) in pieces.iter().enumerate() {
+                        if index == 1 {
+                            c.then();
+                        }
+                        c.write_fragment(stateid, *offset, data);
+                    }
+                    c.then();
+                    if let Some((offset, count)) = commit {
+                        c.commit(offset, count);
+                    }
+                    c.get_attrs(self.object());
+                })
+                .await?;
+            let before = change_before(&mut reply)?;
+            let mut results = Vec::with_capacity(pieces.len());
+            let failed = loop {
+                match reply.written() {
+                    Ok(result) => results.push(result),
+                    Err(error) => break Some(error),
+                }
+                if results.len() == pieces.len() {
+                    break None;
+                }
+            };
+            match failed {
+                Some(NfsError::Status(_, status))
+                    if results.is_empty() && state_is_gone(status) =>
+                {
+                    self.renew_state(open, token, status).await?;
+                    continue;
+                }
+                Some(error) if results.is_empty() => return Err(error),
+                _ => {}
+            }
+            let bytes: u64 = results.iter().map(|result| u64::from(result.count)).sum();
+            self.metrics.bytes_written(bytes);
+            let all = failed.is_none();
+            return Ok(WrittenSeveral {
+                results,
+                committed: commit.filter(|_| all).and_then(|_| reply.committed().ok()),
+                moved: Moved {
+                    before,
+                    after: reply.attrs().ok(),
+                },
+            });
         }
         Err(NfsError::StateLost)
     }

@@ -20,7 +20,7 @@ mod opens;
 mod root;
 mod tree;
 
-pub use data::{Behind, Written};
+pub use data::{Behind, Written, WrittenSeveral};
 pub use features::Feature;
 pub use locks::Locked;
 pub use names::{DirMoved, Found, Made, Moved};

@@ -366,6 +366,15 @@ impl Compound {
         self
     }
 
+    /// WRITE of few bytes, which are copied: there may be any number of these.
+    pub fn write_fragment(&mut self, stateid: StateId, offset: u64, data: &[Bytes]) -> &mut Self {
+        let out = self.op(Op::Write);
+        stateid.encode(out);
+        out.u64(offset).u32(Stable::Unstable as u32);
+        out.opaque(&data.concat());
+        self
+    }
+
     /// COMMIT (§18.3). A count of 0 means to the end of the file.
     pub fn commit(&mut self, offset: u64, count: u32) -> &mut Self {
         self.op(Op::Commit).u64(offset).u32(count);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::queue::{Queue, Source};
 use super::retained::{Copy, Retained};
 use super::segment::Segment;
-use super::{Action, CommitRange, PipelineConfig, RequestId, Stable, Verifier};
+use super::{Action, CommitRange, Fragment, PipelineConfig, RequestId, Stable, Verifier};
 use crate::vfs::errseq::ErrSeq;
 use crate::vfs::types::Errno;
 
@@ -52,7 +52,7 @@ struct Flight<O> {
     segment: Segment<O>,
     /// Given up: the reply only frees the range and the memory.
     forgotten: bool,
-    /// The COMMIT behind it in the same compound.
+    /// The COMMIT behind it in the same compound; fragments of one request share it.
     rider: Option<u64>,
 }
 
@@ -348,6 +348,10 @@ impl<O: Clone + PartialEq> Machine<O> {
                 continue;
             }
             let segment = self.queue.remove(offset)?;
+            let company = self.company_of(&segment);
+            if !company.is_empty() {
+                return Some(self.next_fragments(lasting, segment, company));
+            }
             let last = segment.seq <= urgent && !self.unwritten(urgent);
             // The last data a drain waits for: stable at once saves a COMMIT.
             let stable = match segment.sync || last && !self.retained.holds(urgent) {
@@ -356,7 +360,9 @@ impl<O: Clone + PartialEq> Machine<O> {
             };
             let id = lasting.next_tick();
             let commit = match stable {
-                Stable::Unstable if last || self.commit_is_welcome() => self.commit_along(&segment),
+                Stable::Unstable if last || self.commit_is_welcome() => {
+                    self.commit_along(std::slice::from_ref(&segment))
+                }
                 _ => None,
             };
             let rider = commit.is_some().then(|| self.commit_sent(lasting));
@@ -379,15 +385,93 @@ impl<O: Clone + PartialEq> Machine<O> {
         None
     }
 
-    /// What a COMMIT behind this WRITE would have to cover, if it may go there.
-    fn commit_along(&self, segment: &Segment<O>) -> Option<CommitRange> {
+    /// What is due as well and small enough to go along with `first`, taken out of the
+    /// queue.
+    fn company_of(&mut self, first: &Segment<O>) -> Vec<Segment<O>> {
+        let mut company: Vec<Segment<O>> = Vec::new();
+        let config = Arc::clone(&self.config);
+        let is_fragment =
+            |segment: &Segment<O>| !segment.sync && segment.data.len() < config.fragment;
+        let most = config.max_in_flight - self.flights.len().min(config.max_in_flight);
+        let most = most.min(config.fragments);
+        let mut bytes = first.data.len();
+        let urgent = self.awaited();
+        while is_fragment(first)
+            && company.len() + 1 < most
+            && let Some(offset) = self.queue.candidate(self.clock, config.linger, urgent)
+            && let Some(next) = self.queue.get(offset)
+            && is_fragment(next)
+            && next.origin == first.origin
+            && bytes + next.data.len() <= config.wsize
+        {
+            let range = next.range();
+            if self.flights.iter().any(|f| f.segment.overlaps(&range)) {
+                self.queue.park(offset);
+                continue;
+            }
+            bytes += next.data.len();
+            company.extend(self.queue.remove(offset));
+        }
+        company
+    }
+
+    /// Sends `first` and its company as one request. If they are the last that a drain
+    /// waits for, the COMMIT goes behind them: the server is not made to have each
+    /// of them stable by itself.
+    fn next_fragments(
+        &mut self,
+        lasting: &mut Lasting,
+        first: Segment<O>,
+        company: Vec<Segment<O>>,
+    ) -> Action<O> {
+        let urgent = self.awaited();
+        let mut segments = vec![first];
+        segments.extend(company);
+        let last = segments.iter().any(|s| s.seq <= urgent) && !self.unwritten(urgent);
+        let fragments: Vec<_> = segments
+            .iter()
+            .map(|segment| Fragment {
+                id: RequestId(lasting.next_tick()),
+                offset: segment.offset,
+                data: segment.data.chunks(),
+            })
+            .collect();
+        let commit = match last || self.commit_is_welcome() {
+            true => self.commit_along(&segments),
+            false => None,
+        };
+        let rider = commit.is_some().then(|| self.commit_sent(lasting));
+        let origin = segments[0].origin.clone();
+        let flights = fragments.iter().zip(segments);
+        self.flights.extend(flights.map(|(sent, segment)| Flight {
+            id: sent.id.0,
+            segment,
+            forgotten: false,
+            rider,
+        }));
+        Action::WriteFragments {
+            origin,
+            fragments,
+            commit,
+        }
+    }
+
+    /// What a COMMIT behind these WRITEs of one request would have to cover, if it may
+    /// go there. Behind a single one there is none for its own sake: that would be
+    /// FILE_SYNC.
+    fn commit_along(&self, written: &[Segment<O>]) -> Option<CommitRange> {
         if self.commit.is_some() || self.commit_alone {
             return None;
         }
-        let (range, origin) = self.retained.hull()?;
-        let written = segment.range();
-        let range = range.start.min(written.start)..range.end.max(written.end);
-        (origin == segment.origin).then(|| CommitRange::of(&range))
+        let origin = &written.first()?.origin;
+        let start = written.iter().map(|segment| segment.offset).min()?;
+        let end = written.iter().map(|segment| segment.end()).max()?;
+        let range = match self.retained.hull() {
+            Some((range, other)) if other == *origin => range.start.min(start)..range.end.max(end),
+            None if written.len() > 1 => start..end,
+            _ => return None,
+        };
+        Some(CommitRange::of(&range))
     }
 
     /// A COMMIT is about to be sent. Its id.
@@ -421,7 +505,9 @@ impl<O: Clone + PartialEq> Machine<O> {
         let candidate = self.queue.candidate(self.clock, linger, urgent);
         let next = candidate.and_then(|offset| self.queue.get(offset));
         self.flights.len() >= self.config.max_in_flight.max(1)
-            && next.is_some_and(|next| !next.sync && self.commit_along(next).is_some())
+            && next.is_some_and(|next| {
+                !next.sync && self.commit_along(std::slice::from_ref(next)).is_some()
+            })
     }
 
     /// There is enough for a COMMIT that costs no round trip of its own.

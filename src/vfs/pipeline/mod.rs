@@ -17,7 +17,9 @@
 //!
 //! - An accepted byte ends up stable on the server, or replaced by a byte
 //!   accepted later, or an error is recorded in [`ErrSeq`]. Nothing else.
-//! - What is sent is exactly what was accepted, never widened.
+//! - What is sent is exactly what was accepted, never widened. Small pieces with gaps
+//!   between them (linkers, archivers, databases) go in one request instead, as
+//!   WRITEs of their own.
 //! - Older bytes never overwrite newer ones on the server, not even when they
 //!   are written again after a crash.
 //! - A drain (fsync, close, unlock) ends when what was accepted before it is
@@ -59,6 +61,8 @@
 //! lost is written again, at most a few rounds, then it is an EIO. A restart of the server
 //! ([`Pipeline::server_restarted`]) is no such round.
 
+#[cfg(test)]
+mod fragment_tests;
 mod machine;
 #[cfg(test)]
 mod model_tests;
@@ -94,6 +98,10 @@ pub struct PipelineConfig {
     pub wsize: usize,
     /// The most WRITEs of one file without a reply.
     pub max_in_flight: usize,
+    /// WRITEs of fewer bytes than this share a request with others that are due, ...
+    pub fragment: usize,
+    /// ... this many, and together no more than `wsize`.
+    pub fragments: usize,
     /// How long a segment smaller than `wsize` waits to be joined by more.
     pub linger: Duration,
     /// How long data that the server has and has not committed are held before they are
@@ -141,6 +149,17 @@ impl CommitRange {
     }
 }
 
+/// One WRITE of several in a request.
+#[derive(Debug)]
+pub struct Fragment {
+    /// What to report under.
+    pub id: RequestId,
+    /// Where in the file.
+    pub offset: u64,
+    /// The bytes; never empty.
+    pub data: Chunks,
+}
+
 /// What the owner of a pipeline has to do.
 #[derive(Debug)]
 pub enum Action<O> {
@@ -161,6 +180,18 @@ pub enum Action<O> {
         /// A COMMIT that goes behind it in the same compound. What became of it is
         /// reported with the WRITE: [`Pipeline::written_and_committed`] if it
         /// was executed, anything else if not.
+        commit: Option<CommitRange>,
+    },
+    /// Send several unstable WRITEs in one request, in this order, and report each as
+    /// it would be alone. What the server did not come to, because one before it
+    /// failed, is to be sent again.
+    WriteFragments {
+        /// Whose open state and credential to use.
+        origin: O,
+        /// Two or more; none overlaps another.
+        fragments: Vec<Fragment>,
+        /// A COMMIT behind the last of them. If it was executed, so were all, and
+        /// each is reported by [`Pipeline::written_and_committed`].
         commit: Option<CommitRange>,
     },
     /// Send a COMMIT, and report [`Pipeline::committed`] or

@@ -97,6 +97,8 @@ enum Body {
 #[derive(Debug)]
 struct Request {
     id: RequestId,
+    /// Fragments of one request have the same: they are executed and answered together.
+    group: usize,
     offset: usize,
     body: Body,
     /// Executed: count, stability and verifier of the reply to come.
@@ -132,6 +134,7 @@ struct World {
     latest: [u8; SIZE],
     /// Origin and range of each acceptance; the version is the index plus one.
     accepted: Vec<(u8, Range<usize>, bool)>,
+    groups: usize,
     /// An injected failure may have hit the latest bytes here.
     tainted: [bool; SIZE],
     /// An injected failure hit something here once.
@@ -157,6 +160,7 @@ impl World {
             instance: 1,
             latest: [0; SIZE],
             accepted: Vec::new(),
+            groups: 0,
             tainted: [false; SIZE],
             failed: [false; SIZE],
             drains: Vec::new(),
@@ -220,6 +224,7 @@ impl World {
         let now = self.now;
         self.alarms.retain(|at| *at > now);
         while let Some(action) = self.pipeline.next(self.now) {
+            self.groups += 1;
             match action {
                 Action::Write {
                     id,
@@ -229,22 +234,42 @@ impl World {
                     stable,
                     commit,
                 } => {
-                    let commit = commit.map(|range| {
-                        self.check_no_commit();
-                        let start = range.offset as usize;
-                        start..start + range.count as usize
-                    });
+                    let commit = commit.map(|range| self.commit_behind(range));
                     let body = Body::Write {
                         data: data.concat(),
                         stable,
                         commit,
                     };
                     self.send_write(id, origin, offset as usize, body);
+                    assert_eq!(self.writes(), self.pipeline.in_flight());
+                }
+                Action::WriteFragments {
+                    origin,
+                    fragments,
+                    commit,
+                } => {
+                    let mut commit = commit.map(|range| self.commit_behind(range));
+                    let lens = fragments.iter().map(|f| f.data.concat().len());
+                    let (longest, all) = (lens.clone().max(), lens.sum::<usize>());
+                    assert!((2..=self.config.fragments).contains(&fragments.len()));
+                    assert!(longest.is_some_and(|len| len < self.config.fragment));
+                    assert!(all <= self.config.wsize);
+                    let last = fragments.len() - 1;
+                    for (index, fragment) in fragments.into_iter().enumerate() {
+                        let body = Body::Write {
+                            data: fragment.data.concat(),
+                            stable: Stable::Unstable,
+                            commit: commit.take_if(|_| index == last),
+                        };
+                        self.send_write(fragment.id, origin, fragment.offset as usize, body);
+                    }
+                    assert_eq!(self.writes(), self.pipeline.in_flight());
                 }
                 Action::Commit { id, range, .. } => {
                     self.check_no_commit();
                     self.requests.push(Request {
                         id,
+                        group: self.groups,
                         offset: range.offset as usize,
                         body: Body::Commit {
                             len: range.count as usize,
@@ -262,6 +287,30 @@ impl World {
         }
     }
 
+    fn writes(&self) -> usize {
+        self.requests.iter().filter(|r| r.is_write()).count()
+    }
+
+    fn commit_behind(&self, range: CommitRange) -> Range<usize> {
+        self.check_no_commit();
+        let start = range.offset as usize;
+        start..start + range.count as usize
+    }
+
+    /// The requests of the group that this one belongs to, in their order.
+    fn group_of(&self, index: usize) -> Vec<RequestId> {
+        let group = self.requests[index].group;
+        let members = self.requests.iter().filter(|r| r.group == group);
+        let mut ids: Vec<_> = members.map(|r| r.id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    fn index_of(&self, id: RequestId) -> usize {
+        let found = self.requests.iter().position(|r| r.id == id);
+        found.expect("a request that was not answered yet")
+    }
+
     fn check_no_commit(&self) {
         let no_commit =
             |request: &Request| matches!(request.body, Body::Write { commit: None, .. });
@@ -271,6 +320,7 @@ impl World {
     fn send_write(&mut self, id: RequestId, origin: u8, offset: usize, body: Body) {
         let request = Request {
             id,
+            group: self.groups,
             offset,
             body,
             reply: None,
@@ -303,9 +353,7 @@ impl World {
             }
         }
         self.requests.push(request);
-        let writes = self.requests.iter().filter(|r| r.is_write()).count();
-        assert!(writes <= self.config.max_in_flight);
-        assert_eq!(writes, self.pipeline.in_flight());
+        assert!(self.writes() <= self.config.max_in_flight);
     }
 
     fn pick(&self, pick: usize, executed: bool) -> Option<usize> {
@@ -319,6 +367,31 @@ impl World {
         let Some(index) = self.pick(pick, false) else {
             return;
         };
+        let mut commit = None;
+        let group = self.group_of(index);
+        for id in &group {
+            let behind = self.execute_one(self.index_of(*id), eighths, answer);
+            commit = commit.or(behind);
+        }
+        // Now and then it is not executed.
+        if let Some(range) = commit
+            && eighths.is_multiple_of(2)
+        {
+            self.stable[range.clone()].copy_from_slice(&self.cache[range]);
+            for id in group {
+                let index = self.index_of(id);
+                self.requests[index].committed = true;
+            }
+        }
+    }
+
+    /// Returns the range of the COMMIT behind it.
+    fn execute_one(
+        &mut self,
+        index: usize,
+        eighths: usize,
+        answer: Option<Stable>,
+    ) -> Option<Range<usize>> {
         let request = &mut self.requests[index];
         let (start, end) = (request.range().start, request.range().end);
         let verifier = self.instance.to_be_bytes();
@@ -326,7 +399,7 @@ impl World {
             Body::Commit { .. } => {
                 self.stable[start..end].copy_from_slice(&self.cache[start..end]);
                 request.reply = Some((0, Stable::FileSync, verifier));
-                return;
+                return None;
             }
             Body::Write {
                 data,
@@ -356,19 +429,20 @@ impl World {
             }
         }
         request.reply = Some((count as u32, stable, verifier));
-        // Now and then it is not executed.
-        if let Some(range) = commit
-            && eighths.is_multiple_of(2)
-        {
-            request.committed = true;
-            self.stable[range.clone()].copy_from_slice(&self.cache[range]);
-        }
+        commit
     }
 
     fn reply(&mut self, pick: usize) {
         let Some(index) = self.pick(pick, true) else {
             return;
         };
+        for id in self.group_of(index) {
+            let index = self.index_of(id);
+            self.reply_to(index);
+        }
+    }
+
+    fn reply_to(&mut self, index: usize) {
         let request = self.requests.swap_remove(index);
         let Some((count, stable, verifier)) = request.reply else {
             return;
@@ -382,10 +456,26 @@ impl World {
         }
     }
 
+    /// Those before it in its group were executed; those behind it are sent again.
     fn fail(&mut self, pick: usize, applied: bool) {
         let Some(index) = self.pick(pick, false) else {
             return;
         };
+        let id = self.requests[index].id;
+        for member in self.group_of(index) {
+            let index = self.index_of(member);
+            if member < id {
+                self.execute_one(index, 8, None);
+                self.reply_to(index);
+            } else if member > id {
+                self.groups += 1;
+                self.requests[index].group = self.groups;
+                if let Body::Write { commit, .. } = &mut self.requests[index].body {
+                    *commit = None;
+                }
+            }
+        }
+        let index = self.index_of(id);
         if applied {
             self.execute_at(index);
         }
@@ -532,6 +622,8 @@ proptest! {
         ops in ops(),
         wsize in 4..40usize,
         max_in_flight in 1..6usize,
+        fragment in 0..20usize,
+        fragments in 1..5usize,
         linger in 0..1200u64,
         commit_after in 0..9000u64,
         file_limit in 500..40_000usize,
@@ -542,6 +634,8 @@ proptest! {
         let mut world = World::new(PipelineConfig {
             wsize,
             max_in_flight,
+            fragment,
+            fragments,
             linger: Duration::from_micros(linger),
             commit_after: Duration::from_micros(commit_after),
             file_limit,

@@ -37,6 +37,8 @@ impl Rig {
             pipeline: Pipeline::new(Arc::new(PipelineConfig {
                 wsize: WSIZE,
                 max_in_flight,
+                fragment: 0,
+                fragments: 1,
                 linger: LINGER,
                 commit_after: COMMIT_AFTER,
                 file_limit,
@@ -82,7 +84,9 @@ impl Rig {
                     stable,
                     commit: commit.map(|range| (range.offset, range.count)),
                 }),
-                Action::Commit { .. } => panic!("a COMMIT nobody asked for"),
+                other @ (Action::WriteFragments { .. } | Action::Commit { .. }) => {
+                    panic!("{other:?} instead of a WRITE")
+                }
                 Action::WakeAt(at) => assert!(at > self.now),
             }
         }
@@ -700,6 +704,7 @@ fn a_drain_ends_although(mut meanwhile: impl FnMut(&mut Rig, u64)) {
                     rig.pipeline.written(id, count, Stable::Unstable, V1);
                 }
                 Action::Commit { id, .. } => rig.pipeline.committed(id, V1),
+                Action::WriteFragments { .. } => panic!("nothing here is a fragment"),
                 Action::WakeAt(_) => {}
             }
             meanwhile(&mut rig, step);
@@ -815,6 +820,7 @@ fn a_writer_that_never_rests_has_its_data_committed_meanwhile_by_one_timer_at_a_
                     commits += 1;
                     rig.pipeline.committed(id, V1);
                 }
+                Action::WriteFragments { .. } => panic!("nothing here is a fragment"),
                 Action::WakeAt(at) => alarms.push(at),
             }
         }

@@ -11,6 +11,7 @@ mod data;
 mod exactly_once;
 mod farewell;
 mod flags;
+mod fragments;
 mod garbage;
 mod lease;
 mod limits;
