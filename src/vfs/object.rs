@@ -35,13 +35,30 @@ impl Vfs {
         })
     }
 
+    /// What the attributes are while data are on their way, but for the times: those
+    /// the server has yet to tell. The size is known, if it was.
+    fn stat_while_writing(inode: &Inode) -> Option<Stat> {
+        let file = inode.opened()?;
+        if !file.inner.lock().together.is_empty() {
+            return None;
+        }
+        let attr = inode.attr.lock();
+        (!attr.ttl(Instant::now()).is_zero()).then(|| attr.stat().clone())
+    }
+
     /// The attributes, if they may be believed and nothing is on its way that
     /// changes them.
-    pub fn getattr_cached(&self, ino: Ino, _fh: Option<u64>) -> Option<(Stat, Duration)> {
+    ///
+    /// With a handle the kernel asks on behalf of read(2) near the end of the file and
+    /// of SEEK_END, and takes but the size from the answer (fstat(2) comes without):
+    /// then data on their way are no obstacle, and nothing is to be kept of it.
+    pub fn getattr_cached(&self, ino: Ino, fh: Option<u64>) -> Option<(Stat, Duration)> {
         let inode = self.inodes.get(ino)?;
         let answer = match Self::stat_of_changed(&inode) {
             Some(stat) => Some((stat, Duration::ZERO)),
-            None if Self::is_changing(&inode) => None,
+            None if Self::is_changing(&inode) => fh
+                .and_then(|_| Self::stat_while_writing(&inode))
+                .map(|stat| (stat, Duration::ZERO)),
             None => {
                 let attr = inode.attr.lock();
                 let ttl = attr.ttl(Instant::now());

@@ -1,6 +1,7 @@
 //! stat, chmod, chown, truncate, utimensat, access, statfs.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, chown, lchown};
 use std::time::Duration;
 
@@ -257,4 +258,30 @@ fn statfs_tells_the_servers_space() {
     let (a, b) = (free(&mount), free(&behind));
     assert!(a.abs_diff(b) <= b / 5 + (1 << 30), "free {a} and {b}");
     assert_eq!(mount.f_namemax, 255);
+}
+
+#[test]
+fn fstat_shows_the_time_of_the_last_write_and_reading_its_size_takes_no_notice() {
+    let world = World::new();
+    let mut file = OpenOptions::new();
+    let file = file.create_new(true).read(true).write(true);
+    let mut file = file.open(world.path("file")).expect("create");
+    let (mut data, mut last) = (Vec::new(), None);
+    for round in 0..20_u8 {
+        file.write_all(&[round; 10]).expect("write");
+        data.extend([round; 10]);
+        // The end of the file is asked for twice, by read and by lseek.
+        let mut found = vec![0; 500];
+        let got = file.read_at(&mut found, 0).expect("read");
+        assert_eq!(found[..got], data);
+        let end = file.seek(SeekFrom::End(0)).expect("lseek");
+        assert_eq!(end, data.len() as u64);
+        let meta = file.metadata().expect("fstat");
+        let now = Some((meta.mtime(), meta.mtime_nsec()));
+        assert_eq!(meta.len(), data.len() as u64);
+        assert!(now > last, "{now:?} after {last:?}");
+        assert_eq!(fs::metadata(world.behind("file")).expect("stat").len(), end);
+        last = now;
+        std::thread::sleep(Duration::from_millis(15));
+    }
 }

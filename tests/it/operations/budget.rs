@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -68,6 +68,29 @@ const TABLE: &[Row] = &[
     row("stat of what was made here", 0, |dir, number| {
         fs::metadata(new(dir, number)).map(|meta| assert_eq!(meta.len(), 4096))
     }),
+    row(
+        "make an object file as an assembler does",
+        4,
+        |dir, number| {
+            let name = dir.join(format!("{number:03}.o"));
+            let mut file = OpenOptions::new();
+            let file = file.create_new(true).read(true).write(true).open(name)?;
+            // Each piece goes where a header that comes later will say, behind a look at
+            // what is there: OPEN, the first piece and a READ of it, all others.
+            for (offset, len) in [
+                (272, 7),
+                (64, 51),
+                (120, 56),
+                (280, 24),
+                (176, 96),
+                (392, 704),
+            ] {
+                file.write_all_at(&vec![3; len], offset)?;
+                file.read_at(&mut [0; 8192], 0)?;
+            }
+            file.write_all_at(&[4; 64], 0)
+        },
+    ),
     row("open, append, fsync, close", 2, |dir, _| {
         let mut file = log(dir)?;
         file.write_all(&[2; 100])?;

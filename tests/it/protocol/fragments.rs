@@ -171,3 +171,20 @@ async fn pieces_that_a_restart_lost_are_written_again() {
     mount.peer.crash_and_restart();
     assert_eq!(mount.peer.fs().read_file("/f").unwrap(), whole());
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_size_is_known_while_pieces_are_on_their_way_and_the_times_are_asked_for() {
+    let (mount, file) = written(PeerConfig::default()).await;
+    let (stat, ttl) = mount
+        .vfs
+        .getattr_cached(file.ino, Some(file.fh))
+        .expect("the size is known");
+    assert_eq!((stat.size, ttl), (5007, std::time::Duration::ZERO));
+    assert!(with_write(&mount).is_empty());
+    assert!(mount.vfs.getattr_cached(file.ino, None).is_none());
+    let before = stat.mtime;
+    let stat = mount.getattr(file.ino).await.unwrap();
+    assert_eq!(stat.size, 5007);
+    assert!(stat.mtime > before, "of the last write");
+    assert_eq!(with_write(&mount).len(), 1);
+}
