@@ -61,8 +61,6 @@
 //! lost is written again, at most a few rounds, then it is an EIO. A restart of the server
 //! ([`Pipeline::server_restarted`]) is no such round.
 
-#[cfg(test)]
-mod fragment_tests;
 mod machine;
 #[cfg(test)]
 mod model_tests;

@@ -1,11 +1,9 @@
 //! Small pieces that share a request.
 
-use super::*;
+use super::super::*;
+use super::{LINGER, V1, V2};
 
-const V1: Verifier = [1; 8];
-const V2: Verifier = [2; 8];
 const WSIZE: usize = 64;
-const LINGER: Duration = Duration::from_millis(5);
 
 struct Rig {
     pipeline: Pipeline<char>,
