@@ -209,7 +209,7 @@ pub(super) struct Doctor {
     #[arg(long)]
     pub(super) json: bool,
     /// Also measure the server and how it treats what the protocol leaves open
-    /// (makes and removes a file, and a directory of 10,000 names)
+    /// (makes and removes a file, a directory of 10,000 names and a deep one)
     #[arg(long)]
     pub(super) probe: bool,
 }

@@ -1,7 +1,8 @@
 //! What `doctor --probe` finds out about a server: its limits, and how it
-//! treats what the protocol leaves open. It makes a file and a directory of 10,000
-//! names in the root of the mount and removes them.
+//! treats what the protocol leaves open. It makes a file, a directory of 10,000
+//! names and a deep one in the root of the mount and removes them.
 
+mod depth;
 mod listing;
 
 use std::sync::Arc;
@@ -63,6 +64,9 @@ pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> 
     let supported: Vec<u32> = (0..96).filter(|number| fs.supported.has(*number)).collect();
     say("supported_attributes", json!(supported));
     say("handle_bytes", json!(fs.root.as_bytes().len()));
+    let (major, minor) = fs.root_attrs.fsid;
+    say("root_fsid", json!(format!("{major}:{minor}")));
+    say("root_fileid", json!(fs.root_attrs.fileid));
     match times(client).await {
         Ok(times) => {
             say("getattr_median_us", json!(times.getattr));
@@ -83,6 +87,9 @@ pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> 
             found.insert("listing".to_owned(), json!(why.to_string()));
         }
     }
+    let deepest = depth::depth(client).await;
+    let deepest = deepest.unwrap_or_else(|why| json!(why.to_string()));
+    found.insert("deepest_directory".to_owned(), deepest);
     // By now they have come.
     if let Some(tickets) = connector.agreed().and_then(|agreed| agreed.tickets()) {
         found.insert("tls_tickets".to_owned(), json!(tickets));

@@ -105,6 +105,7 @@ fn all_steps_of_a_good_way_are_shown_and_nothing_is_left() {
         assert!(said.contains(words), "{name}: {probe}");
     }
     assert_eq!(probe["readdir_10000_names"], 10_000, "{probe}");
+    assert_eq!(probe["deepest_directory"], "1010 or more", "{probe}");
     assert_eq!(probe["readdir_cookies_are_stable"], true, "{probe}");
     let left = std::fs::read_dir(aws.point.export())
         .expect("export")
