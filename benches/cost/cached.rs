@@ -1,22 +1,19 @@
 //! What the kernel asks and the vfs answers at once, on the thread that reads from
-//! `/dev/fuse`. The mount is real, the server in memory; nothing waits for it.
+//! `/dev/fuse`. The vfs and its client are real, the server is in memory; nothing waits
+//! for it.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use efs_fuse::nfs::session::establish::Identity;
-use efs_fuse::nfs::{Client, ClientConfig};
 use efs_fuse::rpc::auth::Credential;
-use efs_fuse::rpc::{Connections, Tolerance};
-use efs_fuse::telemetry::Metrics;
+use efs_fuse::vfs::Vfs;
 use efs_fuse::vfs::attr::Timeouts;
-use efs_fuse::vfs::types::{Errno, Ino, Lookup, ROOT_INO, WriteFlags};
-use efs_fuse::vfs::{Vfs, VfsConfig};
-use tokio::time::Instant;
+use efs_fuse::vfs::types::{Errno, Ino, Lookup, ROOT_INO};
 
 use crate::Case;
 use crate::peer::{Peer, PeerConfig};
+use crate::rig::Mount;
 
 /// Longer than any measurement here takes.
 const LONG: Duration = Duration::from_secs(3600);
@@ -36,57 +33,25 @@ struct World {
     fh: u64,
 }
 
-async fn mounted(peer: &Arc<Peer>, owner: &[u8]) -> Arc<Vfs> {
-    let config = ClientConfig {
-        identity: Identity {
-            owner: owner.to_vec(),
-            verifier: [7; 8],
-            machine_name: "cost".to_owned(),
-        },
-        slots: 64,
-        rsize: 1 << 20,
-        wsize: 1 << 20,
-        tolerance: Tolerance::default(),
-        connections: Connections::ONE,
-        suspended: || Duration::ZERO,
+async fn mounted(peer: &Arc<Peer>, name: &str) -> Mount {
+    let timeouts = Timeouts {
+        reg_min: LONG,
+        reg_max: LONG,
+        dir_min: LONG,
+        dir_max: LONG,
     };
-    let client = Client::connect(peer.connector(), config, Metrics::new())
-        .await
-        .expect("a session");
-    client
-        .find_root(&Credential::machine(), b"/")
-        .await
-        .expect("the root");
-    let config = VfsConfig {
-        timeouts: Timeouts {
-            reg_min: LONG,
-            reg_max: LONG,
-            dir_min: LONG,
-            dir_max: LONG,
-        },
-        write_window: 64 << 20,
-        read_ahead: 8 << 20,
-        max_names: 10_000,
-        missing_names: true,
-        max_inodes: usize::MAX,
-    };
-    Vfs::new(client, config, Instant::now(), Metrics::new())
+    Mount::of(peer, name, timeouts).await
 }
 
 /// Makes a directory of some files and a link.
-async fn furnish(vfs: &Arc<Vfs>, cred: &Arc<Credential>) -> Result<(), Errno> {
+async fn furnish(mount: &Mount) -> Result<(), Errno> {
     let others = (0..FILES).map(|number| format!("another file, number {number}"));
     for name in others.chain([NAME.to_owned()]) {
-        let flags = libc::O_CREAT | libc::O_WRONLY;
-        let (entry, opened) = vfs
-            .create(cred, ROOT_INO, name.as_bytes(), 0o644, flags)
-            .await?;
-        let data = vec![7; SIZE].into();
-        vfs.write(entry.ino, opened.fh, 0, data, WriteFlags::default())
-            .await?;
-        vfs.flush(entry.ino, opened.fh, 0).await?;
-        vfs.release(entry.ino, opened.fh, None).await?;
+        let file = mount.create(ROOT_INO, &name, libc::O_WRONLY).await?;
+        mount.write(file, 0, &[7; SIZE]).await?;
+        mount.close(file).await?;
     }
+    let (vfs, cred) = (&mount.vfs, &mount.cred);
     vfs.symlink(cred, ROOT_INO, LINK.as_bytes(), b"nowhere")
         .await?;
     Ok(())
@@ -94,24 +59,20 @@ async fn furnish(vfs: &Arc<Vfs>, cred: &Arc<Credential>) -> Result<(), Errno> {
 
 impl World {
     async fn new() -> Result<Self, Errno> {
-        let (peer, cred) = (Peer::new(PeerConfig::default()), Credential::machine());
-        furnish(&mounted(&peer, b"another host").await, &cred).await?;
-        let vfs = mounted(&peer, b"this host").await;
-        let found = async |name: &str| match vfs.lookup(&cred, ROOT_INO, name.as_bytes()).await? {
-            Lookup::Found(entry) => Ok(entry.ino),
-            Lookup::Missing { .. } => Err(Errno(libc::ENOENT)),
-        };
-        let (file, link) = (found(NAME).await?, found(LINK).await?);
-        found(MISSING).await.expect_err("a name that is missing");
-        vfs.readlink(&cred, link).await?;
+        let peer = Peer::new(PeerConfig::default());
+        furnish(&mounted(&peer, "another host").await).await?;
+        let mount = mounted(&peer, "this host").await;
+        let (file, link) = (mount.walk(NAME).await?, mount.walk(LINK).await?);
+        assert_eq!(mount.walk(MISSING).await, Err(Errno(libc::ENOENT)));
+        mount.vfs.readlink(&mount.cred, link).await?;
         // What comes along with this OPEN is what `read_cached` answers from.
-        let opened = vfs.open(&cred, file, libc::O_RDONLY).await?;
+        let opened = mount.open(file, libc::O_RDONLY).await?;
         Ok(Self {
             fh: opened.fh,
             file,
             link,
-            vfs,
-            cred,
+            vfs: mount.vfs,
+            cred: mount.cred,
         })
     }
 }

@@ -11,6 +11,9 @@ mod instructions;
 #[allow(unused_imports)] // those of its own tests, which need cargo's harness
 #[path = "../../tests/it/peer/mod.rs"]
 mod peer;
+#[allow(dead_code)] // a client on that server, of which the tests need more
+#[path = "../../tests/it/protocol/rig.rs"]
+mod rig;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

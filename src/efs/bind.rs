@@ -17,6 +17,13 @@ use crate::xdr::{DecodeError, Decoder, Encoder};
 /// Texts of the server, bytes.
 const MAX_TEXT: usize = 4096;
 
+/// UUID version 4 of random bytes (RFC 9562 §5.4): who asks.
+pub(super) fn uuid(mut random: [u8; 16]) -> [u8; 16] {
+    random[6] = random[6] & 0x0f | 0x40;
+    random[8] = random[8] & 0x3f | 0x80;
+    random
+}
+
 /// A partition's name.
 pub(super) type PartitionId = [u8; 64];
 

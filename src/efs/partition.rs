@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::bind::{Ask, Bound, Generation, NoReply, PartitionId, Reply};
+use super::bind::{self, Ask, Bound, Generation, NoReply, PartitionId, Reply};
 use crate::rpc::Pause;
 use crate::rpc::transport::NoFurther;
 
@@ -72,12 +72,9 @@ pub(super) struct Partitions {
 
 impl Partitions {
     /// `identifier` is random, and the same for the whole life of a mount.
-    pub(super) fn new(mut identifier: [u8; 16]) -> Self {
-        // UUID version 4 (RFC 9562 §5.4).
-        identifier[6] = identifier[6] & 0x0f | 0x40;
-        identifier[8] = identifier[8] & 0x3f | 0x80;
+    pub(super) fn new(identifier: [u8; 16]) -> Self {
         Self {
-            identifier,
+            identifier: bind::uuid(identifier),
             incarnation: 0,
             generation: None,
             not_before: None,

@@ -1,6 +1,6 @@
 //! Which bind programs a server takes: for people (`doctor --probe`).
 
-use super::bind::{Ask, Generation, NoReply};
+use super::bind::{self, Ask, Generation, NoReply};
 use super::connector::{self, ServerConnector};
 
 impl ServerConnector {
@@ -22,7 +22,7 @@ impl ServerConnector {
         }
         let ask = Ask {
             generation,
-            identifier,
+            identifier: bind::uuid(identifier),
             incarnation: 1,
             tried: 0,
         };

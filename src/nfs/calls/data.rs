@@ -33,7 +33,8 @@ pub struct Written {
 /// What several WRITEs in one compound came to.
 #[derive(Clone, Debug)]
 pub struct WrittenSeveral {
-    /// Of the first ones, one at least; of the others nothing was executed.
+    /// Of the first ones, one at least. The others are to be sent again: they were not
+    /// executed, or what the server says of them makes no sense.
     pub results: Vec<WriteResult>,
     /// How the file moved.
     pub moved: Moved,

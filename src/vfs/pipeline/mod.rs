@@ -18,7 +18,7 @@
 //! - An accepted byte ends up stable on the server, or replaced by a byte
 //!   accepted later, or an error is recorded in [`ErrSeq`]. Nothing else.
 //! - What is sent is exactly what was accepted, never widened. Small pieces with gaps
-//!   between them (linkers, archivers, databases) go in one request instead, as
+//!   between them (linkers, archivers) go in one request instead, as
 //!   WRITEs of their own.
 //! - Older bytes never overwrite newer ones on the server, not even when they
 //!   are written again after a crash.
