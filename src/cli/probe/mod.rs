@@ -28,7 +28,9 @@ pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> 
     let mut say = |name: &str, value: Value| {
         found.insert(name.to_owned(), value);
     };
-    if let Some(agreed) = connector.agreed() {
+    // Of the session's connection, before others are made.
+    let agreed = connector.agreed();
+    if let Some(agreed) = &agreed {
         say(
             "tls",
             json!(format!("{} {}", agreed.version, agreed.cipher)),
@@ -91,7 +93,7 @@ pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> 
     let deepest = deepest.unwrap_or_else(|why| json!(why.to_string()));
     found.insert("deepest_directory".to_owned(), deepest);
     // By now they have come.
-    if let Some(tickets) = connector.agreed().and_then(|agreed| agreed.tickets()) {
+    if let Some(tickets) = agreed.and_then(|agreed| agreed.tickets()) {
         found.insert("tls_tickets".to_owned(), json!(tickets));
     }
     Value::Object(found)
