@@ -6,8 +6,12 @@
 //! emptied once. The task and the interrupt watcher share it; whoever takes
 //! the reply answers. If that was the watcher, the task's result is undone
 //! (a handle released, a lookup forgotten), because the kernel knows nothing of
-//! it; a lock is given back by the vfs itself ([`Waiting`]). A change that goes on
-//! without its caller is listed ([`Abandoned`]): locks are not given up before it.
+//! it; a lock is given back by the vfs itself ([`Waiting`]).
+//!
+//! A change has a [`Caller`], who has no effect any more once it was answered by the
+//! watcher: what was not sent is not sent then. What was, and may still take effect, is
+//! listed ([`Abandoned`]), and whatever begins later waits for its end
+//! ([`waits_for_abandoned`]); locks are not given up before it.
 //!
 //! A panic ends one request: the task owns an [`InFlight`], and dropping that
 //! without an answer answers EIO. Tokio catches the unwinding. On a reader
@@ -27,8 +31,8 @@ use tracing::Instrument;
 
 use super::convert;
 use super::interrupt::{Interrupt, InterruptWatcher, Patience, Ticket};
+use crate::rpc::caller::{self, Abandoned, Caller};
 use crate::telemetry::{FuseOp, Metrics};
-use crate::vfs::abandoned::{Abandoned, AtWork};
 use crate::vfs::types::{Errno, Ino, Waiting};
 
 /// A reply object: what all of fuser's have in common.
@@ -124,16 +128,26 @@ fn changes(op: FuseOp) -> bool {
     )
 }
 
+/// Whether an operation begins only after what abandoned ones may still do.
+///
+/// The others must go on whatever happens: a process that was killed closes its files
+/// (FLUSH, RELEASE), and the kernel holds pages locked while it reads and writes them
+/// back, which an abandoned operation may have to wait for.
+fn waits_for_abandoned(call: &Call) -> bool {
+    call.patience != Patience::Endless
+        && !matches!(
+            call.op,
+            FuseOp::Read | FuseOp::Flush | FuseOp::Fsync | FuseOp::FsyncDir
+        )
+}
+
 /// The reply of a request in flight, until somebody takes it.
 pub(super) struct Pending<R> {
     reply: Mutex<Option<R>>,
     /// For a request whose work decides when it is too late to give up.
     waiting: Option<Arc<Waiting>>,
-    /// Where a change is listed that goes on without its caller.
-    abandoned: Option<Arc<Abandoned>>,
-    /// Since it is. Set under the lock of `reply`, so that who finds that empty
-    /// finds this.
-    at_work: Mutex<Option<AtWork>>,
+    /// Of a change. It is told under the lock of `reply`, before anybody is answered.
+    caller: Option<Arc<Caller>>,
 }
 
 impl<R> Pending<R> {
@@ -159,8 +173,8 @@ impl<R: Reply> Interrupt for Pending<R> {
         }
         let taken = {
             let mut reply = self.reply.lock();
-            if let (Some(_), Some(abandoned)) = (&*reply, &self.abandoned) {
-                *self.at_work.lock() = Some(abandoned.begin());
+            if let (Some(_), Some(caller)) = (&*reply, &self.caller) {
+                caller.give_up();
             }
             reply.take()
         };
@@ -193,7 +207,6 @@ impl<R: Reply> Drop for InFlight<R> {
             tracing::error!(op = ?self.call.op, ino = self.call.ino, "request ended without an answer");
             reply.refuse(fuser::Errno::EIO);
         }
-        drop(self.pending.at_work.lock().take());
         self.metrics.gauges.fuse_in_flight.dec();
         self.call.account(&self.metrics, self.ok);
     }
@@ -310,9 +323,11 @@ impl Dispatcher {
         let pending = Arc::new(Pending {
             reply: Mutex::new(Some(reply)),
             waiting,
-            abandoned: changes(call.op).then(|| Arc::clone(&self.abandoned)),
-            at_work: Mutex::new(None),
+            caller: changes(call.op)
+                .then(|| Caller::new(Some(Arc::clone(&self.abandoned)), call.tid)),
         });
+        let caller = pending.caller.clone();
+        let before = waits_for_abandoned(&call).then(|| Arc::clone(&self.abandoned));
         let work = work(&pending);
         self.metrics.gauges.fuse_in_flight.inc();
         // Before the spawn: a runtime that shuts down drops the task at once.
@@ -332,7 +347,10 @@ impl Dispatcher {
         let span = tracing::debug_span!("fuse", id = call.unique, op = ?call.op, ino = call.ino);
         let task = async move {
             let mut flight = flight;
-            let result = work.await;
+            if let Some(abandoned) = before {
+                abandoned.ended().await;
+            }
+            let result = caller::on_behalf_of(caller, work).await;
             match (flight.pending.take(), result) {
                 (Some(reply), Ok(result)) => {
                     flight.succeed();
@@ -513,6 +531,7 @@ mod tests {
         let (reply, said) = Probe::new();
         let (go, gone) = oneshot::channel::<()>();
         let (undone_tx, undone) = mpsc::channel();
+        let (started_tx, started) = mpsc::channel();
         let mut cell = None;
         bench.dispatch.run_with(
             call(),
@@ -520,6 +539,8 @@ mod tests {
             |pending| {
                 cell = Some(Arc::clone(pending));
                 async move {
+                    let _effect = caller::Effect::begin().unwrap();
+                    started_tx.send(()).unwrap();
                     gone.await.unwrap();
                     Ok(9)
                 }
@@ -528,6 +549,7 @@ mod tests {
             move |n| async move { undone_tx.send(n).unwrap() },
         );
         let pending = cell.unwrap();
+        started.recv_timeout(SOON).unwrap();
         assert_eq!(pending.with(|_| ()), Some(()));
         assert!(pending.give_up(libc::EINTR));
         assert!(!pending.give_up(libc::EINTR), "interrupted twice");

@@ -29,6 +29,7 @@ use super::session::live::Session;
 use super::session::slots::Class;
 use super::state::OpenTable;
 use crate::rpc::auth::Credential;
+use crate::rpc::caller;
 use crate::rpc::transport::Connector;
 use crate::rpc::{Channel, Connections, Load, RpcError, Tolerance};
 use crate::telemetry::Metrics;
@@ -297,7 +298,9 @@ impl Client {
     /// for every attempt, so that it picks up stateids that recovery renewed.
     ///
     /// DELAY and GRACE are waited out, a lost session is rebuilt; what failed
-    /// otherwise is the caller's to look at.
+    /// otherwise is the caller's to look at. All of that ends, with
+    /// [`RpcError::Abandoned`], when this task's [caller](crate::rpc::caller) has been
+    /// answered.
     pub(super) async fn call(
         self: &Arc<Self>,
         cred: &Credential,
@@ -307,6 +310,9 @@ impl Client {
         let mut redone = false;
         let mut backoff = Backoff::new();
         loop {
+            if caller::is_answered() {
+                return Err(RpcError::Abandoned { sent: redone }.into());
+            }
             let session = self.session().await?;
             let Some(slot) = session.slot(class).await else {
                 continue;

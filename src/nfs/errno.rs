@@ -5,6 +5,7 @@ use libc::c_int;
 use super::proto::ops::Op;
 use super::proto::reply::NfsError;
 use super::proto::status::Status;
+use crate::rpc::RpcError;
 
 impl NfsError {
     /// The errno(3) number that a system call fails with.
@@ -15,6 +16,8 @@ impl NfsError {
         match self {
             Self::Status(op, status) => status_errno(*op, *status),
             Self::Compound(status) => status_errno(Op::Sequence, *status),
+            // Nobody is told: the caller has been answered.
+            Self::Rpc(RpcError::Abandoned { .. }) => libc::EINTR,
             // The channel is closed only when the mount goes away.
             Self::Rpc(_) | Self::Garbled(..) | Self::StateLost | Self::Unfit(_) => libc::EIO,
         }

@@ -6,6 +6,7 @@
 //!   └─► closing   CLOSEs, several in one compound
 //!   └─► client    runs a compound: waits for session and slot, retries
 //!         ├─► send       one compound on one slot, until it is answered
+//!         ├─► resolve    what became of a request that nobody waits for
 //!         ├─► session/   EXCHANGE_ID, CREATE_SESSION, the slot table
 //!         ├─► lease      renews the lease when nothing else does
 //!         ├─► flags      what SEQUENCE says between the lines
@@ -26,6 +27,7 @@ mod flags;
 mod lease;
 pub mod proto;
 mod recovery;
+mod resolve;
 mod send;
 pub mod session;
 pub mod state;

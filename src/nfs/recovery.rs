@@ -27,6 +27,7 @@ use super::state::OpenState;
 use super::state::locks::LockState;
 use super::state::ranges::{LockKind, Span};
 use crate::rpc::auth::Credential;
+use crate::rpc::caller;
 
 impl Client {
     /// Starts recovery of the session with this generation, if it is still the
@@ -335,6 +336,16 @@ impl Client {
     /// session as well, and with that everything is reclaimed; what is stale in
     /// a living session was opened while that went on.
     pub(super) async fn renew_state(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        token: u32,
+        status: Status,
+    ) -> Result<(), NfsError> {
+        // The open may be others' too: it is renewed whoever waits.
+        caller::apart(self.renew(open, token, status)).await
+    }
+
+    async fn renew(
         self: &Arc<Self>,
         open: &Arc<OpenState>,
         token: u32,

@@ -20,12 +20,13 @@ use super::proto::types::SessionId;
 use super::session::establish;
 use super::session::live::Session;
 use super::session::slots::Slot;
+use crate::rpc::caller::Request;
 use crate::rpc::{Load, RpcError};
 use crate::xdr::DecodeError;
 
 /// How often a reply that does not decode, as far as it says whose it is, is asked
 /// for again.
-const GARBLED_TRIES: u32 = 3;
+pub(super) const GARBLED_TRIES: u32 = 3;
 
 /// What a sending of a compound came to.
 pub(super) enum Sent {
@@ -68,12 +69,23 @@ impl Client {
         let mut slow = false;
         let begun = Instant::now();
         let mut backoff = Backoff::new();
+        let request = Request::new();
         loop {
             let sent_at = Instant::now();
             self.metrics.gauges.rpc_in_flight.inc();
             let call = compound.finish(Some(slot_use));
-            let answer = self.channel.call(call, load).await;
+            let answer = self
+                .channel
+                .call_for(Arc::clone(&request), call, load)
+                .await;
             self.metrics.gauges.rpc_in_flight.dec();
+            if matches!(answer, Err(RpcError::Abandoned { .. })) {
+                if request.was_started() {
+                    return self.resolve(session, held, slot_use, compound).await;
+                }
+                held.unmoved = true;
+                return Err(RpcError::Abandoned { sent: false }.into());
+            }
             self.metrics.round_trip();
             let answer = match answer {
                 Ok(answer) => answer,
@@ -181,7 +193,7 @@ impl Client {
 
     /// Takes the result of SEQUENCE: checks that it answers what was sent,
     /// gives the slot back, and heeds what the server wishes.
-    fn sequenced(
+    pub(super) fn sequenced(
         self: &Arc<Self>,
         session: &Arc<Session>,
         held: &mut HeldSlot<'_>,
@@ -235,7 +247,7 @@ impl Client {
 
 /// A slot with a request on it. Dropped without being given back, the slot is
 /// retired: nobody knows what the server made of the request.
-struct HeldSlot<'a> {
+pub(super) struct HeldSlot<'a> {
     client: &'a Arc<Client>,
     session: &'a Session,
     /// `None` once given back.
@@ -245,7 +257,7 @@ struct HeldSlot<'a> {
 }
 
 impl HeldSlot<'_> {
-    fn give_back(&mut self, spent: bool) {
+    pub(super) fn give_back(&mut self, spent: bool) {
         if let Some(id) = self.id.take() {
             self.client.metrics.gauges.slots_in_use.dec();
             self.session.release(id, spent);

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use super::RpcError;
 use super::call::Call;
+use super::caller::Request;
 use super::growth::{Connections, Growth, Pause};
 use super::lane::{End, Signals};
 use super::patience::{Patience, Tolerance};
@@ -211,7 +212,20 @@ impl Channel {
     /// [`RpcError::Closed`] once the channel is closed; else what the server
     /// said at the RPC level.
     pub async fn call(&self, call: Call, load: Load) -> Result<Answer, RpcError> {
-        self.submit(call, load, None).await
+        self.call_for(Request::of_nobody(), call, load).await
+    }
+
+    /// The same for a call that is made only as long as somebody waits for it.
+    ///
+    /// # Errors
+    /// As [`Self::call`], and [`RpcError::Abandoned`].
+    pub async fn call_for(
+        &self,
+        request: Arc<Request>,
+        call: Call,
+        load: Load,
+    ) -> Result<Answer, RpcError> {
+        self.submit(request, call, load, None).await
     }
 
     /// The same for a call about one connection: on that one, if it still lives.
@@ -219,11 +233,13 @@ impl Channel {
     /// # Errors
     /// As [`Self::call`].
     pub async fn call_on(&self, lane: LaneId, call: Call) -> Result<Answer, RpcError> {
-        self.submit(call, Load::Small, Some(lane)).await
+        let request = Request::of_nobody();
+        self.submit(request, call, Load::Small, Some(lane)).await
     }
 
     async fn submit(
         &self,
+        request: Arc<Request>,
         call: Call,
         load: Load,
         wish: Option<LaneId>,
@@ -240,7 +256,7 @@ impl Channel {
             if table.pending.is_empty() {
                 *self.shared.answered.lock() = now;
             }
-            let (_, lane) = table.pending.submit(call, load, wish, owed, now);
+            let (_, lane) = table.pending.submit(call, load, wish, request, owed, now);
             if let Some(lane) = lane {
                 table.wake(lane);
             }

@@ -13,9 +13,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::RpcError;
 use super::call::{self, Incoming};
 use super::channel::{Answer, Shared};
-use super::pending::{LaneId, Load};
+use super::pending::{LaneId, Load, Next};
 use super::record::RecordReader;
 use super::transport::BoxStream;
 
@@ -210,9 +211,14 @@ async fn write_calls<W: AsyncWrite + Unpin>(
             // Everything that is ready leaves in one writev; a bulk of data
             // goes by itself, so that memory is held for few of them.
             while rope.bytes < 256 * 1024
-                && let Some(message) = table.pending.next_to_send(lane)
+                && let Some(next) = table.pending.next_to_send(lane)
             {
-                rope.extend(message.parts);
+                match next {
+                    Next::Send(message) => rope.extend(message.parts),
+                    Next::Abandoned { owed, sent } => {
+                        let _ = owed.send(Err(RpcError::Abandoned { sent }));
+                    }
+                }
             }
         }
         if rope.bytes == 0 {

@@ -4,13 +4,15 @@
 //! encoded and hands back reply bodies. What it promises is that a call, once
 //! given to a [`Channel`], is answered exactly as long as the channel lives: a
 //! lost connection is replaced and its unanswered calls go out again, on any that
-//! lives, byte for byte and under the same xid.
+//! lives, byte for byte and under the same xid; but for those whose caller does not
+//! wait any more.
 //!
 //! - [`transport`]: what carries the bytes
 //! - [`record`]: record marking
 //! - [`buffers`]: the large buffers, used again
 //! - [`call`]: the messages
 //! - [`auth`]: who a call is made for (`AUTH_SYS`)
+//! - [`caller`]: who waits for it, and what is done when nobody does any more
 //! - [`pending`]: which calls wait for which reply, and on which of the connections
 //!   (a plain state machine)
 //! - [`patience`]: when a silent connection is given up (likewise)
@@ -23,6 +25,7 @@ pub mod alone;
 pub mod auth;
 pub mod buffers;
 pub mod call;
+pub mod caller;
 pub mod channel;
 pub mod growth;
 mod lane;
@@ -52,4 +55,11 @@ pub enum RpcError {
     /// The server could not decode the call, or failed inside.
     #[error("the server could not process the call (RPC: {0})")]
     Failed(&'static str),
+    /// The caller has been answered, so the call was not sent; or (`sent`) it was, and
+    /// its connection was lost: it was not sent again, and may have been executed.
+    #[error("the caller does not wait any more")]
+    Abandoned {
+        /// It was handed to a connection.
+        sent: bool,
+    },
 }

@@ -10,14 +10,18 @@
 //!   calls of other lanes are not touched by that.
 //! - With several lanes the first carries no bulk, so that a small call never
 //!   stands behind megabytes; bulk goes to the lane with the least of it.
+//! - A call whose caller does not wait any more is not given to a lane, neither for
+//!   the first time nor again ([`Next::Abandoned`]).
 //! - The bound of all queues is the caller's: the session's slot table lets
 //!   through one call a slot.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::call::{Call, Message};
+use super::caller::Request;
 
 /// The number of a lane; never used twice in a channel.
 pub type LaneId = u64;
@@ -56,7 +60,23 @@ struct Waiting<T> {
     lane: Option<LaneId>,
     /// Number of lanes it was given to.
     sent: u32,
+    request: Arc<Request>,
     owed: T,
+}
+
+/// What is next on a lane.
+#[derive(Debug)]
+pub enum Next<T> {
+    /// A call is to be sent.
+    Send(Message),
+    /// Nobody waits for this call any more: it is not sent (again). `sent` says that it
+    /// was given to a lane before, which has ended.
+    Abandoned {
+        /// What is owed to its caller.
+        owed: T,
+        /// It may have been executed.
+        sent: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -129,6 +149,7 @@ impl<T> Pending<T> {
         call: Call,
         load: Load,
         wish: Option<LaneId>,
+        request: Arc<Request>,
         owed: T,
         now: Instant,
     ) -> (u32, Option<LaneId>) {
@@ -147,6 +168,7 @@ impl<T> Pending<T> {
             load,
             lane: None,
             sent: 0,
+            request,
             owed,
         };
         self.calls.insert(xid, waiting);
@@ -186,12 +208,18 @@ impl<T> Pending<T> {
     }
 
     /// Takes the next call that this lane has not been given.
-    pub fn next_to_send(&mut self, id: LaneId) -> Option<Message> {
+    pub fn next_to_send(&mut self, id: LaneId) -> Option<Next<T>> {
         while let Some(xid) = self.lane(id)?.unsent.pop_front() {
-            if let Some(waiting) = self.calls.get_mut(&xid) {
+            let Some(waiting) = self.calls.get_mut(&xid) else {
+                continue;
+            };
+            if waiting.request.start() {
                 waiting.sent += 1;
-                return Some(waiting.message.clone());
+                return Some(Next::Send(waiting.message.clone()));
             }
+            let sent = waiting.sent > 0;
+            let owed = self.replied(xid)?.owed;
+            return Some(Next::Abandoned { owed, sent });
         }
         None
     }
@@ -323,6 +351,7 @@ mod tests {
 
     use smallvec::SmallVec;
 
+    use super::super::caller::{self, Caller};
     use super::*;
 
     const A: LaneId = 1;
@@ -345,7 +374,14 @@ mod tests {
     }
 
     fn submit(pending: &mut Pending<u8>, tag: u8, load: Load) -> (u32, Option<LaneId>) {
-        pending.submit(call(tag), load, None, tag, Instant::now())
+        pending.submit(
+            call(tag),
+            load,
+            None,
+            Request::of_nobody(),
+            tag,
+            Instant::now(),
+        )
     }
 
     fn small(pending: &mut Pending<u8>, tag: u8) -> u32 {
@@ -354,8 +390,53 @@ mod tests {
 
     fn sent(pending: &mut Pending<u8>, lane: LaneId) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| pending.next_to_send(lane))
-            .map(|message| message.parts.concat())
+            .map(|next| match next {
+                Next::Send(message) => message.parts.concat(),
+                Next::Abandoned { .. } => panic!("nobody gave up"),
+            })
             .collect()
+    }
+
+    #[tokio::test]
+    async fn a_call_whose_caller_was_answered_goes_out_neither_first_nor_again() {
+        let caller = Caller::new(None, 1);
+        let requests = caller::on_behalf_of(Some(Arc::clone(&caller)), async {
+            [(); 3].map(|()| Request::new())
+        });
+        let [sent, held, answered] = requests.await;
+        let mut pending = with_lanes(0, &[A]);
+        let add = |pending: &mut Pending<u8>, request: &Arc<Request>, tag| {
+            let request = Arc::clone(request);
+            pending.submit(call(tag), Load::Small, None, request, tag, Instant::now())
+        };
+        add(&mut pending, &sent, 1);
+        let (xid, _) = add(&mut pending, &answered, 2);
+        for _ in 0..2 {
+            assert!(matches!(pending.next_to_send(A), Some(Next::Send(_))));
+        }
+        add(&mut pending, &held, 3);
+        caller.give_up();
+        // What is out on a living connection is still waited for.
+        assert_eq!(pending.replied(xid).unwrap().owed, 2);
+        let next = pending.next_to_send(A);
+        assert!(matches!(
+            next,
+            Some(Next::Abandoned {
+                owed: 3,
+                sent: false
+            })
+        ));
+        pending.leave(A, Instant::now());
+        pending.join(B, Instant::now());
+        let next = pending.next_to_send(B);
+        assert!(matches!(
+            next,
+            Some(Next::Abandoned {
+                owed: 1,
+                sent: true
+            })
+        ));
+        assert!(pending.is_empty() && pending.lanes().all(|lane| lane.small == 0));
     }
 
     #[test]
@@ -364,7 +445,9 @@ mod tests {
         let since = Instant::now();
         let [a, b, c] = [1, 2, 3].map(|tag| {
             let (load, wish) = (Load::Small, None);
-            pending.submit(call(tag), load, wish, tag, since).0
+            pending
+                .submit(call(tag), load, wish, Request::of_nobody(), tag, since)
+                .0
         });
         assert_eq!([a, b, c], [u32::MAX, 0, 1]);
         let first = sent(&mut pending, A);
@@ -435,13 +518,27 @@ mod tests {
     #[test]
     fn a_lane_that_is_about_to_end_gets_nothing_and_an_idle_one_may_end() {
         let mut pending = with_lanes(0, &[A, B]);
-        let (xid, lane) = pending.submit(call(1), Load::Small, Some(B), 1, Instant::now());
+        let (xid, lane) = pending.submit(
+            call(1),
+            Load::Small,
+            Some(B),
+            Request::of_nobody(),
+            1,
+            Instant::now(),
+        );
         assert_eq!(lane, Some(B));
         assert!(!pending.retire(B), "something is under way");
         pending.replied(xid);
         assert!(pending.retire(B));
         assert_eq!(submit(&mut pending, 2, Load::Bulk).1, Some(A));
-        let (_, lane) = pending.submit(call(3), Load::Small, Some(B), 3, Instant::now());
+        let (_, lane) = pending.submit(
+            call(3),
+            Load::Small,
+            Some(B),
+            Request::of_nobody(),
+            3,
+            Instant::now(),
+        );
         assert_eq!(lane, Some(A), "a wish that cannot be met");
         pending.close_to_calls(A);
         assert_eq!(submit(&mut pending, 4, Load::Small).1, None);
@@ -458,8 +555,22 @@ mod tests {
         pending.join(A, begun);
         pending.join(B, begun);
         assert_eq!(pending.busy_since(A), None);
-        let (a, _) = pending.submit(call(1), Load::Small, Some(A), 1, at(5));
-        pending.submit(call(2), Load::Small, Some(A), 2, at(8));
+        let (a, _) = pending.submit(
+            call(1),
+            Load::Small,
+            Some(A),
+            Request::of_nobody(),
+            1,
+            at(5),
+        );
+        pending.submit(
+            call(2),
+            Load::Small,
+            Some(A),
+            Request::of_nobody(),
+            2,
+            at(8),
+        );
         assert_eq!(pending.busy_since(A), Some(at(5)));
         assert_eq!(pending.busy_since(B), None);
         pending.replied(a);
@@ -488,8 +599,8 @@ mod tests {
         let begun = Instant::now();
         assert_eq!(pending.oldest(), None);
         let later = begun + Duration::from_secs(3);
-        let (old, _) = pending.submit(call(1), Load::Small, None, 1, begun);
-        pending.submit(call(2), Load::Small, None, 2, later);
+        let (old, _) = pending.submit(call(1), Load::Small, None, Request::of_nobody(), 1, begun);
+        pending.submit(call(2), Load::Small, None, Request::of_nobody(), 2, later);
         pending.leave(A, later);
         pending.join(B, later);
         assert_eq!(pending.oldest(), Some(begun), "a replay is not a new call");

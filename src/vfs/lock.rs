@@ -12,7 +12,9 @@
 //! LOCKU everything written here is stable; a LOCK brings the file's attributes
 //! with it, and is answered only after the kernel has dropped pages that another
 //! host has made old. What a lock may have been there to protect, and is still at work
-//! without its caller (who was killed), ends before the lock does: [`super::abandoned`].
+//! without its caller (who was killed), ends before the lock does: [`Abandoned`].
+//!
+//! [`Abandoned`]: crate::rpc::caller::Abandoned
 //!
 //! Waiting ([`Vfs::setlk`]): EFS calls nobody back, so the first in line of this
 //! host ([`super::locktable`]) asks again and again, [`Pace`]; the others wait for

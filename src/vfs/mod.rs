@@ -18,7 +18,6 @@
 //! | what is asked for together | `walk`, `flight` |
 //! | what the kernel is asked to forget | `evict` |
 //! | names that an open is on its way through | `awaited` |
-//! | changes whose callers are gone | [`abandoned`] |
 //!
 //! Ownership and order of locks: the inode table's shards, then an inode's
 //! `FileState` lock, then its `attr`, its `names`, a lock state's or the
@@ -27,9 +26,10 @@
 //! again after each wake-up.
 //!
 //! Operations run in tasks that are never aborted; who was interrupted is
-//! answered by the layer above, and the operation goes on to its end.
+//! answered by the layer above, and the operation ends by itself at the next request
+//! that it would make ([`crate::rpc::caller`]). What it must undo then, and what it
+//! does for others, it does *apart* from its caller.
 
-pub mod abandoned;
 pub mod access;
 pub mod attr;
 mod awaited;
@@ -66,7 +66,6 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use self::abandoned::Abandoned;
 use self::access::AccessCache;
 use self::attr::{AttrState, Seen, Timeouts};
 use self::awaited::Awaited;
@@ -85,6 +84,7 @@ use self::window::Window;
 use crate::nfs::calls::{DirMoved, Moved};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::{Client, NfsError};
+use crate::rpc::caller::Abandoned;
 use crate::telemetry::Metrics;
 
 /// How a mount behaves.
@@ -280,6 +280,13 @@ impl Vfs {
     fn failed(&self, error: &NfsError, inode: &Inode) -> Errno {
         let errno = error.errno();
         match errno {
+            // It may have been done.
+            libc::EINTR if error.abandoned() == Some(true) => {
+                inode.attr.lock().expire();
+                if inode.kind == FileKind::Directory {
+                    inode.names().lock().doubt();
+                }
+            }
             libc::ESTALE => inode.mark_stale(),
             libc::EIO => {
                 tracing::warn!(ino = inode.ino, "{error}");

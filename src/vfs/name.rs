@@ -344,7 +344,7 @@ impl Vfs {
         if inode.kind == FileKind::Directory {
             return Err(Errno(libc::EPERM));
         }
-        self.send_changes(&inode).await;
+        self.publish(&inode).await;
         let _changing = self.changing(&dir);
         let sent = Instant::now();
         let (own, moved) = self

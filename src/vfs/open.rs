@@ -35,6 +35,7 @@ use crate::nfs::proto::reply::ReadResult;
 use crate::nfs::state::OpenState;
 use crate::nfs::state::locks::LockState;
 use crate::rpc::auth::Credential;
+use crate::rpc::caller::{self, Caller};
 
 /// Whose open a write is sent with.
 #[derive(Clone, Debug)]
@@ -42,20 +43,29 @@ pub struct Origin {
     pub(super) open: Arc<OpenState>,
     /// The open's fence when the write was accepted: see [`OpenState::fence`].
     pub(super) fence: u32,
+    /// Of a synchronous write: who waits for it. What was answered is sent whoever
+    /// waits.
+    pub(super) caller: Option<Arc<Caller>>,
 }
 
 impl Origin {
-    pub(super) fn new(open: &Arc<OpenState>) -> Self {
+    pub(super) fn new(open: &Arc<OpenState>, caller: Option<Arc<Caller>>) -> Self {
         Self {
             open: Arc::clone(open),
             fence: open.fence(),
+            caller,
         }
     }
 }
 
 impl PartialEq for Origin {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.open, &other.open) && self.fence == other.fence
+        let alike = match (&self.caller, &other.caller) {
+            (None, None) => true,
+            (Some(caller), Some(other)) => Arc::ptr_eq(caller, other),
+            _ => false,
+        };
+        alike && Arc::ptr_eq(&self.open, &other.open) && self.fence == other.fence
     }
 }
 
@@ -304,7 +314,7 @@ impl Vfs {
         if truncate {
             self.drain(&inode).await;
         }
-        self.send_changes(&inode).await;
+        self.publish(&inode).await;
         let open = self.join(&inode, cred).await;
         let reads = share & ACCESS_READ != 0 && flags & libc::O_DIRECT == 0 && !truncate;
         let along = reads.then(|| self.along(&inode)).flatten();
@@ -435,8 +445,9 @@ impl Vfs {
         {
             let mut inner = state.inner.lock();
             inner.preserved = file.preserves_unlinked;
-            if file.is_new && !inner.is_open() {
-                inner.together.made(file.attrs.uid);
+            match file.is_new && !inner.is_open() {
+                true => inner.together.made(file.attrs.uid),
+                false => inner.together.publish(),
             }
             inner.opens.push(SharedOpen {
                 open: Arc::clone(&file.open),
@@ -537,8 +548,12 @@ impl Vfs {
         Some(open)
     }
 
-    /// One user less; the last one closes.
-    async fn leave(self: &Arc<Self>, inode: &Arc<Inode>, open: &Arc<OpenState>) {
+    /// One user less; the last one closes, whether or not the caller still waits.
+    pub(super) async fn leave(self: &Arc<Self>, inode: &Arc<Inode>, open: &Arc<OpenState>) {
+        caller::apart(self.left_by_one(inode, open)).await;
+    }
+
+    async fn left_by_one(self: &Arc<Self>, inode: &Arc<Inode>, open: &Arc<OpenState>) {
         let (close, silly, retired) = {
             let mut inner = self.file_state(inode).inner.lock();
             let Some(at) = inner
@@ -552,9 +567,6 @@ impl Vfs {
             let close = inner.opens[at].users == 0;
             if close {
                 inner.opens.swap_remove(at);
-            }
-            if !inner.is_open() {
-                inner.together.closed();
             }
             let retired: Vec<_> = inner
                 .retired
@@ -584,7 +596,7 @@ impl Vfs {
     pub async fn flush(self: &Arc<Self>, _ino: Ino, fh: u64, lock_owner: u64) -> Result<(), Errno> {
         let handle = self.used_handle(fh)?;
         self.drain(&handle.inode).await;
-        self.send_changes(&handle.inode).await;
+        self.publish(&handle.inode).await;
         self.closed_by(&handle.inode, lock_owner).await;
         let inner = self.file_state(&handle.inode).inner.lock();
         match inner.pipeline.errors().peek(&handle.seen.lock()) {
@@ -598,7 +610,7 @@ impl Vfs {
     pub async fn fsync(self: &Arc<Self>, _ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
         let handle = self.used_handle(fh)?;
         self.drain(&handle.inode).await;
-        self.send_changes(&handle.inode).await;
+        self.publish(&handle.inode).await;
         self.check_locks(&handle, fh)?;
         self.tell_error(&handle)
     }

@@ -1,16 +1,22 @@
-//! Attribute changes of a new file that travel together.
+//! Attribute changes of an unpublished file, which travel together.
 //!
 //! Who unpacks or copies files sets times, owner and mode of each, one after
-//! the other, just before it closes it. A change of a file that this host has
-//! created and still has open since is kept here for a moment, joined by the
-//! next, and goes out with the last WRITE or in one SETATTR:
+//! the other, just before it closes it. Up to then nobody can expect anything of the
+//! file's data, so its attributes may be on their way as well: such a change is kept
+//! here for a moment, joined by the next, and goes out with the last WRITE or in one
+//! SETATTR:
 //!
-//! - at fsync and close, before either returns;
-//! - before anything that lets others act on it: a further write, an open, a
-//!   lock, a link or rename, a change that cannot be joined;
+//! - when the file is *published*, before the call returns that does it: its first
+//!   close (of any of its descriptors), fsync, a lock on it, a link or a rename of it,
+//!   and an open by whomever. Nothing is kept of a file that was published once;
+//! - before a further write, or a change that cannot be joined;
+//! - before a name is removed or replaced and before a lock is let go, of whichever
+//!   file: by these, others are told that they may go on;
 //! - [`TOGETHER`] after the first of them at the latest.
 //!
-//! Only what the server is certain to allow waits: the file belongs to the
+//! Only the thread that has made the file may have its changes wait; chmod(2), chown(2)
+//! and utimensat(2) by anybody else are at the server when they return. And only what
+//! the server is certain to allow waits: the file belongs to the
 //! caller (the server said so when it was created), owner and group stay as they
 //! are unless the caller is root and the file was created as root's, no set-id
 //! bit is involved, and times are given, not "now". Should it be refused
@@ -30,10 +36,11 @@ use tokio::time::Instant;
 use super::Vfs;
 use super::inode::Inode;
 use super::object::new_attributes;
-use super::open::FileInner;
+use super::open::{FileInner, FileState};
 use super::types::{Errno, FileKind, SetAttr, SetTime, Stat, Timestamp};
 use crate::nfs::NfsError;
 use crate::rpc::auth::Credential;
+use crate::rpc::caller;
 
 /// The longest that a change waits.
 const TOGETHER: Duration = Duration::from_millis(10);
@@ -62,25 +69,42 @@ impl Change {
     }
 }
 
+/// Who has made a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Maker {
+    uid: u32,
+    /// `None` where operations have no callers.
+    thread: Option<u32>,
+}
+
+impl Maker {
+    /// The caller of this operation, whose user this is; `None` if it cannot be told
+    /// from others.
+    fn calling(uid: u32) -> Option<Self> {
+        let thread = caller::current().map(|caller| caller.thread());
+        (thread != Some(0)).then_some(Self { uid, thread })
+    }
+}
+
 /// The changes of one file.
 #[derive(Debug, Default)]
 pub(super) struct Together {
-    /// The file was made by this host, as this user's, and is open since.
-    fresh_of: Option<u32>,
+    /// Who has made it, if that was here and it was not published since.
+    unpublished_of: Option<Maker>,
     waiting: Option<Change>,
     /// At most one, so that no change overtakes another.
     leaving: Option<Change>,
 }
 
 impl Together {
-    /// The file was just created, and `owner` is whose it is.
+    /// The file was just created by this operation, and `owner` is whose it is.
     pub(super) fn made(&mut self, owner: u32) {
-        self.fresh_of = Some(owner);
+        self.unpublished_of = Maker::calling(owner);
     }
 
-    /// The file was closed: changes go out one by one.
-    pub(super) fn closed(&mut self) {
-        self.fresh_of = None;
+    /// Others may rely on the file now: from here on no change waits.
+    pub(super) fn publish(&mut self) {
+        self.unpublished_of = None;
     }
 
     /// Nothing waits and nothing is on its way.
@@ -104,7 +128,8 @@ impl Together {
         let root = cred.uid == 0;
         let new = |wanted: Option<u32>, is: u32| wanted.is_none_or(|wanted| wanted == is || root);
         let given = |time: Option<SetTime>| !matches!(time, Some(SetTime::Now));
-        let allowed = self.fresh_of == Some(cred.uid)
+        let allowed = self.unpublished_of.is_some()
+            && self.unpublished_of == Maker::calling(cred.uid)
             && (root || stat.uid == cred.uid)
             && set.size.is_none()
             && (u32::from(stat.perm) | set.mode.unwrap_or(0)) & SPECIAL == 0
@@ -215,6 +240,15 @@ impl Vfs {
         Some(shown(&inner, attr.stat()))
     }
 
+    /// The file is about to be published: what waits goes out, and nothing waits any
+    /// more.
+    pub(super) async fn publish(self: &Arc<Self>, inode: &Arc<Inode>) {
+        if let Some(file) = inode.opened() {
+            file.inner.lock().together.publish();
+            self.send_changes(inode).await;
+        }
+    }
+
     /// Makes the server know the changes of attributes of a file, after the data
     /// written before them. Comes back when it does, or has refused.
     pub(super) async fn send_changes(self: &Arc<Self>, inode: &Arc<Inode>) {
@@ -222,6 +256,11 @@ impl Vfs {
         if file.inner.lock().together.is_empty() {
             return;
         }
+        // They were answered already, to whoever made them.
+        caller::apart(self.send_waiting(inode, file)).await;
+    }
+
+    async fn send_waiting(self: &Arc<Self>, inode: &Arc<Inode>, file: &FileState) {
         // Upon which they go with the last WRITE, if one is left to be sent.
         self.drain(inode).await;
         loop {
@@ -276,7 +315,7 @@ impl Vfs {
         self.file_state(inode).progress.notify_waiters();
     }
 
-    /// The same for all files: what comes next may show them to others.
+    /// The same for all files: what comes next may tell others that they may go on.
     pub(super) async fn send_all_changes(self: &Arc<Self>) {
         // Those of the last few milliseconds.
         let changed = self.changed.lock().clone();

@@ -26,6 +26,7 @@ use crate::nfs::calls::{DirMoved, Moved};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::FileHandle;
 use crate::rpc::auth::Credential;
+use crate::rpc::caller;
 
 /// Where a removed file is kept while it is open.
 #[derive(Clone, Debug)]
@@ -108,12 +109,13 @@ impl Vfs {
     ) -> Result<(), Errno> {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
+        self.send_all_changes().await;
         let _changing = self.let_opens_pass(&dir, name).await;
         let victim = self.who_is(cred, &dir, name).await?;
         let removing = victim.as_ref().map(|victim| self.take_name(victim));
         if let (Some(victim), Some(None)) = (&victim, &removing) {
             self.hide(cred, &dir, name, victim).await?;
-            self.remove_unneeded(victim).await;
+            caller::apart(self.remove_unneeded(victim)).await;
             return Ok(());
         }
         let sent = Instant::now();
@@ -144,6 +146,7 @@ impl Vfs {
     ) -> Result<(), Errno> {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
+        self.send_all_changes().await;
         let victim = self.remembered_inode(&dir, name);
         let mut waited = false;
         loop {
@@ -208,9 +211,12 @@ impl Vfs {
         Self::check_name(new_name)?;
         let from = self.inode(parent)?;
         let to = self.inode(new_parent)?;
-        // What has the new name is what programs have made of it.
         self.send_all_changes().await;
         let source = self.remembered_inode(&from, name);
+        if let Some(source) = &source {
+            // What has the new name is what programs have made of it.
+            self.publish(source).await;
+        }
         let _changing_to = self.let_opens_pass(&to, new_name).await;
         let victim = self.who_is(cred, &to, new_name).await?;
         let same = matches!((&source, &victim), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
@@ -221,7 +227,7 @@ impl Vfs {
             self.file_state(victim).inner.lock().replacing += 1;
             let hiding = self.hide_beside(cred, &to, new_name, victim).await;
             if !matches!(hiding, Ok(Some(_))) {
-                self.replaced(victim).await;
+                caller::apart(self.replaced(victim)).await;
             }
             hidden = hiding?;
         }
@@ -229,11 +235,10 @@ impl Vfs {
         let sent = Instant::now();
         let renamed = self
             .client
-            .rename_closed(
+            .rename(
                 cred,
                 (&from.handle, name),
                 (&to.handle, new_name),
-                source.as_ref().map(|inode| &inode.handle),
                 replaced.map(|victim| &victim.handle),
             )
             .await;
@@ -241,8 +246,14 @@ impl Vfs {
             Ok(moved) => moved,
             Err(error) => {
                 if let (Some(hidden), Some(victim)) = (hidden, &victim) {
-                    self.bring_back(&hidden, new_name, victim).await;
-                    self.replaced(victim).await;
+                    caller::apart(async {
+                        self.bring_back(&hidden, new_name, victim).await;
+                        self.replaced(victim).await;
+                    })
+                    .await;
+                }
+                if error.abandoned().is_some() {
+                    self.doubt(&to);
                 }
                 // RFC 8881 §18.26.3 has EXIST for a target that cannot be
                 // replaced; rename(2) tells more.
@@ -269,7 +280,7 @@ impl Vfs {
             if hidden.beside {
                 Self::is_hidden(victim);
             }
-            self.replaced(victim).await;
+            caller::apart(self.replaced(victim)).await;
         }
         if same {
             // Two names of one file: rename(2) does nothing, nor did the server.
@@ -414,7 +425,7 @@ impl Vfs {
             let sent = Instant::now();
             let linked = self
                 .client
-                .link(cred, &victim.handle, &dir.handle, hidden.as_bytes())
+                .link_hidden(cred, &victim.handle, &dir.handle, hidden.as_bytes())
                 .await;
             let (own, moved) = match linked {
                 Ok(linked) => linked,
@@ -469,11 +480,11 @@ impl Vfs {
             let sent = Instant::now();
             let (_, moved) = self
                 .client
-                .rename(
+                .rename_hidden(
                     cred,
                     (&dir.handle, name),
                     (&dir.handle, hidden.as_bytes()),
-                    Some(&victim.handle),
+                    &victim.handle,
                 )
                 .await
                 .map_err(|error| self.refused(&error, dir, name))?;
@@ -492,11 +503,21 @@ impl Vfs {
         }
     }
 
-    /// Undoes `hide_beside`.
+    /// Undoes `hide_beside`, unless the file has lost its other name all the same: that
+    /// a RENAME failed does not say that none was executed.
     async fn bring_back(self: &Arc<Self>, hidden: &Hidden, name: &[u8], victim: &Arc<Inode>) {
-        self.file_state(victim).inner.lock().silly = None;
         let Hidden { silly, beside } = hidden;
         let place = &silly.dir.handle;
+        if *beside {
+            let found = self.client.lookup(&silly.cred, place, name).await;
+            let found = found.ok().and_then(|found| found.object);
+            if found.is_none_or(|(handle, _)| handle != victim.handle) {
+                Self::is_hidden(victim);
+                self.doubt(&silly.dir);
+                return;
+            }
+        }
+        self.file_state(victim).inner.lock().silly = None;
         let back = if *beside {
             let removed = self.client.remove(&silly.cred, place, &silly.name);
             removed.await.map(drop)
@@ -504,7 +525,7 @@ impl Vfs {
             let (from, to) = ((place, &silly.name[..]), (place, name));
             let moved = self
                 .client
-                .rename(&silly.cred, from, to, Some(&victim.handle));
+                .rename_hidden(&silly.cred, from, to, &victim.handle);
             moved.await.map(drop)
         };
         if let Err(error) = back {

@@ -15,18 +15,42 @@ use tokio::time::Instant;
 use super::Vfs;
 use super::inode::Inode;
 use super::object::new_attributes;
-use super::open::{FileInner, Origin};
-use super::pipeline::{Action, Chunks, CommitRange, Fragment, RequestId, Stable};
+use super::open::{FileInner, OpenHandle, Origin};
+use super::pipeline::{
+    Action, Chunks, CommitRange, DrainTicket, Fragment, RequestId, Stable, WriteTicket,
+};
 use super::types::{Errno, Ino, WriteFlags};
 use crate::nfs::NfsError;
 use crate::nfs::calls::Behind;
 use crate::nfs::proto::ops::ACCESS_WRITE;
 use crate::nfs::proto::reply::WriteResult;
 use crate::nfs::proto::types::{Stable as Committed, Verifier};
+use crate::rpc::caller;
 
 /// Open flags whose writes are stable before they are answered. O_DIRECT is
 /// among them: EFS's promise is that such data are durable.
 const SYNCHRONOUS: i32 = libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT;
+
+/// How long an append waits for the kernel to drop pages that it may hold locked until
+/// the append is answered.
+const LOCKED_PAGE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// Where data go.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    At(u64),
+    /// To the end of the file (O_APPEND), wherever that is when they are accepted.
+    End,
+}
+
+/// Data that are in the pipeline.
+#[derive(Debug)]
+struct Accepted {
+    offset: u64,
+    write: WriteTicket,
+    /// Of synchronous ones.
+    drain: Option<DrainTicket>,
+}
 
 fn now() -> std::time::Instant {
     Instant::now().into_std()
@@ -55,42 +79,137 @@ impl Vfs {
             // write(2) of nothing changes nothing, not even the size.
             return Ok(0);
         }
-        let len = data.len();
-        let end = offset.checked_add(len as u64).ok_or(Errno(libc::EFBIG))?;
         self.check_locks(&handle, fh)?;
-        self.tell_error(&handle)?;
+        let direct = flags.open_flags & libc::O_DIRECT != 0;
+        if !direct {
+            self.tell_error(&handle)?;
+        }
         let inode = &handle.inode;
         // A mode set before these data protects them from the first byte on.
         self.send_changes(inode).await;
         let sync = flags.open_flags & SYNCHRONOUS != 0 || self.config.write_window == 0;
         if !sync {
-            self.wait_for_room(inode, len).await;
+            self.wait_for_room(inode, data.len()).await?;
         }
-        let (ticket, readers) = self.with_pipeline(inode, |inner| {
-            let origin = Origin::new(&handle.open);
-            inner.pipeline.accept(now(), origin, offset, data, sync);
-            inner.writes += 1;
-            // The page of the end of the file is the kernel's only in part.
-            inner.filled = false;
-            inode.attr.lock().grow(end);
-            let ticket = sync.then(|| inner.pipeline.begin_drain());
-            (ticket, inner.readers())
-        });
-        // What they read ahead from now on waits for these data.
-        for reader in readers {
-            reader.ahead.written(offset..end);
+        let place = match flags.open_flags & libc::O_APPEND != 0 && !flags.from_cache {
+            true => Place::End,
+            false => Place::At(offset),
+        };
+        if matches!(place, Place::End) {
+            self.know_the_end(&handle).await?;
         }
+        let len = data.len();
+        let accepted = self.accept(&handle, place, data, sync).await?;
         self.pump(inode);
-        if let Some(ticket) = ticket {
+        if accepted.offset != offset {
+            self.misplaced(inode).await;
+        }
+        if let Some(ticket) = accepted.drain {
             self.wait_until(inode, |inner| inner.pipeline.drained(&ticket))
                 .await;
-            self.tell_error(&handle)?;
+            let fate = self.with_pipeline(inode, |inner| inner.pipeline.fate(accepted.write));
+            if let Some(errno) = fate {
+                return Err(errno);
+            }
+            if !direct {
+                self.tell_error(&handle)?;
+            }
         }
         Ok(len as u32)
     }
 
-    /// Waits until the mount and the file may hold `len` bytes more.
-    async fn wait_for_room(self: &Arc<Self>, inode: &Arc<Inode>, len: usize) {
+    /// Takes data into the pipeline, unless their caller has been answered meanwhile.
+    async fn accept(
+        self: &Arc<Self>,
+        handle: &Arc<OpenHandle>,
+        place: Place,
+        data: Bytes,
+        sync: bool,
+    ) -> Result<Accepted, Errno> {
+        let (inode, len) = (&handle.inode, data.len() as u64);
+        let caller = sync.then(caller::current).flatten();
+        loop {
+            let accepted = self.with_pipeline(inode, |inner| {
+                if caller::is_answered() {
+                    return Err(Errno(libc::EINTR));
+                }
+                let mut attr = inode.attr.lock();
+                let offset = match place {
+                    Place::At(offset) => offset,
+                    Place::End => attr.stat().size,
+                };
+                let end = offset.checked_add(len).ok_or(Errno(libc::EFBIG))?;
+                // What is lost with these data, if they are, must be theirs alone.
+                if sync && inner.pipeline.overlaps_pending(offset..end) {
+                    return Ok(Err(offset));
+                }
+                let origin = Origin::new(&handle.open, caller.clone());
+                let data = data.clone();
+                let write = inner.pipeline.accept(now(), origin, offset, data, sync);
+                inner.writes += 1;
+                // The page of the end of the file is the kernel's only in part.
+                inner.filled = false;
+                attr.grow(end);
+                let drain = sync.then(|| inner.pipeline.begin_drain());
+                let readers = inner.readers();
+                Ok(Ok((
+                    Accepted {
+                        offset,
+                        write,
+                        drain,
+                    },
+                    readers,
+                )))
+            });
+            match accepted? {
+                Ok((accepted, readers)) => {
+                    // What they read ahead from now on waits for these data.
+                    for reader in readers {
+                        reader.ahead.written(accepted.offset..accepted.offset + len);
+                    }
+                    return Ok(accepted);
+                }
+                Err(offset) => self.settle(inode, offset, len).await,
+            }
+        }
+    }
+
+    /// Makes sure that the size that data are appended at may be believed: the one that
+    /// the open or a lock has brought, or a later one. While data are on their way it is
+    /// this host's.
+    async fn know_the_end(self: &Arc<Self>, handle: &OpenHandle) -> Result<(), Errno> {
+        let inode = &handle.inode;
+        let known = {
+            let inner = self.file_state(inode).inner.lock();
+            let attr = inode.attr.lock();
+            inner.pipeline.end_offset().is_some() || !attr.ttl(Instant::now()).is_zero()
+        };
+        match known {
+            true => Ok(()),
+            false => self.refresh(&handle.open.cred, inode).await,
+        }
+    }
+
+    /// Data were appended elsewhere than where the kernel believed the end to be,
+    /// because another host has moved it: it has put them into pages of another place,
+    /// which are dropped, and its size is forgotten.
+    ///
+    /// Before the write is answered, as far as that can be: a page that the kernel holds
+    /// locked until then is not up to date, and read anew by whoever wants it.
+    async fn misplaced(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.file_state(inode).lose_pages();
+        let Some(kernel) = self.kernel.get().map(Arc::clone) else {
+            return;
+        };
+        let ino = inode.ino;
+        kernel.inval_attr(ino);
+        let dropped = tokio::task::spawn_blocking(move || kernel.inval_inode_now(ino));
+        let _ = tokio::time::timeout(LOCKED_PAGE, dropped).await;
+    }
+
+    /// Waits until the mount and the file may hold `len` bytes more; or for the caller's
+    /// end, which is an error.
+    async fn wait_for_room(self: &Arc<Self>, inode: &Arc<Inode>, len: usize) -> Result<(), Errno> {
         let limit = self.pipeline.file_limit;
         let mut waiting = None;
         loop {
@@ -100,7 +219,7 @@ impl Vfs {
             let held = self.file_state(inode).inner.lock().pipeline.bytes();
             let file_has_room = held == 0 || held + len <= limit;
             if file_has_room && self.window.has_room(len) {
-                return;
+                return Ok(());
             }
             // What is acknowledged is held until it is committed, and nobody
             // else would ask for that: neither now, nor (`Window::wait`) when
@@ -118,7 +237,10 @@ impl Vfs {
                 self.with_pipeline(inode, |inner| inner.pipeline.make_room());
                 self.pump(inode);
             }
-            freed.await;
+            tokio::select! {
+                () = freed => {}
+                () = caller::answered() => return Err(Errno(libc::EINTR)),
+            }
         }
     }
 
@@ -236,7 +358,7 @@ impl Vfs {
         let written =
             self.client
                 .write_and(&origin.open, (offset, &data), origin.fence, stable, behind);
-        match written.await {
+        match caller::on_behalf_of(origin.caller, written).await {
             Ok(written) => {
                 let result = written.result;
                 let whole = result.count as usize >= len;

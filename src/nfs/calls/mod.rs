@@ -5,10 +5,15 @@
 //! [`Compound::then`](super::proto::compound::Compound::then) in a compound is
 //! attributes that save a later request; a failure there fails nothing.
 //!
-//! Redo rules: a compound may have run although its reply is lost, together
-//! with the session and its reply cache. It is then sent anew, and only such a
-//! second sending ([`Reply::redone`](super::proto::reply::Reply::redone)) may
-//! take "exists already" or "is not there" for its own doing.
+//! Redo rules: a compound may have run although its reply is lost, together with the
+//! session and its reply cache (the server has restarted). It is then sent anew, and
+//! what the server says of it counts: "exists already" (mkdir, link, symlink) or "is not
+//! there" (unlink, rmdir, rename) may be our own first sending or another host, which
+//! cannot be told, so the caller is told what is certain: that this name was not made,
+//! or not taken, by this call as far as is known. As the kernel's client does. Two things
+//! can be told, and are: whose file it is that an exclusive create finds, by a mark that
+//! only we can have set ([`Reply::redone`](super::proto::reply::Reply::redone)); and
+//! where hidden names lead, which nobody else uses.
 
 mod data;
 mod features;
@@ -17,6 +22,7 @@ mod locks;
 mod names;
 mod objects;
 mod opens;
+mod orphans;
 mod root;
 mod tree;
 

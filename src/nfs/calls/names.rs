@@ -1,16 +1,16 @@
 //! Names: LOOKUP, CREATE, REMOVE, RENAME, LINK.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::super::client::Client;
 use super::super::proto::attrs::{self, Attributes, NewAttributes};
 use super::super::proto::ops::{Make, Op};
 use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::status::Status;
-use super::super::proto::types::{ChangeInfo, FileHandle, FileType, NfsTime};
+use super::super::proto::types::{ChangeInfo, FileHandle};
 use super::super::session::slots::Class;
 use crate::rpc::auth::Credential;
+use crate::rpc::caller;
 
 /// A name that was looked up.
 #[derive(Clone, Debug)]
@@ -126,7 +126,6 @@ impl Client {
         make: Make<'_>,
         new: &NewAttributes,
     ) -> Result<Made, NfsError> {
-        let begun = SystemTime::now();
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
                 c.once()
@@ -149,39 +148,7 @@ impl Client {
                 attrs: reply.attrs()?,
                 dir: DirMoved::new(info, before, saved_after(&mut reply)),
             }),
-            Err(NfsError::Status(op, Status::EXIST)) if reply.redone() => {
-                // Ours, if it is what we were making, and made since we began.
-                let found = self.lookup(cred, dir, name).await?;
-                if let Some((handle, attrs)) = found.object
-                    && attrs.kind == Some(kind_of(make))
-                    && is_since(attrs.ctime, begun)
-                    && self.leads_to(cred, &handle, make).await?
-                {
-                    return Ok(Made {
-                        handle,
-                        attrs,
-                        dir: DirMoved::default(),
-                    });
-                }
-                Err(NfsError::Status(op, Status::EXIST))
-            }
             Err(error) => Err(error),
-        }
-    }
-
-    /// Whether an object is what `make` says, as far as its type does not tell.
-    async fn leads_to(
-        self: &Arc<Self>,
-        cred: &Credential,
-        handle: &FileHandle,
-        make: Make<'_>,
-    ) -> Result<bool, NfsError> {
-        match make {
-            Make::Symlink(target) => {
-                let text = self.read_links(cred, &[handle]).await?;
-                Ok(text.first().is_some_and(|text| *text == target))
-            }
-            _ => Ok(true),
         }
     }
 
@@ -217,31 +184,46 @@ impl Client {
         let before = change_before(&mut reply)?;
         match reply.change(Op::Remove) {
             Ok(info) => Ok(DirMoved::new(info, before, reply.attrs().ok())),
-            Err(NfsError::Status(_, Status::NOENT)) if reply.redone() => Ok(DirMoved::default()),
             Err(error) => Err(error),
         }
     }
 
-    /// RENAME, over whatever has the new name. `moved` is the object, if the
-    /// caller knows it, for the redo rule: two requests then. Returns how both
-    /// directories moved, the one it left first.
+    /// RENAME of `object` where one of the names is known to this mount alone (a
+    /// hidden one): if the reply was lost, where they lead tells what became of it.
+    pub async fn rename_hidden(
+        self: &Arc<Self>,
+        cred: &Credential,
+        from: (&FileHandle, &[u8]),
+        to: (&FileHandle, &[u8]),
+        object: &FileHandle,
+    ) -> Result<(DirMoved, DirMoved), NfsError> {
+        match self.rename(cred, from, to, None).await {
+            Err(error) if doubtful(&error, Status::NOENT) => {
+                let done = self.leads_to(cred, to, object).await?;
+                done.then(Default::default).ok_or(error)
+            }
+            renamed => renamed,
+        }
+    }
+
+    /// Whether a name leads to this object. Asked whoever waits.
+    async fn leads_to(
+        self: &Arc<Self>,
+        cred: &Credential,
+        (dir, name): (&FileHandle, &[u8]),
+        object: &FileHandle,
+    ) -> Result<bool, NfsError> {
+        let found = caller::apart(self.lookup(cred, dir, name)).await?;
+        Ok(found.object.is_some_and(|(handle, _)| handle == *object))
+    }
+
+    /// RENAME, over whatever has the new name: `file`, if that is known, whose CLOSE
+    /// may still wait. Returns how both directories moved, the one it left first.
     pub async fn rename(
         self: &Arc<Self>,
         cred: &Credential,
         from: (&FileHandle, &[u8]),
         to: (&FileHandle, &[u8]),
-        moved: Option<&FileHandle>,
-    ) -> Result<(DirMoved, DirMoved), NfsError> {
-        self.rename_closed(cred, from, to, moved, None).await
-    }
-
-    /// The same where the new name leads to `file`, whose CLOSE may still wait.
-    pub async fn rename_closed(
-        self: &Arc<Self>,
-        cred: &Credential,
-        from: (&FileHandle, &[u8]),
-        to: (&FileHandle, &[u8]),
-        moved: Option<&FileHandle>,
         file: Option<&FileHandle>,
     ) -> Result<(DirMoved, DirMoved), NfsError> {
         let front = self.close_in_front(file, cred, 7).await;
@@ -271,16 +253,27 @@ impl Client {
                     DirMoved::new(entered, to_before, to_after),
                 ))
             }
-            Err(NfsError::Status(op, Status::NOENT)) if reply.redone() => {
-                let found = self.lookup(cred, to.0, to.1).await?;
-                match (found.object, moved) {
-                    (Some((handle, _)), Some(moved)) if handle == *moved => {
-                        Ok((DirMoved::default(), DirMoved::default()))
-                    }
-                    _ => Err(NfsError::Status(op, Status::NOENT)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// LINK of a name that is known to this mount alone (a hidden one): if the reply
+    /// was lost, where it leads tells what became of it.
+    pub async fn link_hidden(
+        self: &Arc<Self>,
+        cred: &Credential,
+        object: &FileHandle,
+        dir: &FileHandle,
+        name: &[u8],
+    ) -> Result<(Moved, DirMoved), NfsError> {
+        match self.link(cred, object, dir, name).await {
+            Err(error) if doubtful(&error, Status::EXIST) => {
+                match self.leads_to(cred, (dir, name), object).await? {
+                    true => Ok(Default::default()),
+                    false => Err(error),
                 }
             }
-            Err(error) => Err(error),
+            linked => linked,
         }
     }
 
@@ -315,19 +308,7 @@ impl Client {
         let object_before = change_before(&mut reply)?;
         reply.ok(Op::SaveFh)?;
         let before = change_before(&mut reply)?;
-        let info = match reply.change(Op::Link) {
-            Ok(info) => info,
-            Err(NfsError::Status(op, Status::EXIST)) if reply.redone() => {
-                let found = self.lookup(cred, dir, name).await?;
-                return match found.object {
-                    Some((handle, attrs)) if handle == *object => {
-                        Ok((moved(None, attrs), DirMoved::default()))
-                    }
-                    _ => Err(NfsError::Status(op, Status::EXIST)),
-                };
-            }
-            Err(error) => return Err(error),
-        };
+        let info = reply.change(Op::Link)?;
         let dir = DirMoved::new(info, before, reply.attrs().ok());
         let attrs = reply
             .ok(Op::RestoreFh)
@@ -352,22 +333,8 @@ pub(super) fn saved_after(reply: &mut Reply) -> Option<Attributes> {
     reply.attrs().ok()
 }
 
-/// Whether a time of the server is not before one of ours. Its clock may be behind by
-/// as much as is seen between machines that set theirs.
-fn is_since(time: NfsTime, ours: SystemTime) -> bool {
-    const SKEW: Duration = Duration::from_secs(60);
-    let ours = ours.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let earliest = ours.saturating_sub(SKEW).as_secs();
-    time.sec >= i64::try_from(earliest).unwrap_or(i64::MAX)
-}
-
-fn kind_of(make: Make<'_>) -> FileType {
-    match make {
-        Make::Directory => FileType::Directory,
-        Make::Symlink(_) => FileType::Symlink,
-        Make::Fifo => FileType::Fifo,
-        Make::Socket => FileType::Socket,
-        Make::Block(..) => FileType::Block,
-        Make::Char(..) => FileType::Char,
-    }
+/// Whether a request on a name that only this mount knows may have been executed
+/// although it says this: because its first reply was lost, or its caller did not wait.
+fn doubtful(error: &NfsError, second: Status) -> bool {
+    error.status() == Some(second) || error.abandoned() == Some(true)
 }

@@ -18,6 +18,7 @@ use super::super::session::slots::Class;
 use super::super::state::OpenState;
 use super::names::{DirMoved, change_before, saved_after};
 use crate::rpc::auth::Credential;
+use crate::rpc::caller;
 
 /// Operations of a compound with an OPEN in it, SEQUENCE among them, at most.
 const OPEN_OPS: usize = 10;
@@ -147,7 +148,7 @@ impl Client {
             (along.unless.is_none() || !lacks_nverify).then_some((along, stateid))
         });
         let front = self.close_along(&open.cred, OPEN_OPS);
-        let mut reply = self
+        let opened = self
             .call_behind(front, &open.cred, |c| {
                 if let Some((dir, name)) = name {
                     c.put(dir).lookup(name).get_handle();
@@ -169,7 +170,14 @@ impl Client {
                     c.read(stateid, 0, along.count);
                 }
             })
-            .await?;
+            .await;
+        let mut reply = match opened {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.learn_open(open, &error).await;
+                return Err(error);
+            }
+        };
         let mut leads_here = true;
         if name.is_some() {
             let found = match reply.ok(Op::PutFh).and_then(|reply| reply.ok(Op::Lookup)) {
@@ -287,7 +295,7 @@ impl Client {
             .then(|| Exclusive::plan(mode, self.fs().exclcreat))
             .transpose()?;
         let front = self.close_along(cred, OPEN_OPS);
-        let mut reply = self
+        let opened = self
             .call_behind(front, cred, |c: &mut Compound| {
                 let create = match &plan {
                     Some(plan) => Create::Exclusive(plan.verifier, &plan.at_creation),
@@ -312,7 +320,14 @@ impl Client {
                     .restore()
                     .get_attrs(self.object());
             })
-            .await?;
+            .await;
+        let mut reply = match opened {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.close_orphan(cred, (dir, name), owner, &error).await;
+                return Err(error);
+            }
+        };
         let before = change_before(&mut reply)?;
         reply.ok(Op::SaveFh)?;
         let opened = match (reply.open(), &plan) {
@@ -353,7 +368,7 @@ impl Client {
                 is_new: plan.is_some() || opened.set.has(n::MODE),
             }),
             Err(error) => {
-                let _ = self.close(&open).await;
+                let _ = caller::apart(self.close(&open)).await;
                 Err(error)
             }
         }

@@ -188,6 +188,19 @@ impl Compound {
         Call { head, rest }
     }
 
+    /// The SEQUENCE of this compound and nothing else, under the same slot, sequence id
+    /// and credential: it uses the slot up, or tells what became of the compound
+    /// (RFC 8881 §2.10.6.1.3, §18.46.3). For one that is in a session.
+    pub fn alone(&self, slot: SlotUse) -> Call {
+        let Call { mut head, .. } = self.finish(Some(slot));
+        head[self.counts_at..self.counts_at + 4].copy_from_slice(&1_u32.to_be_bytes());
+        head.truncate(self.sequence_at.unwrap_or(head.len()) + SEQUENCE_LEN - 4);
+        Call {
+            head,
+            rest: SmallVec::new(),
+        }
+    }
+
     /// PUTROOTFH (§18.21).
     pub fn put_root(&mut self) -> &mut Self {
         self.op(Op::PutRootFh);

@@ -42,6 +42,15 @@ impl NfsError {
             _ => None,
         }
     }
+
+    /// The request was not made, or not made again, because its caller has been
+    /// answered; `Some(true)`: it may have been executed.
+    pub fn abandoned(&self) -> Option<bool> {
+        match self {
+            Self::Rpc(RpcError::Abandoned { sent }) => Some(*sent),
+            _ => None,
+        }
+    }
 }
 
 /// The results of a compound, taken in order.
@@ -163,6 +172,11 @@ impl Reply {
             next: 0,
             redone: false,
         })
+    }
+
+    /// How many operations have a result.
+    pub fn results(&self) -> usize {
+        self.results
     }
 
     /// The status of the last operation that ran.

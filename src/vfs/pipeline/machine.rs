@@ -32,6 +32,17 @@ pub(super) struct Lasting {
     /// any two of them can be told apart by "before" and "after".
     pub(super) tick: u64,
     pub(super) errors: ErrSeq,
+    /// Synchronous writes that have not asked for their fate yet.
+    watched: Vec<Watched>,
+}
+
+/// A synchronous write, whose caller is answered by what becomes of its own bytes.
+#[derive(Debug)]
+struct Watched {
+    /// When it was accepted.
+    seq: u64,
+    range: Range<u64>,
+    lost: Option<Errno>,
 }
 
 impl Lasting {
@@ -40,8 +51,24 @@ impl Lasting {
         self.tick
     }
 
-    fn record_eio(&mut self) {
-        self.errors.record(Errno(libc::EIO));
+    /// Bytes that were sent as the request `id` are lost. Those of synchronous writes
+    /// are told to who waits for them, and to nobody else.
+    fn lost<O: Clone>(&mut self, segment: &Segment<O>, id: u64, errno: Errno) {
+        for write in &mut self.watched {
+            if write.seq < id && segment.overlaps(&write.range) {
+                write.lost = Some(errno);
+            }
+        }
+        if !segment.sync || segment.stands_in {
+            self.errors.record(errno);
+        }
+    }
+
+    /// What became of the synchronous write that was accepted at `seq`, once it was
+    /// drained.
+    pub(super) fn fate(&mut self, seq: u64) -> Option<Errno> {
+        let at = self.watched.iter().position(|write| write.seq == seq)?;
+        self.watched.swap_remove(at).lost
     }
 }
 
@@ -159,6 +186,13 @@ impl<O: Clone + PartialEq> Machine<O> {
             seq: lasting.next_tick(),
             since: self.clock,
         };
+        if sync {
+            lasting.watched.push(Watched {
+                seq: source.seq,
+                range: offset..offset + data.len() as u64,
+                lost: None,
+            });
+        }
         let closed = self.awaited();
         self.queue.accept(&source, offset, data, closed);
     }
@@ -212,7 +246,7 @@ impl<O: Clone + PartialEq> Machine<O> {
     pub(super) fn failed(&mut self, lasting: &mut Lasting, id: RequestId, errno: Errno) {
         let Some(flight) = self.land(id) else { return };
         if !flight.forgotten {
-            lasting.errors.record(errno);
+            lasting.lost(&flight.segment, flight.id, errno);
         }
         self.queue.unpark(&flight.segment.range());
         if let Some(commit) = flight.rider {
@@ -247,8 +281,8 @@ impl<O: Clone + PartialEq> Machine<O> {
             return;
         }
         self.commit = None;
-        if !self.retained.take(id.0, |_| true).is_empty() {
-            lasting.errors.record(errno);
+        for copy in self.retained.take(id.0, |_| true) {
+            lasting.lost(&copy.segment, copy.id, errno);
         }
     }
 
@@ -584,12 +618,12 @@ impl<O: Clone + PartialEq> Machine<O> {
             segment.tries += 1;
             match segment.tries < MAX_TRIES {
                 true => self.queue.put_back(segment),
-                false => lasting.record_eio(),
+                false => lasting.lost(&segment, id, Errno(libc::EIO)),
             }
             return;
         }
         if count > segment.data.len() {
-            lasting.record_eio();
+            lasting.lost(&segment, id, Errno(libc::EIO));
             return;
         }
         segment.tries = 0;
@@ -623,7 +657,7 @@ impl<O: Clone + PartialEq> Machine<O> {
         } in lost
         {
             if segment.rounds >= MAX_ROUNDS {
-                lasting.record_eio();
+                lasting.lost(&segment, id, Errno(libc::EIO));
                 continue;
             }
             segment.rounds += 1;

@@ -213,6 +213,12 @@ pub struct DrainTicket {
     mark: u64,
 }
 
+/// One write that was accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteTicket {
+    seq: u64,
+}
+
 /// The part of a range that was pending at [`Pipeline::drain_range`].
 #[derive(Clone, Debug)]
 pub struct RangeTicket {
@@ -245,19 +251,38 @@ impl<O: Clone + PartialEq> Pipeline<O> {
 
     /// Takes in `data` for `offset`. The buffer is kept, not copied, so it
     /// should not be a small slice of a large one. With `sync` the data do not
-    /// linger and are written FILE_SYNC. A range that ends past 2^64 is refused
-    /// by an EFBIG in [`Pipeline::errors`].
-    pub fn accept(&mut self, now: Instant, origin: O, offset: u64, data: Bytes, sync: bool) {
+    /// linger and are written FILE_SYNC, and their loss is told by [`Pipeline::fate`]
+    /// instead of [`Pipeline::errors`], which has to be asked once they are drained.
+    /// They must not overlap what is pending: then each of the two could be lost with
+    /// the other. A range that ends past 2^64 is refused by an EFBIG in
+    /// [`Pipeline::errors`].
+    pub fn accept(
+        &mut self,
+        now: Instant,
+        origin: O,
+        offset: u64,
+        data: Bytes,
+        sync: bool,
+    ) -> WriteTicket {
         if data.is_empty() {
-            return;
+            return WriteTicket { seq: 0 };
         }
         if offset.checked_add(data.len() as u64).is_none() {
             self.lasting.errors.record(Errno(libc::EFBIG));
-            return;
+            return WriteTicket { seq: 0 };
         }
         self.busy
             .get_or_insert_with(|| Box::new(Machine::new(now, self.config.clone())))
             .accept(&mut self.lasting, now, origin, offset, data, sync);
+        WriteTicket {
+            seq: self.lasting.tick,
+        }
+    }
+
+    /// What became of a synchronous write, once it was drained: the error that its own
+    /// bytes were lost by, if they were. To be asked once.
+    pub fn fate(&mut self, write: WriteTicket) -> Option<Errno> {
+        self.lasting.fate(write.seq)
     }
 
     /// What to do next, or `None` when nothing is to be done before the next

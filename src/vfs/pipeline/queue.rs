@@ -238,6 +238,7 @@ impl<O: Clone + PartialEq> Queue<O> {
             data: Rope::from(piece),
             origin: source.origin.clone(),
             sync: source.sync,
+            stands_in: old.stands_in || !old.sync,
             hurry: old.hurry || source.sync,
             ..old
         });
@@ -270,6 +271,7 @@ impl<O: Clone + PartialEq> Queue<O> {
                 seq: source.seq,
                 since: source.since,
                 sync: source.sync,
+                stands_in: false,
                 hurry: source.sync,
                 tries: 0,
                 rounds: 0,

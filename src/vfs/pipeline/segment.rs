@@ -24,6 +24,9 @@ pub(super) struct Segment<O> {
     pub(super) since: Instant,
     /// Has to be on stable storage when the server answers.
     pub(super) sync: bool,
+    /// It has taken the place of older bytes of other writes, whose loss would be its
+    /// own.
+    pub(super) stands_in: bool,
     /// Goes as soon as it can and does not grow any more.
     pub(super) hurry: bool,
     /// Answers "0 bytes written" in a row.
@@ -84,6 +87,7 @@ impl<O: Clone> Segment<O> {
         }
         self.rounds = self.rounds.max(older.rounds);
         self.tries = self.tries.max(older.tries);
+        self.stands_in |= older.stands_in || !older.sync;
         self.hurry = true;
     }
 }

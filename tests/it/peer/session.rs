@@ -435,11 +435,12 @@ impl Clients {
             return Err(st::BAD_HIGH_SLOT);
         }
         if args.seqid == slot.seqid && !matches!(slot.reply, Cached::Fresh) {
-            if cfg.detect_false_retry && slot.fingerprint != request.fingerprint {
-                return Err(st::SEQ_FALSE_RETRY);
-            }
+            // In this order, as knfsd: while it is at work there is nothing to compare.
             if slot.busy {
                 return Err(st::DELAY);
+            }
+            if cfg.detect_false_retry && slot.fingerprint != request.fingerprint {
+                return Err(st::SEQ_FALSE_RETRY);
             }
             client.renewed = now;
             return Ok(match &slot.reply {

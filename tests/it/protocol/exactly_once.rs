@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use efs_fuse::nfs::NfsError;
 use efs_fuse::nfs::calls::HowToOpen;
 use efs_fuse::nfs::proto::types::FileHandle;
 use parking_lot::Mutex;
@@ -24,9 +25,9 @@ async fn prepared(cfg: PeerConfig) -> (Rig, FileHandle) {
     (rig, object)
 }
 
-/// One request with `number`; it has to succeed.
-async fn change(rig: &Rig, object: &FileHandle, number: u32) {
-    let result = match number {
+/// One request with `number`.
+async fn try_change(rig: &Rig, object: &FileHandle, number: u32) -> Result<(), NfsError> {
+    match number {
         op::CREATE => rig.mkdir("made").await.map(drop),
         op::REMOVE => rig.remove("victim").await,
         op::RENAME => rig.rename("from", "to").await,
@@ -37,9 +38,25 @@ async fn change(rig: &Rig, object: &FileHandle, number: u32) {
             Err(error) => Err(error),
         },
         _ => unreachable!("not one of ONCE"),
-    };
-    if let Err(error) = result {
+    }
+}
+
+/// The same; it has to succeed.
+async fn change(rig: &Rig, object: &FileHandle, number: u32) {
+    if let Err(error) = try_change(rig, object, number).await {
         panic!("{}: {error}", op::name(number));
+    }
+}
+
+/// What is said of a second sending of a change that had taken effect, where nothing
+/// is left of the first: what is certain, and that is not always whose doing it was.
+fn second_answer(number: u32) -> Result<(), i32> {
+    match number {
+        op::CREATE | op::LINK => Err(libc::EEXIST),
+        op::REMOVE | op::RENAME => Err(libc::ENOENT),
+        // The file carries our mark; and attributes are set to the same.
+        op::OPEN | op::SETATTR => Ok(()),
+        _ => unreachable!("not one of ONCE"),
     }
 }
 
@@ -142,12 +159,14 @@ async fn lose_reply_and_session(number: u32, cfg: PeerConfig, lose: fn(&Peer)) -
         }
         Action::Pass
     });
-    within(120, change(&rig, &object, number)).await;
+    let result = within(120, try_change(&rig, &object, number)).await;
+    let told = result.map_err(|error| error.errno());
+    assert_eq!(told, second_answer(number), "{}", op::name(number));
     rig
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_ran_before_its_session_was_lost_is_recognised_as_our_own() {
+async fn what_ran_before_its_session_was_lost_runs_once_and_is_ours_where_that_can_be_told() {
     for number in ONCE {
         let rig = lose_reply_and_session(number, PeerConfig::default(), |peer| {
             peer.destroy_sessions();
@@ -158,7 +177,7 @@ async fn what_ran_before_its_session_was_lost_is_recognised_as_our_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_ran_before_the_server_restarted_is_recognised_as_our_own() {
+async fn what_ran_before_the_server_restarted_runs_once_and_is_ours_where_that_can_be_told() {
     for number in ONCE {
         let rig = lose_reply_and_session(number, PeerConfig::default(), |peer| {
             peer.crash_and_restart();
@@ -180,12 +199,14 @@ async fn a_request_that_met_a_lost_session_runs_once_in_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reply_that_the_server_did_not_keep_is_no_error() {
+async fn a_reply_that_the_server_did_not_keep_leaves_what_was_done_once() {
     for number in ONCE {
         let (rig, object) = prepared(PeerConfig::default()).await;
         // It ran, says the server, but what came of it is forgotten.
         super::rig::once_at(&rig.peer, number, Action::FailAfter(st::RETRY_UNCACHED_REP));
-        within(30, change(&rig, &object, number)).await;
+        let result = within(30, try_change(&rig, &object, number)).await;
+        let told = result.map_err(|error| error.errno());
+        assert_eq!(told, second_answer(number), "{}", op::name(number));
         assert_changed(&rig.peer, number);
     }
 }
@@ -262,28 +283,45 @@ async fn fate_unknown(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_made_meanwhile_is_not_taken_for_ours_unless_it_looks_the_same() {
+async fn what_another_did_meanwhile_is_never_taken_for_ours() {
     let rig = Rig::new(PeerConfig::default()).await;
+    fate_unknown(&rig, op::CREATE, |peer| peer.fs().mkdir("/lock").unwrap()).await;
+    let error = within(30, rig.mkdir("lock")).await.unwrap_err();
+    assert_eq!(error.errno(), libc::EEXIST, "a lock directory of another");
+
     fate_unknown(&rig, op::CREATE, |peer| {
-        peer.fs().symlink("elsewhere", "/l").unwrap();
+        peer.fs().symlink("here", "/l").unwrap();
     })
     .await;
     let error = within(30, rig.symlink("l", "here")).await.unwrap_err();
-    assert_eq!(error.errno(), libc::EEXIST, "another target");
+    assert_eq!(
+        error.errno(),
+        libc::EEXIST,
+        "a link of another, of the same text"
+    );
 
-    fate_unknown(&rig, op::CREATE, |peer| {
-        peer.fs().symlink("here", "/same").unwrap();
+    rig.peer.fs().write_file("/job", b"x").unwrap();
+    let job = rig.lookup("job").await.unwrap().unwrap();
+    fate_unknown(&rig, op::LINK, |peer| {
+        peer.fs().link("/job", "/claimed").unwrap();
     })
     .await;
-    within(30, rig.symlink("same", "here"))
-        .await
-        .expect("as we would have made it");
+    let error = within(30, rig.link(&job, "claimed")).await.unwrap_err();
+    assert_eq!(error.errno(), libc::EEXIST, "a claim of another");
 
-    rig.peer.fs().mkdir("/d").unwrap();
-    rig.peer.fs().age("/d", 3600).unwrap();
-    fate_unknown(&rig, op::CREATE, |_| {}).await;
-    let error = within(30, rig.mkdir("d")).await.unwrap_err();
-    assert_eq!(error.errno(), libc::EEXIST, "it is an hour old");
+    fate_unknown(&rig, op::RENAME, |peer| {
+        peer.fs().rename("/job", "/active").unwrap();
+    })
+    .await;
+    let error = within(30, rig.rename("job", "active")).await.unwrap_err();
+    assert_eq!(error.errno(), libc::ENOENT, "a job that another took");
+
+    fate_unknown(&rig, op::REMOVE, |peer| {
+        peer.fs().remove("/active").unwrap();
+    })
+    .await;
+    let error = within(30, rig.remove("active")).await.unwrap_err();
+    assert_eq!(error.errno(), libc::ENOENT, "only one host removes a name");
 }
 
 #[tokio::test(start_paused = true)]
@@ -335,7 +373,9 @@ async fn a_session_lost_while_the_server_was_still_at_work_may_have_run_the_requ
             }
             Action::Pass
         });
-        within(60, change(&rig, &object, number)).await;
+        let result = within(60, try_change(&rig, &object, number)).await;
+        let told = result.map_err(|error| error.errno());
+        assert_eq!(told, second_answer(number), "{}", op::name(number));
         assert_changed(&rig.peer, number);
     }
 }

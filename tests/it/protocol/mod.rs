@@ -4,10 +4,12 @@
 //! Everything runs on tokio's paused clock, so that waits of minutes cost
 //! nothing and a hang is a time limit that is reached ([`rig::within`]).
 
+mod abandoned;
 mod budget;
 mod closes;
 mod connections;
 mod data;
+mod direct;
 mod exactly_once;
 mod farewell;
 mod flags;

@@ -208,13 +208,12 @@ impl Rig {
     }
 
     pub(crate) async fn rename(&self, from: &str, to: &str) -> Result<(), NfsError> {
-        let moved = self.lookup(from).await?;
         self.client
             .rename(
                 &self.cred,
                 (&self.root, from.as_bytes()),
                 (&self.root, to.as_bytes()),
-                moved.as_ref(),
+                None,
             )
             .await
             .map(drop)
