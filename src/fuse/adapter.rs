@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
@@ -31,6 +31,7 @@ use super::answer;
 use super::convert;
 use super::dispatch::{Call, Dispatcher, attempt, keep};
 use super::identity::IdentityCache;
+use super::intent::Intents;
 use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
@@ -47,6 +48,7 @@ pub struct Adapter {
     vfs: Arc<Vfs>,
     identity: IdentityCache,
     reopens: Arc<Reopens>,
+    intents: Arc<Intents>,
     dispatch: Dispatcher,
     watcher: Arc<InterruptWatcher>,
     options: KernelOptions,
@@ -77,6 +79,7 @@ impl Adapter {
         Ok(Self {
             identity: IdentityCache::new(),
             reopens: Arc::default(),
+            intents: Arc::default(),
             dispatch: Dispatcher::new(
                 runtime,
                 Arc::clone(&watcher),
@@ -155,9 +158,20 @@ impl Filesystem for Adapter {
         }
         let (vfs, name) = (self.vfs(), owned(name));
         let reopens = Arc::clone(&self.reopens);
+        let intents = Arc::clone(&self.intents);
         let work = async move {
             let found = if second {
                 vfs.lookup_now(&cred, parent.0, &name).await
+            } else if vfs.may_be_made(parent.0, &name)
+                && let Some(making) = intents.makes(call.tid, &name).await
+                && making
+                    .above
+                    .is_none_or(|above| vfs.is_named(parent.0, &above))
+            {
+                // The server is asked by what comes next.
+                Ok(Lookup::Missing {
+                    ttl: Duration::ZERO,
+                })
             } else {
                 vfs.lookup(&cred, parent.0, &name).await
             };
@@ -389,7 +403,15 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::Create, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        let work = async move { vfs.create(&cred, parent.0, &name, mode, flags).await };
+        let reopens = Arc::clone(&self.reopens);
+        let work = async move {
+            let created = vfs.create(&cred, parent.0, &name, mode, flags).await;
+            if matches!(&created, Err(error) if error.0 == libc::ESTALE) {
+                // The kernel walks once more, and is told what is there.
+                reopens.refused(call.tid, parent.0);
+            }
+            created
+        };
         let vfs = self.vfs();
         let undo = move |(entry, opened): (Entry, Opened)| async move {
             let _ = vfs.release(entry.ino, opened.fh, None).await;

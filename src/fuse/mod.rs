@@ -27,6 +27,7 @@ mod answer;
 mod convert;
 mod dispatch;
 mod identity;
+mod intent;
 mod interrupt;
 mod kernel;
 mod listing;

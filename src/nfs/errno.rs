@@ -43,8 +43,7 @@ fn status_errno(op: Op, status: Status) -> c_int {
         | Status::BADNAME
         | Status::BAD_RANGE
         | Status::LOCK_RANGE
-        | Status::ATTRNOTSUPP
-        | Status::WRONG_TYPE => libc::EINVAL,
+        | Status::ATTRNOTSUPP => libc::EINVAL,
         Status::FBIG => libc::EFBIG,
         Status::NOSPC => libc::ENOSPC,
         Status::ROFS => libc::EROFS,
@@ -66,8 +65,9 @@ fn status_errno(op: Op, status: Status) -> c_int {
         Status::DEADLOCK => libc::EDEADLK,
         // OPEN met a symbolic link (or a FIFO, on some servers) where the
         // kernel believed in a file: it looks the name up again on ESTALE.
-        Status::SYMLINK if op == Op::Open => libc::ESTALE,
+        Status::SYMLINK | Status::WRONG_TYPE if op == Op::Open => libc::ESTALE,
         Status::SYMLINK => libc::ELOOP,
+        Status::WRONG_TYPE => libc::EINVAL,
         Status::FILE_OPEN => libc::EBUSY,
         Status::OPENMODE => libc::EBADF,
         _ => libc::EIO,

@@ -70,9 +70,6 @@ pub struct Chain {
     confirmed: Instant,
     /// When our last change was answered.
     changed: Option<Instant>,
-    /// When the request left that saw the directory last, other than by a
-    /// change of ours.
-    asked: Option<Instant>,
     /// Since when the chain has pairs in it that are not atomic.
     loose: Option<Instant>,
     /// Numbers of the changes under way, in order.
@@ -91,7 +88,6 @@ impl Chain {
             span: None,
             confirmed: now,
             changed: None,
-            asked: None,
             loose: None,
             under_way: SmallVec::new(),
             aside: Vec::new(),
@@ -116,12 +112,6 @@ impl Chain {
                 self.explains(change) && self.changed.is_none_or(|changed| sent >= changed)
             }
         }
-    }
-
-    /// When the request left that saw the directory last, other than by a
-    /// change of ours.
-    pub fn asked(&self) -> Option<Instant> {
-        self.asked
     }
 
     /// When the request left that confirmed the chain last.
@@ -209,7 +199,6 @@ impl Chain {
 
     /// A request sent at `sent` saw this value.
     pub fn observed(&mut self, change: u64, sent: Instant) -> Heard {
-        self.asked = Some(sent);
         let seen = Aside {
             before: change,
             after: change,

@@ -302,7 +302,6 @@ impl Vfs {
         let timeouts = self.inodes.timeouts();
         let now = Instant::now();
         let mut seen = Self::with_attr(inode, |attr| attr.learn(attrs, sent, now, timeouts));
-        self.walk.makers.pulse(now);
         if inode.kind == FileKind::Directory && seen != Seen::Late {
             let heard = inode.names().lock().observed(attrs.change, sent);
             seen = said(heard);
@@ -321,7 +320,6 @@ impl Vfs {
             return self.dir_moved(inode, &moved, sent);
         }
         let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
-        self.walk.makers.pulse(now);
         let seen = Self::with_attr(inode, |attr| attr.moved(moved, sent, now, timeouts));
         self.heed(inode, seen);
     }
@@ -330,7 +328,6 @@ impl Vfs {
     fn dir_moved(&self, dir: &Arc<Inode>, moved: &DirMoved, sent: Instant) {
         let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
         dir.attr.lock().moved(&moved.seen, sent, now, timeouts);
-        self.walk.makers.pulse(now);
         let heard = dir.names().lock().moved(moved, sent, now);
         self.heed(dir, said(heard));
     }

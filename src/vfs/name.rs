@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::inode::Inode;
 use super::namecache::{Answer, Target};
-use super::types::{Entry, Errno, FileKind, Ino, Lookup};
+use super::types::{Entry, Errno, FileKind, Ino, Lookup, ROOT_INO};
 use super::{NAME_MAX, Vfs};
 use crate::nfs::NfsError;
 use crate::nfs::calls::{DirMoved, HowToOpen, Made};
@@ -49,15 +49,8 @@ impl Vfs {
         }
         let answer = dir.names().lock().get(name);
         let found = match answer {
-            Answer::Missing if self.names.has_missing() => {
-                // A name that is about to be made may have been removed before.
-                self.walk.makers.asked(Instant::now());
-                Lookup::Missing { ttl: NEGATIVE_TTL }
-            }
+            Answer::Missing if self.names.has_missing() => Lookup::Missing { ttl: NEGATIVE_TTL },
             Answer::Absent if fetched && dir.names().lock().is_absent(name) => {
-                Lookup::Missing { ttl: NEGATIVE_TTL }
-            }
-            Answer::Absent if !fetched && self.is_missing(dir, name) => {
                 Lookup::Missing { ttl: NEGATIVE_TTL }
             }
             Answer::Inode(inode) => {
@@ -73,6 +66,40 @@ impl Vfs {
         };
         self.names.used(dir);
         Some(found)
+    }
+
+    /// Whether a lookup of this name, by who is about to make it, need not go to the
+    /// server: the directory's names were all known last, and this was none of them, so
+    /// the kernel has none under it either; the making itself asks.
+    ///
+    /// Not where everybody may make names and nobody remove others': there the kernel
+    /// wants to know whose the file is before it opens it for somebody who would
+    /// have made it (`fs.protected_regular`, `fs.protected_fifos`).
+    pub fn may_be_made(&self, parent: Ino, name: &[u8]) -> bool {
+        const SHARED: u16 = (libc::S_ISVTX | libc::S_IWOTH) as u16;
+        if name.len() > NAME_MAX || !self.names.is_on() {
+            return false;
+        }
+        let Some(dir) = self.inodes.get(parent) else {
+            return false;
+        };
+        let shared = dir.attr.lock().stat().perm & SHARED == SHARED;
+        let known = dir.names().lock().get(name);
+        !shared && matches!(known, Answer::Absent | Answer::Missing)
+    }
+
+    /// Whether the directory is the one that a path leads to by this component, as far
+    /// as names tell: it has that name, and none in it has it, too.
+    pub fn is_named(&self, parent: Ino, component: &[u8]) -> bool {
+        let Some(dir) = self.inodes.get(parent) else {
+            return false;
+        };
+        let named = match dir.place() {
+            Some(place) => *place.name == *component,
+            // The root: what it is called is not known here.
+            None => parent == ROOT_INO,
+        };
+        named && self.remembered_inode(&dir, component).is_none()
     }
 
     /// LOOKUP: one round trip; or READDIR of the whole directory, see `walk`.
@@ -205,10 +232,6 @@ impl Vfs {
         sent: Instant,
     ) {
         self.dir_moved(dir, moved, sent);
-        if matches!(target, Target::Inode(_)) {
-            self.walk.makers.made();
-            dir.names().lock().made();
-        }
         self.put_name(dir, name, target, None);
     }
 

@@ -7,8 +7,8 @@
 //! past the time for which that may be believed. Our own changes are applied
 //! to them.
 //!
-//! A directory whose names are *complete* can answer for every name: one that is
-//! not among them is missing (`walk` says when that is enough of an answer). It
+//! A directory whose names are *complete* can be listed from here; a name that is not
+//! among them was missing then, and is asked for all the same (`walk`). It
 //! is complete after it was listed to its end without having moved meanwhile,
 //! and when we have just made it.
 //!
@@ -86,9 +86,6 @@ pub struct Names {
     /// When something of it was asked for and not known last, what that was,
     /// and how many things in a row.
     missed: Option<(Instant, u64, u32)>,
-    /// When a name that is not there was asked for last, which it was, and how
-    /// many such in a row.
-    probed: Option<(Instant, u64, u32)>,
     /// Not to be fetched whole until then.
     left_alone: Option<Instant>,
     /// Handles that list it.
@@ -112,7 +109,6 @@ impl Default for Names {
             weighed: 0,
             fetched: None,
             missed: None,
-            probed: None,
             left_alone: None,
             listers: 0,
             visited: None,
@@ -328,16 +324,6 @@ impl Names {
     /// different things in a row that were, with little time between them.
     pub fn missed(&mut self, now: Instant, what: u64) -> u32 {
         in_a_row(&mut self.missed, now, what)
-    }
-
-    /// The same for names that are not there.
-    pub fn probed(&mut self, now: Instant, what: u64) -> u32 {
-        in_a_row(&mut self.probed, now, what)
-    }
-
-    /// A name that was not there is made.
-    pub fn made(&mut self) {
-        self.probed = None;
     }
 
     /// The directory may be fetched whole.

@@ -15,17 +15,10 @@
 //! A single request never asks for more than it needs: it takes a second one
 //! to show a pattern.
 //!
-//! And what is not asked for at all: a name that is not among all names of a
-//! directory. Another host may have made it a moment ago, and a program that
-//! waits for it or was told of it wants it now and not when the cache times are
-//! over. So the server is asked, but for two kinds of callers whose pattern
-//! shows:
-//! - Who makes one file after the other (tar, git, cp -r): before each the
-//!   kernel asks whether the name is free, and the server, which decides, is
-//!   asked at once by the making itself. See [`Makers`].
-//! - Who looks for many names in a directory that are not there (search paths):
-//!   from the third on, the directory is believed for [`PROBED`] after it was
-//!   asked about.
+//! A name that is not known is asked for, also in a directory whose names are all
+//! known: another host may have made it a moment ago, and a program that waits for it
+//! or was told of it wants it now and not when the cache times are over. Whose caller is
+//! about to make it need not be asked for ([`Vfs::may_be_made`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,22 +53,6 @@ const EXPECTED: Duration = Duration::from_millis(500);
 /// So many more objects are asked about in the round trip of one.
 const COMPANY: usize = 6;
 
-/// A directory that is searched for names it does not have is asked again after
-/// so long.
-const PROBED: Duration = Duration::from_secs(1);
-
-/// So many files were made in a row by who is believed to go on with it.
-const ROW: u32 = 3;
-
-/// So many threads may make files at the same time. More names asked for that
-/// are not made are asked for in vain.
-const AT_A_TIME: u32 = 16;
-
-/// Who makes one file after the other asks for the next one this soon after the
-/// server's last answer: too soon to have heard of what another host has done
-/// meanwhile, which takes some round trips to do and one to tell.
-const NO_PAUSE: Duration = Duration::from_millis(2);
-
 /// A walk is over when it has not gone on for so long.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -87,46 +64,6 @@ pub(super) struct Walk {
     links: Flights,
     /// When a directory's attributes were fetched whole last.
     on: Mutex<Option<Instant>>,
-    pub(super) makers: Makers,
-}
-
-/// Whether names are asked for because they are about to be made.
-#[derive(Debug, Default)]
-pub(super) struct Makers(Mutex<Row>);
-
-#[derive(Debug, Default)]
-struct Row {
-    /// Names made, few asked for in vain between them.
-    made: u32,
-    /// Those that are not there were asked for, and were not made yet.
-    asked: u32,
-    /// When the server answered last.
-    pulse: Option<Instant>,
-}
-
-impl Makers {
-    /// The server has answered.
-    pub(super) fn pulse(&self, now: Instant) {
-        self.0.lock().pulse = Some(now);
-    }
-
-    /// A name was made.
-    pub(super) fn made(&self) {
-        let mut row = self.0.lock();
-        row.made = row.made.saturating_add(1);
-        row.asked = row.asked.saturating_sub(1);
-    }
-
-    /// A name that is not there is asked for. True if that is because it is
-    /// about to be made.
-    pub(super) fn asked(&self, now: Instant) -> bool {
-        let mut row = self.0.lock();
-        row.asked += 1;
-        if row.asked > AT_A_TIME {
-            (row.made, row.asked) = (0, 0);
-        }
-        row.made >= ROW && row.pulse.is_some_and(|pulse| now < pulse + NO_PAUSE)
-    }
 }
 
 impl Walk {
@@ -140,23 +77,6 @@ impl Walk {
 }
 
 impl Vfs {
-    /// The name is not among all names of the directory. True if that is answer
-    /// enough.
-    pub(super) fn is_missing(&self, dir: &Inode, name: &[u8]) -> bool {
-        if !self.names.has_missing() {
-            return false;
-        }
-        let now = Instant::now();
-        let makes = self.walk.makers.asked(now);
-        let mut names = dir.names().lock();
-        let probes = names.probed(now, hash_name(name)) >= ROW;
-        let recent = names
-            .chain
-            .asked()
-            .is_some_and(|asked| now < asked + PROBED);
-        makes || (probes && recent)
-    }
-
     /// A name of the directory is not known. True if the directory has been
     /// fetched whole because of that: look again.
     pub(super) async fn fetch_for_lookup(

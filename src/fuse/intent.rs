@@ -1,0 +1,327 @@
+//! What the caller of a LOOKUP is about to do: make a name, or find out whether it is
+//! there.
+//!
+//! Before it makes a name (open with O_CREAT, mkdir, mknod, symlink, link, rename) the kernel
+//! asks whether the name is free. The server decides that in the very next request,
+//! at that moment and for all hosts, so the question need not be asked as well; the
+//! kernel's own clients of network file systems spare it, too. FUSE does not say for
+//! what a name is looked up, but the caller waits in its system call, and
+//! `/proc/TID/syscall` shows which that is.
+//!
+//! "It is about to be made" is only said of what is certain:
+//!
+//! - The call makes a name, and its path says which: the last component is the name that
+//!   was asked for. The same name must not stand elsewhere in the path, nor in the other
+//!   path of a rename or a link: it might be asked for on the way.
+//! - The directory is that of the last component, as far as its name tells
+//!   ([`Making::above`], judged by the vfs). A symbolic link on the way could else lead
+//!   through the same name in another directory.
+//! - The call is a native one of this machine; of io_uring, openat2(2) (its flags lie
+//!   behind a pointer) and others nothing is said.
+//!
+//! It may be wrong for who changes the path's bytes while the call is under way: for that
+//! program alone.
+//!
+//! Reading needs the rights of ptrace(2) over the caller: CAP_SYS_PTRACE, in effect for
+//! the two reads alone ([`privilege::raised`]); without it nothing is known, and names are
+//! asked for. What is read is five pages of memory at most, and of it nothing but a path
+//! is looked at. It may fault pages in, so it runs on a thread that may wait,
+//! [`AT_ONCE`] at a time; who finds no place asks the server.
+
+use std::fs::File;
+use std::io::Read;
+
+use tokio::sync::Semaphore;
+
+use crate::privilege;
+
+/// Callers looked at at the same time.
+const AT_ONCE: usize = 4;
+
+/// Longest path, the zero at its end included (PATH_MAX).
+const PATH_MAX: usize = 4096;
+
+/// How a call names what it makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Paths {
+    /// The argument that is the path of the new name.
+    made: usize,
+    /// That of a path of something else, which is looked up too.
+    other: Option<usize>,
+}
+
+/// A name that is about to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Making {
+    /// The component before the name, as the caller has written it; `None`: the name is
+    /// all of the path, so its directory is the one that the call begins in.
+    pub(super) above: Option<Vec<u8>>,
+}
+
+/// A system call under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Syscall {
+    number: i64,
+    args: [u64; 6],
+    stack: u64,
+}
+
+impl Syscall {
+    /// From `/proc/TID/syscall` (proc(5)): the number, six arguments, stack pointer and
+    /// program counter. `None` for a thread that is in no call.
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_ascii_whitespace();
+        let number = words.next()?.parse().ok()?;
+        let mut hex = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+        let mut args = [0; 6];
+        for arg in &mut args {
+            *arg = hex()?;
+        }
+        Some(Self {
+            number,
+            args,
+            stack: hex()?,
+        })
+    }
+
+    /// Where the call says what it makes, if it makes a name.
+    fn paths(&self) -> Option<Paths> {
+        // A program of 32 bits has other numbers for its calls.
+        if self.stack <= u32::MAX.into() {
+            return None;
+        }
+        let creates = |flags: usize| self.args[flags] & libc::O_CREAT as u64 != 0;
+        let makes = |made| Some(Paths { made, other: None });
+        let both = |other, made| {
+            let other = Some(other);
+            Some(Paths { made, other })
+        };
+        match self.number {
+            libc::SYS_openat if creates(2) => makes(1),
+            libc::SYS_mkdirat | libc::SYS_mknodat => makes(1),
+            libc::SYS_symlinkat => makes(2),
+            libc::SYS_linkat | libc::SYS_renameat | libc::SYS_renameat2 => both(1, 3),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_open if creates(1) => makes(0),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_creat | libc::SYS_mkdir | libc::SYS_mknod => makes(0),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_symlink => makes(1),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_link | libc::SYS_rename => both(0, 1),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the path makes `name`, and below what.
+fn making(path: &[u8], other: Option<&[u8]>, name: &[u8]) -> Option<Making> {
+    fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+        path.split(|byte| *byte == b'/')
+            .filter(|part| !part.is_empty())
+    }
+    let mut backwards = components(path).rev();
+    if backwards.next() != Some(name) {
+        return None;
+    }
+    let above = backwards.next();
+    let rest = above.into_iter().chain(backwards);
+    let other = other.into_iter().flat_map(components);
+    let twice = |part: &[u8]| part == name;
+    if rest.chain(other).any(twice) {
+        return None;
+    }
+    match above {
+        Some(b"." | b"..") => None,
+        None if path.first() == Some(&b'/') => None,
+        above => Some(Making {
+            above: above.map(<[u8]>::to_vec),
+        }),
+    }
+}
+
+/// The zero-terminated string at `address` of thread `tid`.
+fn string_at(tid: u32, address: u64) -> Option<Vec<u8>> {
+    const PAGE: u64 = 4096;
+    let pid = libc::pid_t::try_from(tid).ok()?;
+    let mut text = Vec::with_capacity(256);
+    let mut at = address;
+    while text.len() < PATH_MAX {
+        // Never beyond the page that the string is known to reach.
+        let len = (PAGE - at % PAGE)
+            .min((PATH_MAX - text.len()) as u64)
+            .min(256);
+        let mut piece = [0_u8; 256];
+        let local = libc::iovec {
+            iov_base: piece.as_mut_ptr().cast(),
+            iov_len: len as usize,
+        };
+        let remote = libc::iovec {
+            iov_base: at as *mut libc::c_void,
+            iov_len: len as usize,
+        };
+        // SAFETY: the kernel fills `piece`, of which `len` bytes are there; the other
+        // address is in another process and never used here.
+        let read =
+            unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+        if read != len as isize {
+            return None;
+        }
+        let piece = &piece[..len as usize];
+        if let Some(end) = piece.iter().position(|byte| *byte == 0) {
+            text.extend_from_slice(&piece[..end]);
+            return Some(text);
+        }
+        text.extend_from_slice(piece);
+        at += len;
+    }
+    None
+}
+
+/// Looks at the call of thread `tid`.
+fn look(tid: u32, name: &[u8]) -> Option<Making> {
+    privilege::raised(|| {
+        let mut text = String::new();
+        File::open(format!("/proc/{tid}/syscall"))
+            .and_then(|mut file| file.read_to_string(&mut text))
+            .ok()?;
+        let call = Syscall::parse(&text)?;
+        let paths = call.paths()?;
+        let made = string_at(tid, call.args[paths.made])?;
+        let other = match paths.other {
+            Some(arg) => Some(string_at(tid, call.args[arg])?),
+            None => None,
+        };
+        making(&made, other.as_deref(), name)
+    })
+}
+
+/// Looks at callers, a few at a time.
+#[derive(Debug)]
+pub(super) struct Intents(Semaphore);
+
+impl Default for Intents {
+    fn default() -> Self {
+        Self(Semaphore::new(AT_ONCE))
+    }
+}
+
+impl Intents {
+    /// Whether thread `tid` asks for `name` because it is about to make it.
+    pub(super) async fn makes(&self, tid: u32, name: &[u8]) -> Option<Making> {
+        if tid == 0 {
+            return None;
+        }
+        let _place = self.0.try_acquire().ok()?;
+        let name = name.to_vec();
+        tokio::task::spawn_blocking(move || look(tid, &name))
+            .await
+            .ok()
+            .flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    fn call(number: i64, args: [u64; 6]) -> Syscall {
+        Syscall {
+            number,
+            args,
+            stack: 0x7ffc_0000_0000,
+        }
+    }
+
+    #[test]
+    fn the_line_of_proc_is_read_and_that_of_a_running_thread_is_none() {
+        let line = "257 0xffffff9c 0x7ffd1 0x241 0x1b6 0x0 0x7f 0x7ffd0000 0x7f1\n";
+        let parsed = Syscall::parse(line).unwrap();
+        assert_eq!(parsed.number, 257);
+        assert_eq!(parsed.args, [0xffff_ff9c, 0x7ffd1, 0x241, 0x1b6, 0, 0x7f]);
+        assert_eq!(parsed.stack, 0x7ffd_0000);
+        for none in ["running\n", "-1 0x7ffd0000 0x7f1\n", ""] {
+            assert_eq!(Syscall::parse(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn only_calls_that_make_a_name_are_taken_for_such() {
+        let create = [0, 1, libc::O_CREAT as u64, 0, 0, 0];
+        let made = |made, other| Some(Paths { made, other });
+        assert_eq!(call(libc::SYS_openat, create).paths(), made(1, None));
+        assert_eq!(call(libc::SYS_openat, [0; 6]).paths(), None);
+        assert_eq!(call(libc::SYS_renameat2, [0; 6]).paths(), made(3, Some(1)));
+        assert_eq!(call(libc::SYS_symlinkat, [0; 6]).paths(), made(2, None));
+        assert_eq!(call(libc::SYS_unlinkat, [0; 6]).paths(), None);
+        assert_eq!(call(libc::SYS_openat2, create).paths(), None);
+        let narrow = Syscall {
+            stack: 0xffff_0000,
+            ..call(libc::SYS_openat, create)
+        };
+        assert_eq!(narrow.paths(), None, "of 32 bits");
+    }
+
+    #[test]
+    fn a_name_is_made_if_it_is_the_last_of_the_path_and_stands_nowhere_else() {
+        let above = |above: &str| {
+            let above = Some(above.as_bytes().to_vec());
+            Some(Making { above })
+        };
+        let judge = |path: &str, other: Option<&str>| {
+            making(path.as_bytes(), other.map(str::as_bytes), b"x")
+        };
+        assert_eq!(judge("a/b/x", None), above("b"));
+        assert_eq!(judge("/v//b/x/", None), above("b"));
+        assert_eq!(judge("x", None), Some(Making { above: None }));
+        assert_eq!(judge("a/x", Some("a/y")), above("a"));
+        for (path, other) in [
+            ("a/x/y", None),
+            ("x/a/x", None),
+            ("a/xx", None),
+            ("/x", None),
+            ("./x", None),
+            ("a/../x", None),
+            ("b/x", Some("a/x")),
+            ("b/x", Some("x")),
+            ("", None),
+        ] {
+            assert_eq!(judge(path, other), None, "{path} {other:?}");
+        }
+    }
+
+    /// A thread waits in open(2) of a FIFO, with O_CREAT.
+    #[test]
+    fn the_call_of_a_waiting_thread_is_seen_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        let c = CString::new(path.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the string lives through the call.
+        assert_eq!(unsafe { libc::mkfifo(c.as_ptr(), 0o600) }, 0);
+        let (tell, told) = std::sync::mpsc::channel();
+        let waits = std::thread::spawn(move || {
+            // SAFETY: a call without arguments.
+            tell.send(unsafe { libc::gettid() }).unwrap();
+            // SAFETY: the string lives through the call.
+            unsafe { libc::open(c.as_ptr(), libc::O_WRONLY | libc::O_CREAT, 0o600) }
+        });
+        let tid = u32::try_from(told.recv().unwrap()).unwrap();
+        let above = dir.path().file_name().unwrap().as_bytes().to_vec();
+        let expected = Some(Making { above: Some(above) });
+        let seen = (0..2000).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            look(tid, b"fifo") == expected
+        });
+        assert_eq!(look(tid, b"other"), None);
+        // Ends the wait.
+        let reader = File::options().read(true).open(&path).unwrap();
+        let fd = waits.join().unwrap();
+        // SAFETY: the thread has opened it for this.
+        unsafe { libc::close(fd) };
+        drop(reader);
+        assert!(seen, "needs the rights of ptrace over a thread of our own");
+    }
+}
