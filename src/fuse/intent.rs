@@ -100,7 +100,9 @@ impl Syscall {
             libc::SYS_openat if creates(2) => makes(1),
             libc::SYS_mkdirat | libc::SYS_mknodat => makes(1),
             libc::SYS_symlinkat => makes(2),
-            libc::SYS_linkat | libc::SYS_renameat | libc::SYS_renameat2 => both(1, 3),
+            libc::SYS_linkat | libc::SYS_renameat => both(1, 3),
+            // RENAME_NOREPLACE: the kernel itself says what is there.
+            libc::SYS_renameat2 if self.args[4] == 0 => both(1, 3),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_open if creates(1) => makes(0),
             #[cfg(target_arch = "x86_64")]
