@@ -394,8 +394,9 @@ impl Client {
     }
 
     /// Ends the session and the client id, as far as the server answers within
-    /// `patience`, and closes the connection. Calls still running fail.
-    pub async fn shut_down(&self, patience: Duration) {
+    /// `patience`, and closes the connection. Calls still running fail. True if the
+    /// server has said that nothing of this client is left.
+    pub async fn shut_down(&self, patience: Duration) -> bool {
         let phase = self.phase.send_replace(Phase::Down);
         let client_id = self.client_id.lock().clone();
         let farewell = async {
@@ -407,12 +408,14 @@ impl Client {
             }
             establish::destroy_client(&self.channel, &self.config.identity, &client_id).await
         };
-        match tokio::time::timeout(patience, farewell).await {
+        let farewell = tokio::time::timeout(patience, farewell).await;
+        match &farewell {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!("leaving the server: {error}"),
             Err(_) => tracing::warn!("the server did not answer our farewell"),
         }
         self.channel.close();
+        matches!(farewell, Ok(Ok(())))
     }
 }
 
