@@ -149,7 +149,10 @@ impl IoSizes {
 }
 
 /// Pauses before a request is repeated that the server put off (DELAY, GRACE).
-pub(super) struct Backoff(Duration);
+pub(super) struct Backoff {
+    next: Duration,
+    longest: Duration,
+}
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(20);
@@ -158,18 +161,27 @@ impl Backoff {
     const LONGEST_IN_GRACE: Duration = Duration::from_millis(1500);
 
     pub(super) fn new() -> Self {
-        Self(Self::FIRST)
+        Self::up_to(Self::LONGEST)
+    }
+
+    /// For what has to be done while the server's grace period lasts: no pause is longer
+    /// than this ([`Channel::pause`]).
+    pub(super) fn up_to(longest: Duration) -> Self {
+        Self {
+            next: Self::FIRST.min(longest),
+            longest,
+        }
     }
 
     pub(super) async fn pause(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(Self::LONGEST);
+        tokio::time::sleep(self.next).await;
+        self.next = (self.next * 2).min(self.longest);
     }
 
     /// A pause because of this status (DELAY or GRACE).
     pub(super) async fn pause_for(&mut self, status: Status) {
         if status == Status::GRACE {
-            self.0 = self.0.min(Self::LONGEST_IN_GRACE);
+            self.next = self.next.min(Self::LONGEST_IN_GRACE);
         }
         self.pause().await;
     }
@@ -353,7 +365,7 @@ impl Client {
         cred: &Credential,
         build: impl Fn(&mut Compound) + Send,
     ) -> Result<Reply, NfsError> {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::up_to(self.channel.pause());
         loop {
             let Some(slot) = session.slot(Class::Control).await else {
                 return Err(NfsError::Status(Op::Sequence, Status::BADSESSION));
