@@ -35,6 +35,7 @@ use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::prober::{self, Prober};
+use super::proc;
 use super::reopen::Reopens;
 use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
@@ -73,6 +74,13 @@ impl Adapter {
         options: KernelOptions,
         soft: Option<Soft>,
     ) -> io::Result<Self> {
+        if !proc::is_ours() {
+            tracing::warn!(
+                "/proc is not that of this process's pid namespace: callers are without their \
+                 supplementary groups, and no signal ends their waiting for the server; \
+                 mount it there before efs-fuse is started"
+            );
+        }
         let watcher = InterruptWatcher::start(Arc::clone(&metrics), soft)?;
         Ok(Self {
             identity: IdentityCache::new(),
