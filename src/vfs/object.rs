@@ -117,6 +117,9 @@ impl Vfs {
         set: SetAttr,
     ) -> Result<(Stat, Duration), Errno> {
         let inode = self.inode_of(ino, fh)?;
+        if set.size > Some(self.client.fs().max_file_size) {
+            return Err(Errno(libc::EFBIG));
+        }
         if let Some(stat) = self.set_together(&inode, cred, &set) {
             return Ok((stat, Duration::ZERO));
         }

@@ -40,7 +40,7 @@ impl Vfs {
         _ino: Ino,
         fh: u64,
         offset: u64,
-        data: Bytes,
+        mut data: Bytes,
         flags: WriteFlags,
     ) -> Result<u32, Errno> {
         let handle = match flags.from_cache {
@@ -55,6 +55,7 @@ impl Vfs {
             // write(2) of nothing changes nothing, not even the size.
             return Ok(0);
         }
+        data.truncate(self.room_in_file(offset)?);
         let len = data.len();
         let end = offset.checked_add(len as u64).ok_or(Errno(libc::EFBIG))?;
         self.check_locks(&handle, fh)?;
@@ -92,6 +93,20 @@ impl Vfs {
     /// Waits until the mount and the file may hold `len` bytes more.
     async fn wait_for_room(self: &Arc<Self>, inode: &Arc<Inode>, len: usize) {
         let limit = self.pipeline.file_limit;
+    /// How much may be written at `offset` of any file. The kernel knows only its own
+    /// limit, and a server that is told of more would refuse it when write(2) has long
+    /// been answered. What begins below the server's limit is written up to there, as on
+    /// every file system.
+    ///
+    /// # Errors
+    /// EFBIG: nothing.
+    fn room_in_file(&self, offset: u64) -> Result<usize, Errno> {
+        match self.client.fs().max_file_size.saturating_sub(offset) {
+            0 => Err(Errno(libc::EFBIG)),
+            room => Ok(usize::try_from(room).unwrap_or(usize::MAX)),
+        }
+    }
+
         let mut waiting = None;
         loop {
             let freed = self.window.freed();
