@@ -454,6 +454,7 @@ impl Filesystem for Adapter {
         let flags = WriteFlags {
             open_flags: flags.0,
             from_cache,
+            kills_privileges: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
         let work = async move { vfs.write(ino.0, fh.0, offset, data, flags).await };
         self.dispatch.run(call, reply, work, answer::written, keep);

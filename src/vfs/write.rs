@@ -63,6 +63,9 @@ impl Vfs {
         let inode = &handle.inode;
         // A mode set before these data protects them from the first byte on.
         self.send_changes(inode).await;
+        if flags.kills_privileges {
+            self.kill_privileges(inode, &handle.open.cred).await?;
+        }
         let sync = flags.open_flags & SYNCHRONOUS != 0 || self.config.write_window == 0;
         if !sync {
             self.wait_for_room(inode, len).await;
@@ -90,9 +93,6 @@ impl Vfs {
         Ok(len as u32)
     }
 
-    /// Waits until the mount and the file may hold `len` bytes more.
-    async fn wait_for_room(self: &Arc<Self>, inode: &Arc<Inode>, len: usize) {
-        let limit = self.pipeline.file_limit;
     /// How much may be written at `offset` of any file. The kernel knows only its own
     /// limit, and a server that is told of more would refuse it when write(2) has long
     /// been answered. What begins below the server's limit is written up to there, as on
@@ -107,6 +107,9 @@ impl Vfs {
         }
     }
 
+    /// Waits until the mount and the file may hold `len` bytes more.
+    async fn wait_for_room(self: &Arc<Self>, inode: &Arc<Inode>, len: usize) {
+        let limit = self.pipeline.file_limit;
         let mut waiting = None;
         loop {
             let freed = self.window.freed();
