@@ -236,7 +236,17 @@ impl Vfs {
         self.files
             .get(&fh)
             .map(|handle| Arc::clone(&handle))
-            .ok_or(Errno(libc::EBADF))
+            .ok_or_else(|| self.no_handle())
+    }
+
+    /// What there is to say of a handle that is not there. After the end of the mount
+    /// (SIGTERM while files are in use) it is closed, but its descriptor is not: its
+    /// process is told what it will be told next, by the kernel.
+    fn no_handle(&self) -> Errno {
+        match self.ending.load(Ordering::Relaxed) {
+            true => Errno(libc::ENOTCONN),
+            false => Errno(libc::EBADF),
+        }
     }
 
     /// The handle, which the kernel uses: what its open had it drop is dropped.
