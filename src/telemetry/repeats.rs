@@ -1,8 +1,9 @@
 //! Many events of one kind as one line of the log.
 //!
 //! A server that forgets this host makes every open file and every lock an event of its
-//! own, hundreds at a time. The first of them begins a moment in which they are counted;
-//! at its end one line tells how many there were. State: the count, nothing else.
+//! own, hundreds at a time. The first of them is told at once (the process may end before
+//! anything else is) and begins a moment in which further ones are counted; at its end
+//! one line tells how many those were. State: the count, nothing else.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,6 +14,7 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// The events of one kind.
 #[derive(Debug)]
 pub struct Repeats {
+    /// Since the moment began, the first one included; 0 while there is none.
     count: AtomicU64,
     say: fn(u64),
 }
@@ -26,11 +28,12 @@ impl Repeats {
         }
     }
 
-    /// It has happened once more. Where no runtime is there to wait, it is said at once.
+    /// It has happened once more. Where no runtime is there to wait, each is told.
     pub fn happened(&'static self) {
         if self.count.fetch_add(1, Ordering::Relaxed) > 0 {
             return;
         }
+        (self.say)(1);
         let saying = Saying(self);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
@@ -46,7 +49,10 @@ struct Saying(&'static Repeats);
 
 impl Drop for Saying {
     fn drop(&mut self) {
-        (self.0.say)(self.0.count.swap(0, Ordering::Relaxed));
+        let further = self.0.count.swap(0, Ordering::Relaxed).saturating_sub(1);
+        if further > 0 {
+            (self.0.say)(further);
+        }
     }
 }
 
@@ -55,7 +61,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_happens_hundreds_of_times_is_one_line_and_later_another() {
+    async fn what_happens_hundreds_of_times_is_two_lines_and_later_another() {
         static LINES: AtomicU64 = AtomicU64::new(0);
         static TOLD: AtomicU64 = AtomicU64::new(0);
         static LOST: Repeats = Repeats::new(|count| {
@@ -66,12 +72,12 @@ mod tests {
         for _ in 0..150 {
             LOST.happened();
         }
-        assert_eq!(said(), (0, 0));
+        assert_eq!(said(), (1, 1), "at once");
         tokio::time::sleep(MOMENT * 2).await;
-        assert_eq!(said(), (1, 150));
+        assert_eq!(said(), (2, 150));
         LOST.happened();
         tokio::time::sleep(MOMENT * 2).await;
-        assert_eq!(said(), (2, 151));
+        assert_eq!(said(), (3, 151));
     }
 
     #[test]
@@ -86,8 +92,11 @@ mod tests {
             .enable_time()
             .build()
             .expect("a runtime");
-        runtime.block_on(async { LOST.happened() });
+        runtime.block_on(async {
+            LOST.happened();
+            LOST.happened();
+        });
         drop(runtime);
-        assert_eq!(TOLD.load(Ordering::Relaxed), 2);
+        assert_eq!(TOLD.load(Ordering::Relaxed), 3);
     }
 }
