@@ -69,9 +69,7 @@ impl Target {
         Ok(Self {
             request: MountRequest {
                 device,
-                // A client of its own to the server: with the identity of a
-                // mount it would end that mount's session.
-                mountpoint: format!("(efs-fuse {}, no mount)", std::process::id()).into(),
+                mountpoint: "(no mount)".into(),
                 options,
                 written: Vec::new(),
                 foreground: true,

@@ -24,7 +24,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::bind::{Ask, NoReply, Reply};
 use super::certificate::Claims;
@@ -43,10 +43,17 @@ use super::tls::{Agreed, Tls};
 use crate::rpc::alone;
 use crate::rpc::transport::{BoxStream, Connecting, Connector, Joining, NoFurther};
 
-/// How long one address may take.
+/// How long all addresses of a server may take together.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// How long an address has the line to itself before the next one is tried too.
 const HEAD_START: Duration = Duration::from_millis(300);
+/// When all have been tried and none has said anything, the first is tried once more, and
+/// so on. A host that was away answers the next SYN and not those before it, and the
+/// kernel sends the SYNs of one attempt 1, 3 and 7 s after the first: the grace period of
+/// a server that is back may be over by then.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Attempts at the same time.
+const AT_ONCE: usize = 32;
 /// A peer that vanished without a word is noticed on an idle connection after
 /// `IDLE + PROBES * INTERVAL` = 25 s, well within the shortest usual lease (90 s).
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -470,43 +477,56 @@ impl Connector for TcpConnector {
 }
 
 /// The first of `addresses` that accepts. Attempts begin in order, each when
-/// the one before has failed or had its head start; the losers are dropped.
+/// the one before has failed or had its head start, and again from the first while none
+/// has answered; the losers are dropped. An address that has failed is not tried again.
 async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut attempts = JoinSet::new();
-    let mut waiting = addresses.into_iter();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the server has no address");
+    let mut silent = addresses;
+    let (mut next, mut fresh) = (0, silent.len());
+    let end = Instant::now() + CONNECT_TIME;
     loop {
-        let more = waiting
-            .next()
-            .map(|address| attempts.spawn(attempt(address)))
-            .is_some();
-        let finished = if more {
-            match timeout(HEAD_START, attempts.join_next()).await {
-                Ok(finished) => finished,
-                Err(_) => continue,
+        if next < silent.len() && attempts.len() < AT_ONCE && Instant::now() < end {
+            attempts.spawn(attempt(silent[next], end));
+            next += 1;
+        }
+        fresh = fresh.saturating_sub(1);
+        let pause = if fresh > 0 { HEAD_START } else { AGAIN };
+        let finished = match timeout(pause, attempts.join_next()).await {
+            Ok(finished) => finished,
+            Err(_) => {
+                if next >= silent.len() {
+                    next = 0;
+                }
+                continue;
             }
-        } else {
-            attempts.join_next().await
         };
         match finished {
-            Some(Ok(Ok(stream))) => return Ok(stream),
-            Some(Ok(Err(why))) => last = why,
+            Some(Ok((_, Ok(stream)))) => return Ok(stream),
+            Some(Ok((address, Err(why)))) => {
+                last = why;
+                if let Some(at) = silent.iter().position(|one| *one == address) {
+                    silent.remove(at);
+                    next -= usize::from(at < next);
+                }
+            }
             Some(Err(why)) => last = io::Error::other(why),
             None => return Err(last),
         }
     }
 }
 
-async fn attempt(address: SocketAddr) -> io::Result<TcpStream> {
+async fn attempt(address: SocketAddr, end: Instant) -> (SocketAddr, io::Result<TcpStream>) {
     let failed = |kind, why: &str| io::Error::new(kind, format!("{address}: {why}"));
-    match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
+    let connected = match timeout_at(end, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(why)) => Err(failed(why.kind(), &describe(&why))),
         Err(_) => {
             let why = format!("no answer within {} s", CONNECT_TIME.as_secs());
             Err(failed(io::ErrorKind::TimedOut, &why))
         }
-    }
+    };
+    (address, connected)
 }
 
 /// The error's words without the number that std appends.
@@ -592,6 +612,28 @@ mod tests {
             listener.local_addr()?
         );
         assert!(begun.elapsed() < Duration::from_secs(5));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_host_that_is_back_is_found_by_the_next_attempt_not_by_the_kernels() -> io::Result<()>
+    {
+        let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        full.bind(&any.into())?;
+        full.listen(0)?;
+        let silent = full.local_addr()?.as_socket().unwrap_or(any);
+        let filler = TcpStream::connect(silent).await?;
+        let connecting = tokio::spawn(race(vec![silent]));
+        // The kernel repeats the first SYN 1 s and 3 s after it.
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        assert!(!connecting.is_finished());
+        let back = std::time::Instant::now();
+        let _accepted = full.accept()?;
+        drop(filler);
+        let stream = connecting.await.map_err(io::Error::other)??;
+        assert_eq!(stream.peer_addr()?, silent);
+        assert!(back.elapsed() < AGAIN * 2, "{:?}", back.elapsed());
         Ok(())
     }
 

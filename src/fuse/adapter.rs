@@ -36,6 +36,7 @@ use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::prober::{self, Prober};
+use super::proc;
 use super::reopen::Reopens;
 use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
@@ -75,6 +76,13 @@ impl Adapter {
         options: KernelOptions,
         soft: Option<Soft>,
     ) -> io::Result<Self> {
+        if !proc::is_ours() {
+            tracing::warn!(
+                "/proc is not that of this process's pid namespace: callers are without their \
+                 supplementary groups, and no signal ends their waiting for the server; \
+                 mount it there before efs-fuse is started"
+            );
+        }
         let watcher = InterruptWatcher::start(Arc::clone(&metrics), soft)?;
         Ok(Self {
             identity: IdentityCache::new(),
@@ -468,6 +476,7 @@ impl Filesystem for Adapter {
         let flags = WriteFlags {
             open_flags: flags.0,
             from_cache,
+            kills_privileges: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
         let work = async move { vfs.write(ino.0, fh.0, offset, data, flags).await };
         self.dispatch.run(call, reply, work, answer::written, keep);

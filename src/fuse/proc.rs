@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::OnceLock;
 
 /// No status file is longer: 65536 groups of at most 11 characters, and two
 /// kilobytes of the rest.
@@ -15,12 +16,26 @@ const STATUS_LIMIT: usize = 1 << 20;
 /// The bit of SIGKILL in a signal mask.
 const KILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
 
+/// Whether `/proc` shows this process under the number that it has for itself; found out
+/// once. It is of another pid namespace where one was made without mounting `/proc` anew:
+/// then the numbers that FUSE gives are those of other processes there.
+pub(super) fn is_ours() -> bool {
+    static OURS: OnceLock<bool> = OnceLock::new();
+    *OURS.get_or_init(|| {
+        let own = std::process::id().to_string();
+        std::fs::read_link("/proc/self").is_ok_and(|link| link.to_str() == Some(&own))
+    })
+}
+
 /// Reads the status file of thread `tid` into `buf`, replacing what was there.
 ///
 /// # Errors
 /// The thread is gone, is not visible from this pid namespace, or procfs is
-/// mounted with `hidepid`.
+/// mounted with `hidepid`, or it is that of others ([`is_ours`]).
 pub(super) fn read_status(tid: u32, buf: &mut Vec<u8>) -> io::Result<()> {
+    if !is_ours() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     let mut file = File::open(format!("/proc/{tid}/status"))?;
     let mut filled = 0;
     loop {

@@ -19,6 +19,7 @@ use super::daemon::Ready;
 use super::error::{Asked, MountError};
 use super::launch::MountRequest;
 use super::options::{CacheTimes, LocksOf, MountOptions, NameCache, Patience, Unanswered};
+use super::owner::Owner;
 use super::registry::{Entry, Registry};
 use super::signals::Shutdown;
 use super::watchdog;
@@ -26,7 +27,6 @@ use crate::efs::{Problem, ServerConnector};
 use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions, Soft, Unmount};
 use crate::nfs::proto::ops::Op;
 use crate::nfs::proto::status::Status;
-use crate::nfs::session::establish::Identity;
 use crate::nfs::{Client, ClientConfig, ConnectError, NfsError};
 use crate::privilege;
 use crate::rpc::auth::Credential;
@@ -64,16 +64,25 @@ pub async fn run(
     let shutdown = Shutdown::on_signals()
         .map_err(|why| MountError::system("installing signal handlers", why))?;
     let connector = connector(&request)?;
+    let device = format!("{} {}", request.device.spec, request.options.server.port);
+    let owner = Owner::of_mount(&Registry::of_user(), &device, &request.mountpoint)
+        .map_err(unidentified)?;
     let (client, sent) = tokio::select! {
-        connected = connect_patiently(&request, &connector, &metrics) => connected?,
+        connected = connect_patiently(&request, &owner, &connector, &metrics) => connected?,
         () = shutdown.asked() => return Err(MountError::interrupted()),
     };
     let outcome = serve(
         &request, &connector, &client, sent, &metrics, ready, &shutdown,
     )
     .await;
-    client.shut_down(FAREWELL).await;
+    if client.shut_down(FAREWELL).await {
+        owner.retire();
+    }
     outcome
+}
+
+fn unidentified(why: io::Error) -> MountError {
+    MountError::system("making a client identity", why)
 }
 
 async fn serve(
@@ -179,9 +188,7 @@ fn connector(request: &MountRequest) -> Result<Arc<ServerConnector>, MountError>
     if options.connections(device.is_efs()).most == 1 {
         return Ok(Arc::new(connector));
     }
-    let connector = connector
-        .several()
-        .map_err(|why| MountError::system("making a client identity", why))?;
+    let connector = connector.several().map_err(unidentified)?;
     Ok(Arc::new(connector))
 }
 
@@ -195,13 +202,15 @@ pub async fn connect_only(
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Client>, MountError> {
     let connector = connector(request)?;
-    let (client, _) = connect_patiently(request, &connector, metrics).await?;
+    let owner = Owner::passing().map_err(unidentified)?;
+    let (client, _) = connect_patiently(request, &owner, &connector, metrics).await?;
     Ok(client)
 }
 
 /// Connects as often and as long as the options say.
 async fn connect_patiently(
     request: &MountRequest,
+    owner: &Owner,
     connector: &Arc<ServerConnector>,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Client>, Instant), MountError> {
@@ -219,7 +228,7 @@ async fn connect_patiently(
                 rest.map_or(PROGRESS, |rest| rest.min(PROGRESS))
             }
         };
-        let attempt = connect(request, connector, metrics);
+        let attempt = connect(request, owner, connector, metrics);
         let attempt = tokio::time::timeout(time, attempt).await;
         let peer = crate::rpc::transport::Connector::peer(&**connector);
         // In the foreground the log has said it on stderr already.
@@ -258,12 +267,12 @@ fn is_passing(error: &MountError) -> bool {
 
 async fn connect(
     request: &MountRequest,
+    owner: &Owner,
     connector: &Arc<ServerConnector>,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Client>, Instant), MountError> {
     let config = ClientConfig {
-        identity: identity(request)
-            .map_err(|why| MountError::system("making a client identity", why))?,
+        identity: owner.identity().map_err(unidentified)?,
         slots: request.options.max_requests,
         rsize: request.options.rsize,
         wsize: request.options.wsize,
@@ -380,53 +389,6 @@ fn refused(peer: &str, error: &NfsError) -> MountError {
         .remedy("check the server's list of allowed clients"),
         error => MountError::mount("mounting", format_args!("{peer}: {error}")),
     }
-}
-
-/// Who we are to the server. The owner is the same when this place is mounted
-/// again, so that the server lets go of what a killed daemon held; and differs
-/// between hosts, clones of one machine (by boot id) and namespaces.
-fn identity(request: &MountRequest) -> io::Result<Identity> {
-    let read = |path: &str| {
-        std::fs::read_to_string(path).map_or_else(|_| String::new(), |text| text.trim().to_owned())
-    };
-    let link = |path: &str| {
-        std::fs::read_link(path).map_or_else(
-            |_| String::new(),
-            |link| link.to_string_lossy().into_owned(),
-        )
-    };
-    let machine_name = read("/proc/sys/kernel/hostname");
-    let owner = format!(
-        "efs-fuse {machine_name} {} {} {} {} {} {}",
-        read("/proc/sys/kernel/random/boot_id"),
-        link("/proc/self/ns/net"),
-        link("/proc/self/ns/mnt"),
-        request.device.spec,
-        request.options.server.port,
-        request.mountpoint.display(),
-    );
-    let mut verifier = [0; 8];
-    getrandom::fill(&mut verifier).map_err(io::Error::other)?;
-    Ok(Identity {
-        owner: bounded(owner),
-        verifier,
-        machine_name,
-    })
-}
-
-/// co_ownerid is at most 1,024 bytes (NFS4_OPAQUE_LIMIT); a longer one keeps
-/// its beginning and end and says what lay between by a hash.
-fn bounded(owner: String) -> Vec<u8> {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    const LIMIT: usize = 1024;
-    let owner = owner.into_bytes();
-    if owner.len() <= LIMIT {
-        return owner;
-    }
-    let mut hasher = DefaultHasher::new();
-    owner.hash(&mut hasher);
-    let hash = format!("#{:016x}", hasher.finish());
-    [&owner[..LIMIT - hash.len()], hash.as_bytes()].concat()
 }
 
 /// When calls are given up, if they are.

@@ -8,7 +8,7 @@
 //! [`launch`] runs the first line; [`unmount`] is the second; [`remount`] and
 //! [`watchdog`] are for what happens in between. The kernel's
 //! mount table ([`mountinfo`]) is the truth about what is mounted, the
-//! [`registry`] adds who serves it. No function here asks a mounted file system
+//! [`registry`] adds who serves it, [`owner`] who that is to the server. No function here asks a mounted file system
 //! anything that could hang ([`place`], [`checks`]).
 
 pub mod assembly;
@@ -20,6 +20,7 @@ pub mod memory;
 pub mod mountinfo;
 pub mod notify;
 pub mod options;
+pub mod owner;
 pub mod place;
 pub mod process;
 pub mod registry;

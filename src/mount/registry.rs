@@ -146,6 +146,16 @@ impl Registry {
         Ok(())
     }
 
+    /// The path of a file about `mountpoint`, in the directory, which is made if there is
+    /// none.
+    ///
+    /// # Errors
+    /// The directory cannot be made, or is somebody else's.
+    pub(super) fn private_file(&self, mountpoint: &Path, suffix: &str) -> io::Result<PathBuf> {
+        self.create()?;
+        Ok(self.file(mountpoint, suffix))
+    }
+
     fn file(&self, mountpoint: &Path, suffix: &str) -> PathBuf {
         self.dir.join(format!("{:032x}.{suffix}", hash(mountpoint)))
     }

@@ -150,7 +150,10 @@ impl IoSizes {
 }
 
 /// Pauses before a request is repeated that the server put off (DELAY, GRACE).
-pub(super) struct Backoff(Duration);
+pub(super) struct Backoff {
+    next: Duration,
+    longest: Duration,
+}
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(20);
@@ -159,18 +162,27 @@ impl Backoff {
     const LONGEST_IN_GRACE: Duration = Duration::from_millis(1500);
 
     pub(super) fn new() -> Self {
-        Self(Self::FIRST)
+        Self::up_to(Self::LONGEST)
+    }
+
+    /// For what has to be done while the server's grace period lasts: no pause is longer
+    /// than this ([`Channel::pause`]).
+    pub(super) fn up_to(longest: Duration) -> Self {
+        Self {
+            next: Self::FIRST.min(longest),
+            longest,
+        }
     }
 
     pub(super) async fn pause(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(Self::LONGEST);
+        tokio::time::sleep(self.next).await;
+        self.next = (self.next * 2).min(self.longest);
     }
 
     /// A pause because of this status (DELAY or GRACE).
     pub(super) async fn pause_for(&mut self, status: Status) {
         if status == Status::GRACE {
-            self.0 = self.0.min(Self::LONGEST_IN_GRACE);
+            self.next = self.next.min(Self::LONGEST_IN_GRACE);
         }
         self.pause().await;
     }
@@ -359,7 +371,7 @@ impl Client {
         cred: &Credential,
         build: impl Fn(&mut Compound) + Send,
     ) -> Result<Reply, NfsError> {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::up_to(self.channel.pause());
         loop {
             let Some(slot) = session.slot(Class::Control).await else {
                 return Err(NfsError::Status(Op::Sequence, Status::BADSESSION));
@@ -400,8 +412,9 @@ impl Client {
     }
 
     /// Ends the session and the client id, as far as the server answers within
-    /// `patience`, and closes the connection. Calls still running fail.
-    pub async fn shut_down(&self, patience: Duration) {
+    /// `patience`, and closes the connection. Calls still running fail. True if the
+    /// server has said that nothing of this client is left.
+    pub async fn shut_down(&self, patience: Duration) -> bool {
         let phase = self.phase.send_replace(Phase::Down);
         let client_id = self.client_id.lock().clone();
         let farewell = async {
@@ -413,12 +426,14 @@ impl Client {
             }
             establish::destroy_client(&self.channel, &self.config.identity, &client_id).await
         };
-        match tokio::time::timeout(patience, farewell).await {
+        let farewell = tokio::time::timeout(patience, farewell).await;
+        match &farewell {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!("leaving the server: {error}"),
             Err(_) => tracing::warn!("the server did not answer our farewell"),
         }
         self.channel.close();
+        matches!(farewell, Ok(Ok(())))
     }
 }
 

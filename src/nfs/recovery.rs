@@ -28,6 +28,17 @@ use super::state::locks::LockState;
 use super::state::ranges::{LockKind, Span};
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
+use crate::telemetry::repeats::Repeats;
+
+// Of hundreds of files at a time.
+static OPENS_LOST: Repeats = Repeats::new(|count| {
+    tracing::warn!("{count} open files are lost: the server refused to open them again");
+});
+static OPENS_DROPPED: Repeats = Repeats::new(|count| {
+    tracing::warn!(
+        "the server dropped the state of open files {count} times; they are opened again"
+    );
+});
 
 impl Client {
     /// Starts recovery of the session with this generation, if it is still the
@@ -53,7 +64,7 @@ impl Client {
 }
 
 async fn recover(client: Arc<Client>, lost: Arc<Session>) {
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::up_to(client.channel.pause());
     let session = loop {
         if matches!(&*client.phase.borrow(), Phase::Down) {
             lost.end();
@@ -265,7 +276,8 @@ async fn reclaim(
             return Err(NfsError::Status(Op::Sequence, status));
         }
         Err(error) => {
-            tracing::warn!("an open file is lost: {error}");
+            tracing::debug!("an open file is lost: {error}");
+            OPENS_LOST.happened();
             open.lose();
             open.lose_locks();
         }
@@ -296,7 +308,7 @@ async fn reclaim_locks(
                 Ok(Ok(stateid)) => lock.reclaimed(stateid),
                 Err(error @ NfsError::Status(Op::Sequence, _)) => return Err(error),
                 refused => {
-                    tracing::error!(?refused, "a file lock could not be reclaimed");
+                    tracing::debug!(?refused, "a file lock could not be reclaimed");
                     // Part of it may be ours again; nobody is to wait for that.
                     give_up(client, session, &lock).await?;
                     lock.lose();
@@ -357,7 +369,8 @@ impl Client {
         if open.renewed_since(token) {
             return Ok(());
         }
-        tracing::warn!("the server dropped the state of an open file ({status}), opening it again");
+        tracing::debug!("the server dropped the state of an open file: {status}");
+        OPENS_DROPPED.happened();
         if matches!(
             status,
             Status::EXPIRED | Status::ADMIN_REVOKED | Status::DELEG_REVOKED

@@ -290,6 +290,12 @@ impl Channel {
         self.shared.patience.lock().set_lease(lease);
     }
 
+    /// The longest pause between two requests that try whether the server can do what it
+    /// could not before. See [`Patience::pause`].
+    pub fn pause(&self) -> Duration {
+        self.shared.patience.lock().pause()
+    }
+
     /// A call needed so long although the server had it all the time: it was still at
     /// work on it when it came again on another connection.
     pub fn needed(&self, time: Duration) {

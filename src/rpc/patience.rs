@@ -24,6 +24,11 @@ const MEMORY: Duration = Duration::from_secs(600);
 /// A machine that is busy is silent for so long.
 const SHORTEST: Duration = Duration::from_secs(1);
 
+/// A server that is away costs one attempt in so much time, whatever its lease is.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// Nor is one with a very short lease to be hammered.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long calls may wait before something is thought of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tolerance {
@@ -135,6 +140,14 @@ impl Patience {
         self.first.min(sixth.max(SHORTEST))
     }
 
+    /// The longest pause between two attempts to reach a server that is away. When it
+    /// is back, its grace period runs, which may be shorter than a lease; who comes
+    /// after it has lost all locks. So this is a small part of the lease, by which
+    /// servers choose their grace, and of the shortest that is known to be used.
+    pub fn pause(&self) -> Duration {
+        (self.lease.unwrap_or(LONGEST) / 16).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+    }
+
     /// How long a connection that was heard then may be silent in all.
     pub fn limit(&self, heard: Instant) -> Duration {
         let Some(lease) = self.lease else {
@@ -182,6 +195,16 @@ mod tests {
         assert_eq!((of(5, 2).silence, of(5, 2).wait), (secs(5), secs(10)));
         assert_eq!((of(3, 0).silence, of(3, 0).wait), (secs(3), secs(3)));
         assert_eq!(of(0, 0).silence, secs(1));
+    }
+
+    #[test]
+    fn a_server_that_is_away_is_looked_for_in_small_parts_of_its_lease() {
+        let mut patience = Patience::new(secs(5), Instant::now());
+        assert_eq!(patience.pause(), Duration::from_millis(500));
+        for (lease, pause) in [(1, 100), (4, 250), (8, 500), (90, 500)] {
+            patience.set_lease(secs(lease));
+            assert_eq!(patience.pause(), Duration::from_millis(pause), "{lease} s");
+        }
     }
 
     #[test]

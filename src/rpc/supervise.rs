@@ -21,10 +21,9 @@ use super::lane::{self, End, Ended, Signals};
 use super::pending::LaneId;
 use super::transport::{BoxStream, NoFurther};
 
-/// Pauses between attempts to connect: at once, then from here ...
+/// Pauses between attempts to connect: at once, then from here, doubling up to
+/// [`Patience::pause`](super::patience::Patience::pause).
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// ... doubling up to here.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// How long a further connection may take to answer its greeting.
 const GREETING: Duration = Duration::from_secs(10);
@@ -122,7 +121,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
             match connected {
                 Ok(stream) => lanes.start(stream),
                 Err(error) => {
-                    backoff = longer(backoff);
+                    backoff = longer(&shared, backoff);
                     lost(&shared, error, false);
                 }
             }
@@ -156,7 +155,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
                 // A server that accepts and hangs up at once is not to be
                 // hammered: only a connection that carried a reply resets the
                 // pause.
-                backoff = if ended.useful { Duration::ZERO } else { longer(backoff) };
+                backoff = if ended.useful { Duration::ZERO } else { longer(&shared, backoff) };
                 lost(&shared, error, ended.useful);
             }
             Some(attempt) = attempts.join_next() => match attempt {
@@ -173,8 +172,9 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
     }
 }
 
-fn longer(backoff: Duration) -> Duration {
-    (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX)
+fn longer(shared: &Shared, backoff: Duration) -> Duration {
+    let most = shared.patience.lock().pause();
+    (backoff * 2).clamp(BACKOFF_MIN, most.max(BACKOFF_MIN))
 }
 
 /// The last connection is gone, or the next one could not be made.

@@ -87,7 +87,10 @@ pub fn init(destination: &Destination, debug: bool) -> io::Result<()> {
         destination,
     )?;
     let (filter, handle) = reload::Layer::new(filter);
-    let registry = tracing_subscriber::registry().with(filter).with(discreet());
+    let registry = tracing_subscriber::registry()
+        .with(filter)
+        .with(discreet())
+        .with(Unwanted);
     let installed = match destination {
         Destination::Nowhere => return Ok(()),
         Destination::Journal => {
@@ -185,6 +188,54 @@ fn discreet() -> FilterFn<impl Fn(&tracing::Metadata<'_>) -> bool> {
     })
     // Nothing is cached that it says: it depends on nothing else.
     .with_max_level_hint(Level::TRACE)
+}
+
+/// Leaves out what is no news: the answers to requests that the kernel does not have any
+/// more.
+///
+/// The kernel tells of a signal to a caller by FUSE_INTERRUPT; fuser answers that it knows
+/// no such thing, which comes too late if the request was answered meanwhile, or was read
+/// by another thread's descriptor. The kernel says ENOENT then, and fuser an error, for
+/// each process that is killed. ENOENT of a reply means nothing else, and nobody waits.
+struct Unwanted;
+
+impl<S: Subscriber> tracing_subscriber::Layer<S> for Unwanted {
+    fn event_enabled(
+        &self,
+        event: &Event<'_>,
+        _: tracing_subscriber::layer::Context<'_, S>,
+    ) -> bool {
+        let mut said = LateReply::default();
+        // Its events come by the `log` crate, of which the target is a field.
+        let meta = event.metadata();
+        said.of_fuser = meta.target().starts_with("fuser");
+        if said.of_fuser || meta.target() == "log" {
+            event.record(&mut said);
+        }
+        !(said.of_fuser && said.late)
+    }
+}
+
+#[derive(Default)]
+struct LateReply {
+    of_fuser: bool,
+    late: bool,
+}
+
+impl tracing::field::Visit for LateReply {
+    fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+        if field.name() == "log.target" {
+            self.of_fuser = value.starts_with("fuser");
+        }
+    }
+
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            let text = format!("{value:?}");
+            let code = format!("(os error {})", libc::ENOENT);
+            self.late = text.starts_with("Failed to send FUSE reply") && text.ends_with(&code);
+        }
+    }
 }
 
 fn filter(rust_log: Option<&str>, debug: bool, destination: &Destination) -> io::Result<EnvFilter> {
@@ -404,6 +455,29 @@ mod tests {
             .err()
             .map(|why| why.to_string());
         assert!(why.is_some_and(|why| why.starts_with("RUST_LOG=")));
+    }
+
+    #[test]
+    fn a_reply_that_comes_too_late_is_no_error_and_one_that_fails_is() {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let layer = lines(PrefixedLine, move || writer.clone());
+        let registry = tracing_subscriber::registry().with(Unwanted).with(layer);
+        tracing::subscriber::with_default(registry, || {
+            let of = |errno| io::Error::from_raw_os_error(errno);
+            for errno in [libc::ENOENT, libc::EINVAL] {
+                let err = of(errno);
+                tracing::error!(target: "fuser::reply", "Failed to send FUSE reply: {err}");
+                tracing::error!("Failed to send FUSE reply: {err}");
+                // As the log crate's events come.
+                tracing::error!(target: "log", { "log.target" = "fuser::reply" }, "Failed to send FUSE reply: {err}");
+            }
+            tracing::error!(target: "fuser::session", "{}", of(libc::ENOENT));
+        });
+        let bytes = captured.0.lock().map(|bytes| bytes.clone());
+        let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert_eq!(text.matches("(os error 2)").count(), 2, "{text}");
     }
 
     #[test]

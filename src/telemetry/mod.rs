@@ -4,7 +4,8 @@
 //! Any layer may count; this layer calls nobody. Counting is relaxed atomics
 //! only, so it is safe in a FUSE reader thread as well as in a tokio task. The
 //! numbers live in one [`Metrics`] per mount, shared by `Arc`; nothing here is
-//! global except the log subscriber, which the process has only one of.
+//! global except the log subscriber, which the process has only one of, and what is
+//! counted to be one line there ([`repeats`]).
 
 pub mod control;
 pub mod counters;
@@ -13,6 +14,7 @@ pub mod log;
 pub mod metrics;
 pub mod operations;
 pub mod prometheus;
+pub mod repeats;
 pub mod serve;
 pub mod slow;
 

@@ -58,7 +58,7 @@ mod walk;
 pub mod window;
 pub mod write;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -115,6 +115,8 @@ pub struct Vfs {
     files: DashMap<u64, Arc<OpenHandle>>,
     dirs: DashMap<u64, Arc<DirHandle>>,
     next_fh: AtomicU64,
+    /// The mount is at its end: files are closed under those who still use them.
+    ending: AtomicBool,
     /// Restarts of the server.
     restarts: AtomicU64,
     window: Window,
@@ -198,6 +200,7 @@ impl Vfs {
             files: DashMap::new(),
             dirs: DashMap::new(),
             next_fh: AtomicU64::new(1),
+            ending: AtomicBool::new(false),
             restarts: AtomicU64::new(0),
             window: Window::new(config.write_window),
             pipeline,
@@ -248,6 +251,7 @@ impl Vfs {
     /// Waits until everything written has reached the server and every open is
     /// closed. For the end of a mount, when the kernel has let go of it.
     pub async fn settled(self: &Arc<Self>) {
+        self.ending.store(true, Ordering::Relaxed);
         // A RELEASE that the end of the connection overtook never comes.
         let left: Vec<u64> = self.files.iter().map(|file| *file.key()).collect();
         for fh in left {

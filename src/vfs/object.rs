@@ -117,6 +117,9 @@ impl Vfs {
         set: SetAttr,
     ) -> Result<(Stat, Duration), Errno> {
         let inode = self.inode_of(ino, fh)?;
+        if set.size > Some(self.client.fs().max_file_size) {
+            return Err(Errno(libc::EFBIG));
+        }
         if let Some(stat) = self.set_together(&inode, cred, &set) {
             return Ok((stat, Duration::ZERO));
         }
@@ -206,6 +209,48 @@ impl Vfs {
         }))
     }
 
+    /// Somebody without CAP_FSETID writes past the page cache: the set-id rights that the
+    /// kernel takes from a file before it writes through the cache are ours to take then
+    /// (FUSE_WRITE_KILL_SUIDGID). None without these rights costs anything.
+    pub(super) async fn kill_privileges(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        writer: &Credential,
+    ) -> Result<(), Errno> {
+        let (before, owner) = {
+            let attr = inode.attr.lock();
+            let stat = attr.stat();
+            let owner = Credential {
+                uid: stat.uid,
+                gid: stat.gid,
+                gids: Vec::new(),
+            };
+            (u32::from(stat.perm), owner)
+        };
+        let member = writer.gid == owner.gid || writer.gids.contains(&owner.gid);
+        let after = without_privileges(before, member);
+        if after == before {
+            return Ok(());
+        }
+        let new = new_attributes(&SetAttr {
+            mode: Some(after),
+            ..SetAttr::default()
+        });
+        let _changing = self.changing(inode);
+        let sent = Instant::now();
+        let moved = self
+            .client
+            .set_attrs(&owner, &inode.handle, None, &new)
+            .await
+            .map_err(|error| self.failed(&error, inode))?;
+        self.moved(inode, &moved, sent);
+        // execve(2) goes by what the kernel knows.
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_attr(inode.ino);
+        }
+        Ok(())
+    }
+
     /// The text of a symbolic link, if it was read before.
     pub fn readlink_cached(&self, ino: Ino) -> Option<Bytes> {
         self.inodes
@@ -257,6 +302,15 @@ impl Vfs {
         *self.space.0.lock() = Some((Instant::now(), space));
         Ok(space)
     }
+}
+
+/// A mode without what a write takes from it: the right of setuid, and that of setgid
+/// where it is one. Without the group's right to execute it is a mark, which members of
+/// the group leave there (Linux, setattr_should_drop_sgid).
+fn without_privileges(mode: u32, member: bool) -> u32 {
+    let mark = mode & libc::S_IXGRP == 0 && member;
+    let setgid = if mark { 0 } else { libc::S_ISGID };
+    mode & !(libc::S_ISUID | setgid)
 }
 
 /// What SETATTR is asked to set.

@@ -221,6 +221,8 @@ pub struct OpenHandle {
     pub(super) access: u32,
     /// Write errors that this handle has told of.
     pub(super) seen: Mutex<Seen>,
+    /// Those that a close(2) was told of, which leaves them to be told again.
+    told_at_close: Mutex<Seen>,
     pub(super) ahead: Ahead,
     /// It was locked through once.
     pub(super) locked: AtomicBool,
@@ -246,7 +248,17 @@ impl Vfs {
         self.files
             .get(&fh)
             .map(|handle| Arc::clone(&handle))
-            .ok_or(Errno(libc::EBADF))
+            .ok_or_else(|| self.no_handle())
+    }
+
+    /// What there is to say of a handle that is not there. After the end of the mount
+    /// (SIGTERM while files are in use) it is closed, but its descriptor is not: its
+    /// process is told what it will be told next, by the kernel.
+    fn no_handle(&self) -> Errno {
+        match self.ending.load(Ordering::Relaxed) {
+            true => Errno(libc::ENOTCONN),
+            false => Errno(libc::EBADF),
+        }
     }
 
     /// The handle, which the kernel uses: what its open had it drop is dropped.
@@ -484,6 +496,7 @@ impl Vfs {
             open,
             access,
             seen: Mutex::new(inner.pipeline.errors().sample()),
+            told_at_close: Mutex::new(inner.pipeline.errors().sample()),
             ahead: Ahead::new(self.config.read_ahead, beginning),
             locked: AtomicBool::new(false),
             drops_pages: AtomicBool::new(!keep_cache),
@@ -599,7 +612,9 @@ impl Vfs {
         self.publish(&handle.inode).await;
         self.closed_by(&handle.inode, lock_owner).await;
         let inner = self.file_state(&handle.inode).inner.lock();
-        match inner.pipeline.errors().peek(&handle.seen.lock()) {
+        let errors = inner.pipeline.errors();
+        *handle.told_at_close.lock() = errors.sample();
+        match errors.peek(&handle.seen.lock()) {
             Some(errno) => Err(errno),
             None => Ok(()),
         }
@@ -636,15 +651,26 @@ impl Vfs {
             let file = self.file_state(&handle.inode);
             file.inner.lock().along_used(used);
         }
-        if self.tell_error(&handle).is_err() {
+        if let Some(Errno(errno)) = self.untold_error(&handle) {
+            let why = std::io::Error::from_raw_os_error(errno);
             tracing::error!(
                 ino = handle.inode.ino,
-                "data written through a mapping were lost after the last close"
+                "data written through a mapping after the last close were lost, and nobody \
+                 was left to be told: {why}"
             );
         }
         self.released(&handle, fh).await;
         self.leave(&handle.inode, &handle.open).await;
         Ok(())
+    }
+
+    /// A write error that neither a call nor a close of this handle has told of.
+    fn untold_error(&self, handle: &OpenHandle) -> Option<Errno> {
+        let inner = self.file_state(&handle.inode).inner.lock();
+        let errors = inner.pipeline.errors();
+        errors
+            .peek(&handle.seen.lock())
+            .and_then(|_| errors.peek(&handle.told_at_close.lock()))
     }
 
     /// The write error that this handle has to tell of, if there is one.

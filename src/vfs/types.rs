@@ -213,6 +213,9 @@ pub struct WriteFlags {
     pub open_flags: i32,
     /// The data come from the page cache (mmap write-back), not from write(2).
     pub from_cache: bool,
+    /// The caller has no CAP_FSETID, and the kernel has left it to the file system to
+    /// take set-id rights from the file.
+    pub kills_privileges: bool,
 }
 
 /// A byte range of a file lock, as `fcntl(2)` hands it over.

@@ -47,6 +47,8 @@ enum Place {
 #[derive(Debug)]
 struct Accepted {
     offset: u64,
+    /// Fewer than were given where the server's files end.
+    len: u64,
     write: WriteTicket,
     /// Of synchronous ones.
     drain: Option<DrainTicket>,
@@ -87,6 +89,9 @@ impl Vfs {
         let inode = &handle.inode;
         // A mode set before these data protects them from the first byte on.
         self.send_changes(inode).await;
+        if flags.kills_privileges {
+            self.kill_privileges(inode, &handle.open.cred).await?;
+        }
         let sync = flags.open_flags & SYNCHRONOUS != 0 || self.config.write_window == 0;
         if !sync {
             self.wait_for_room(inode, data.len()).await?;
@@ -98,7 +103,6 @@ impl Vfs {
         if matches!(place, Place::End) {
             self.know_the_end(&handle).await?;
         }
-        let len = data.len();
         let accepted = self.accept(&handle, place, data, sync).await?;
         self.pump(inode);
         if accepted.offset != offset {
@@ -115,7 +119,7 @@ impl Vfs {
                 self.tell_error(&handle)?;
             }
         }
-        Ok(len as u32)
+        Ok(accepted.len as u32)
     }
 
     /// Takes data into the pipeline, unless their caller has been answered meanwhile.
@@ -126,7 +130,7 @@ impl Vfs {
         data: Bytes,
         sync: bool,
     ) -> Result<Accepted, Errno> {
-        let (inode, len) = (&handle.inode, data.len() as u64);
+        let inode = &handle.inode;
         let caller = sync.then(caller::current).flatten();
         loop {
             let accepted = self.with_pipeline(inode, |inner| {
@@ -138,13 +142,15 @@ impl Vfs {
                     Place::At(offset) => offset,
                     Place::End => attr.stat().size,
                 };
+                let mut data = data.clone();
+                data.truncate(self.room_in_file(offset)?);
+                let len = data.len() as u64;
                 let end = offset.checked_add(len).ok_or(Errno(libc::EFBIG))?;
                 // What is lost with these data, if they are, must be theirs alone.
                 if sync && inner.pipeline.overlaps_pending(offset..end) {
-                    return Ok(Err(offset));
+                    return Ok(Err((offset, len)));
                 }
                 let origin = Origin::new(&handle.open, caller.clone());
-                let data = data.clone();
                 let write = inner.pipeline.accept(now(), origin, offset, data, sync);
                 inner.writes += 1;
                 // The page of the end of the file is the kernel's only in part.
@@ -155,6 +161,7 @@ impl Vfs {
                 Ok(Ok((
                     Accepted {
                         offset,
+                        len,
                         write,
                         drain,
                     },
@@ -165,11 +172,12 @@ impl Vfs {
                 Ok((accepted, readers)) => {
                     // What they read ahead from now on waits for these data.
                     for reader in readers {
-                        reader.ahead.written(accepted.offset..accepted.offset + len);
+                        let end = accepted.offset + accepted.len;
+                        reader.ahead.written(accepted.offset..end);
                     }
                     return Ok(accepted);
                 }
-                Err(offset) => self.settle(inode, offset, len).await,
+                Err((offset, len)) => self.settle(inode, offset, len).await,
             }
         }
     }
@@ -205,6 +213,20 @@ impl Vfs {
         kernel.inval_attr(ino);
         let dropped = tokio::task::spawn_blocking(move || kernel.inval_inode_now(ino));
         let _ = tokio::time::timeout(LOCKED_PAGE, dropped).await;
+    }
+
+    /// How much may be written at `offset` of any file. The kernel knows only its own
+    /// limit, and a server that is told of more would refuse it when write(2) has long
+    /// been answered. What begins below the server's limit is written up to there, as on
+    /// every file system.
+    ///
+    /// # Errors
+    /// EFBIG: nothing.
+    fn room_in_file(&self, offset: u64) -> Result<usize, Errno> {
+        match self.client.fs().max_file_size.saturating_sub(offset) {
+            0 => Err(Errno(libc::EFBIG)),
+            room => Ok(usize::try_from(room).unwrap_or(usize::MAX)),
+        }
     }
 
     /// Waits until the mount and the file may hold `len` bytes more; or for the caller's

@@ -420,3 +420,30 @@ fn sigkill_of_the_daemon_ends_every_waiting_caller() {
     drop(stopped);
     run(&mut umount_command(world.mount.path()), COMMAND_LIMIT).expect_success("umount");
 }
+
+#[test]
+fn a_writer_that_outlives_the_mount_is_told_that_it_is_gone() {
+    use std::os::unix::fs::FileExt;
+    let server = server();
+    let mount = Mount::new(&server);
+    let file = fs::File::create(mount.join("file")).expect("create");
+    signal(mount.pid(), libc::SIGTERM);
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut round = 0_u64;
+    let told = loop {
+        assert!(Instant::now() < end, "it writes for ever");
+        match file.write_at(&round.to_le_bytes(), round % 1000 * 8) {
+            Ok(_) => round += 1,
+            Err(err) => break err,
+        }
+    };
+    assert!(
+        matches!(
+            told.raw_os_error(),
+            Some(libc::ENOTCONN | libc::EIO | libc::ECONNABORTED)
+        ),
+        "after {round} writes: {told}"
+    );
+    drop(file);
+    daemon_ends(mount.at(), DAEMON_END);
+}

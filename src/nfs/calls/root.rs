@@ -30,6 +30,8 @@ pub struct FileSystem {
     pub max_write: u32,
     /// Longest name, bytes.
     pub max_name: u32,
+    /// No file is longer, bytes.
+    pub max_file_size: u64,
 }
 
 impl Client {
@@ -150,6 +152,10 @@ impl Client {
             exclcreat: fs.exclcreat.and(fs.supported),
             max_read: most(fs.max_read),
             max_write: most(fs.max_write),
+            max_file_size: match fs.max_file_size {
+                0 => u64::MAX,
+                some => some,
+            },
             max_name: if fs.max_name == 0 {
                 255
             } else {

@@ -22,6 +22,13 @@ use parking_lot::Mutex;
 use super::super::proto::types::StateId;
 use super::OpenState;
 use super::ranges::{LockKind, Ranges, Span};
+use crate::telemetry::repeats::Repeats;
+
+static LOST: Repeats = Repeats::new(|count| {
+    tracing::error!(
+        "locks were lost on files of {count} owners: each gets EIO until it closes its file"
+    );
+});
 
 /// The locks of one owner on one file.
 #[derive(Debug)]
@@ -126,7 +133,8 @@ impl LockState {
             inner.lost = true;
         }
         self.open.inner.lock().fence += 1;
-        tracing::error!("a file lock was lost: its holder gets EIO until it closes the file");
+        tracing::debug!(owner = self.owner, "a file lock was lost");
+        LOST.happened();
     }
 
     /// For a reclaim: what is to be locked again under a new stateid.

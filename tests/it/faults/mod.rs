@@ -5,9 +5,11 @@
 //!   table of all [`scenarios`]; [`cells`] is how one fault is tried
 //! - [`connections`]: one of several connections breaks
 //! - [`away`]: the server does not come back: soft mounts, memory, unmounting
+//! - [`back`]: the server comes back, and its grace period is short
 //! - [`daemon`]: the daemon itself is killed or stopped
 
 mod away;
+mod back;
 mod cells;
 pub(crate) mod connections;
 mod daemon;

@@ -15,11 +15,15 @@ fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The unit, with the program under test in the place of the installed one.
+/// The unit, with the program under test in the place of the installed one. By a link:
+/// a unit cannot name every path that a checkout may have.
 fn unit(dir: &Path) -> PathBuf {
     let text = fs::read_to_string(shipped("systemd/efs-fuse@.service")).expect("the unit");
     let at = dir.join("efs-fuse@volumes.service");
-    fs::write(&at, text.replace("/usr/sbin/efs-fuse", EFS_FUSE)).expect("write");
+    let program = dir.join("efs-fuse");
+    std::os::unix::fs::symlink(EFS_FUSE, &program).expect("symlink");
+    let program = program.to_str().expect("a path in UTF-8");
+    fs::write(&at, text.replace("/usr/sbin/efs-fuse", program)).expect("write");
     at
 }
 

@@ -51,8 +51,8 @@ impl Machine {
             # `! command` never ends a script.\n\
             fails() { ! \"$@\"; }\n\
             mount -t overlay overlay -o lowerdir=/usr/sbin,upperdir=$DIR/up,workdir=$DIR/work /usr/sbin\n\
-            ln -sf $EFS_FUSE /usr/sbin/mount.efs-fuse\n\
-            ln -sf $EFS_FUSE /usr/sbin/mount.fuse.efs-fuse\n\
+            ln -sf \"$EFS_FUSE\" /usr/sbin/mount.efs-fuse\n\
+            ln -sf \"$EFS_FUSE\" /usr/sbin/mount.fuse.efs-fuse\n\
             mount --bind $DIR/fstab /etc/fstab\n\
             mkdir -p /run/mount\n\
             mount -t tmpfs tmpfs /run/mount\n\

@@ -285,3 +285,50 @@ fn fstat_shows_the_time_of_the_last_write_and_reading_its_size_takes_no_notice()
         std::thread::sleep(Duration::from_millis(15));
     }
 }
+
+#[test]
+fn a_write_takes_set_id_rights_away_also_past_the_page_cache() {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let world = World::new();
+    let mut block = Box::new(sys::Aligned([0; 8192]));
+    block.0.fill(b'x');
+    for (n, (flags, writer, mode, left)) in [
+        (0, 1002, 0o6777, 0o777),
+        (libc::O_DIRECT, 1002, 0o6777, 0o777),
+        (libc::O_DIRECT, 1002, 0o6666, 0o666),
+        (libc::O_DIRECT, 1002, 0o4666, 0o666),
+        // Its owner is no better than others here.
+        (libc::O_DIRECT, 1001, 0o6777, 0o777),
+        (libc::O_DIRECT | libc::O_SYNC, 1001, 0o4766, 0o766),
+        // Without the right to execute it is no right of setgid: its group may keep it.
+        (libc::O_DIRECT, 1001, 0o2667, 0o2667),
+        (libc::O_DIRECT, 1002, 0o2666, 0o666),
+        // Root keeps them: it has CAP_FSETID.
+        (libc::O_DIRECT, 0, 0o6777, 0o6777),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("file{n}");
+        let path = world.path(&name);
+        fs::write(&path, [0; 8192]).expect("write");
+        chown(&path, Some(1001), Some(1001)).expect("chown");
+        sys::chmod(&path, mode).expect("chmod");
+        assert_eq!(
+            fs::metadata(&path).expect("stat").permissions().mode() & 0o7777,
+            mode
+        );
+        Identity::new(writer, writer, &[]).run(|| {
+            let file = OpenOptions::new()
+                .write(true)
+                .custom_flags(flags)
+                .open(&path)
+                .expect("open");
+            file.write_all_at(&block.0, 0).expect("write");
+        });
+        for (at, path) in [("here", path), ("server", world.behind(&name))] {
+            let mode = fs::metadata(path).expect("stat").permissions().mode() & 0o7777;
+            assert_eq!(mode, left, "{at}: {flags:#o}, uid {writer}: {mode:#o}");
+        }
+    }
+}

@@ -7,7 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::fixtures::World;
-use crate::fixtures::process::run;
+use crate::fixtures::ganesha::{Server, ServerOptions};
+use crate::fixtures::mount::{MountRequest, Mountpoint};
+use crate::fixtures::process::{Background, run};
 use crate::fixtures::sys::{self, Identity, errno};
 
 fn user(uid: u32) -> Identity {
@@ -216,4 +218,64 @@ fn a_program_that_writes_drops_setuid_rights_of_the_file() {
         0,
         "set-id bits must not survive a stranger's write"
     );
+}
+
+#[test]
+fn a_daemon_that_sees_the_processes_of_others_takes_nothing_of_theirs() {
+    let server = Server::start(ServerOptions::default());
+    let at = Mountpoint::new();
+    let secret = server.export().join("secret");
+    fs::write(&secret, "s").expect("write");
+    chown(&secret, Some(0), Some(4711)).expect("chown");
+    sys::chmod(&secret, 0o640).expect("chmod");
+    // A member of the group, whose number outside is the caller's inside.
+    let mut member = Command::new("sleep");
+    member.arg("1000").current_dir("/");
+    let who = Identity::new(1001, 1001, &[4711]);
+    // SAFETY: `assume` makes three system calls and nothing else.
+    unsafe { member.pre_exec(move || who.assume()) };
+    let member = Background::spawn(member).expect("sleep");
+    let log = tempfile::NamedTempFile::new().expect("temporary file");
+    let request = MountRequest::of(&server)
+        .without("log=")
+        .option(&format!("log={}", log.path().display()));
+    let mount = request.command(at.path());
+    let script = r#"
+        "$@" || exit 10
+        for _ in $(seq 200); do
+            echo $((MEMBER - 1)) >/proc/sys/kernel/ns_last_pid || exit 11
+            # The first process of this shell after that: it gets the number, or another
+            # one was faster.
+            sh -c '[ $$ = "$MEMBER" ] || exit 99
+                exec setpriv --reuid 1001 --regid 1001 --clear-groups cat "$AT/secret"' >/dev/null 2>"$AT.said"
+            status=$?
+            [ $status = 99 ] || break
+        done
+        said=$(cat "$AT.said")
+        umount "$AT"
+        [ $status = 1 ] || { echo "cat: $status"; exit 12; }
+        case $said in *"Permission denied"*) ;; *) echo "$said"; exit 13 ;; esac
+    "#;
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount",
+            "--propagation",
+            "private",
+        ])
+        .args(["bash", "-c", script, "bash"])
+        .arg(mount.get_program())
+        .args(mount.get_args())
+        .current_dir("/")
+        .env("MEMBER", member.pid().to_string())
+        .env("AT", at.path());
+    run(&mut command, Duration::from_secs(60)).expect_success("the namespace");
+    let log = fs::read_to_string(log.path()).expect("log");
+    let warned = log
+        .lines()
+        .filter(|line| line.contains("/proc is not that of"));
+    assert_eq!(warned.count(), 1, "{log}");
 }

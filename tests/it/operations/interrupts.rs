@@ -13,7 +13,8 @@ fn shell(script: &str, world: &World) -> Background {
     command
         .args(["-c", script])
         .current_dir("/")
-        .env("DIR", world.mount.path());
+        .env("DIR", world.mount.path())
+        .env("BEHIND", world.behind("gone"));
     Background::spawn(command).expect("spawn")
 }
 
@@ -84,4 +85,41 @@ fn a_fatal_signal_ends_a_waiting_process_and_a_stall_alone_ends_nothing() {
         .wait(Duration::from_secs(20))
         .expect("goes on after the stall");
     assert_eq!(status.code(), Some(1), "cat: one file missing, one read");
+}
+
+#[test]
+fn processes_that_are_killed_and_closes_that_fail_are_no_errors_of_the_log() {
+    let log = tempfile::NamedTempFile::new().expect("temporary file");
+    let world = World::with(|request| {
+        request
+            .without("log=")
+            .option(&format!("log={}", log.path().display()))
+    });
+    fs::write(world.path("file"), vec![1; 1 << 20]).expect("write");
+    let stopped = world.server.stopped();
+    let scripts = [
+        "exec cat \"$DIR/file\"",
+        "exec touch \"$DIR/new\"",
+        "exec dd if=/dev/zero of=\"$DIR/long\" bs=1M count=200 2>/dev/null",
+    ];
+    let mut children: Vec<_> = (scripts.iter().cycle().take(9))
+        .map(|script| shell(script, &world))
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    for child in &mut children {
+        child.signal(libc::SIGKILL);
+        child.wait(Duration::from_secs(5)).expect("it dies");
+    }
+    drop(stopped);
+    // A write that the server refuses, told by close(2): nothing of it was mapped.
+    let mut script = shell(
+        "exec 3>\"$DIR/gone\"; rm \"$BEHIND\"; echo x >&3; exec 3>&-; exit 0",
+        &world,
+    );
+    script.wait(Duration::from_secs(10)).expect("it ends");
+    let World { mount, server } = world;
+    mount.unmount();
+    drop(server);
+    let log = fs::read_to_string(log.path()).expect("log");
+    assert!(!log.contains(" ERROR "), "{log}");
 }

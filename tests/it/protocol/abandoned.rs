@@ -153,7 +153,7 @@ async fn make(mount: &Mount, open: Open, change: Change) -> Result<(), Errno> {
         Change::SyncWrite => {
             let flags = WriteFlags {
                 open_flags: libc::O_DIRECT,
-                from_cache: false,
+                ..WriteFlags::default()
             };
             let data = Bytes::from_static(b"late");
             vfs.write(open.ino, open.fh, 0, data, flags).await.map(drop)

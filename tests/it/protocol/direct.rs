@@ -13,7 +13,7 @@ const KIB: usize = 1024;
 async fn write(mount: &Mount, file: Open, flags: i32, at: u64, data: u8) -> Result<u32, Errno> {
     let flags = WriteFlags {
         open_flags: flags,
-        from_cache: false,
+        ..WriteFlags::default()
     };
     let data = Bytes::from(vec![data; 4 * KIB]);
     mount.vfs.write(file.ino, file.fh, at, data, flags).await

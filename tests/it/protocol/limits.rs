@@ -5,6 +5,7 @@ use efs_fuse::nfs::calls::HowToOpen;
 use efs_fuse::nfs::proto::attrs::NewAttributes;
 use efs_fuse::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE, CAN_READ};
 use efs_fuse::nfs::proto::types::Stable;
+use efs_fuse::vfs::types::{Errno, ROOT_INO, WriteFlags};
 
 use super::rig::{Mount, Rig, within};
 use crate::peer::proto::{op, st};
@@ -278,4 +279,40 @@ async fn a_large_file_goes_through_a_small_channel_whole() {
     .await;
     assert_eq!(mount.peer.fs().read_file("/big").unwrap(), data);
     assert!(!mount.peer.fs().has_unstable("/big").unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_accepted_beyond_the_longest_file_of_the_server() {
+    const MOST: u64 = 1 << 30;
+    let mount = Mount::new(PeerConfig {
+        max_file_size: MOST,
+        ..PeerConfig::default()
+    })
+    .await;
+    let too_big = Err(Errno(libc::EFBIG));
+    let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+    assert_eq!(mount.write(file, MOST, b"x").await, too_big);
+    assert_eq!(mount.write(file, u64::MAX - 1, b"x").await, too_big);
+    assert_eq!(
+        mount.truncate(file.ino, Some(file.fh), MOST + 1).await,
+        too_big
+    );
+    assert_eq!(mount.truncate(file.ino, None, u64::MAX).await, too_big);
+    assert_eq!(mount.getattr(file.ino).await.unwrap().size, 0);
+    mount
+        .write(file, MOST - 1, b"x")
+        .await
+        .expect("the last byte");
+    // What begins below it ends there, as on every file system.
+    let flags = WriteFlags::default();
+    let some = Bytes::from_static(b"four");
+    let written = mount.vfs.write(file.ino, file.fh, MOST - 2, some, flags);
+    assert_eq!(written.await, Ok(2));
+    mount.fsync(file).await.expect("the server takes it");
+    mount
+        .truncate(file.ino, Some(file.fh), MOST)
+        .await
+        .expect("as long as it may be");
+    mount.close(file).await.expect("nothing is left to be told");
+    assert_eq!(mount.peer.fs().stat("/f").unwrap().size, MOST);
 }

@@ -427,3 +427,28 @@ async fn a_reclaim_whose_reply_does_not_decode_is_no_lost_file() {
     rig.peer.crash_and_restart();
     all_work(&rig, &opens).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_back_is_found_within_a_small_part_of_its_lease() {
+    let lease_s = 4;
+    let rig = Rig::new(PeerConfig {
+        lease_s,
+        ..PeerConfig::default()
+    })
+    .await;
+    for away in [300, 1000, 3150, 7000, 60_000] {
+        rig.peer.refuse_connections(true);
+        rig.peer.cut_all_connections();
+        super::rig::millis(away).await;
+        rig.peer.refuse_connections(false);
+        let back = tokio::time::Instant::now();
+        let name = format!("d{away}");
+        within(30, rig.mkdir(&name)).await.expect("mkdir");
+        let part = std::time::Duration::from_secs(u64::from(lease_s)) / 8;
+        assert!(
+            back.elapsed() < part,
+            "away for {away} ms: found after {:?}",
+            back.elapsed()
+        );
+    }
+}
