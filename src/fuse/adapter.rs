@@ -37,6 +37,7 @@ use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::prober::{self, Prober};
 use super::reopen::Reopens;
+use crate::background::Tasks;
 use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
 use crate::telemetry::{FuseOp, Metrics};
@@ -53,6 +54,7 @@ pub struct Adapter {
     watcher: Arc<InterruptWatcher>,
     options: KernelOptions,
     prober: Prober,
+    tasks: Arc<Tasks>,
 }
 
 type VfsResult<T> = Result<T, types::Errno>;
@@ -77,6 +79,7 @@ impl Adapter {
     ) -> io::Result<Self> {
         let watcher = InterruptWatcher::start(Arc::clone(&metrics), soft)?;
         Ok(Self {
+            tasks: Arc::clone(&metrics.tasks),
             identity: IdentityCache::new(),
             reopens: Arc::default(),
             intents: Arc::default(),
@@ -91,6 +94,10 @@ impl Adapter {
             options,
             prober: Prober::default(),
         })
+    }
+
+    pub(super) fn tasks(&self) -> Arc<Tasks> {
+        Arc::clone(&self.tasks)
     }
 
     pub(super) fn prober(&self) -> Prober {

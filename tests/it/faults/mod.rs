@@ -6,6 +6,7 @@
 //! - [`connections`]: one of several connections breaks
 //! - [`away`]: the server does not come back: soft mounts, memory, unmounting
 //! - [`daemon`]: the daemon itself is killed or stopped
+//! - [`tasks`]: one of its tasks or threads dies
 
 mod away;
 mod cells;
@@ -14,4 +15,5 @@ mod daemon;
 mod line;
 pub(crate) mod matrix;
 mod scenarios;
+mod tasks;
 pub(crate) mod work;
