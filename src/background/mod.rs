@@ -378,6 +378,48 @@ mod tests {
         assert_eq!((tasks.deaths("settle"), tasks.has_ended()), (4, true));
     }
 
+    /// Where something is spawned without this module, because its end is awaited, or
+    /// watched by what is spawned.
+    const AWAITED: [&str; 14] = [
+        "background/mod.rs",
+        "cli/rm.rs",
+        "cli/tree.rs",
+        "efs/identity.rs",
+        "efs/resolve.rs",
+        "mount/assembly.rs",
+        "mount/launch.rs",
+        "mount/unmount.rs",
+        "mount/watchdog.rs",
+        "nfs/closing.rs",
+        "telemetry/control.rs",
+        "vfs/dir.rs",
+        "vfs/read.rs",
+        "vfs/write.rs",
+    ];
+
+    #[test]
+    fn nothing_is_spawned_bare() {
+        let src = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let (mut dirs, mut bare) = (vec![src.clone()], Vec::new());
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).unwrap().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    dirs.push(path);
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+                let spawns = ["tokio::spawn(", "thread::spawn(", "spawn_blocking("];
+                let name = path.strip_prefix(&src).unwrap().to_string_lossy();
+                if spawns.iter().any(|spawn| code.contains(spawn)) && !AWAITED.contains(&&*name) {
+                    bare.push(name.into_owned());
+                }
+            }
+        }
+        assert_eq!(bare, [""; 0], "use `Tasks`, and its table");
+    }
+
     #[tokio::test]
     async fn what_died_is_told_from_what_was_done() {
         let tasks = Tasks::new();

@@ -106,7 +106,8 @@ fn fsync_tells_of_a_write_whose_task_died_and_readers_of_it_do_not_hang() {
     let server = Server::start(ServerOptions::default());
     let dying = Dying::new(&server, "send_write:1", &[]);
     let path = dying.mount.join("file");
-    let data = noise(1, 4 << 20);
+    // One request of the kernel's: a write(2) of several would come back short.
+    let data = noise(1, 100_000);
     let (written, read) = within("write, fsync and read", {
         let (path, data) = (path.clone(), data.clone());
         move || {
@@ -125,7 +126,7 @@ fn fsync_tells_of_a_write_whose_task_died_and_readers_of_it_do_not_hang() {
         file.sync_all().expect("fsync");
         assert!(fs::read(&path).expect("read") == data);
     });
-    assert!(fs::read(server.export().join("file")).expect("read") == noise(1, 4 << 20));
+    assert!(fs::read(server.export().join("file")).expect("read") == noise(1, 100_000));
 }
 
 #[test]
@@ -339,8 +340,8 @@ fn ends_loudly(
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let mut daemon = Background::spawn(command).expect("spawn");
-    let there = eventually(LIMIT, || fs::write(at.path().join("here"), "x").ok());
-    assert!(there.is_some() && !at.mounted().is_empty(), "{dies}");
+    let there = eventually(LIMIT, || (!at.mounted().is_empty()).then_some(()));
+    assert!(there.is_some(), "{dies}");
     let file = at.path().join("file");
     fs::write(&file, "synced").expect("write");
     let held = open(&file);

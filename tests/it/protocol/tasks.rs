@@ -41,7 +41,11 @@ async fn rig(cfg: PeerConfig) -> (Rig, Arc<Metrics>) {
 }
 
 async fn mount() -> (Mount, Arc<Metrics>) {
-    let (rig, metrics) = rig(PeerConfig::default()).await;
+    let (rig, metrics) = rig(PeerConfig {
+        readdir_page_entries: 200,
+        ..PeerConfig::default()
+    })
+    .await;
     let config = VfsConfig {
         timeouts: default_timeouts(),
         write_window: 64 << 20,
@@ -179,11 +183,15 @@ async fn closes_whose_task_dies_are_sent_again_and_are_given_up_after_some_times
     for (dies, left) in [("send_together:1", 0), ("send_together:1+", 7)] {
         let (rig, metrics) = rig(PeerConfig::default()).await;
         metrics.tasks.arm(dies);
+        let mut opens = Vec::new();
         for number in 0..7 {
             let open = rig
                 .create(&format!("f{number}"), HowToOpen::Exclusive)
                 .await;
-            rig.client.close_soon(&open.unwrap());
+            opens.push(open.unwrap());
+        }
+        for open in &opens {
+            rig.client.close_soon(open);
         }
         within(60, rig.client.closes_sent()).await;
         assert_eq!(rig.client.opens(), 0, "{dies}");
