@@ -11,9 +11,11 @@
 //!               │                 └─► rpc      ONC RPC (RFC 5531) ─► xdr (RFC 4506)
 //!               ├─► tree       whole trees over NFS, without a mount (du, rm)
 //!               └─► telemetry  counters, logs, the control socket (any layer may count)
+//!                   background how tasks are spawned, and what their death means (any may)
 //!                   privilege  capabilities, in effect only where needed (any layer may)
 //! ```
 
+pub mod background;
 pub mod cli;
 pub mod efs;
 pub mod fuse;

@@ -11,6 +11,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::background;
 use crate::mount::MountError;
 use crate::mount::error::{SYSTEM, USAGE};
 
@@ -108,16 +109,21 @@ pub fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// From here on a panic is one line that says where: in the log if there is
-/// one, else on stderr. Its text, which may hold anything and says nothing to a
-/// user, is only in a debug log.
+/// one, else on stderr. It names the task that it is in, with the text; that of a
+/// request, which may hold anything and says nothing to a user, is only in a debug log.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(
             || "an unknown place".to_owned(),
             |at| format!("{}:{}", at.file(), at.line()),
         );
-        let line =
-            format!("internal error at {place}: this is a bug. Try: report it with what was done");
+        let what = background::current().map_or_else(String::new, |task| {
+            let text = background::text_of(panic.payload());
+            format!(" in the task {task} ({text})")
+        });
+        let line = format!(
+            "internal error{what} at {place}: this is a bug. Try: report it with what was done"
+        );
         if tracing::enabled!(tracing::Level::ERROR) {
             tracing::error!("{line}");
             tracing::debug!(text = panic.payload_as_str(), "the panic");

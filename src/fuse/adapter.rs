@@ -38,6 +38,7 @@ use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::prober::{self, Prober};
 use super::proc;
 use super::reopen::Reopens;
+use crate::background::Tasks;
 use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
 use crate::telemetry::{FuseOp, Metrics};
@@ -54,6 +55,7 @@ pub struct Adapter {
     watcher: Arc<InterruptWatcher>,
     options: KernelOptions,
     prober: Prober,
+    tasks: Arc<Tasks>,
 }
 
 type VfsResult<T> = Result<T, types::Errno>;
@@ -85,6 +87,7 @@ impl Adapter {
         }
         let watcher = InterruptWatcher::start(Arc::clone(&metrics), soft)?;
         Ok(Self {
+            tasks: Arc::clone(&metrics.tasks),
             identity: IdentityCache::new(),
             reopens: Arc::default(),
             intents: Arc::default(),
@@ -99,6 +102,10 @@ impl Adapter {
             options,
             prober: Prober::default(),
         })
+    }
+
+    pub(super) fn tasks(&self) -> Arc<Tasks> {
+        Arc::clone(&self.tasks)
     }
 
     pub(super) fn prober(&self) -> Prober {

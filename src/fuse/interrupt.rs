@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::proc::{self, Signals};
+use crate::background::Pause;
 use crate::telemetry::Metrics;
 
 /// A request younger than this is left alone.
@@ -331,18 +332,30 @@ fn watch(registry: &Registry, soft: Option<&Soft>, metrics: &Metrics) {
     let mut found = Vec::with_capacity(SHARDS * PER_SHARD);
     let mut status = Vec::new();
     let mut quiet = 0;
+    let (mut pause, mut died) = (Pause::default(), Instant::now());
     while !registry.stopped.load(Ordering::SeqCst) {
         if !registry.armed.load(Ordering::SeqCst) {
             thread::park();
             continue;
         }
         thread::park_timeout(TICK);
-        let interrupted = registry.look(Instant::now(), &mut found, soft, |tid| {
-            proc::read_status(tid, &mut status).ok()?;
-            Signals::parse(&status)
+        let looked = metrics.tasks.round("interrupt", || {
+            metrics.tasks.point("interrupt");
+            registry.look(Instant::now(), &mut found, soft, |tid| {
+                proc::read_status(tid, &mut status).ok()?;
+                Signals::parse(&status)
+            })
         });
-        for _ in 0..interrupted {
+        for _ in 0..*looked.as_ref().unwrap_or(&0) {
             metrics.interrupts.inc();
+        }
+        if looked.is_err() {
+            // Who was found and not told is found again.
+            found.clear();
+            let pause = pause.after(died.elapsed());
+            tracing::warn!("signals are looked for again in {pause:?}");
+            thread::sleep(pause);
+            died = Instant::now();
         }
         quiet = if registry.is_empty() { quiet + 1 } else { 0 };
         if quiet >= QUIET_TICKS && registry.disarm() {

@@ -24,10 +24,12 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use fuser::INodeNo;
 use parking_lot::{Condvar, Mutex};
 
+use crate::background::{Pause, Tasks};
 use crate::vfs::types::{Ino, KernelCache};
 
 /// Names queued at the same time.
@@ -103,16 +105,20 @@ impl Notify {
     ///
     /// # Errors
     /// No thread could be made.
-    pub(super) fn connect(self: &Arc<Self>, notifier: fuser::Notifier) -> io::Result<()> {
-        self.connect_to(Arc::new(Arc::new(notifier)))
+    pub(super) fn connect(
+        self: &Arc<Self>,
+        notifier: fuser::Notifier,
+        tasks: Arc<Tasks>,
+    ) -> io::Result<()> {
+        self.connect_to(Arc::new(Arc::new(notifier)), tasks)
     }
 
-    fn connect_to(self: &Arc<Self>, kernel: Arc<dyn Kernel>) -> io::Result<()> {
+    fn connect_to(self: &Arc<Self>, kernel: Arc<dyn Kernel>, tasks: Arc<Tasks>) -> io::Result<()> {
         *self.direct.lock() = Some(Arc::clone(&kernel));
         self.state.lock().open = true;
         let queue = Arc::clone(self);
         let thread = thread::Builder::new().name("fuse-notify".into());
-        match thread.spawn(move || queue.send_all(&*kernel)) {
+        match thread.spawn(move || queue.send_all(&*kernel, &tasks)) {
             Ok(_detached) => Ok(()),
             Err(e) => {
                 self.close();
@@ -182,19 +188,37 @@ impl Notify {
         }
     }
 
-    fn send_all(&self, kernel: &dyn Kernel) {
+    fn send_all(&self, kernel: &dyn Kernel, tasks: &Tasks) {
+        let mut pause = Pause::default();
+        let mut died = Instant::now();
         while let Some(stale) = self.pop() {
             // fuser takes ENOENT, "not cached", for success.
-            let (sent, ino) = match &stale {
-                Stale::Inode(ino) => (kernel.inval_inode(*ino), *ino),
-                Stale::Name(parent, name) => (kernel.inval_entry(*parent, name), *parent),
-            };
+            let sent = tasks.round("notify", || {
+                tasks.point("notify");
+                match &stale {
+                    Stale::Inode(ino) => (kernel.inval_inode(*ino), *ino),
+                    Stale::Name(parent, name) => (kernel.inval_entry(*parent, name), *parent),
+                }
+            });
+            if sent.is_err() {
+                // Behind the others, and before it is said that it is not being sent.
+                self.push(stale.clone());
+            }
             if matches!(stale, Stale::Inode(_)) {
                 self.state.lock().sending = None;
                 self.sent.notify_all();
             }
-            if let Err(error) = sent {
-                tracing::debug!(ino, %error, "the kernel refused an invalidation");
+            match sent {
+                Ok((Ok(()), _)) => {}
+                Ok((Err(error), ino)) => {
+                    tracing::debug!(ino, %error, "the kernel refused an invalidation");
+                }
+                Err(_) => {
+                    let pause = pause.after(died.elapsed());
+                    tracing::warn!("invalidations go on in {pause:?}");
+                    thread::sleep(pause);
+                    died = Instant::now();
+                }
             }
         }
     }
@@ -295,7 +319,8 @@ mod tests {
         let (let_go, go) = mpsc::channel();
         let queue = Notify::new();
         let go = Mutex::new(go);
-        queue.connect_to(Arc::new(Slow { sent, go })).unwrap();
+        let kernel = Arc::new(Slow { sent, go });
+        queue.connect_to(kernel, Tasks::new()).unwrap();
         (queue, seen, let_go)
     }
 
@@ -352,6 +377,49 @@ mod tests {
         go.send(()).unwrap();
         settling.join().unwrap();
         assert!(!queue.is_telling(5));
+        queue.close();
+    }
+
+    /// A kernel on whose invalidations the thread panics, so often.
+    struct Deadly {
+        sent: mpsc::Sender<(Ino, Vec<u8>)>,
+        rest: Mutex<u32>,
+    }
+
+    impl Kernel for Deadly {
+        fn inval_inode(&self, ino: Ino) -> io::Result<()> {
+            self.inval_entry(ino, b"")
+        }
+
+        fn inval_attr(&self, _ino: Ino) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
+            let mut rest = self.rest.lock();
+            if *rest > 0 {
+                *rest -= 1;
+                panic!("upon {parent}");
+            }
+            self.sent.send((parent, name.to_vec())).unwrap();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_invalidation_on_which_the_thread_dies_is_sent_again_and_nobody_waits_for_ever() {
+        let (sent, seen) = mpsc::channel();
+        let (queue, tasks) = (Notify::new(), Tasks::new());
+        let rest = Mutex::new(3);
+        let kernel = Arc::new(Deadly { sent, rest });
+        queue.connect_to(kernel, Arc::clone(&tasks)).unwrap();
+        queue.inval_inode(5);
+        queue.inval_entry(1, b"name");
+        let mut all = [(); 2].map(|()| seen.recv_timeout(SOON).unwrap());
+        all.sort();
+        assert_eq!(all, [(1, b"name".to_vec()), (5, vec![])]);
+        queue.settle(5);
+        assert_eq!(tasks.deaths("notify"), 3);
         queue.close();
     }
 

@@ -11,6 +11,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::privilege;
 
@@ -32,6 +34,8 @@ pub(super) struct Place {
     mountpoint: PathBuf,
     /// `major:minor`; `None` if mountinfo could not be read.
     device: Option<String>,
+    /// It stays, dead, when this program ends.
+    left: Arc<AtomicBool>,
 }
 
 impl Place {
@@ -39,7 +43,11 @@ impl Place {
     pub(super) fn find(mountpoint: PathBuf) -> Self {
         let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
         let device = fuse_devices_at(&table, &mountpoint).pop().flatten();
-        Self { mountpoint, device }
+        Self {
+            mountpoint,
+            device,
+            left: Arc::default(),
+        }
     }
 
     pub(super) fn mountpoint(&self) -> &Path {
@@ -88,12 +96,28 @@ impl Place {
         }
     }
 
+    /// Fails all requests, now and later, and leaves the mount where it is for good:
+    /// nothing here unmounts it any more.
+    pub(super) fn leave_dead(&self) {
+        self.left.store(true, Ordering::SeqCst);
+        if let Some((_, connection)) = self.device.as_ref().and_then(|of| of.split_once(':')) {
+            // Where it cannot be done, the end of this process does the same: as soon
+            // as none of its threads waits in the kernel for an answer of its own.
+            let abort = format!("/sys/fs/fuse/connections/{connection}/abort");
+            let _ = privilege::raised(|| fs::write(abort, "1"));
+        }
+    }
+
+    pub(super) fn is_left(&self) -> bool {
+        self.left.load(Ordering::SeqCst)
+    }
+
     /// Takes away what an aborted connection (`umount -f`, fusectl) leaves
     /// behind: a mount on which everything fails with ENOTCONN.
     pub(super) fn clear(&self) {
         // The device number alone does not tell: as soon as ours is unmounted
         // the next mount, perhaps at this very place, may be given it.
-        if matches!(self.seen(), Ok(Seen::OnTop)) && self.is_dead() {
+        if !self.is_left() && matches!(self.seen(), Ok(Seen::OnTop)) && self.is_dead() {
             let _ = self.unmount(Unmount::Lazy);
         }
     }
@@ -101,6 +125,9 @@ impl Place {
     /// Fails all requests and takes the mount away, because nobody serves it
     /// any more: else each caller would wait until it is killed.
     pub(super) fn abandon(&self) {
+        if self.is_left() {
+            return;
+        }
         // Both may find the mount gone, which is what they are for.
         let _ = self.unmount(Unmount::Force);
         let _ = self.unmount(Unmount::Lazy);
@@ -255,6 +282,7 @@ torn 0:47 / /mnt/d";
         let place = Place {
             mountpoint: PathBuf::from("/proc/no/such/place"),
             device: fuse("0:4294967295"),
+            left: Arc::default(),
         };
         assert_eq!(place.seen().unwrap(), Seen::Gone);
         for how in [Unmount::Clean, Unmount::Lazy, Unmount::Force] {

@@ -109,7 +109,7 @@ impl SessionOptions {
 }
 
 /// A mount that is being served. Dropping it unmounts lazily, so that no way
-/// out of the program leaves a dead mount behind.
+/// out of the program leaves a dead mount behind that is not meant to.
 #[derive(Debug)]
 pub struct Running {
     place: Place,
@@ -130,7 +130,7 @@ pub fn start(
     mountpoint: &Path,
     options: &SessionOptions,
 ) -> io::Result<Running> {
-    let prober = adapter.prober();
+    let (prober, tasks) = (adapter.prober(), adapter.tasks());
     // No thread is started within: fuser's begin with `spawn`.
     let (mountpoint, session) = privilege::raised(|| {
         let mountpoint = mountpoint.canonicalize()?;
@@ -138,7 +138,7 @@ pub fn start(
         io::Result::Ok((mountpoint, session))
     })?;
     let place = Place::find(mountpoint);
-    notify.connect(session.notifier())?;
+    notify.connect(session.notifier(), tasks)?;
     let serving = session.spawn().inspect_err(|_| notify.close())?;
     let (end, ended) = watch::channel(None);
     // From here on, dropping this unmounts.
@@ -204,9 +204,8 @@ impl Running {
         let mut ended = self.ended.clone();
         let result = match ended.wait_for(Option::is_some).await {
             Ok(result) => result.clone(),
-            // The sender is gone, but only after it was used or when the
-            // thread could not be made.
-            Err(_) => None,
+            // The sender is gone and was not used: the thread has died.
+            Err(_) => return Err(io::Error::other("the thread of the FUSE session died")),
         };
         match result {
             Some(Err(error)) => Err(io::Error::new(error.kind(), error)),
@@ -224,6 +223,13 @@ impl Running {
         privilege::raised(|| self.prober.probe(self.place.mountpoint()))
     }
 
+    /// Ends the mount for who uses it and leaves it there: ENOTCONN for everything, until
+    /// somebody takes it away. Blocks, like [`unmount`](Self::unmount), which does
+    /// nothing after this.
+    pub fn leave_dead(&self) {
+        self.place.leave_dead();
+    }
+
     /// Unmounts. Blocks while the kernel does, which may ask us things: not
     /// to be called on a thread of the runtime. Success if nothing of ours is
     /// mounted there any more; [`ended`](Self::ended) tells when the kernel is
@@ -234,7 +240,7 @@ impl Running {
     /// all the same, and goes when the session has ended.
     /// EPERM: neither root nor, by way of `fusermount3`, the owner.
     pub fn unmount(&self, how: Unmount) -> io::Result<()> {
-        if self.has_ended() {
+        if self.has_ended() || self.place.is_left() {
             return Ok(());
         }
         self.place.unmount(how)

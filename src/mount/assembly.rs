@@ -23,6 +23,7 @@ use super::owner::Owner;
 use super::registry::{Entry, Registry};
 use super::signals::Shutdown;
 use super::watchdog;
+use crate::background::Died;
 use crate::efs::{Problem, ServerConnector};
 use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions, Soft, Unmount};
 use crate::nfs::proto::ops::Op;
@@ -43,6 +44,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// After SIGTERM, how long programs may go on using the mount's open files.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long the kernel may take over the end of a mount that is dead.
+const LAST_BREATH: Duration = Duration::from_secs(2);
 /// A progress line while waiting for the server.
 const PROGRESS: Duration = Duration::from_secs(10);
 /// Between two attempts of `wait=`.
@@ -61,7 +64,7 @@ pub async fn run(
     metrics: Arc<Metrics>,
     ready: Ready,
 ) -> Result<(), MountError> {
-    let shutdown = Shutdown::on_signals()
+    let shutdown = Shutdown::on_signals(&metrics.tasks)
         .map_err(|why| MountError::system("installing signal handlers", why))?;
     let connector = connector(&request)?;
     let device = format!("{} {}", request.device.spec, request.options.server.port);
@@ -70,12 +73,15 @@ pub async fn run(
     let (client, sent) = tokio::select! {
         connected = connect_patiently(&request, &owner, &connector, &metrics) => connected?,
         () = shutdown.asked() => return Err(MountError::interrupted()),
+        died = metrics.tasks.ended() => return Err(dead(&died)),
     };
     let outcome = serve(
         &request, &connector, &client, sent, &metrics, ready, &shutdown,
     )
     .await;
-    if client.shut_down(FAREWELL).await {
+    // There may be nobody left to send it; and the server must not let go of what
+    // programs hold before the kernel has told them that the mount is dead.
+    if !metrics.tasks.has_ended() && client.shut_down(FAREWELL).await {
         owner.retire();
     }
     outcome
@@ -83,6 +89,21 @@ pub async fn run(
 
 fn unidentified(why: io::Error) -> MountError {
     MountError::system("making a client identity", why)
+}
+
+/// A task has died without which nothing goes on.
+fn dead(died: &Died) -> MountError {
+    MountError::mount("serving the mount", died)
+        .remedy("mounting again; report it with what was done: this is a bug")
+}
+
+/// Ends what programs wait for, and leaves the mount where it is: everything in it
+/// answers ENOTCONN until it is mounted again. Below it there is a directory that
+/// programs must not take for the volume meanwhile.
+async fn leave_dead(running: &Arc<Running>) {
+    let running = Arc::clone(running);
+    let leave = tokio::task::spawn_blocking(move || running.leave_dead());
+    let _ = tokio::time::timeout(LAST_BREATH, leave).await;
 }
 
 async fn serve(
@@ -130,7 +151,7 @@ async fn serve(
             .map_err(|why| MountError::mounting(&request.mountpoint, &why))?
     };
     let running = Arc::new(running);
-    watchdog::start(&running);
+    watchdog::start(&running, &metrics.tasks);
     let published = publish(request, connector, client, &vfs, metrics);
     if let Err(why) = &published {
         tracing::warn!("stats and status will not find this mount: {why}");
@@ -144,15 +165,19 @@ async fn serve(
     let ended = tokio::select! {
         ended = running.ended() => ended,
         () = shutdown.asked() => leave(&running).await,
+        died = metrics.tasks.ended() => {
+            leave_dead(&running).await;
+            return Err(dead(&died));
+        }
     };
-    if let Err(why) = ended {
+    if let Err(why) = &ended {
         tracing::error!("the FUSE session ended: {why}");
     }
     if tokio::time::timeout(SETTLE, vfs.settled()).await.is_err() {
         tracing::warn!("the server did not take everything that was open");
     }
     tracing::info!("{} is unmounted", request.mountpoint.display());
-    Ok(())
+    ended.map_err(|why| MountError::mount("serving the mount", why))
 }
 
 /// Unmounts because we were told to end: at once if nothing is in use, else
@@ -593,6 +618,7 @@ fn status(
         "iam": null,
         "caches": stats["cache"],
         "write_window": { "bytes": window, "limit": limit },
+        "tasks": metrics.tasks.snapshot(),
         "last_error": stats["last_error"],
     })
 }

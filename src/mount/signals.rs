@@ -4,11 +4,13 @@
 //! who waits, before or after, hears of it.
 
 use std::io;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::notify;
+use crate::background::Tasks;
 
 /// Whether the process shall end. Clones share one latch.
 #[derive(Debug, Clone)]
@@ -30,20 +32,28 @@ impl Shutdown {
     ///
     /// # Errors
     /// The handlers cannot be installed.
-    pub fn on_signals() -> io::Result<Self> {
+    pub fn on_signals(tasks: &Arc<Tasks>) -> io::Result<Self> {
         let latch = Self::new();
         for kind in [
             SignalKind::terminate(),
             SignalKind::interrupt(),
             SignalKind::hangup(),
         ] {
-            let mut signals = signal(kind)?;
-            let latch = latch.clone();
-            tokio::spawn(async move {
-                while signals.recv().await.is_some() {
-                    if latch.ask() {
-                        tracing::info!(signal = kind.as_raw_value(), "ending on a signal");
-                        notify::stopping();
+            let mut installed = Some(signal(kind)?);
+            let (latch, of) = (latch.clone(), Arc::clone(tasks));
+            tasks.restarted("signals", move || {
+                let (latch, of, first) = (latch.clone(), Arc::clone(&of), installed.take());
+                async move {
+                    of.point("signals");
+                    let mut signals = match first.map_or_else(|| signal(kind), Ok) {
+                        Ok(signals) => signals,
+                        Err(why) => return tracing::error!(%why, "deaf for signals"),
+                    };
+                    while signals.recv().await.is_some() {
+                        if latch.ask() {
+                            tracing::info!(signal = kind.as_raw_value(), "ending on a signal");
+                            notify::stopping();
+                        }
                     }
                 }
             });
@@ -96,7 +106,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_hangup_sets_the_latch() -> io::Result<()> {
-        let latch = Shutdown::on_signals()?;
+        let latch = Shutdown::on_signals(&Tasks::new())?;
         // SAFETY: raise has no memory effects; the handler is installed.
         assert_eq!(unsafe { libc::raise(libc::SIGHUP) }, 0);
         latch.asked().await;

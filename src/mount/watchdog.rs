@@ -5,17 +5,19 @@
 //! Before each ping a request of our own goes through the kernel and back
 //! ([`Running::probe`]); the ping itself is sent by a task of the runtime. So
 //! pings stop when the reader threads, the way back to the kernel, or the
-//! runtime are stuck, and then the manager starts the daemon anew.
+//! runtime are stuck, or a task that everything waits for has died
+//! ([`Tasks::ended`]), and then the manager starts the daemon anew.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::notify;
+use crate::background::Tasks;
 use crate::fuse::Running;
 
 /// Pings at a third of the time that the service manager allows, if it asks
 /// for pings. Ends with the mount.
-pub fn start(running: &Arc<Running>) {
+pub fn start(running: &Arc<Running>, tasks: &Arc<Tasks>) {
     let Some(limit) = asked_for(
         std::env::var("WATCHDOG_USEC").ok().as_deref(),
         std::env::var("WATCHDOG_PID").ok().as_deref(),
@@ -24,24 +26,30 @@ pub fn start(running: &Arc<Running>) {
         return;
     };
     tracing::debug!("a sign of life for the watchdog every {:?}", limit / 3);
-    let running = Arc::downgrade(running);
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(limit / 3).await;
-            let Some(running) = running.upgrade() else {
-                return;
-            };
-            if running.has_ended() {
-                return;
-            }
-            // Without an answer this never goes on, and nobody pings.
-            match tokio::task::spawn_blocking(move || running.probe()).await {
-                Ok(Ok(())) => notify::alive(),
-                Ok(Err(why)) => tracing::warn!(%why, "the mount does not answer its own daemon"),
-                Err(_) => return,
-            }
-        }
+    let (running, of) = (Arc::downgrade(running), Arc::clone(tasks));
+    tasks.restarted("watchdog", move || {
+        watch(limit / 3, running.clone(), Arc::clone(&of))
     });
+}
+
+async fn watch(pause: Duration, running: Weak<Running>, tasks: Arc<Tasks>) {
+    loop {
+        tokio::time::sleep(pause).await;
+        tasks.point("watchdog");
+        let Some(running) = running.upgrade() else {
+            return;
+        };
+        if running.has_ended() || tasks.has_ended() {
+            return;
+        }
+        // Without an answer this never goes on, and nobody pings.
+        match tokio::task::spawn_blocking(move || running.probe()).await {
+            Ok(Ok(())) => notify::alive(),
+            Ok(Err(why)) => tracing::warn!(%why, "the mount does not answer its own daemon"),
+            // It panicked: no ping, and the next time it may not.
+            Err(why) => tracing::error!(%why, "the mount could not be asked"),
+        }
+    }
 }
 
 /// The time between pings that the manager bears, if it watches this process.

@@ -243,7 +243,9 @@ impl Client {
         });
         client.reclaim_complete(&session).await?;
         super::session::trunk::offer(&client);
-        tokio::spawn(super::lease::renew(Arc::downgrade(&client)));
+        let renewed = Arc::downgrade(&client);
+        let renew = move || super::lease::renew(renewed.clone());
+        client.metrics.tasks.restarted("renew", renew);
         Ok(client)
     }
 

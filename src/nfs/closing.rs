@@ -31,6 +31,7 @@ use super::proto::status::Status;
 use super::proto::types::{FileHandle, StateId};
 use super::session::slots::Class;
 use super::state::OpenState;
+use crate::background;
 use crate::rpc::auth::Credential;
 
 /// How long a CLOSE waits for company.
@@ -165,7 +166,9 @@ impl Client {
         self.metrics.gauges.closes_pending.inc();
         self.send_apart(batch);
         if begin {
-            tokio::spawn(look_after(Arc::downgrade(self)));
+            let client = Arc::downgrade(self);
+            let look = move || look_after(client.clone());
+            self.metrics.tasks.restarted("look_after", look);
         }
     }
 
@@ -179,7 +182,7 @@ impl Client {
         cred: &Credential,
         ops: usize,
     ) -> InFront {
-        let mut front = InFront::default();
+        let mut front = InFront::of(self, Vec::new());
         let Some(file) = file else { return front };
         let mut closes = self
             .closing
@@ -203,7 +206,7 @@ impl Client {
     /// A request of `ops` operations is about to be sent in the name of `cred`, and
     /// has room for CLOSEs that wait: as many of them go in front of it as come
     /// together from one such request to the next.
-    pub(super) fn close_along(&self, cred: &Credential, ops: usize) -> InFront {
+    pub(super) fn close_along(self: &Arc<Self>, cred: &Credential, ops: usize) -> InFront {
         let room = self.max_ops().saturating_sub(ops) / OPS_EACH;
         let mut inner = self.closing.inner.lock();
         let mut left = room.min(ALONG);
@@ -212,17 +215,15 @@ impl Client {
             left -= usize::from(along);
             along
         });
-        InFront {
-            closes,
-            ..InFront::default()
-        }
+        drop(inner);
+        InFront::of(self, closes)
     }
 
     /// Runs a compound with CLOSEs in front of it. If one of those is refused, the
     /// rest has not run: it does, without them.
     pub(super) async fn call_behind(
         self: &Arc<Self>,
-        front: InFront,
+        mut front: InFront,
         cred: &Credential,
         build: impl Fn(&mut Compound) + Send + Sync,
     ) -> Result<Reply, NfsError> {
@@ -235,11 +236,11 @@ impl Client {
         let mut reply = match reply {
             Ok(reply) => reply,
             Err(error) => {
-                self.send_apart(front.closes);
+                self.send_apart(front.take());
                 return Err(error);
             }
         };
-        if self.closed_in_front(front, &mut reply) {
+        if self.closed_in_front(&mut front, &mut reply) {
             return Ok(reply);
         }
         self.call(cred, Class::Metadata, build).await
@@ -247,9 +248,9 @@ impl Client {
 
     /// Takes the CLOSEs in front off a reply. False if one was refused, and what
     /// stood behind it did not run for that reason.
-    fn closed_in_front(self: &Arc<Self>, front: InFront, reply: &mut Reply) -> bool {
-        let mut closes = front.closes;
-        if front.sendings.into_inner() > 1 {
+    fn closed_in_front(self: &Arc<Self>, front: &mut InFront, reply: &mut Reply) -> bool {
+        let mut closes = front.take();
+        if *front.sendings.get_mut() > 1 {
             // The last sending was without them, and who knows of the first.
             self.send_apart(closes);
             return true;
@@ -310,14 +311,32 @@ impl Client {
                 .extract_if(.., |one| *one.open.cred == *cred)
                 .collect();
             let client = Arc::clone(self);
-            tokio::spawn(async move { client.send_together(alike).await });
+            tokio::spawn(async move { client.send_surely(alike).await });
         }
     }
 
-    /// Sends CLOSEs of one identity until all of them were answered.
-    async fn send_together(self: &Arc<Self>, mut closes: Vec<Waiting>) {
+    /// Sends CLOSEs of one identity. Should that die, those that are left go out
+    /// again: the server says of one that has run that it knows no such open.
+    async fn send_surely(self: &Arc<Self>, mut closes: Vec<Waiting>) {
+        let tasks = &self.metrics.tasks;
+        for _ in 0..background::TRIES {
+            let sent = self.send_together(&mut closes);
+            if tasks.watched("send_together", sent).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(LINGER).await;
+        }
+        let left = closes.len();
+        tracing::error!("{left} files stay open at the server until this mount ends");
+        self.answered(&closes);
+    }
+
+    /// Sends CLOSEs of one identity until all of them were answered, and takes those
+    /// out.
+    async fn send_together(self: &Arc<Self>, closes: &mut Vec<Waiting>) {
         while !closes.is_empty() {
-            let done = self.send_some(&closes).await;
+            self.metrics.tasks.point("send_together");
+            let done = self.send_some(closes).await;
             self.answered(&closes[..done]);
             closes.drain(..done);
         }
@@ -368,14 +387,38 @@ impl Client {
     }
 }
 
-/// CLOSEs in front of another request's operations.
-#[derive(Debug, Default)]
+/// CLOSEs in front of another request's operations. Dropped with any left, because
+/// who was to send that request died, it sends them by themselves: others wait for
+/// them.
 pub(super) struct InFront {
     closes: Vec<Waiting>,
     sendings: AtomicUsize,
+    client: Weak<Client>,
+}
+
+impl Drop for InFront {
+    fn drop(&mut self) {
+        if !self.closes.is_empty()
+            && let Some(client) = self.client.upgrade()
+        {
+            client.send_apart(self.take());
+        }
+    }
 }
 
 impl InFront {
+    fn of(client: &Arc<Client>, closes: Vec<Waiting>) -> Self {
+        Self {
+            closes,
+            sendings: AtomicUsize::new(0),
+            client: Arc::downgrade(client),
+        }
+    }
+
+    fn take(&mut self) -> Vec<Waiting> {
+        std::mem::take(&mut self.closes)
+    }
+
     /// Adds them, in the first sending of the compound.
     pub(super) fn add(&self, compound: &mut Compound) {
         if self.sendings.fetch_add(1, Ordering::Relaxed) > 0 {
@@ -399,6 +442,7 @@ async fn look_after(client: Weak<Client>) {
         let Some(strong) = client.upgrade() else {
             return;
         };
+        strong.metrics.tasks.point("look_after");
         let at = match strong.closing.due(Instant::now()) {
             None => return,
             Some(Ok(batch)) => {

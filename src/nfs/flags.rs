@@ -56,10 +56,14 @@ impl Client {
         }
         if raised & REVOKED != 0 {
             let (client, session) = (Arc::clone(self), Arc::clone(session));
-            tokio::spawn(async move {
-                if let Err(error) = client.check_states(&session).await {
-                    // What is revoked is found where it is used.
-                    tracing::warn!("asking for revoked state: {error}");
+            self.metrics.tasks.restarted("check_states", move || {
+                let (client, session) = (Arc::clone(&client), Arc::clone(&session));
+                async move {
+                    client.metrics.tasks.point("check_states");
+                    if let Err(error) = client.check_states(&session).await {
+                        // What is revoked is found where it is used.
+                        tracing::warn!("asking for revoked state: {error}");
+                    }
                 }
             });
         }

@@ -53,6 +53,7 @@ pub(super) async fn renew(client: Weak<Client>) {
             let Some(client) = client.upgrade() else {
                 return;
             };
+            client.metrics.tasks.point("renew");
             let phase = client.phase.borrow().clone();
             match phase {
                 Phase::Down => return,

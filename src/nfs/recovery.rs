@@ -26,6 +26,7 @@ use super::session::slots::Class;
 use super::state::OpenState;
 use super::state::locks::LockState;
 use super::state::ranges::{LockKind, Span};
+use crate::background;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 use crate::telemetry::repeats::Repeats;
@@ -58,21 +59,38 @@ impl Client {
             self.metrics.recoveries.inc();
             // Bound to the lost session; see `session::trunk`.
             self.channel.fold();
-            tokio::spawn(recover(Arc::clone(self), session));
+            let (client, lost) = (Arc::clone(self), Arc::clone(&session));
+            let work = recover(Arc::clone(self), session);
+            self.metrics.tasks.vital("recover", work, move || {
+                client.phase.send_replace(Phase::Down);
+                lost.end();
+            });
         }
     }
 }
 
 async fn recover(client: Arc<Client>, lost: Arc<Session>) {
     let mut backoff = Backoff::up_to(client.channel.pause());
+    let tasks = &client.metrics.tasks;
+    tasks.point("recover");
+    let mut deaths = 0;
     let session = loop {
         if matches!(&*client.phase.borrow(), Phase::Down) {
             lost.end();
             return;
         }
-        match rebuild(&client, &lost).await {
-            Ok(session) => break session,
-            Err(error) => {
+        match tasks.watched("rebuild", rebuild(&client, &lost)).await {
+            Ok(Ok(session)) => break session,
+            Err(died) => {
+                deaths += 1;
+                assert!(
+                    deaths < background::TRIES,
+                    "{died}, {deaths} times in a row"
+                );
+                backoff.pause().await;
+            }
+            Ok(Err(error)) => {
+                deaths = 0;
                 tracing::warn!("recovery: {error}; trying again");
                 client.metrics.set_last_error(format!("recovery: {error}"));
                 backoff.pause().await;
@@ -94,6 +112,7 @@ async fn recover(client: Arc<Client>, lost: Arc<Session>) {
 
 /// A new session, and if need be a new client id with all its state.
 async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Session>, NfsError> {
+    client.metrics.tasks.point("rebuild");
     let identity = &client.config.identity;
     let wanted = ChannelAttrs::wanted(client.config.slots);
     let known = client.client_id.lock().clone();
@@ -103,7 +122,8 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
         Ok(new) => {
             // The old one may still be there, if only its slots were of no more
             // use. Nobody waits for its end.
-            tokio::spawn(drain(Arc::clone(client), Arc::clone(lost)));
+            let work = drain(Arc::clone(client), Arc::clone(lost));
+            client.metrics.tasks.harmless("drain", work);
             new
         }
         Err(NfsError::Status(Op::CreateSession, Status::DELAY)) => {

@@ -123,6 +123,13 @@ pub(super) struct Shared {
     pub(super) max_record: usize,
 }
 
+impl Shared {
+    fn close(&self) {
+        self.closing.send_replace(true);
+        self.table.lock().pending.close();
+    }
+}
+
 /// The state of the connections, for people.
 #[derive(Clone, Debug)]
 pub struct Link {
@@ -200,8 +207,15 @@ impl Channel {
             metrics,
             max_record,
         });
-        tokio::spawn(supervise(Arc::clone(&shared), stream));
-        tokio::spawn(watch_responses(Arc::clone(&shared)));
+        let tasks = &shared.metrics.tasks;
+        let (supervised, bereaved) = (Arc::clone(&shared), Arc::clone(&shared));
+        tasks.vital("supervise", supervise(supervised, stream), move || {
+            bereaved.close();
+        });
+        let watched = Arc::clone(&shared);
+        tasks.restarted("watch_responses", move || {
+            watch_responses(Arc::clone(&watched))
+        });
         Ok(Self { shared })
     }
 
@@ -345,8 +359,7 @@ impl Channel {
 
     /// Ends the connections; calls without a reply get [`RpcError::Closed`].
     pub fn close(&self) {
-        self.shared.closing.send_replace(true);
-        self.shared.table.lock().pending.close();
+        self.shared.close();
     }
 }
 

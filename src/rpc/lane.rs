@@ -19,6 +19,7 @@ use super::channel::{Answer, Shared};
 use super::pending::{LaneId, Load, Next};
 use super::record::RecordReader;
 use super::transport::BoxStream;
+use crate::background::Died;
 
 /// Why a connection is to end although it works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,21 @@ pub(super) struct Ended {
     pub(super) error: Option<io::Error>,
     /// A reply came over it.
     pub(super) useful: bool,
+    /// By a bug of ours.
+    pub(super) died: bool,
+}
+
+impl Ended {
+    /// Its task has died; the connection went with it.
+    pub(super) fn dead(lane: LaneId, died: Died) -> Self {
+        Self {
+            lane,
+            error: Some(io::Error::other(died)),
+            // So that there are pauses between them.
+            useful: false,
+            died: true,
+        }
+    }
 }
 
 /// Runs one connection until it fails or is ended. Its calls stay in the table.
@@ -98,6 +114,7 @@ pub(super) async fn serve(
         lane,
         error,
         useful,
+        died: false,
     }
 }
 
@@ -143,6 +160,7 @@ async fn read_replies<R: AsyncRead + Unpin>(
             }
             Err(error) => return error,
         };
+        shared.metrics.tasks.point("lane");
         let incoming = call::parse(record);
         let now = Instant::now();
         let owed = {

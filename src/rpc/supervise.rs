@@ -16,10 +16,11 @@ use tokio::time::Instant;
 
 use super::alone;
 use super::channel::Shared;
-use super::growth::Pause;
+use super::growth;
 use super::lane::{self, End, Ended, Signals};
 use super::pending::LaneId;
 use super::transport::{BoxStream, NoFurther};
+use crate::background::Pause;
 
 /// Pauses between attempts to connect: at once, then from here, doubling up to
 /// [`Patience::pause`](super::patience::Patience::pause).
@@ -27,6 +28,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
 /// How long a further connection may take to answer its greeting.
 const GREETING: Duration = Duration::from_secs(10);
+/// So many that die in a row are the death of the channel.
+const DEATHS: u32 = 6;
 /// One that is too many and in use is looked at again after this time.
 const BUSY: Duration = Duration::from_secs(1);
 
@@ -35,6 +38,8 @@ struct Lanes {
     shared: Arc<Shared>,
     running: JoinSet<Ended>,
     last: LaneId,
+    deaths: Pause,
+    last_death: Instant,
 }
 
 impl Lanes {
@@ -54,8 +59,20 @@ impl Lanes {
             link.connected = true;
         });
         let shared = Arc::clone(&self.shared);
-        self.running
-            .spawn(lane::serve(shared, lane, stream, signals));
+        self.running.spawn(async move {
+            let tasks = Arc::clone(&shared.metrics.tasks);
+            let served = tasks.watched("lane", lane::serve(shared, lane, stream, signals));
+            served.await.unwrap_or_else(|died| Ended::dead(lane, died))
+        });
+    }
+
+    /// The task of one has died. Its calls go out again on the next, and so does what
+    /// it may have died of: not for ever.
+    fn count_death(&mut self) {
+        self.deaths.after(self.last_death.elapsed());
+        self.last_death = Instant::now();
+        let deaths = self.deaths.in_a_row();
+        assert!(deaths < DEATHS, "{deaths} connections in a row have died");
     }
 
     /// One was silent for too long. Others may be as dead, if nothing was heard of
@@ -105,6 +122,8 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
         shared: Arc::clone(&shared),
         running: JoinSet::new(),
         last: 0,
+        deaths: Pause::default(),
+        last_death: Instant::now(),
     };
     lanes.start(first);
     loop {
@@ -115,7 +134,9 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
                 _ = closing.wait_for(|closing| *closing) => return,
                 stream = async {
                     tokio::time::sleep(backoff).await;
-                    shared.connector.connect().await
+                    let attempt = shared.connector.connect();
+                    let tried = shared.metrics.tasks.watched("connect", attempt).await;
+                    tried.unwrap_or_else(|died| Err(io::Error::other(died)))
                 } => stream,
             };
             match connected {
@@ -129,20 +150,29 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
         }
         let (make, look) = recount(&shared, attempts.len());
         for _ in 0..make {
-            attempts.spawn(further(Arc::clone(&shared)));
+            let shared = Arc::clone(&shared);
+            attempts.spawn(async move {
+                let tasks = Arc::clone(&shared.metrics.tasks);
+                let tried = tasks.watched("further", further(shared)).await;
+                tried.unwrap_or_else(|died| Err(NoFurther::now(died)))
+            });
         }
         tokio::select! {
             _ = closing.wait_for(|closing| *closing) => return,
             Some(ended) = lanes.running.join_next() => {
                 let ended = match ended {
                     Ok(ended) => ended,
-                    // A bug of ours, which must not look like a silent server.
+                    // Not reached: what dies in it is caught there.
                     Err(panic) => std::panic::resume_unwind(panic.into_panic()),
                 };
                 if ended.error.as_ref().is_some_and(|why| why.kind() == io::ErrorKind::TimedOut) {
                     lanes.suspect_others(ended.lane);
                 }
                 lanes.clear(ended.lane);
+                shared.metrics.tasks.point("supervise");
+                if ended.died {
+                    lanes.count_death();
+                }
                 let alone = lanes.running.is_empty();
                 let Some(error) = ended.error else { continue };
                 if !alone {
@@ -195,7 +225,7 @@ fn one_of_several_lost(shared: &Shared, ended: &io::Error, useful: bool) {
     let growth = &mut shared.table.lock().growth;
     match useful {
         true => growth.useful(),
-        false => growth.failed(Pause::Growing, Instant::now()),
+        false => growth.failed(growth::Pause::Growing, Instant::now()),
     }
     shared
         .link
@@ -254,14 +284,14 @@ async fn further(shared: Arc<Shared>) -> Result<BoxStream, NoFurther> {
 fn not_made(shared: &Shared, failed: &NoFurther) {
     let peer = shared.connector.peer();
     match failed.pause {
-        Pause::Forever => {
+        growth::Pause::Forever => {
             tracing::warn!("no further connections to {peer}: {failed}");
         }
-        Pause::For(time) => tracing::info!(
+        growth::Pause::For(time) => tracing::info!(
             "no further connection to {peer} for {} s: {failed}",
             time.as_secs()
         ),
-        Pause::Growing => tracing::debug!("no further connection to {peer}: {failed}"),
+        growth::Pause::Growing => tracing::debug!("no further connection to {peer}: {failed}"),
     }
     let growth = &mut shared.table.lock().growth;
     growth.failed(failed.pause, Instant::now());
@@ -273,6 +303,7 @@ pub(super) async fn watch_responses(shared: Arc<Shared>) {
     let mut closing = shared.closing.subscribe();
     let wait = shared.tolerance.wait;
     loop {
+        shared.metrics.tasks.point("watch_responses");
         let idle = shared.table.lock().pending.is_empty();
         let silent_since = *shared.answered.lock();
         let mut rest = wait;

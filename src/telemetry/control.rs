@@ -73,20 +73,32 @@ pub fn serve(path: &Path, metrics: Arc<Metrics>, status: StatusFn) -> io::Result
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(ControlServer {
         path: path.to_owned(),
-        task: tokio::spawn(accept(listener, metrics, status)),
+        task: {
+            let listener = Arc::new(listener);
+            let tasks = Arc::clone(&metrics.tasks);
+            tasks.restarted("control", move || {
+                accept(
+                    Arc::clone(&listener),
+                    Arc::clone(&metrics),
+                    Arc::clone(&status),
+                )
+            })
+        },
     })
 }
 
-async fn accept(listener: UnixListener, metrics: Arc<Metrics>, status: StatusFn) {
+async fn accept(listener: Arc<UnixListener>, metrics: Arc<Metrics>, status: StatusFn) {
     let room = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
             return;
         };
+        metrics.tasks.point("control");
         match listener.accept().await {
             Ok((client, _)) => {
                 let (metrics, status) = (Arc::clone(&metrics), Arc::clone(&status));
-                tokio::spawn(async move {
+                let tasks = Arc::clone(&metrics.tasks);
+                tasks.harmless("a client of control", async move {
                     if let Err(why) = serve_client(client, &metrics, &status).await {
                         tracing::debug!(%why, "a control client went away");
                     }

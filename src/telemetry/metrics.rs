@@ -15,6 +15,7 @@ use super::counters::{Counter, Gauges};
 use super::histogram::{Counts, Histogram};
 use super::operations::{Cache, FuseOp, NFS_FIRST, NFS_NAMES, NFS_OTHER};
 use super::slow::SlowLog;
+use crate::background::Tasks;
 
 /// All numbers of one mount. Shared by `Arc`; counting never blocks.
 #[derive(Debug)]
@@ -36,8 +37,10 @@ pub struct Metrics {
     pub interrupts: Counter,
     /// What took too long.
     pub slow: SlowLog,
+    /// The tasks, and which of them have died.
+    pub tasks: Arc<Tasks>,
     /// Rare (an error that is worth showing), hence a lock and not an atomic.
-    last_error: Mutex<Option<String>>,
+    last_error: Arc<Mutex<Option<String>>>,
     born: Instant,
     /// Milliseconds from `born` to the last reset.
     reset_at_ms: AtomicU64,
@@ -86,6 +89,7 @@ struct HitRatio {
 impl Metrics {
     /// A new set of zeros.
     pub fn new() -> Arc<Self> {
+        let last_error = Arc::<Mutex<Option<String>>>::default();
         Arc::new(Self {
             round_trips: Counter::default(),
             nfs: [const { OnceLock::new() }; NFS_NAMES.len() + 1],
@@ -98,7 +102,8 @@ impl Metrics {
             recoveries: Counter::default(),
             interrupts: Counter::default(),
             slow: SlowLog::default(),
-            last_error: Mutex::new(None),
+            tasks: Tasks::telling(Arc::clone(&last_error)),
+            last_error,
             born: Instant::now(),
             reset_at_ms: AtomicU64::new(0),
         })

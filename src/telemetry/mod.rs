@@ -1,7 +1,7 @@
 //! What can be seen of a running mount: counters, latencies, logs, the socket
 //! through which the commands ask for them, and the Prometheus endpoint.
 //!
-//! Any layer may count; this layer calls nobody. Counting is relaxed atomics
+//! Any layer may count; this layer calls nobody but `background`, whose tasks it lists. Counting is relaxed atomics
 //! only, so it is safe in a FUSE reader thread as well as in a tokio task. The
 //! numbers live in one [`Metrics`] per mount, shared by `Arc`; nothing here is
 //! global except the log subscriber, which the process has only one of, and what is

@@ -131,7 +131,15 @@ pub fn bind(address: &Address) -> io::Result<Bound> {
 impl Bound {
     /// Serves in a task of the current runtime.
     pub fn serve(self, metrics: Arc<Metrics>, status: StatusFn) -> Endpoint {
-        let task = tokio::spawn(accept(self.listener, metrics, status));
+        let listener = Arc::new(self.listener);
+        let tasks = Arc::clone(&metrics.tasks);
+        let task = tasks.restarted("metrics", move || {
+            accept(
+                Arc::clone(&listener),
+                Arc::clone(&metrics),
+                Arc::clone(&status),
+            )
+        });
         Endpoint {
             address: self.address,
             task,
@@ -139,22 +147,24 @@ impl Bound {
     }
 }
 
-async fn accept(listener: Listener, metrics: Arc<Metrics>, status: StatusFn) {
+async fn accept(listener: Arc<Listener>, metrics: Arc<Metrics>, status: StatusFn) {
     let room = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
             return;
         };
         let (metrics, status) = (Arc::clone(&metrics), Arc::clone(&status));
-        let accepted = match &listener {
+        let tasks = Arc::clone(&metrics.tasks);
+        tasks.point("metrics");
+        let accepted = match &*listener {
             Listener::Tcp(listener) => listener.accept().await.map(|(client, _)| {
-                tokio::spawn(async move {
+                tasks.harmless("a client of metrics", async move {
                     answer(client, &metrics, &status).await;
                     drop(permit);
                 });
             }),
             Listener::Unix(listener) => listener.accept().await.map(|(client, _)| {
-                tokio::spawn(async move {
+                tasks.harmless("a client of metrics", async move {
                     answer(client, &metrics, &status).await;
                     drop(permit);
                 });

@@ -36,6 +36,7 @@ use super::attr::kind_of;
 use super::inode::Inode;
 use super::namecache::{Answer, Name, Target};
 use super::types::{DirEntry, DirSink, Errno, FileKind, Ino, Opened, ROOT_INO};
+use crate::background::Died;
 use crate::nfs::NfsError;
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::reply::DirResult;
@@ -86,7 +87,7 @@ struct Listing {
     /// Nothing comes after the page.
     complete: bool,
     /// The page that was asked for early, and the cookie it follows.
-    next: Option<(u64, JoinHandle<Page>)>,
+    next: Option<(u64, JoinHandle<Result<Page, Died>>)>,
     /// The names so far, as long as they may turn out to be all.
     all: Option<All>,
 }
@@ -347,7 +348,14 @@ impl Vfs {
         if let Some(&(cookie, _)) = listing.given.last() {
             let (vfs, handle) = (Arc::clone(self), Arc::clone(handle));
             let verifier = listing.verifier;
-            let page = async move { vfs.ask_page(&handle, cookie, verifier).await };
+            let page = async move {
+                let tasks = &vfs.metrics.tasks;
+                let page = async {
+                    tasks.point("ask_page");
+                    vfs.ask_page(&handle, cookie, verifier).await
+                };
+                tasks.watched("ask_page", page).await
+            };
             listing.next = Some((cookie, tokio::spawn(page)));
         }
     }
@@ -382,7 +390,7 @@ impl Vfs {
                 detour.unwrap_or_else(|| handle.source.lock().listing().after(from));
             let early = handle.source.lock().listing().next.take();
             let asked = match early {
-                Some((follows, page)) if follows == cookie => page.await.ok(),
+                Some((follows, page)) if follows == cookie => page.await.ok().and_then(Result::ok),
                 _ => None,
             };
             let asked = match asked {

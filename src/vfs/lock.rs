@@ -391,11 +391,13 @@ impl Vfs {
         let ino = inode.ino;
         // It waits for pages whose READ may be in our hands: never on a thread
         // that answers those.
-        let _ = tokio::task::spawn_blocking(move || {
+        let tasks = Arc::clone(&self.metrics.tasks);
+        let settle = move || {
+            tasks.point("settle");
             kernel.settle(ino);
             kernel.inval_inode_now(ino);
-        })
-        .await;
+        };
+        self.metrics.tasks.blocking("settle", settle).await;
     }
 
     fn failed_lock(&self, error: &crate::nfs::NfsError, inode: &Inode) -> Errno {

@@ -18,6 +18,7 @@
 //! | what is asked for together | `walk`, `flight` |
 //! | what the kernel is asked to forget | `evict` |
 //! | names that an open is on its way through | `awaited` |
+//! | writes whose tasks have died | `unanswered` |
 //!
 //! Ownership and order of locks: the inode table's shards, then an inode's
 //! `FileState` lock, then its `attr`, its `names`, a lock state's or the
@@ -53,6 +54,7 @@ mod readmemory;
 pub mod small;
 pub mod together;
 pub mod types;
+mod unanswered;
 pub mod unlink;
 mod walk;
 pub mod window;

@@ -409,7 +409,12 @@ impl Vfs {
             && kernel.is_telling(inode.ino)
         {
             let (kernel, ino) = (Arc::clone(kernel), inode.ino);
-            let _ = tokio::task::spawn_blocking(move || kernel.settle(ino)).await;
+            let tasks = Arc::clone(&self.metrics.tasks);
+            let settle = move || {
+                tasks.point("settle");
+                kernel.settle(ino);
+            };
+            self.metrics.tasks.blocking("settle", settle).await;
         }
         let foreign = inode.attr.lock().foreign();
         if self.file_state(inode).inner.lock().told >= foreign {

@@ -327,21 +327,25 @@ impl Vfs {
 
     async fn fetch(self: &Arc<Self>, handle: &Arc<OpenHandle>, fetch: Fetch, share: Share) {
         let range = fetch.range();
-        self.settle(&handle.inode, range.start, range.end - range.start)
-            .await;
-        let read = self
-            .read_through(&handle.open, handle, range.start, range.end - range.start)
-            .await;
+        let len = range.end - range.start;
+        let tasks = &self.metrics.tasks;
+        let read = tasks.watched("fetch", async {
+            tasks.point("fetch");
+            self.settle(&handle.inode, range.start, len).await;
+            self.read_through(&handle.open, handle, range.start, len)
+                .await
+        });
+        let read = read.await;
         let mut inner = handle.ahead.inner.lock();
         match read {
-            Ok(data) => {
+            Ok(Ok(data)) => {
                 let held = Held {
                     data,
                     _share: share,
                 };
                 inner.chunks.arrived(fetch, held);
             }
-            Err(_) => inner.chunks.failed(fetch),
+            Ok(Err(_)) | Err(_) => inner.chunks.failed(fetch),
         }
         drop(inner);
         handle.ahead.arrived.notify_waiters();

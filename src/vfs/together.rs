@@ -38,6 +38,7 @@ use super::inode::Inode;
 use super::object::new_attributes;
 use super::open::{FileInner, FileState};
 use super::types::{Errno, FileKind, SetAttr, SetTime, Stat, Timestamp};
+use super::unanswered::Leaving;
 use crate::nfs::NfsError;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
@@ -216,13 +217,16 @@ impl Vfs {
         if first {
             self.changed.lock().push(Arc::clone(inode));
             let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
-            tokio::spawn(async move {
-                tokio::time::sleep(TOGETHER).await;
-                vfs.send_changes(&inode).await;
-                let mut changed = vfs.changed.lock();
-                // One: it may be there again for what was changed since.
-                if let Some(at) = changed.iter().position(|one| Arc::ptr_eq(one, &inode)) {
-                    changed.swap_remove(at);
+            self.metrics.tasks.restarted("together", move || {
+                let (vfs, inode) = (Arc::clone(&vfs), Arc::clone(&inode));
+                async move {
+                    tokio::time::sleep(TOGETHER).await;
+                    vfs.send_changes(&inode).await;
+                    let mut changed = vfs.changed.lock();
+                    // One: it may be there again for what was changed since.
+                    if let Some(at) = changed.iter().position(|one| Arc::ptr_eq(one, &inode)) {
+                        changed.swap_remove(at);
+                    }
                 }
             });
         }
@@ -278,12 +282,15 @@ impl Vfs {
                 progress.await;
                 continue;
             };
+            let leaving = Leaving::new(self, inode);
+            self.metrics.tasks.point("together");
             let sent = Instant::now();
             let new = new_attributes(&change.set);
             let result = self
                 .client
                 .set_attrs(&change.cred, &inode.handle, None, &new)
                 .await;
+            leaving.answered();
             let set = result.map(|moved| {
                 self.changes_left(inode, false);
                 self.moved(inode, &moved, sent);

@@ -20,6 +20,7 @@ use super::pipeline::{
     Action, Chunks, CommitRange, DrainTicket, Fragment, RequestId, Stable, WriteTicket,
 };
 use super::types::{Errno, Ino, WriteFlags};
+use super::unanswered::Unanswered;
 use crate::nfs::NfsError;
 use crate::nfs::calls::Behind;
 use crate::nfs::proto::ops::ACCESS_WRITE;
@@ -299,10 +300,11 @@ impl Vfs {
                     stable,
                     commit,
                 }) => {
-                    let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
+                    let of = Unanswered::write(self, inode, id);
                     tokio::spawn(async move {
-                        vfs.send_write(&inode, id, origin, (offset, data), stable, commit)
-                            .await;
+                        let data = (offset, data);
+                        let sent = of.vfs.send_write(&of, id, origin, data, stable, commit);
+                        of.watch("send_write", sent).await;
                     });
                 }
                 Some(Action::WriteFragments {
@@ -310,15 +312,17 @@ impl Vfs {
                     fragments,
                     commit,
                 }) => {
-                    let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
+                    let of = Unanswered::fragments(self, inode, &fragments);
                     tokio::spawn(async move {
-                        vfs.send_fragments(&inode, &origin, fragments, commit).await;
+                        let sent = of.vfs.send_fragments(&of.inode, &origin, fragments, commit);
+                        of.watch("send_fragments", sent).await;
                     });
                 }
                 Some(Action::Commit { id, origin, range }) => {
-                    let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
+                    let of = Unanswered::commit(self, inode, id);
                     tokio::spawn(async move {
-                        vfs.send_commit(&inode, id, origin, range).await;
+                        let sent = of.vfs.send_commit(&of.inode, id, origin, range);
+                        of.watch("send_commit", sent).await;
                     });
                 }
                 // Every one that is asked for: the pipeline does not ask again
@@ -338,23 +342,28 @@ impl Vfs {
         // keep one that everybody has left.
         let lingers = at < Instant::now() + super::LINGER * 2;
         let kept = lingers.then(|| Arc::clone(inode));
-        tokio::spawn(async move {
-            tokio::time::sleep_until(at).await;
-            if let (Some(vfs), Some(inode)) = (vfs.upgrade(), kept.or_else(|| weak.upgrade())) {
-                vfs.pump(&inode);
+        self.metrics.tasks.restarted("wake_at", move || {
+            let (vfs, weak, kept) = (vfs.clone(), weak.clone(), kept.clone());
+            async move {
+                tokio::time::sleep_until(at).await;
+                if let (Some(vfs), Some(inode)) = (vfs.upgrade(), kept.or_else(|| weak.upgrade())) {
+                    vfs.metrics.tasks.point("wake_at");
+                    vfs.pump(&inode);
+                }
             }
         });
     }
 
     async fn send_write(
         self: &Arc<Self>,
-        inode: &Arc<Inode>,
+        of: &Unanswered,
         id: RequestId,
         origin: Origin,
         (offset, data): (u64, Chunks),
         stable: Stable,
         commit: Option<CommitRange>,
     ) {
+        let inode = &of.inode;
         let stable = match stable {
             Stable::Unstable => Committed::Unstable,
             Stable::DataSync => Committed::DataSync,
@@ -370,6 +379,8 @@ impl Vfs {
         } else {
             None
         };
+        of.takes_changes(changes.is_some());
+        self.metrics.tasks.point("send_write");
         let attrs = changes.as_ref().map(|one| new_attributes(&one.set));
         let len: usize = data.iter().map(Bytes::len).sum();
         let sent = Instant::now();
@@ -387,6 +398,7 @@ impl Vfs {
                 if changes.is_some() {
                     // The rest of a short one moves the times once more.
                     self.changes_left(inode, !whole);
+                    of.takes_changes(false);
                 }
                 self.moved(inode, &written.moved, sent);
                 if changes.is_some() && whole {
@@ -397,6 +409,7 @@ impl Vfs {
             Err(error) => {
                 if changes.is_some() {
                     self.changes_left(inode, true);
+                    of.takes_changes(false);
                 }
                 self.write_failed(inode, id, &error);
             }
@@ -415,6 +428,7 @@ impl Vfs {
     ) {
         let mut commit = commit.map(|range| (range.offset, range.count));
         while !fragments.is_empty() {
+            self.metrics.tasks.point("send_fragments");
             let pieces: Vec<_> = fragments
                 .iter()
                 .map(|fragment| (fragment.offset, &fragment.data[..]))
@@ -485,6 +499,7 @@ impl Vfs {
         origin: Origin,
         range: CommitRange,
     ) {
+        self.metrics.tasks.point("send_commit");
         let sent = Instant::now();
         let CommitRange { offset, count } = range;
         match self.client.commit(&origin.open, offset, count).await {

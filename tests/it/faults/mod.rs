@@ -7,6 +7,7 @@
 //! - [`away`]: the server does not come back: soft mounts, memory, unmounting
 //! - [`back`]: the server comes back, and its grace period is short
 //! - [`daemon`]: the daemon itself is killed or stopped
+//! - [`tasks`]: one of its tasks or threads dies
 
 mod away;
 mod back;
@@ -16,4 +17,5 @@ mod daemon;
 mod line;
 pub(crate) mod matrix;
 mod scenarios;
+mod tasks;
 pub(crate) mod work;

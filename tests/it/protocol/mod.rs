@@ -27,4 +27,5 @@ mod sequence;
 mod silence;
 mod slots;
 mod small;
+mod tasks;
 mod together;
