@@ -11,7 +11,7 @@
 //! | `CAP_SYS_ADMIN` | mount(2), umount2(2), entering a network namespace |
 //! | `CAP_DAC_READ_SEARCH` | the path of a mount point below a private directory |
 //! | `CAP_NET_BIND_SERVICE` | `-o metrics=` on a port below 1024 |
-//! | `CAP_SYS_PTRACE` | the groups of callers, where `/proc` is mounted with `hidepid=`; in effect always |
+//! | `CAP_SYS_PTRACE` | by which call a caller in a deadlock waits; and the groups of callers, where `/proc` is mounted with `hidepid=`: there it is in effect always |
 //!
 //! Any layer may raise; this module calls nobody.
 
@@ -26,7 +26,7 @@ const SYS_PTRACE: Set = 1 << 19;
 const SYS_ADMIN: Set = 1 << 21;
 
 /// What may be needed after the daemon has begun.
-const KEPT: Set = DAC_READ_SEARCH | NET_BIND_SERVICE | SYS_ADMIN;
+const KEPT: Set = DAC_READ_SEARCH | NET_BIND_SERVICE | SYS_PTRACE | SYS_ADMIN;
 
 const LAST: u32 = 63;
 
@@ -116,7 +116,7 @@ pub fn reduce() -> io::Result<()> {
     } else {
         0
     };
-    let kept = (KEPT | always) & own.permitted;
+    let kept = KEPT & own.permitted;
     // Programs that this one runs get no more than it has itself.
     for capability in (0..=LAST).filter(|capability| kept >> capability & 1 == 0) {
         // SAFETY: prctl with these arguments has no memory effects. It fails

@@ -35,6 +35,7 @@ use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::prober::{self, Prober};
+use super::proc;
 use super::reopen::Reopens;
 use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
@@ -677,7 +678,8 @@ impl Filesystem for Adapter {
             typ,
             pid,
         };
-        let waiting = Arc::new(Waiting::default());
+        let tid = req.pid();
+        let waiting = Arc::new(Waiting::by(Arc::new(move || proc::lock_call(tid))));
         let (vfs, caller) = (self.vfs(), Arc::clone(&waiting));
         let work = async move {
             vfs.setlk(ino.0, fh.0, lock_owner.0, range, sleep, &caller)
