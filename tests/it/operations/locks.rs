@@ -7,7 +7,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -328,7 +329,7 @@ struct Process {
 }
 
 impl Process {
-    fn new() -> Self {
+    fn new(uid: u32) -> Self {
         let script = r#"
             $| = 1; my %file;
             while (<STDIN>) {
@@ -341,6 +342,7 @@ impl Process {
         let mut command = Command::new("perl");
         command.args(["-e", script]).current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.uid(uid).gid(uid);
         let mut child = command.spawn().expect("perl");
         let lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
         let (tell, said) = mpsc::channel();
@@ -354,7 +356,11 @@ impl Process {
 
     /// One that has these files open, called a, b, …
     fn with(files: &[&Path]) -> Self {
-        let mut process = Self::new();
+        Self::of(0, files)
+    }
+
+    fn of(uid: u32, files: &[&Path]) -> Self {
+        let mut process = Self::new(uid);
         for (name, path) in ('a'..).zip(files) {
             process.ok(&format!("open {name} {}", path.display()));
         }
@@ -449,12 +455,18 @@ fn who_has_a_lock_gets_it_again_more_of_it_and_what_is_beside_it_past_those_who_
 fn processes_that_wait_for_one_another_are_told_of_it_over_any_number_and_over_files() {
     let world = World::new();
     let paths = [world.path("f"), world.path("g"), world.path("h")];
-    paths.iter().for_each(|path| drop(open(path)));
+    for path in &paths {
+        let file = open(path);
+        file.set_permissions(fs::Permissions::from_mode(0o666))
+            .expect("chmod");
+    }
     for count in [2, 3, 5] {
         for files in [1, 2, 3] {
             let at = |n: u64| (('a'..).nth(n as usize % files).expect("a name"), n);
             let paths: Vec<&Path> = paths[..files].iter().map(AsRef::as_ref).collect();
-            let mut all: Vec<_> = (0..count).map(|_| Process::with(&paths)).collect();
+            // Their calls are seen although they are other users.
+            let who = |n| Process::of([0, 1000][n % 2], &paths);
+            let mut all: Vec<_> = (0..count as usize).map(who).collect();
             for (process, n) in all.iter_mut().zip(0..) {
                 let (file, byte) = at(n);
                 process.ok(&lock(file, WRITE, byte, 1));
