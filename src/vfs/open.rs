@@ -174,7 +174,7 @@ impl FileInner {
 #[derive(Debug)]
 struct SharedOpen {
     open: Arc<OpenState>,
-    /// Handles, OPENs on their way, and owners of locks.
+    /// Handles, OPENs on their way, owners of locks, and truncations by path.
     users: usize,
 }
 
@@ -211,14 +211,15 @@ impl FileState {
         inner.pages.lost();
     }
 
-    /// An open of the file that allows writing, for SETATTR of the size.
-    pub(super) fn writable(&self, cred: &Credential) -> Option<Arc<OpenState>> {
-        let inner = self.inner.lock();
-        inner
-            .opens
-            .iter()
-            .find(|shared| *shared.open.cred == *cred && shared.open.access() & ACCESS_WRITE != 0)
-            .map(|shared| Arc::clone(&shared.open))
+    /// An open of the file that allows writing, for SETATTR of the size. It has one more
+    /// user, who is to leave.
+    pub(super) fn join_writable(&self, cred: &Credential) -> Option<Arc<OpenState>> {
+        let mut inner = self.inner.lock();
+        let shared = inner.opens.iter_mut().find(|shared| {
+            *shared.open.cred == *cred && shared.open.access() & ACCESS_WRITE != 0
+        })?;
+        shared.users += 1;
+        Some(Arc::clone(&shared.open))
     }
 }
 
@@ -561,7 +562,7 @@ impl Vfs {
     }
 
     /// One user less; the last one closes.
-    async fn leave(self: &Arc<Self>, inode: &Arc<Inode>, open: &Arc<OpenState>) {
+    pub(super) async fn leave(self: &Arc<Self>, inode: &Arc<Inode>, open: &Arc<OpenState>) {
         self.leave_with(inode, open, None).await;
     }
 

@@ -113,7 +113,12 @@ impl Client {
     pub async fn unlock(self: &Arc<Self>, lock: &Turn<'_>, span: Span) -> Result<(), NfsError> {
         for _ in 0..STATE_RETRIES {
             let Some(used) = lock.stateid() else {
-                return Ok(());
+                if lock.held().is_empty() {
+                    return Ok(());
+                }
+                // It is being reclaimed, and will be there when that is over.
+                self.session().await?;
+                continue;
             };
             let mut reply = self
                 .call(&lock.open.cred, Class::Metadata, |c| {

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::*;
 use LockKind::{Read, Write};
@@ -347,7 +348,16 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        // The suite says the same of the same code; PROPTEST_RNG_SEED looks elsewhere.
+        rng_seed: match std::env::var("PROPTEST_RNG_SEED") {
+            Ok(_) => ProptestConfig::default().rng_seed,
+            Err(_) => RngSeed::Fixed(20_261_127),
+        },
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn nobody_waits_for_nothing_no_circle_is_missed_and_nobody_is_passed_but_by_whom_he_waits_for(

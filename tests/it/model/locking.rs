@@ -9,6 +9,7 @@ use std::time::Duration;
 use efs_fuse::vfs::types::{Errno, LockCall, LockRange, Waiting};
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -23,6 +24,12 @@ const STEPS: u64 = 40;
 
 /// Longer than anything is in the way of a lock for.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// In which a lock is got that nothing is in the way of, over connections that break.
+const SOON: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether something is.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Nothing, shared, exclusive; by byte.
 type Bytes = [u8; BYTES];
@@ -220,13 +227,17 @@ impl Process {
     async fn lock(&mut self, wanted: Wanted, sleeps: bool, patience: Duration) {
         self.table.asks(self.number, wanted);
         let (caller, mut request) = self.request(wanted, sleeps);
-        let answer = match timeout(patience, &mut request).await {
+        let mut answer = timeout(patience, &mut request).await;
+        let excluded = || self.table.excluded(self.number, wanted, false);
+        let mut free = Duration::ZERO;
+        while answer.is_err() && patience == PATIENCE && !excluded() {
+            assert!(free < SOON, "{} waits for nothing: {wanted:?}", self.number);
+            free += LOOK;
+            answer = timeout(LOOK, &mut request).await;
+        }
+        let answer = match answer {
             Ok(answer) => answer.expect("no panic"),
             Err(_) if caller.give_up() => {
-                if patience == PATIENCE {
-                    let excluded = self.table.excluded(self.number, wanted, false);
-                    assert!(excluded, "{} waits for nothing: {wanted:?}", self.number);
-                }
                 self.left_behind.push(request);
                 Err(Errno(libc::EINTR))
             }
@@ -421,7 +432,17 @@ fn runs(seed: u64) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 0, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 64,
+        max_shrink_iters: 0,
+        failure_persistence: None,
+        // The suite says the same of the same code; PROPTEST_RNG_SEED looks elsewhere.
+        rng_seed: match std::env::var("PROPTEST_RNG_SEED") {
+            Ok(_) => ProptestConfig::default().rng_seed,
+            Err(_) => RngSeed::Fixed(20_261_127),
+        },
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn no_two_have_what_excludes_the_other_nobody_hangs_and_nothing_is_left(seed: u64) {
@@ -431,6 +452,8 @@ proptest! {
 
 #[test]
 fn circles_within_a_host_come_up_and_are_told() {
-    let told: usize = (0..8).map(runs).sum();
+    // Two that once were thought to hang, among them.
+    let seeds = (0..8).chain([4_472_779_475_558_954_153, 14_697_350_639_429_651_364]);
+    let told: usize = seeds.map(runs).sum();
     assert!(told > 0, "no EDEADLK in any of the runs");
 }

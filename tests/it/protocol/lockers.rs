@@ -11,7 +11,7 @@ use efs_fuse::nfs::state::ranges::{LockKind, Span};
 use efs_fuse::vfs::types::{Errno, ROOT_INO, Waiting};
 
 use super::locks::{range, set};
-use super::rig::{Mount, Rig, default_timeouts, millis, within};
+use super::rig::{Mount, Rig, default_timeouts, millis, once_at, within};
 use crate::peer::proto::{op, st};
 use crate::peer::{Action, Peer, PeerConfig};
 
@@ -136,6 +136,50 @@ async fn killed(owed: Owed, removed: bool) {
         ended.iter().all(|(_, status)| *status == st::OK),
         "{context}: {ended:?}"
     );
+}
+
+/// truncate(2) uses an open that another process has, and gives up meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_truncation_by_path_keeps_the_open_that_it_uses() {
+    let peer = Peer::new(PeerConfig::default());
+    let mount = Mount::of(&peer, "one", default_timeouts()).await;
+    let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+    mount.write(file, 0, b"some data").await.unwrap();
+    mount.flush(file).await.unwrap();
+    once_at(&peer, op::SETATTR, Action::Delay(Duration::from_secs(5)));
+    let closes = async {
+        millis(1000).await;
+        mount.release(file).await;
+    };
+    let cut = mount.truncate(file.ino, None, 4);
+    let (cut, ()) = within(60, async { tokio::join!(cut, closes) }).await;
+    cut.unwrap();
+    assert_eq!(peer.fs().read_file("/f").unwrap(), b"some");
+    within(60, mount.vfs.settled()).await;
+    assert_eq!(peer.open_count(), 0);
+}
+
+/// While a lock is reclaimed nothing is known at the server that could be unlocked.
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_let_go_of_while_it_is_reclaimed_is_let_go_of() {
+    let peer = Peer::new(PeerConfig::default());
+    let mount = Mount::of(&peer, "one", default_timeouts()).await;
+    let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+    set(&mount, file, OWNER, range(libc::F_WRLCK, 0, 9))
+        .await
+        .unwrap();
+    peer.crash_and_restart();
+    once_at(&peer, op::LOCK, Action::Delay(Duration::from_secs(5)));
+    let finds_out = mount.vfs.statfs(&mount.cred, ROOT_INO);
+    let unlocks = async {
+        millis(3000).await;
+        set(&mount, file, OWNER, range(libc::F_UNLCK, 0, 9)).await
+    };
+    let (_, unlocked) = within(60, async { tokio::join!(finds_out, unlocks) }).await;
+    unlocked.unwrap();
+    assert!(peer.count_op(op::LOCK) > 0, "reclaimed");
+    assert_eq!(peer.lock_count(), 0);
+    mount.release(file).await;
 }
 
 /// The same owner goes on with another descriptor, of another user, while the one that
