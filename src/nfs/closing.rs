@@ -364,7 +364,7 @@ impl Client {
                 return closes.len();
             }
         };
-        for at in 0..sent {
+        for (at, close) in closes[..sent].iter_mut().enumerate() {
             let put = reply.ok(Op::PutFh).map(|_| ());
             match put.and_then(|()| reply.stateid(Op::Close)) {
                 Ok(_) => {}
@@ -372,11 +372,9 @@ impl Client {
                 Err(NfsError::Status(_, Status::DELAY | Status::GRACE | Status::OK)) if at > 0 => {
                     return at;
                 }
-                Err(NfsError::Status(Op::Close, Status::LOCKS_HELD))
-                    if closes[at].unlocks < UNLOCKS =>
-                {
-                    closes[at].unlocks += 1;
-                    self.unlock_all(&closes[at].locks).await;
+                Err(NfsError::Status(Op::Close, Status::LOCKS_HELD)) if close.unlocks < UNLOCKS => {
+                    close.unlocks += 1;
+                    self.unlock_all(&close.locks).await;
                     return at;
                 }
                 Err(error) => {

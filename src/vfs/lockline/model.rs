@@ -160,12 +160,12 @@ impl World {
             && !self.files[wanted.file].keeps(owner, wanted.span, wanted.kind)
     }
 
-    fn set(&mut self, owner: u64, wanted: Wanted, kind: Option<LockKind>) {
+    fn set(&self, owner: u64, wanted: Wanted, kind: Option<LockKind>) {
         let mut locks = self.files[wanted.file].locks.lock();
         locks.entry(owner).or_default().set(wanted.span, kind);
     }
 
-    fn release_all(&mut self, owner: u64) {
+    fn release_all(&self, owner: u64) {
         for file in 0..2 {
             self.files[file].locks.lock().remove(&owner);
             self.line.wake(file as u64);

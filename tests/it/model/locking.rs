@@ -254,7 +254,7 @@ impl Process {
         }
     }
 
-    async fn unlock(&mut self, wanted: Wanted) {
+    async fn unlock(&self, wanted: Wanted) {
         let wanted = Wanted { kind: 0, ..wanted };
         self.table
             .change(self.number, wanted, |least, _| *least = 0);
@@ -263,7 +263,7 @@ impl Process {
         self.table.change(self.number, wanted, |_, most| *most = 0);
     }
 
-    async fn unlock_all(&mut self) {
+    async fn unlock_all(&self) {
         for file in 0..FILES {
             let (start, end, kind) = (0, BYTES - 1, 0);
             self.unlock(Wanted {
@@ -276,7 +276,7 @@ impl Process {
         }
     }
 
-    async fn ask(&mut self, wanted: Wanted) {
+    async fn ask(&self, wanted: Wanted) {
         let before = self.table.changes();
         let (open, mount) = (self.open[wanted.file], &self.mount);
         let got = mount
@@ -374,9 +374,11 @@ async fn run(seed: u64) -> usize {
     let breaks = chance.below(3) == 0;
     let (line, mut at) = (Arc::clone(&peer), Chance(chance.below(u64::MAX)));
     let breaker = tokio::spawn(async move {
-        while breaks {
+        loop {
             sleep(Duration::from_millis(at.below(3000))).await;
-            line.cut_all_connections();
+            if breaks {
+                line.cut_all_connections();
+            }
         }
     });
     let (mut deadlocks, mut mounts) = (0, Vec::new());
