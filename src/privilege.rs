@@ -11,7 +11,7 @@
 //! | `CAP_SYS_ADMIN` | mount(2), umount2(2), entering a network namespace |
 //! | `CAP_DAC_READ_SEARCH` | the path of a mount point below a private directory |
 //! | `CAP_NET_BIND_SERVICE` | `-o metrics=` on a port below 1024 |
-//! | `CAP_SYS_PTRACE` | the call that a caller is in, and its path; the groups of callers, where `/proc` is mounted with `hidepid=`: in effect always then |
+//! | `CAP_SYS_PTRACE` | the call that a caller is in: what it looks a name up for, by which call it waits in a deadlock; the groups of callers, where `/proc` is mounted with `hidepid=`: in effect always then |
 //!
 //! Any layer may raise; this module calls nobody.
 

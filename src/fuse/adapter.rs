@@ -715,7 +715,8 @@ impl Filesystem for Adapter {
             typ,
             pid,
         };
-        let waiting = Arc::new(Waiting::default());
+        let tid = req.pid();
+        let waiting = Arc::new(Waiting::by(Arc::new(move || proc::lock_call(tid))));
         let (vfs, caller) = (self.vfs(), Arc::clone(&waiting));
         let work = async move {
             vfs.setlk(ino.0, fh.0, lock_owner.0, range, sleep, &caller)

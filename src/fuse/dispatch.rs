@@ -109,8 +109,8 @@ impl Call {
     }
 }
 
-/// Whether an operation changes what others see, which a lock may be there to
-/// protect. None of these gives a lock up.
+/// Whether an operation changes what others see or may have, and has no effect any more
+/// once its caller is gone. Giving up a lock is none: the vfs does that whoever waits.
 fn changes(op: FuseOp) -> bool {
     matches!(
         op,
@@ -125,6 +125,7 @@ fn changes(op: FuseOp) -> bool {
             | FuseOp::Open
             | FuseOp::Create
             | FuseOp::Write
+            | FuseOp::SetLk
     )
 }
 

@@ -1,13 +1,18 @@
-//! What `/proc/<tid>/status` says about a caller: its groups and its pending
-//! signals. FUSE passes neither.
+//! What `/proc/<tid>` says about a caller: its groups, its pending signals, and by
+//! which call it waits for a lock. FUSE passes none of them.
 //!
 //! The process id of a FUSE request is a thread id in the pid namespace of the
 //! mounter; the kernel opens `/proc/<tid>` for any thread although it lists
 //! only processes.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::privilege;
+use crate::vfs::types::LockCall;
 
 /// No status file is longer: 65536 groups of at most 11 characters, and two
 /// kilobytes of the rest.
@@ -23,7 +28,7 @@ pub(super) fn is_ours() -> bool {
     static OURS: OnceLock<bool> = OnceLock::new();
     *OURS.get_or_init(|| {
         let own = std::process::id().to_string();
-        std::fs::read_link("/proc/self").is_ok_and(|link| link.to_str() == Some(&own))
+        fs::read_link("/proc/self").is_ok_and(|link| link.to_str() == Some(&own))
     })
 }
 
@@ -102,6 +107,44 @@ pub(super) fn groups(status: &[u8]) -> Vec<u32> {
         .collect()
 }
 
+/// By which call thread `tid`, whose request for a lock is in our hands, waits for it.
+/// `None` if that cannot be told: the thread is gone or of another pid namespace, we may
+/// not trace it, or it runs for another architecture.
+pub(super) fn lock_call(tid: u32) -> Option<LockCall> {
+    // The request is here before its caller sleeps, and on a busy machine that may take.
+    const LONGEST: Duration = Duration::from_secs(2);
+    let until = Instant::now() + LONGEST;
+    let mut pause = Duration::from_millis(1);
+    if tid == 0 {
+        return None;
+    }
+    let path = format!("/proc/{tid}/syscall");
+    while Instant::now() < until {
+        let text = privilege::raised(|| fs::read_to_string(&path)).ok()?;
+        if !text.starts_with("running") {
+            return parse_call(&text);
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+    None
+}
+
+/// The call in a `syscall` file: its number, then its arguments.
+fn parse_call(text: &str) -> Option<LockCall> {
+    let mut words = text.split_ascii_whitespace();
+    let number: libc::c_long = words.next()?.parse().ok()?;
+    // The second argument; an int, of whose register the upper half means nothing.
+    let hex = words.nth(1)?.strip_prefix("0x")?;
+    let command = u64::from_str_radix(hex, 16).ok()? as u32;
+    match (number, command.cast_signed()) {
+        (libc::SYS_fcntl, libc::F_SETLKW) => Some(LockCall::Process),
+        (libc::SYS_fcntl, libc::F_OFD_SETLKW) => Some(LockCall::Description),
+        (libc::SYS_flock, _) => Some(LockCall::Flock),
+        _ => None,
+    }
+}
+
 /// The rest of the line that begins with `name`. The process name, the only
 /// free text in the file, is printed with its line breaks escaped.
 fn field<'a>(status: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
@@ -151,6 +194,56 @@ mod tests {
         assert!(!with(0x2, 0, 0x2).deliverable());
         assert!(with(0x6, 0x2, 0).deliverable());
         assert!(!with(0, 0, 0).deliverable());
+    }
+
+    #[test]
+    fn the_call_that_waits_for_a_lock_is_known_by_number_and_command() {
+        let call = |number: libc::c_long, command: i32| {
+            parse_call(&format!(
+                "{number} 0x3 {command:#x} 0x7ffc 0x0 0x0 0x0 0x7ffd 0x7fe0\n"
+            ))
+        };
+        assert_eq!(
+            call(libc::SYS_fcntl, libc::F_SETLKW),
+            Some(LockCall::Process)
+        );
+        assert_eq!(
+            call(libc::SYS_fcntl, libc::F_OFD_SETLKW),
+            Some(LockCall::Description)
+        );
+        assert_eq!(call(libc::SYS_flock, libc::LOCK_EX), Some(LockCall::Flock));
+        assert_eq!(call(libc::SYS_read, libc::F_SETLKW), None);
+        assert_eq!(call(libc::SYS_fcntl, libc::F_SETLK), None);
+        for text in ["", "running\n", "-1 0x7ffd 0x7fe0\n", "72 0x3", "72 0x3 zz"] {
+            assert_eq!(parse_call(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_call_of_a_thread_that_waits_for_a_lock_is_found_out() {
+        use std::os::fd::AsRawFd;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let held = file.reopen().unwrap();
+        held.lock().unwrap();
+        let waits = file.reopen().unwrap();
+        let (tell, hear) = std::sync::mpsc::channel();
+        let waiter = thread::spawn(move || {
+            // SAFETY: gettid has no preconditions, and flock none but a descriptor.
+            unsafe {
+                tell.send(libc::gettid().unsigned_abs()).unwrap();
+                libc::flock(waits.as_raw_fd(), libc::LOCK_EX);
+            }
+        });
+        let tid = hear.recv().unwrap();
+        let found = (0..1000).find_map(|_| {
+            thread::sleep(Duration::from_millis(1));
+            lock_call(tid)
+        });
+        drop(held);
+        waiter.join().unwrap();
+        assert_eq!(found, Some(LockCall::Flock));
+        assert_eq!(lock_call(u32::MAX), None);
+        assert_eq!(lock_call(0), None);
     }
 
     #[test]

@@ -13,7 +13,8 @@
 //!
 //! Bounded: with [`MOST`] waiting or on their way, new OPENs wait. A CLOSE that
 //! the server refuses is not repeated; those that stood behind it in the same
-//! compound, and did not run, are.
+//! compound, and did not run, are. What it refuses for locks that it holds (a LOCKU
+//! failed, or nobody knew of the lock) is unlocked and closed again, [`UNLOCKS`] times.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -31,6 +32,7 @@ use super::proto::status::Status;
 use super::proto::types::{FileHandle, StateId};
 use super::session::slots::Class;
 use super::state::OpenState;
+use super::state::locks::LockState;
 use crate::background;
 use crate::rpc::auth::Credential;
 
@@ -47,12 +49,19 @@ const ALONG: usize = 2;
 /// PUTFH and CLOSE.
 const OPS_EACH: usize = 2;
 
+/// How often a file is unlocked that the server does not close for its locks.
+pub(super) const UNLOCKS: u32 = 3;
+
 #[derive(Debug)]
 struct Waiting {
     open: Arc<OpenState>,
     /// What it was when the last handle was closed.
     stateid: StateId,
     since: Instant,
+    /// What was locked with it.
+    locks: Vec<Arc<LockState>>,
+    /// How often that was unlocked because the server said so.
+    unlocks: u32,
 }
 
 #[derive(Debug, Default)]
@@ -161,6 +170,8 @@ impl Client {
             open: Arc::clone(open),
             stateid,
             since: Instant::now(),
+            locks: open.lock_states(),
+            unlocks: 0,
         };
         let (batch, begin) = self.closing.add(waiting, self.closes_a_compound());
         self.metrics.gauges.closes_pending.inc();
@@ -259,8 +270,11 @@ impl Client {
             let put = reply.ok(Op::PutFh).map(|_| ());
             if let Err(error) = put.and_then(|()| reply.stateid(Op::Close)) {
                 tracing::debug!("closing a file: {error}");
-                // One that is put off is not refused.
-                let again = matches!(error.status(), Some(Status::DELAY | Status::GRACE));
+                // One that is put off is not refused, and one with locks is unlocked.
+                let again = matches!(
+                    error.status(),
+                    Some(Status::DELAY | Status::GRACE | Status::LOCKS_HELD)
+                );
                 let behind = closes.split_off(at + usize::from(!again));
                 self.answered(&closes);
                 self.send_apart(behind);
@@ -343,8 +357,8 @@ impl Client {
     }
 
     /// Sends as many as a compound takes. How many of them, from the front, are
-    /// done with: at least one.
-    async fn send_some(self: &Arc<Self>, closes: &[Waiting]) -> usize {
+    /// done with: at least one, or the first was unlocked.
+    async fn send_some(self: &Arc<Self>, closes: &mut [Waiting]) -> usize {
         let sent = closes.len().min(self.closes_a_compound());
         let Some(first) = closes.first() else {
             return 0;
@@ -369,12 +383,17 @@ impl Client {
                 return closes.len();
             }
         };
-        for at in 0..sent {
+        for (at, close) in closes[..sent].iter_mut().enumerate() {
             let put = reply.ok(Op::PutFh).map(|_| ());
             match put.and_then(|()| reply.stateid(Op::Close)) {
                 Ok(_) => {}
                 // OK: it was left out, the session is a smaller one by now.
                 Err(NfsError::Status(_, Status::DELAY | Status::GRACE | Status::OK)) if at > 0 => {
+                    return at;
+                }
+                Err(NfsError::Status(Op::Close, Status::LOCKS_HELD)) if close.unlocks < UNLOCKS => {
+                    close.unlocks += 1;
+                    self.unlock_all(&close.locks).await;
                     return at;
                 }
                 Err(error) => {

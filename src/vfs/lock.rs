@@ -17,14 +17,22 @@
 //! [`Abandoned`]: crate::rpc::caller::Abandoned
 //!
 //! Waiting ([`Vfs::setlk`]): EFS calls nobody back, so the first in line of this
-//! host ([`super::locktable`]) asks again and again, [`Pace`]; the others wait for
-//! the ones before them. A waiter that gives up may have its lock granted all the
+//! host ([`super::lockline`]) asks again and again, [`Pace`]; the others wait for
+//! the ones before them. Who waits for himself, through others of this host, is told so
+//! if his call is one that is (fcntl(2)): EDEADLK; circles that go over other hosts are
+//! the server's to find. A waiter that gives up may have its lock granted all the
 //! same: [`Waiting`] decides who was first, and the lock is put back to what it
 //! was while the owner's turn is still held, so that no later request of the owner
 //! comes in between.
 //!
+//! A lock owner is a user of the open that it locks with, from its first request until
+//! its locks are given up (`FileInner::begin_lock`, `Vfs::leave_with`): whatever is on
+//! its way when its caller is killed has ended, and what came of it is put back, before
+//! that open is closed.
+//!
 //! Order: the owner's turn is taken with nothing else held, the file's lock for
-//! moments inside it.
+//! moments inside it. The line's lock is taken for moments, with no file locked, and
+//! locks one file after the other inside.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,15 +42,17 @@ use tokio::time::Instant;
 
 use super::Vfs;
 use super::inode::Inode;
-use super::locktable::Holder;
-use super::open::OpenHandle;
-use super::types::{Errno, Ino, LockRange, Waiting};
+use super::lockline::{LockedFile, Ticket, Turn as InLine};
+use super::locktable::{Closed, Holder};
+use super::open::{FileState, OpenHandle};
+use super::types::{Errno, Ino, LockCall, LockRange, Waiting};
 use crate::nfs::calls::Locked;
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::state::locks::{LockState, Turn};
-use crate::nfs::state::ranges::{LockKind, Span};
+use crate::nfs::state::ranges::{LockKind, Ranges, Span};
 use crate::rpc::auth::Credential;
+use crate::rpc::caller::{self, Effect};
 
 /// How often the first in line asks the server. A lock that is let go on
 /// another host is noticed half a pause later on average.
@@ -80,6 +90,53 @@ impl Pace {
 /// Owners of this host wake each other. This is for a lock that was lost, whose
 /// end nobody announces.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+impl LockedFile for Arc<Inode> {
+    fn number(&self) -> u64 {
+        self.ino
+    }
+
+    fn keeps(&self, owner: u64, span: Span, kind: LockKind) -> bool {
+        let locked = |file: &FileState| file.inner.lock().locks.holder(owner, span, kind);
+        self.opened().and_then(locked).is_some()
+    }
+
+    fn held_by(&self, owner: u64) -> Ranges {
+        let state = |file: &FileState| file.inner.lock().locks.state(owner);
+        let state = self.opened().and_then(state);
+        state.map(|state| state.held()).unwrap_or_default()
+    }
+
+    fn knows_another_handle(&self, owner: u64, handle: u64) -> bool {
+        self.opened().is_some_and(|file| {
+            let inner = file.inner.lock();
+            inner.locks.knows_another_handle(owner, handle)
+        })
+    }
+}
+
+/// A caller's place in the line, until this is dropped.
+struct Place<'a> {
+    vfs: &'a Vfs,
+    ticket: Ticket,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.vfs.line.lock().leave(&self.ticket);
+    }
+}
+
+/// A request for a lock.
+struct Request<'a> {
+    handle: &'a Arc<OpenHandle>,
+    lock: &'a Arc<LockState>,
+    fh: u64,
+    owner: u64,
+    span: Span,
+    kind: LockKind,
+    caller: &'a Waiting,
+}
 
 fn kind_of(typ: i32) -> Result<Option<LockKind>, Errno> {
     match typ {
@@ -183,27 +240,34 @@ impl Vfs {
         let handle = self.handle(fh)?;
         let span = span_of(&range)?;
         let Some(kind) = kind_of(range.typ)? else {
-            return self.unlock(&handle, owner, span).await;
+            // Whether or not the caller waits for it.
+            return caller::apart(self.unlock(&handle, owner, span)).await;
         };
-        self.allow(&handle, kind).await?;
-        let file = self.file_state(&handle.inode);
-        let lock = file.inner.lock().locks.begin(owner, fh, range.pid, || {
-            self.client.prepare_lock(&handle.open)
-        });
-        handle.locked.store(true, Ordering::Relaxed);
-        let result = match sleep {
-            false => {
-                self.try_lock(&handle, &lock, owner, span, kind, waiting)
-                    .await
-            }
-            true => {
-                self.wait_lock(&handle, &lock, owner, span, kind, waiting)
-                    .await
-            }
+        // Before anything is asked for: RELEASE comes when a killed caller had its answer.
+        let lock = self
+            .file_state(&handle.inode)
+            .inner
+            .lock()
+            .begin_lock(&handle, (fh, owner, range.pid), || {
+                self.client.prepare_lock(&handle.open)
+            })
+            .ok_or(Errno(libc::EBADF))?;
+        let request = Request {
+            handle: &handle,
+            lock: &lock,
+            fh,
+            owner,
+            span,
+            kind,
+            caller: waiting,
         };
-        let orphan = file.inner.lock().locks.end(owner);
-        self.drop_locks(&handle.inode, orphan.into_iter().collect())
-            .await;
+        let result = match self.allow(&handle, kind).await {
+            Ok(()) if sleep => self.wait_lock(&request).await,
+            Ok(()) => self.try_lock(&request).await,
+            Err(errno) => Err(errno),
+        };
+        let orphan = self.file_state(&handle.inode).inner.lock().locks.end(owner);
+        caller::apart(self.drop_locks(&handle.inode, orphan.into_iter().collect())).await;
         result
     }
 
@@ -236,93 +300,131 @@ impl Vfs {
         }
     }
 
-    async fn try_lock(
-        self: &Arc<Self>,
-        handle: &Arc<OpenHandle>,
-        lock: &Arc<LockState>,
-        owner: u64,
-        span: Span,
-        kind: LockKind,
-        waiting: &Waiting,
-    ) -> Result<(), Errno> {
-        let file = self.file_state(&handle.inode);
-        if file.inner.lock().locks.holder(owner, span, kind).is_some() {
+    async fn try_lock(self: &Arc<Self>, request: &Request<'_>) -> Result<(), Errno> {
+        let inode = &request.handle.inode;
+        if inode.keeps(request.owner, request.span, request.kind) {
             return Err(Errno(libc::EAGAIN));
         }
-        match self
-            .attempt(handle, lock, span, kind, false, waiting)
-            .await?
-        {
-            Attempt::Granted => Ok(()),
-            Attempt::Denied => Err(Errno(libc::EAGAIN)),
+        match self.attempt(request, false).await? {
+            Attempt::Granted => self.granted(request),
+            Attempt::Denied => return Err(Errno(libc::EAGAIN)),
         }
+        Ok(())
     }
 
-    async fn wait_lock(
-        self: &Arc<Self>,
-        handle: &Arc<OpenHandle>,
-        lock: &Arc<LockState>,
-        owner: u64,
-        span: Span,
-        kind: LockKind,
-        waiting: &Waiting,
-    ) -> Result<(), Errno> {
-        let file = self.file_state(&handle.inode);
-        let ticket = file.inner.lock().locks.queue(owner, span, kind);
+    async fn wait_lock(self: &Arc<Self>, request: &Request<'_>) -> Result<(), Errno> {
+        let file = Arc::clone(&request.handle.inode);
+        let joined = self
+            .line
+            .lock()
+            .join(file, request.owner, request.span, request.kind);
+        let place = Place {
+            vfs: self,
+            ticket: joined,
+        };
         let mut pace = Pace::new();
-        let result = loop {
-            let woken = file.unlocked.notified();
-            tokio::pin!(woken);
-            woken.as_mut().enable();
-            let ask = file.inner.lock().locks.may_ask(ticket);
-            let pause = match ask {
-                false => LOOK_AGAIN,
-                true => match self.attempt(handle, lock, span, kind, true, waiting).await {
-                    Ok(Attempt::Denied) => pace.next(),
-                    Ok(Attempt::Granted) => break Ok(()),
-                    Err(errno) => break Err(errno),
+        loop {
+            let look = self.line.lock().look(&place.ticket);
+            let pause = match look {
+                InLine::Wait => LOOK_AGAIN,
+                InLine::Deadlock => {
+                    self.escape(request, &place.ticket).await?;
+                    continue;
+                }
+                InLine::Ask => match self.attempt(request, true).await? {
+                    Attempt::Denied => pace.next(),
+                    Attempt::Granted => break,
                 },
             };
             tokio::select! {
-                () = waiting.gave_up() => break Err(Errno(libc::EINTR)),
-                () = woken => {}
+                () = request.caller.gave_up() => return Err(Errno(libc::EINTR)),
+                () = place.ticket.wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+        drop(place);
+        self.granted(request);
+        Ok(())
+    }
+
+    /// For those who wait for more than this lock, and for those who it leaves room for:
+    /// it may be less than what it replaces.
+    fn granted(&self, request: &Request<'_>) {
+        let ino = request.handle.inode.ino;
+        self.line.lock().granted(ino, request.owner);
+    }
+
+    /// A caller who waits for himself. EDEADLK if it is fcntl(2) for a process. A
+    /// `flock` that is to be another one lets go of what it was first, as flock(2) has
+    /// it, and is in nobody's way then. An OFD lock waits, and so does one that cannot
+    /// be told from that. After Ok the caller is to look again.
+    async fn escape(self: &Arc<Self>, request: &Request<'_>, ticket: &Ticket) -> Result<(), Errno> {
+        let is_process = self.line.lock().is_process(request.owner, request.fh);
+        let call = match is_process {
+            true => Some(LockCall::Process),
+            false => tokio::select! {
+                call = request.caller.call() => call,
+                () = request.caller.gave_up() => return Err(Errno(libc::EINTR)),
+            },
         };
-        file.inner.lock().locks.leave(ticket);
-        // Whoever stood behind this one.
-        file.unlocked.notify_waiters();
-        result
+        match call {
+            Some(LockCall::Process) if self.line.lock().give_way(ticket) => {
+                return Err(Errno(libc::EDEADLK));
+            }
+            Some(LockCall::Process) => {}
+            Some(LockCall::Flock) => {
+                let inode = &request.handle.inode;
+                self.let_go(inode, request.lock, Span::ALL, false).await?;
+            }
+            Some(LockCall::Description) | None => self.line.lock().is_patient(ticket),
+        }
+        Ok(())
     }
 
     /// Asks the server once, and if it grants, makes sure that the caller sees
     /// the file as the lock found it.
     async fn attempt(
         self: &Arc<Self>,
-        handle: &Arc<OpenHandle>,
-        lock: &Arc<LockState>,
-        span: Span,
-        kind: LockKind,
+        request: &Request<'_>,
         waits: bool,
-        waiting: &Waiting,
     ) -> Result<Attempt, Errno> {
+        let &Request {
+            handle,
+            lock,
+            span,
+            kind,
+            caller: waiting,
+            ..
+        } = request;
         let inode = &handle.inode;
         self.drain(inode).await;
-        self.send_changes(inode).await;
+        self.publish(inode).await;
         let turn = tokio::select! {
             turn = lock.turn() => turn,
             () = waiting.gave_up() => return Err(Errno(libc::EINTR)),
         };
-        if waiting.has_given_up() {
+        // What begins once the caller has been answered finds the lock put back.
+        let Some(effect) = Effect::begin().filter(|_| !waiting.has_given_up()) else {
             return Err(Errno(libc::EINTR));
-        }
+        };
         let before = turn.held().parts(span);
         let sent = Instant::now();
         let attrs = match self.client.lock(&turn, span, kind, waits).await {
             Ok(Locked::Granted(attrs)) => attrs,
             Ok(Locked::Denied(_)) => return Ok(Attempt::Denied),
-            Err(error) => return Err(self.failed_lock(&error, inode)),
+            Err(error) => {
+                if error.abandoned() == Some(true) {
+                    caller::apart(self.find_and_put_back(&turn, kind, span, before, inode)).await;
+                }
+                return Err(self.failed_lock(&error, inode));
+            }
         };
+        if waiting.has_given_up() {
+            caller::apart(self.put_back(&turn, kind, before, inode)).await;
+            return Err(Errno(libc::EINTR));
+        }
+        // From here on pages are waited for, whose READs may wait for what is abandoned.
+        drop(effect);
         let attrs = match attrs {
             Some(attrs) => Ok(attrs),
             None => {
@@ -340,9 +442,29 @@ impl Vfs {
         match seen {
             Ok(()) if waiting.answer() => Ok(Attempt::Granted),
             seen => {
-                self.put_back(&turn, kind, before, inode).await;
+                caller::apart(self.put_back(&turn, kind, before, inode)).await;
                 Err(seen.err().unwrap_or(Errno(libc::EINTR)))
             }
+        }
+    }
+
+    /// The same after a LOCK that the server may have granted or not. Asked again, it
+    /// grants to the same owner what that has already.
+    async fn find_and_put_back(
+        self: &Arc<Self>,
+        turn: &Turn<'_>,
+        kind: LockKind,
+        span: Span,
+        before: Vec<(Span, Option<LockKind>)>,
+        inode: &Arc<Inode>,
+    ) {
+        match self.client.lock(turn, span, kind, false).await {
+            Ok(Locked::Granted(_)) => self.put_back(turn, kind, before, inode).await,
+            Ok(Locked::Denied(_)) => {}
+            Err(error) => tracing::warn!(
+                ino = inode.ino,
+                "a lock may stay at the server until its file is closed: {error}"
+            ),
         }
     }
 
@@ -369,7 +491,7 @@ impl Vfs {
                 tracing::warn!(ino = inode.ino, "giving a late lock back: {error}");
             }
         }
-        self.file_state(inode).unlocked.notify_waiters();
+        self.line.lock().wake(inode.ino);
     }
 
     /// Drops what the kernel has cached of the file, and comes back when the
@@ -421,11 +543,24 @@ impl Vfs {
         let Some(lock) = lock else {
             return Ok(());
         };
+        self.let_go(&handle.inode, &lock, span, true).await
+    }
+
+    /// LOCKU. What was written under the lock is stable before it. The owner of a lost
+    /// lock who knows of it (`forgive`) may lock again once it has unlocked everything.
+    async fn let_go(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        lock: &Arc<LockState>,
+        span: Span,
+        forgive: bool,
+    ) -> Result<(), Errno> {
         self.abandoned.ended().await;
         self.drain(inode).await;
-        self.send_changes(inode).await;
+        // Others may go on by this, whichever file it is of.
+        self.send_all_changes().await;
         let turn = lock.turn().await;
-        if span == Span::ALL {
+        if forgive && span == Span::ALL {
             turn.forgive();
         }
         let result = match turn.touches(span) {
@@ -433,22 +568,31 @@ impl Vfs {
             false => Ok(()),
         };
         drop(turn);
-        self.file_state(inode).unlocked.notify_waiters();
+        self.line.lock().wake(inode.ino);
         result.map_err(|error| self.failed_lock(&error, inode))
     }
 
-    /// Lets go of the locks of owners that are gone. Everything written is
-    /// stable already.
+    /// Lets go of the locks of owners that are gone, who use their opens no more.
+    /// Everything written is stable already.
     async fn drop_locks(self: &Arc<Self>, inode: &Arc<Inode>, locks: Vec<Arc<LockState>>) {
         if locks.is_empty() {
             return;
         }
+        self.clear(inode, &locks).await;
+        for lock in locks {
+            let open = Arc::clone(&lock.open);
+            self.leave_with(inode, &open, Some(lock)).await;
+        }
+    }
+
+    /// Unlocks all of these.
+    async fn clear(self: &Arc<Self>, inode: &Arc<Inode>, locks: &[Arc<LockState>]) {
         if self.abandoned.any() {
             self.abandoned.ended().await;
             self.drain(inode).await;
             self.send_changes(inode).await;
         }
-        for lock in &locks {
+        for lock in locks {
             let turn = lock.turn().await;
             if turn.touches(Span::ALL)
                 && let Err(error) = self.client.unlock(&turn, Span::ALL).await
@@ -456,31 +600,37 @@ impl Vfs {
                 tracing::warn!(ino = inode.ino, "unlocking at close: {error}");
             }
         }
-        let file = self.file_state(inode);
-        file.inner.lock().retired.extend(locks);
-        file.unlocked.notify_waiters();
+        self.line.lock().wake(inode.ino);
     }
 
     /// FLUSH by `owner`: a process that closes a descriptor loses its POSIX
     /// locks on the file, through whichever descriptor it has taken them.
     pub(super) async fn closed_by(self: &Arc<Self>, inode: &Arc<Inode>, owner: u64) {
-        let lock = {
+        let closed = {
             let mut inner = self.file_state(inode).inner.lock();
             if inner.locks.is_empty() {
                 return;
             }
             inner.locks.closed_by(owner)
         };
-        self.drop_locks(inode, lock.into_iter().collect()).await;
+        match closed {
+            None => {}
+            Some(Closed::Gone(lock)) => self.drop_locks(inode, vec![lock]).await,
+            Some(Closed::InUse(lock)) => self.clear(inode, &[lock]).await,
+        }
     }
 
-    /// RELEASE: what was locked through the handle goes with it.
+    /// RELEASE: what was locked through the handle goes with it, and nothing is locked
+    /// through it any more.
     pub(super) async fn released(self: &Arc<Self>, handle: &OpenHandle, fh: u64) {
-        if !handle.locked.load(Ordering::Relaxed) {
-            return;
-        }
-        let file = self.file_state(&handle.inode);
-        let locks = file.inner.lock().locks.released(fh);
+        let locks = {
+            let mut inner = self.file_state(&handle.inode).inner.lock();
+            handle.released.store(true, Ordering::Relaxed);
+            if !handle.locked.load(Ordering::Relaxed) {
+                return;
+            }
+            inner.locks.released(fh)
+        };
         self.drop_locks(&handle.inode, locks).await;
     }
 

@@ -1,13 +1,9 @@
-//! Who of this host has or wants locks on one file: plain bookkeeping under the
-//! file's lock.
+//! Who of this host has locks on one file: plain bookkeeping under the file's lock.
 //!
 //! The server decides; this table only saves asking it. A lock that another
-//! owner of this host has is known to be in the way without a request, and of
-//! those who wait, only the ones that nobody before them keeps from it ask the
-//! server. So waiters of one host get their locks in the order they asked for
-//! them, and one of them polls, however many there are.
+//! owner of this host has is known to be in the way without a request. Who waits for
+//! one stands in line ([`super::lockline`]).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -31,14 +27,6 @@ struct Owner {
     busy: usize,
 }
 
-#[derive(Debug)]
-struct Waiter {
-    ticket: u64,
-    owner: u64,
-    span: Span,
-    kind: LockKind,
-}
-
 /// What is in the way of a lock on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Holder {
@@ -47,13 +35,19 @@ pub(super) struct Holder {
     pub(super) pid: u32,
 }
 
+/// The locks of an owner who has closed the file.
+#[derive(Debug)]
+pub(super) enum Closed {
+    /// The owner is in the table no more.
+    Gone(Arc<LockState>),
+    /// Another thread of it is about to lock.
+    InUse(Arc<LockState>),
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct LockTable {
     owners: Vec<Owner>,
-    /// In the order they came.
-    waiting: VecDeque<Waiter>,
-    next_ticket: u64,
 }
 
 impl LockTable {
@@ -106,12 +100,12 @@ impl LockTable {
 
     /// `owner` has closed the file: its locks are to go. The entry stays while
     /// another thread of it waits for a lock.
-    pub(super) fn closed_by(&mut self, owner: u64) -> Option<Arc<LockState>> {
+    pub(super) fn closed_by(&mut self, owner: u64) -> Option<Closed> {
         let at = self.find(owner)?;
-        if self.owners[at].busy > 0 {
-            return Some(Arc::clone(&self.owners[at].state));
-        }
-        Some(self.owners.swap_remove(at).state)
+        Some(match self.owners[at].busy {
+            0 => Closed::Gone(self.owners.swap_remove(at).state),
+            _ => Closed::InUse(Arc::clone(&self.owners[at].state)),
+        })
     }
 
     /// The handle is gone: takes out the owners that locked through it and
@@ -143,36 +137,10 @@ impl LockTable {
         })
     }
 
-    /// Stands in line.
-    pub(super) fn queue(&mut self, owner: u64, span: Span, kind: LockKind) -> u64 {
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        self.waiting.push_back(Waiter {
-            ticket,
-            owner,
-            span,
-            kind,
-        });
-        ticket
-    }
-
-    /// It is this waiter's turn to ask the server.
-    pub(super) fn may_ask(&self, ticket: u64) -> bool {
-        let Some(at) = self.waiting.iter().position(|w| w.ticket == ticket) else {
-            return true;
-        };
-        let me = &self.waiting[at];
-        let before = self.waiting.iter().take(at).any(|earlier| {
-            earlier.owner != me.owner
-                && earlier.span.overlaps(me.span)
-                && earlier.kind.conflicts(me.kind)
-        });
-        !before && self.holder(me.owner, me.span, me.kind).is_none()
-    }
-
-    /// Leaves the line.
-    pub(super) fn leave(&mut self, ticket: u64) {
-        self.waiting.retain(|waiter| waiter.ticket != ticket);
+    /// `owner` has locked through another handle than this one.
+    pub(super) fn knows_another_handle(&self, owner: u64, handle: u64) -> bool {
+        self.find(owner)
+            .is_some_and(|at| self.owners[at].handles.iter().any(|known| *known != handle))
     }
 
     /// Nobody has locks, or asks for any.

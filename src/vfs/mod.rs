@@ -12,7 +12,7 @@
 //! | open, create, flush, fsync, release | [`open`] |
 //! | read | [`read`], [`readahead`], `readmemory`, [`small`] |
 //! | write | [`write`], [`pipeline`], [`window`], [`errseq`] |
-//! | getlk, setlk (fcntl, flock) | [`lock`], `locktable` |
+//! | getlk, setlk (fcntl, flock) | [`lock`], `locktable`, `lockline` |
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
 //! | what is cached | [`attr`], [`pages`], [`inode`], [`namecache`], [`chain`] |
 //! | what is asked for together | `walk`, `flight` |
@@ -20,7 +20,8 @@
 //! | names that an open is on its way through | `awaited` |
 //! | writes whose tasks have died | `unanswered` |
 //!
-//! Ownership and order of locks: the inode table's shards, then an inode's
+//! Ownership and order of locks: the inode table's shards, then the line for file locks
+//! ([`lock`]), then an inode's
 //! `FileState` lock, then its `attr`, its `names`, a lock state's or the
 //! window's. No two inodes are locked at once and nothing is locked across an await; what
 //! has to be waited for is waited for by `Notify`, with the condition checked
@@ -41,6 +42,7 @@ mod evict;
 mod flight;
 pub mod inode;
 pub mod lock;
+mod lockline;
 mod locktable;
 pub mod name;
 pub mod namecache;
@@ -74,6 +76,7 @@ use self::awaited::Awaited;
 use self::chain::Heard;
 use self::dir::DirHandle;
 use self::inode::{Inode, InodeTable};
+use self::lockline::Line;
 use self::namecache::{Name, NameCache, Target};
 use self::object::SpaceCache;
 use self::open::OpenHandle;
@@ -125,6 +128,8 @@ pub struct Vfs {
     pipeline: Arc<PipelineConfig>,
     read_memory: ReadMemory<OpenHandle>,
     silly: Silly,
+    /// Who waits for a file lock.
+    line: Mutex<Line<Arc<Inode>>>,
     /// See [`together`]: files with changes that wait.
     changed: Mutex<Vec<Arc<Inode>>>,
     /// See [`small`].
@@ -208,6 +213,7 @@ impl Vfs {
             pipeline,
             read_memory: ReadMemory::new(READ_AHEAD_CHUNKS),
             silly: Silly::default(),
+            line: Mutex::default(),
             changed: Mutex::default(),
             along: small::Budget::default(),
             access: AccessCache::default(),

@@ -125,7 +125,7 @@ impl Vfs {
         }
         self.send_changes(&inode).await;
         let new = new_attributes(&set);
-        let mut open = None;
+        let (mut open, mut joined) = (None, None);
         if set.size.is_some() {
             if inode.kind != FileKind::Regular {
                 return Err(Errno(libc::EINVAL));
@@ -138,7 +138,10 @@ impl Vfs {
                     // open(2) with O_RDONLY and O_TRUNC cuts by its handle too.
                     (handle.access & ACCESS_WRITE != 0).then(|| Arc::clone(&handle.open))
                 }
-                None => inode.opened().and_then(|file| file.writable(cred)),
+                None => {
+                    joined = inode.opened().and_then(|file| file.join_writable(cred));
+                    joined.clone()
+                }
             };
         } else if set.mtime.is_some() || set.atime.is_some() {
             // A write that reaches the server later would move them again.
@@ -154,8 +157,11 @@ impl Vfs {
         let moved = self
             .client
             .set_attrs(caller, &inode.handle, open.as_ref(), &new)
-            .await
-            .map_err(|error| self.failed(&error, &inode))?;
+            .await;
+        if let Some(open) = &joined {
+            self.leave(&inode, open).await;
+        }
+        let moved = moved.map_err(|error| self.failed(&error, &inode))?;
         self.moved(&inode, &moved, sent);
         if set.size.is_some() {
             self.was_cut(&inode, moved.after.as_ref());

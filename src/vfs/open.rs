@@ -2,7 +2,7 @@
 //!
 //! Handles of one file opened by one identity share one open at the server
 //! (`SharedOpen`); its access grows with each of them, and it is closed when the
-//! last handle is released. Between the last release and the CLOSE the open is
+//! last handle is released and what was locked with it is unlocked. Between the last release and the CLOSE the open is
 //! out of the table already, so a new handle starts a new one.
 //!
 //! close(2) is FLUSH: there every write is made stable and errors are told.
@@ -77,8 +77,6 @@ pub struct FileState {
     pub(super) inner: Mutex<FileInner>,
     /// A write or commit was answered.
     pub(super) progress: Notify,
-    /// A lock was let go, or somebody has left the line for one.
-    pub(super) unlocked: Notify,
 }
 
 #[derive(Debug)]
@@ -158,12 +156,35 @@ impl FileInner {
     pub(super) fn is_open(&self) -> bool {
         !self.opens.is_empty()
     }
+
+    /// A request about the locks of `owner`, through a handle, begins: to be ended by
+    /// [`LockTable::end`]. An owner who is new is a user of its open from now on.
+    /// `None` if the handle was released.
+    pub(super) fn begin_lock(
+        &mut self,
+        handle: &OpenHandle,
+        (fh, owner, pid): (u64, u64, u32),
+        make: impl FnOnce() -> Arc<LockState>,
+    ) -> Option<Arc<LockState>> {
+        if handle.released.load(Ordering::Relaxed) {
+            return None;
+        }
+        let is_new = self.locks.state(owner).is_none();
+        let lock = self.locks.begin(owner, fh, pid, make);
+        if is_new {
+            let mut opens = self.opens.iter_mut();
+            let shared = opens.find(|shared| Arc::ptr_eq(&shared.open, &lock.open))?;
+            shared.users += 1;
+        }
+        handle.locked.store(true, Ordering::Relaxed);
+        Some(lock)
+    }
 }
 
 #[derive(Debug)]
 struct SharedOpen {
     open: Arc<OpenState>,
-    /// Handles, and OPENs on their way.
+    /// Handles, OPENs on their way, owners of locks, and truncations by path.
     users: usize,
 }
 
@@ -190,7 +211,6 @@ impl FileState {
                 retired: Vec::new(),
             }),
             progress: Notify::new(),
-            unlocked: Notify::new(),
         }
     }
 
@@ -201,14 +221,15 @@ impl FileState {
         inner.pages.lost();
     }
 
-    /// An open of the file that allows writing, for SETATTR of the size.
-    pub(super) fn writable(&self, cred: &Credential) -> Option<Arc<OpenState>> {
-        let inner = self.inner.lock();
-        inner
-            .opens
-            .iter()
-            .find(|shared| *shared.open.cred == *cred && shared.open.access() & ACCESS_WRITE != 0)
-            .map(|shared| Arc::clone(&shared.open))
+    /// An open of the file that allows writing, for SETATTR of the size. It has one more
+    /// user, who is to leave.
+    pub(super) fn join_writable(&self, cred: &Credential) -> Option<Arc<OpenState>> {
+        let mut inner = self.inner.lock();
+        let shared = inner.opens.iter_mut().find(|shared| {
+            *shared.open.cred == *cred && shared.open.access() & ACCESS_WRITE != 0
+        })?;
+        shared.users += 1;
+        Some(Arc::clone(&shared.open))
     }
 }
 
@@ -226,6 +247,8 @@ pub struct OpenHandle {
     pub(super) ahead: Ahead,
     /// It was locked through once.
     pub(super) locked: AtomicBool,
+    /// It is not to be locked through any more. Owned by the file's lock.
+    pub(super) released: AtomicBool,
     /// The kernel was told to drop its pages, and has not used the handle yet.
     drops_pages: AtomicBool,
     opened_at: FileAt,
@@ -504,6 +527,7 @@ impl Vfs {
             told_at_close: Mutex::new(inner.pipeline.errors().sample()),
             ahead: Ahead::new(self.config.read_ahead, beginning),
             locked: AtomicBool::new(false),
+            released: AtomicBool::new(false),
             drops_pages: AtomicBool::new(!keep_cache),
             opened_at: seen,
         });
@@ -568,12 +592,30 @@ impl Vfs {
 
     /// One user less; the last one closes, whether or not the caller still waits.
     pub(super) async fn leave(self: &Arc<Self>, inode: &Arc<Inode>, open: &Arc<OpenState>) {
-        caller::apart(self.left_by_one(inode, open)).await;
+        self.leave_with(inode, open, None).await;
     }
 
-    async fn left_by_one(self: &Arc<Self>, inode: &Arc<Inode>, open: &Arc<OpenState>) {
+    /// The same of an owner of locks, which have all been given up. What the server
+    /// keeps of them is freed with the next handle, or by the CLOSE.
+    pub(super) async fn leave_with(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        open: &Arc<OpenState>,
+        lock: Option<Arc<LockState>>,
+    ) {
+        caller::apart(self.left_by_one(inode, open, lock)).await;
+    }
+
+    async fn left_by_one(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        open: &Arc<OpenState>,
+        lock: Option<Arc<LockState>>,
+    ) {
         let (close, silly, retired) = {
             let mut inner = self.file_state(inode).inner.lock();
+            let frees = lock.is_none();
+            inner.retired.extend(lock);
             let Some(at) = inner
                 .opens
                 .iter()
@@ -588,7 +630,7 @@ impl Vfs {
             }
             let retired: Vec<_> = inner
                 .retired
-                .extract_if(.., |lock| Arc::ptr_eq(&lock.open, open))
+                .extract_if(.., |lock| (close || frees) && Arc::ptr_eq(&lock.open, open))
                 .collect();
             (close, inner.unneeded_name(), retired)
         };

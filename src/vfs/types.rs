@@ -2,6 +2,7 @@
 //! the FUSE library and none of the wire appears here.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -231,12 +232,36 @@ pub struct LockRange {
     pub pid: u32,
 }
 
+/// The call by which somebody waits for a lock. FUSE does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockCall {
+    /// fcntl(2), F_SETLKW: for the process. It may fail with EDEADLK.
+    Process,
+    /// fcntl(2), F_OFD_SETLKW: for an open file description.
+    Description,
+    /// flock(2).
+    Flock,
+}
+
+/// Finds out by which call a caller waits; `None` if that cannot be told. It may block
+/// until the caller sleeps.
+pub type FindCall = Arc<dyn Fn() -> Option<LockCall> + Send + Sync>;
+
 /// A caller that waits for a lock and may give up. Giving up and getting the
 /// lock exclude each other: whichever is first wins.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Waiting {
     outcome: AtomicU8,
     gave_up: Notify,
+    call: Option<FindCall>,
+}
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waiting")
+            .field("outcome", &self.outcome)
+            .finish_non_exhaustive()
+    }
 }
 
 const UNDECIDED: u8 = 0;
@@ -244,6 +269,23 @@ const ANSWERED: u8 = 1;
 const GAVE_UP: u8 = 2;
 
 impl Waiting {
+    /// A caller whose call can be found out.
+    pub fn by(call: FindCall) -> Self {
+        Self {
+            call: Some(call),
+            ..Self::default()
+        }
+    }
+
+    /// By which call the caller waits, if that can be told.
+    pub(super) async fn call(&self) -> Option<LockCall> {
+        let find = self.call.clone()?;
+        tokio::task::spawn_blocking(move || find())
+            .await
+            .ok()
+            .flatten()
+    }
+
     fn decide(&self, outcome: u8) -> bool {
         self.outcome
             .compare_exchange(UNDECIDED, outcome, Ordering::AcqRel, Ordering::Acquire)

@@ -98,6 +98,10 @@ impl Client {
                         None => self.renew_state(&lock.open, token, status).await?,
                     }
                 }
+                // It may be ours by now, and under a stateid that nobody has seen.
+                Err(error @ NfsError::Garbled(..)) => {
+                    tracing::warn!("LOCK: {error}, asking again");
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -109,7 +113,12 @@ impl Client {
     pub async fn unlock(self: &Arc<Self>, lock: &Turn<'_>, span: Span) -> Result<(), NfsError> {
         for _ in 0..STATE_RETRIES {
             let Some(used) = lock.stateid() else {
-                return Ok(());
+                if lock.held().is_empty() {
+                    return Ok(());
+                }
+                // It is being reclaimed, and will be there when that is over.
+                self.session().await?;
+                continue;
             };
             let mut reply = self
                 .call(&lock.open.cred, Class::Metadata, |c| {
@@ -135,6 +144,18 @@ impl Client {
             }
         }
         Err(NfsError::StateLost)
+    }
+
+    /// LOCKU of all that was locked with an open that the server does not close for
+    /// its locks, whatever is known of them here. Nobody else uses them any more.
+    pub(in super::super) async fn unlock_all(self: &Arc<Self>, locks: &[Arc<LockState>]) {
+        tracing::debug!("a file that is to be closed is locked at the server, unlocking it");
+        for lock in locks {
+            let turn = lock.turn().await;
+            if let Err(error) = self.unlock(&turn, Span::ALL).await {
+                tracing::warn!("unlocking a file that is to be closed: {error}");
+            }
+        }
     }
 
     /// LOCKT: who keeps an owner (`None`: one who has no lock) from a lock.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::super::client::Client;
+use super::super::closing::UNLOCKS;
 use super::super::proto::attrs::{
     AttrSet, Attributes, CHANGE_ONLY, NewAttributes, NewTime, number as n,
 };
@@ -434,22 +435,32 @@ impl Client {
         open.exact().filter(|_| !was_dead)
     }
 
-    /// The CLOSE itself. `stateid` is what it was when this began.
+    /// The CLOSE itself. `stateid` is what it was when this began. What the server
+    /// does not close for its locks is unlocked first.
     pub(in super::super) async fn send_close(
         self: &Arc<Self>,
         open: &Arc<OpenState>,
         stateid: StateId,
     ) -> Result<(), NfsError> {
-        let mut reply = self
-            .call(&open.cred, Class::Metadata, |c| {
-                c.once()
-                    .put(&open.handle)
-                    .close(open.exact().unwrap_or(stateid));
-            })
-            .await?;
-        reply.ok(Op::PutFh)?;
-        reply.stateid(Op::Close)?;
-        Ok(())
+        let locks = open.lock_states();
+        let mut unlocks = 0;
+        loop {
+            let mut reply = self
+                .call(&open.cred, Class::Metadata, |c| {
+                    c.once()
+                        .put(&open.handle)
+                        .close(open.exact().unwrap_or(stateid));
+                })
+                .await?;
+            reply.ok(Op::PutFh)?;
+            match reply.stateid(Op::Close) {
+                Err(NfsError::Status(_, Status::LOCKS_HELD)) if unlocks < UNLOCKS => {
+                    unlocks += 1;
+                    self.unlock_all(&locks).await;
+                }
+                result => return result.map(drop),
+            }
+        }
     }
 
     /// A new open of `handle`, not yet known to the server.

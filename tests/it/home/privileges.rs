@@ -9,8 +9,8 @@ use crate::fixtures::mount::{COMMAND_LIMIT, MountRequest, Mountpoint, umount_com
 use crate::fixtures::process::{eventually, run};
 use crate::fixtures::sys;
 
-/// CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SYS_ADMIN; and CAP_SYS_PTRACE
-/// where /proc hides processes.
+/// CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SYS_ADMIN; and CAP_SYS_PTRACE,
+/// which is in effect where /proc hides processes.
 const KEPT: u64 = 1 << 2 | 1 << 10 | 1 << 21;
 const PTRACE: u64 = 1 << 19;
 

@@ -7,10 +7,12 @@
 //! - [`world`]: does each step on both sides and compares
 //! - [`random`]: the property
 //! - [`coherence`]: two hosts on one server
+//! - [`locking`]: locks of processes of two hosts, against a table of bytes
 //! - [`found`]: what the property has found, each step by step
 
 mod coherence;
 mod found;
+mod locking;
 mod random;
 mod step;
 mod tree;

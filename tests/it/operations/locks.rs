@@ -5,11 +5,12 @@
 //! every Debian has.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -319,4 +320,226 @@ fn locks_survive_a_reboot_of_the_server_and_nobody_comes_between() {
     let mut seen = [0; 6];
     b.read_exact_at(&mut seen, 0).expect("read");
     assert_eq!(&seen, b"after!");
+}
+
+/// A process that does what it is told, a line each, and says what became of it.
+struct Process {
+    child: Child,
+    said: mpsc::Receiver<String>,
+}
+
+impl Process {
+    fn new(uid: u32) -> Self {
+        let script = r#"
+            $| = 1; my %file;
+            while (<STDIN>) {
+                my ($what, $name, @rest) = split; my $done;
+                if ($what eq "open") { $done = open($file{$name}, "+<", $rest[0]) }
+                elsif ($what eq "flock") { $done = flock($file{$name}, $rest[0]) }
+                else { $done = fcntl($file{$name}, $what, pack("s s x4 q q l x4", $rest[0], 0, $rest[1], $rest[2], 0)) }
+                print $done ? "ok" : $! + 0, "\n";
+            }"#;
+        let mut command = Command::new("perl");
+        command.args(["-e", script]).current_dir("/");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.uid(uid).gid(uid);
+        let mut child = command.spawn().expect("perl");
+        let lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+        let (tell, said) = mpsc::channel();
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = tell.send(line);
+            }
+        });
+        Self { child, said }
+    }
+
+    /// One that has these files open, called a, b, …
+    fn with(files: &[&Path]) -> Self {
+        Self::of(0, files)
+    }
+
+    fn of(uid: u32, files: &[&Path]) -> Self {
+        let mut process = Self::new(uid);
+        for (name, path) in ('a'..).zip(files) {
+            process.ok(&format!("open {name} {}", path.display()));
+        }
+        process
+    }
+
+    fn tell(&mut self, what: &str) {
+        let stdin = self.child.stdin.as_mut().expect("stdin");
+        writeln!(stdin, "{what}").expect("tell");
+    }
+
+    /// What became of the last thing it was told; `None` if it is at it still.
+    fn says(&self, within: Duration) -> Option<String> {
+        self.said.recv_timeout(within).ok()
+    }
+
+    #[track_caller]
+    fn ok(&mut self, what: &str) {
+        self.tell(what);
+        assert_eq!(self.says(SOON).as_deref(), Some("ok"), "{what}");
+    }
+
+    /// It is told, and has to wait.
+    #[track_caller]
+    fn waits(&mut self, what: &str) {
+        self.tell(what);
+        assert_eq!(self.says(Duration::from_millis(300)), None, "{what}");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// F_SETLKW of bytes of a file.
+fn lock(file: char, typ: i32, start: u64, len: u64) -> String {
+    format!("{} {file} {typ} {start} {len}", libc::F_SETLKW)
+}
+
+const READ: i32 = libc::F_RDLCK;
+const WRITE: i32 = libc::F_WRLCK;
+
+#[test]
+fn who_has_a_lock_gets_it_again_more_of_it_and_what_is_beside_it_past_those_who_wait_for_him() {
+    let world = World::new();
+    let path = world.path("f");
+    drop(open(&path));
+    let flock = |how: i32| format!("flock a {how}");
+    let ofd = |typ, start, len| format!("{} a {typ} {start} {len}", libc::F_OFD_SETLKW);
+    for (has, waits, again) in [
+        (
+            lock('a', WRITE, 0, 10),
+            lock('a', WRITE, 0, 10),
+            lock('a', WRITE, 0, 10),
+        ),
+        (
+            lock('a', READ, 0, 10),
+            lock('a', WRITE, 0, 10),
+            lock('a', WRITE, 0, 10),
+        ),
+        (
+            lock('a', WRITE, 0, 10),
+            lock('a', WRITE, 0, 100),
+            lock('a', WRITE, 50, 10),
+        ),
+        (
+            flock(libc::LOCK_EX),
+            flock(libc::LOCK_EX),
+            flock(libc::LOCK_EX),
+        ),
+        (
+            flock(libc::LOCK_SH),
+            flock(libc::LOCK_EX),
+            flock(libc::LOCK_EX),
+        ),
+        (ofd(READ, 0, 10), ofd(WRITE, 0, 10), ofd(WRITE, 0, 10)),
+    ] {
+        let (mut holder, mut waiter) = (Process::with(&[&path]), Process::with(&[&path]));
+        holder.ok(&has);
+        waiter.waits(&waits);
+        holder.ok(&again);
+        assert_eq!(waiter.says(Duration::from_millis(200)), None, "{again}");
+        drop(holder);
+        assert_eq!(waiter.says(SOON).as_deref(), Some("ok"), "{again}");
+    }
+}
+
+#[test]
+fn processes_that_wait_for_one_another_are_told_of_it_over_any_number_and_over_files() {
+    let world = World::new();
+    let paths = [world.path("f"), world.path("g"), world.path("h")];
+    for path in &paths {
+        let file = open(path);
+        file.set_permissions(fs::Permissions::from_mode(0o666))
+            .expect("chmod");
+    }
+    for count in [2, 3, 5] {
+        for files in [1, 2, 3] {
+            let at = |n: u64| (('a'..).nth(n as usize % files).expect("a name"), n);
+            let paths: Vec<&Path> = paths[..files].iter().map(AsRef::as_ref).collect();
+            // Their calls are seen although they are other users.
+            let who = |n| Process::of([0, 1000][n % 2], &paths);
+            let mut all: Vec<_> = (0..count as usize).map(who).collect();
+            for (process, n) in all.iter_mut().zip(0..) {
+                let (file, byte) = at(n);
+                process.ok(&lock(file, WRITE, byte, 1));
+            }
+            for n in 0..count - 1 {
+                let (file, byte) = at(n + 1);
+                all[n as usize].waits(&lock(file, WRITE, byte, 1));
+            }
+            let begun = Instant::now();
+            let mut last = all.pop().expect("the last");
+            last.tell(&lock('a', WRITE, 0, 1));
+            let context = format!("{count} processes, {files} files");
+            let said = last.says(SOON).and_then(|said| said.parse().ok());
+            assert_eq!(said, Some(libc::EDEADLK), "{context}");
+            assert!(begun.elapsed() < Duration::from_millis(500), "{context}");
+            // It has what it had; when it is gone, they get on one after the other.
+            let before = all.pop().expect("the one before");
+            assert_eq!(before.says(Duration::from_millis(100)), None, "{context}");
+            drop(last);
+            assert_eq!(before.says(SOON).as_deref(), Some("ok"), "{context}");
+            drop(before);
+            while let Some(next) = all.pop() {
+                assert_eq!(next.says(SOON).as_deref(), Some("ok"), "{context}");
+            }
+        }
+    }
+}
+
+/// As in Linux: OFD locks know no EDEADLK, and a `flock` that is turned into another is
+/// let go of first.
+#[test]
+fn descriptions_that_wait_for_one_another_wait_and_flocks_let_go() {
+    let world = World::new();
+    let path = world.path("f");
+    drop(open(&path));
+    let ofd = |byte| format!("{} a {WRITE} {byte} 1", libc::F_OFD_SETLKW);
+    let (mut a, mut b) = (Process::with(&[&path]), Process::with(&[&path]));
+    a.ok(&ofd(0));
+    b.ok(&ofd(1));
+    a.waits(&ofd(1));
+    b.waits(&ofd(0));
+    assert_eq!(a.says(Duration::from_secs(2)), None);
+    drop(b);
+    assert_eq!(a.says(SOON).as_deref(), Some("ok"));
+    drop(a);
+
+    let flock = |how: i32| format!("flock a {how}");
+    let (mut a, mut b) = (Process::with(&[&path]), Process::with(&[&path]));
+    a.ok(&flock(libc::LOCK_SH));
+    b.ok(&flock(libc::LOCK_SH));
+    a.waits(&flock(libc::LOCK_EX));
+    b.tell(&flock(libc::LOCK_EX));
+    assert_eq!(a.says(SOON).as_deref(), Some("ok"));
+    assert_eq!(b.says(Duration::from_millis(200)), None);
+    a.ok(&flock(libc::LOCK_UN));
+    assert_eq!(b.says(SOON).as_deref(), Some("ok"));
+}
+
+/// A lock of another's that becomes less lets those in whom that is enough for.
+#[test]
+fn a_waiter_is_woken_by_a_downgrade() {
+    let world = World::new();
+    let path = world.path("f");
+    drop(open(&path));
+    let (mut holder, mut waiter) = (Process::with(&[&path]), Process::with(&[&path]));
+    for how in [libc::F_SETLKW, libc::F_SETLK] {
+        holder.ok(&lock('a', WRITE, 0, 10));
+        waiter.waits(&lock('a', READ, 0, 10));
+        let begun = Instant::now();
+        holder.ok(&format!("{how} a {READ} 0 10"));
+        assert_eq!(waiter.says(SOON).as_deref(), Some("ok"));
+        let took = begun.elapsed();
+        assert!(took < Duration::from_millis(250), "{took:?}");
+        waiter.ok(&lock('a', libc::F_UNLCK, 0, 10));
+    }
 }

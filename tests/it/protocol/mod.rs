@@ -17,6 +17,7 @@ mod fragments;
 mod garbage;
 mod lease;
 mod limits;
+mod lockers;
 mod locks;
 mod names;
 mod patience;
