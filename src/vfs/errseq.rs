@@ -3,8 +3,9 @@
 //! A write(2) is answered before the server has taken its data, so an error
 //! may come when nobody waits for it. The file keeps the latest error under a
 //! number that moves with each one ([`ErrSeq`]); each open handle keeps the
-//! number it has seen ([`Seen`]). A handle whose number is behind reports the
-//! error at its next write, fsync or close, and is then level again. A handle
+//! number it has seen ([`Seen`]), one for its writes and one for its fsyncs. A handle
+//! whose number is behind reports the
+//! error at its next write, and at its next fsync or close, and is then level again. A handle
 //! opened later starts level: it does not answer for what came before it. A close
 //! reports the error and leaves the handle behind: what is closed may be a copy, in a
 //! child about to execute a program, which must not take the error from its parent.

@@ -242,6 +242,10 @@ pub struct OpenHandle {
     pub(super) access: u32,
     /// Write errors that this handle has told of.
     pub(super) seen: Mutex<Seen>,
+    /// Those that a write(2) was told of. It may be the rest of one, whose beginning was
+    /// accepted: then the kernel tells its caller how much that was, and no error. So
+    /// fsync tells of it all the same.
+    told_by_write: Mutex<Seen>,
     /// Those that a close(2) was told of, which leaves them to be told again.
     told_at_close: Mutex<Seen>,
     pub(super) ahead: Ahead,
@@ -524,6 +528,7 @@ impl Vfs {
             open,
             access,
             seen: Mutex::new(inner.pipeline.errors().sample()),
+            told_by_write: Mutex::new(inner.pipeline.errors().sample()),
             told_at_close: Mutex::new(inner.pipeline.errors().sample()),
             ahead: Ahead::new(self.config.read_ahead, beginning),
             locked: AtomicBool::new(false),
@@ -720,10 +725,25 @@ impl Vfs {
             .and_then(|_| errors.peek(&handle.told_at_close.lock()))
     }
 
-    /// The write error that this handle has to tell of, if there is one.
+    /// The write error that fsync(2) by this handle has to tell of, if there is one.
     pub(super) fn tell_error(&self, handle: &OpenHandle) -> Result<(), Errno> {
         let inner = self.file_state(&handle.inode).inner.lock();
-        match inner.pipeline.errors().check(&mut handle.seen.lock()) {
+        let errors = inner.pipeline.errors();
+        *handle.told_by_write.lock() = errors.sample();
+        match errors.check(&mut handle.seen.lock()) {
+            Some(errno) => Err(errno),
+            None => Ok(()),
+        }
+    }
+
+    /// The same of write(2), which leaves it to be told by fsync.
+    pub(super) fn tell_write_error(&self, handle: &OpenHandle) -> Result<(), Errno> {
+        let inner = self.file_state(&handle.inode).inner.lock();
+        match inner
+            .pipeline
+            .errors()
+            .check(&mut handle.told_by_write.lock())
+        {
             Some(errno) => Err(errno),
             None => Ok(()),
         }

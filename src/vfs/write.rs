@@ -85,7 +85,7 @@ impl Vfs {
         self.check_locks(&handle, fh)?;
         let direct = flags.open_flags & libc::O_DIRECT != 0;
         if !direct {
-            self.tell_error(&handle)?;
+            self.tell_write_error(&handle)?;
         }
         let inode = &handle.inode;
         // A mode set before these data protects them from the first byte on.
@@ -117,7 +117,7 @@ impl Vfs {
                 return Err(errno);
             }
             if !direct {
-                self.tell_error(&handle)?;
+                self.tell_write_error(&handle)?;
             }
         }
         Ok(accepted.len as u32)
