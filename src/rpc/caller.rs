@@ -150,14 +150,19 @@ pub async fn answered() {
 }
 
 /// Runs work for a caller (or, with `None`, for nobody): its requests are his.
-pub async fn on_behalf_of<T>(caller: Option<Arc<Caller>>, work: impl Future<Output = T>) -> T {
-    CALLER.scope(caller, work).await
+pub fn on_behalf_of<T>(
+    caller: Option<Arc<Caller>>,
+    work: impl Future<Output = T>,
+) -> impl Future<Output = T> {
+    CALLER.scope(caller, work)
 }
 
 /// Runs what must be done whether or not the caller waits: undoing, or the work of
 /// others that this operation happens to do.
-pub async fn apart<T>(work: impl Future<Output = T>) -> T {
-    on_behalf_of(None, work).await
+pub fn apart<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
+    // Boxed: what is done apart is rare and long, and would make every operation that
+    // may have to do it as large.
+    on_behalf_of(None, Box::pin(work))
 }
 
 /// Keeps the effects of a caller's operation in one piece: while this lives, the

@@ -32,8 +32,6 @@ pub(super) struct Lasting {
     /// any two of them can be told apart by "before" and "after".
     pub(super) tick: u64,
     pub(super) errors: ErrSeq,
-    /// Synchronous writes that have not asked for their fate yet.
-    watched: Vec<Watched>,
 }
 
 /// A synchronous write, whose caller is answered by what becomes of its own bytes.
@@ -49,26 +47,6 @@ impl Lasting {
     fn next_tick(&mut self) -> u64 {
         self.tick += 1;
         self.tick
-    }
-
-    /// Bytes that were sent as the request `id` are lost. Those of synchronous writes
-    /// are told to who waits for them, and to nobody else.
-    fn lost<O: Clone>(&mut self, segment: &Segment<O>, id: u64, errno: Errno) {
-        for write in &mut self.watched {
-            if write.seq < id && segment.overlaps(&write.range) {
-                write.lost = Some(errno);
-            }
-        }
-        if !segment.sync || segment.stands_in {
-            self.errors.record(errno);
-        }
-    }
-
-    /// What became of the synchronous write that was accepted at `seq`, once it was
-    /// drained.
-    pub(super) fn fate(&mut self, seq: u64) -> Option<Errno> {
-        let at = self.watched.iter().position(|write| write.seq == seq)?;
-        self.watched.swap_remove(at).lost
     }
 }
 
@@ -115,6 +93,8 @@ pub(super) struct Machine<O> {
     /// As `alarm`, for the COMMIT that nobody asks for. One of its own: it is far off,
     /// and every small write would set it anew.
     commit_alarm: Option<Instant>,
+    /// Synchronous writes that have not asked for their fate yet.
+    watched: Vec<Watched>,
     /// The latest time seen: ages must not run backwards.
     clock: Instant,
 }
@@ -134,6 +114,7 @@ impl<O: Clone + PartialEq> Machine<O> {
             alarm: None,
             retained_since: None,
             commit_alarm: None,
+            watched: Vec::new(),
             clock: now,
         }
     }
@@ -143,6 +124,7 @@ impl<O: Clone + PartialEq> Machine<O> {
             && self.flights.is_empty()
             && self.retained.is_empty()
             && self.commit.is_none()
+            && self.watched.is_empty()
     }
 
     pub(super) fn is_last(&self, id: RequestId) -> bool {
@@ -187,7 +169,7 @@ impl<O: Clone + PartialEq> Machine<O> {
             since: self.clock,
         };
         if sync {
-            lasting.watched.push(Watched {
+            self.watched.push(Watched {
                 seq: source.seq,
                 range: offset..offset + data.len() as u64,
                 lost: None,
@@ -246,12 +228,32 @@ impl<O: Clone + PartialEq> Machine<O> {
     pub(super) fn failed(&mut self, lasting: &mut Lasting, id: RequestId, errno: Errno) {
         let Some(flight) = self.land(id) else { return };
         if !flight.forgotten {
-            lasting.lost(&flight.segment, flight.id, errno);
+            self.lost(lasting, &flight.segment, flight.id, errno);
         }
         self.queue.unpark(&flight.segment.range());
         if let Some(commit) = flight.rider {
             self.not_committed(commit);
         }
+    }
+
+    /// Bytes that were sent as the request `id` are lost. Those of synchronous writes
+    /// are told to who waits for them, and to nobody else.
+    fn lost(&mut self, lasting: &mut Lasting, segment: &Segment<O>, id: u64, errno: Errno) {
+        for write in &mut self.watched {
+            if write.seq < id && segment.overlaps(&write.range) {
+                write.lost = Some(errno);
+            }
+        }
+        if !segment.sync || segment.stands_in {
+            lasting.errors.record(errno);
+        }
+    }
+
+    /// What became of the synchronous write that was accepted at `seq`, once it was
+    /// drained.
+    pub(super) fn fate(&mut self, seq: u64) -> Option<Errno> {
+        let at = self.watched.iter().position(|write| write.seq == seq)?;
+        self.watched.swap_remove(at).lost
     }
 
     /// The COMMIT behind a WRITE was not executed.
@@ -282,7 +284,7 @@ impl<O: Clone + PartialEq> Machine<O> {
         }
         self.commit = None;
         for copy in self.retained.take(id.0, |_| true) {
-            lasting.lost(&copy.segment, copy.id, errno);
+            self.lost(lasting, &copy.segment, copy.id, errno);
         }
     }
 
@@ -618,12 +620,12 @@ impl<O: Clone + PartialEq> Machine<O> {
             segment.tries += 1;
             match segment.tries < MAX_TRIES {
                 true => self.queue.put_back(segment),
-                false => lasting.lost(&segment, id, Errno(libc::EIO)),
+                false => self.lost(lasting, &segment, id, Errno(libc::EIO)),
             }
             return;
         }
         if count > segment.data.len() {
-            lasting.lost(&segment, id, Errno(libc::EIO));
+            self.lost(lasting, &segment, id, Errno(libc::EIO));
             return;
         }
         segment.tries = 0;
@@ -657,7 +659,7 @@ impl<O: Clone + PartialEq> Machine<O> {
         } in lost
         {
             if segment.rounds >= MAX_ROUNDS {
-                lasting.lost(&segment, id, Errno(libc::EIO));
+                self.lost(lasting, &segment, id, Errno(libc::EIO));
                 continue;
             }
             segment.rounds += 1;

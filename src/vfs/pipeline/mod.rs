@@ -282,7 +282,9 @@ impl<O: Clone + PartialEq> Pipeline<O> {
     /// What became of a synchronous write, once it was drained: the error that its own
     /// bytes were lost by, if they were. To be asked once.
     pub fn fate(&mut self, write: WriteTicket) -> Option<Errno> {
-        self.lasting.fate(write.seq)
+        let mut fate = None;
+        self.event(|busy, _| fate = busy.fate(write.seq));
+        fate
     }
 
     /// What to do next, or `None` when nothing is to be done before the next

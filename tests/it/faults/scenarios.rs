@@ -70,10 +70,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "... and the session lost as well",
         "nothing; never the doing of another host taken for ours",
         &[
-            "protocol::exactly_once::what_ran_before_its_session_was_lost_is_recognised_as_our_own",
-            "protocol::exactly_once::what_ran_before_the_server_restarted_is_recognised_as_our_own",
+            "protocol::exactly_once::what_ran_before_its_session_was_lost_runs_once_and_is_ours_where_that_can_be_told",
+            "protocol::exactly_once::what_ran_before_the_server_restarted_runs_once_and_is_ours_where_that_can_be_told",
             "protocol::exactly_once::a_session_lost_while_the_server_was_still_at_work_may_have_run_the_request",
-            "protocol::exactly_once::what_another_made_meanwhile_is_not_taken_for_ours_unless_it_looks_the_same",
+            "protocol::exactly_once::what_another_did_meanwhile_is_never_taken_for_ours",
             "protocol::exactly_once::an_exclusive_create_is_known_for_ours_and_never_that_of_another",
         ],
     ),
@@ -181,7 +181,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         &[
             "protocol::sequence::a_slot_that_stays_misordered_is_given_up_for_another",
             "protocol::sequence::a_session_whose_every_slot_is_broken_is_replaced",
-            "protocol::exactly_once::a_reply_that_the_server_did_not_keep_is_no_error",
+            "protocol::exactly_once::a_reply_that_the_server_did_not_keep_leaves_what_was_done_once",
         ],
     ),
     (
@@ -280,7 +280,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "NOSPC, DQUOT, IO, ROFS after a buffered write",
         "told once to each descriptor",
         &[
-            "protocol::data::a_write_error_is_told_once_by_the_next_write_fsync_or_close",
+            "protocol::data::a_write_error_is_told_by_the_next_write_and_once_by_fsync_or_close",
             "protocol::data::every_handle_that_was_open_hears_of_a_write_error_and_later_ones_do_not",
             "operations::data::a_write_the_server_refuses_is_reported_once_and_poisons_nothing",
         ],

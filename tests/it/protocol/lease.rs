@@ -142,7 +142,8 @@ async fn a_server_that_cannot_be_reached_is_tried_at_a_sane_rate() {
     let early = tokio::time::timeout(Duration::from_secs(300), &mut lookup).await;
     assert!(early.is_err(), "hard: it waits");
     let before = rig.client.channel().link().fruitless;
-    assert!((50..=80).contains(&before), "{before} attempts in 300 s");
+    // A server that is back has to be found within a fraction of its grace period.
+    assert!((500..=700).contains(&before), "{before} attempts in 300 s");
     rig.peer.refuse_connections(false);
     assert!(within(10, lookup).await.unwrap().is_none());
 }

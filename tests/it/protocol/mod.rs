@@ -26,6 +26,7 @@ mod replace;
 pub(crate) mod rig;
 mod sequence;
 mod silence;
+mod size;
 mod slots;
 mod small;
 mod tasks;
