@@ -124,7 +124,11 @@ impl<O: Clone + PartialEq> Machine<O> {
             && self.flights.is_empty()
             && self.retained.is_empty()
             && self.commit.is_none()
-            && self.watched.is_empty()
+    }
+
+    /// Somebody has yet to ask for the fate of a synchronous write.
+    pub(super) fn is_watched(&self) -> bool {
+        !self.watched.is_empty()
     }
 
     pub(super) fn is_last(&self, id: RequestId) -> bool {
@@ -349,6 +353,10 @@ impl<O: Clone + PartialEq> Machine<O> {
             .take(u64::MAX, |copy| matches(&copy.segment.origin));
         if lost || !retained.is_empty() {
             lasting.errors.record(errno);
+            // Whose bytes were among them is not told apart.
+            for write in &mut self.watched {
+                write.lost = Some(errno);
+            }
         }
     }
 

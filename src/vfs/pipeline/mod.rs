@@ -435,7 +435,7 @@ impl<O: Clone + PartialEq> Pipeline<O> {
 
     /// Whether nothing is pending: no data, no request.
     pub fn is_idle(&self) -> bool {
-        self.busy.is_none()
+        self.busy.as_ref().is_none_or(|busy| busy.is_idle())
     }
 
     /// The write errors of the file, for handles to sample and check.
@@ -453,7 +453,7 @@ impl<O: Clone + PartialEq> Pipeline<O> {
     fn event(&mut self, report: impl FnOnce(&mut Machine<O>, &mut Lasting)) {
         if let Some(busy) = &mut self.busy {
             report(busy, &mut self.lasting);
-            if busy.is_idle() {
+            if busy.is_idle() && !busy.is_watched() {
                 self.busy = None;
             }
         }

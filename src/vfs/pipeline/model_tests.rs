@@ -134,6 +134,8 @@ struct World {
     latest: [u8; SIZE],
     /// Origin and range of each acceptance; the version is the index plus one.
     accepted: Vec<(u8, Range<usize>, bool)>,
+    /// Synchronous writes that wait for their fate, with their versions.
+    waiting: Vec<(WriteTicket, u8, Range<usize>)>,
     groups: usize,
     /// An injected failure may have hit the latest bytes here.
     tainted: [bool; SIZE],
@@ -160,6 +162,7 @@ impl World {
             instance: 1,
             latest: [0; SIZE],
             accepted: Vec::new(),
+            waiting: Vec::new(),
             groups: 0,
             tainted: [false; SIZE],
             failed: [false; SIZE],
@@ -215,8 +218,11 @@ impl World {
             self.tainted[p] = false;
         }
         let data = Bytes::copy_from_slice(&self.latest[range.clone()]);
-        self.pipeline
-            .accept(self.now, origin, range.start as u64, data, sync);
+        let at = range.start as u64;
+        let ticket = self.pipeline.accept(self.now, origin, at, data, sync);
+        if sync {
+            self.waiting.push((ticket, version, range));
+        }
     }
 
     /// Performs all actions, as the owner of the pipeline has to.
@@ -611,6 +617,16 @@ impl World {
         let mut seen = ErrSeq::default().sample();
         let error = self.pipeline.errors().check(&mut seen);
         assert!(error.is_none() || self.injected);
+        for (ticket, version, range) in std::mem::take(&mut self.waiting) {
+            let fate = self.pipeline.fate(ticket);
+            assert!(fate.is_none() || self.injected);
+            let mut own = range.filter(|p| self.latest[*p] == value(version, *p));
+            assert!(
+                fate.is_some() || own.all(|p| self.stable[p] == self.latest[p]),
+                "a synchronous write is told as done and its bytes are not there"
+            );
+        }
+        assert_eq!(self.pipeline.bytes(), 0);
     }
 }
 
