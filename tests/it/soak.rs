@@ -32,7 +32,7 @@ use crate::faults::matrix::show;
 use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{Mount, MountRequest, resident};
 use crate::fixtures::noise;
-use crate::fixtures::process::{Background, eventually, run};
+use crate::fixtures::process::{Background, eventually, has_ended, run};
 use crate::fixtures::proxy::{Message, Proxy, Way};
 
 const HOSTS: usize = 4;
@@ -40,7 +40,7 @@ const HOSTS: usize = 4;
 const DYING: usize = 3;
 /// What may die there, and at which step of its work it does each time: all but what
 /// ends the daemon. Rare work dies at a step that comes several times in a run.
-const DIES: [(&str, u64); 16] = [
+const DIES: [(&str, u64); 15] = [
     ("send_write", 97),
     ("send_commit", 23),
     ("send_fragments", 31),
@@ -53,12 +53,14 @@ const DIES: [(&str, u64); 16] = [
     ("notify", 71),
     ("interrupt", 211),
     ("look_after", 13),
-    ("lane", 7),
     ("rebuild", 5),
     ("renew", 2),
     ("watch_responses", 61),
 ];
-/// Names that callers are killed over.
+/// Replies after which a connection's task dies. The sixth in a row ends the daemon, and
+/// the faults let no connection live for as long as that a row ends.
+const LANES: &str = "lane:3000,lane:9000,lane:20000,lane:40000,lane:90000";
+/// Threads that have callers and kill them.
 const KILLERS: u64 = 2;
 /// Estates that are looked after at a time, by each: all that is left of a dead caller
 /// must have come by the time that so many others were taken over.
@@ -547,11 +549,12 @@ fn memory(pids: &[i32]) -> Vec<u64> {
 
 /// Where tasks die: again and again for about so long.
 fn dying(seconds: u64) -> String {
-    let times = (seconds / 10).clamp(5, 60);
+    let times = (seconds / 10).clamp(5, 300);
     let points = DIES
         .iter()
         .flat_map(|(task, each)| (1..=times).map(move |time| format!("{task}:{}", time * each)));
-    points.collect::<Vec<_>>().join(",")
+    let points: Vec<_> = points.chain([LANES.to_owned()]).collect();
+    points.join(",")
 }
 
 fn main(seconds: u64, seed: u64) {
@@ -636,6 +639,10 @@ fn main(seconds: u64, seed: u64) {
             let pause = 2 + chance.below(8);
             sleep(Duration::from_secs(pause));
             let done = run.operations.load(Ordering::Relaxed);
+            if let Some(host) = pids.iter().position(|pid| has_ended(*pid)) {
+                run.failed(format!("the daemon of host {host} has ended"));
+                break;
+            }
             let fault = strike(run, &mut chance, &mut server, &mut lines);
             faults += 1;
             let memory = memory(&pids);
