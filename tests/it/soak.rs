@@ -269,8 +269,8 @@ fn shared(run: &Run, root: &Path, host: usize) -> Result<u64, String> {
 fn killer(run: &Run, roots: &[&Path], export: &Path, number: u64, seed: u64) -> Result<(), String> {
     let mut chance = Chance(seed.wrapping_add(number << 20) | 1);
     let mut estates = VecDeque::new();
-    let check = |estates: &VecDeque<Estate>| {
-        for estate in estates {
+    let check = |estates: &VecDeque<(Estate, &Path)>| {
+        for (estate, _) in estates {
             estate.check(export)?;
             run.kept.fetch_add(1, Ordering::Relaxed);
         }
@@ -290,22 +290,22 @@ fn killer(run: &Run, roots: &[&Path], export: &Path, number: u64, seed: u64) -> 
         // Another host knows by the lock that it is over.
         let locked = theirs != mine || chance.below(2) == 0;
         estate.take(mine, locked, seed ^ (round << 8))?;
-        estates.push_back(estate);
+        estates.push_back((estate, mine));
         check(&estates)?;
         if estates.len() > ESTATES
-            && let Some(oldest) = estates.pop_front()
+            && let Some((oldest, heir)) = estates.pop_front()
         {
-            oldest.check(theirs)?;
-            oldest.remove(mine)?;
+            oldest.check(heir)?;
+            oldest.remove(heir)?;
         }
         run.done();
     }
     // What was on its way when the last fault ended.
     sleep(Duration::from_secs(10));
     check(&estates)?;
-    for estate in estates {
-        estate.check(roots[0])?;
-        estate.remove(roots[0])?;
+    for (estate, heir) in estates {
+        estate.check(heir)?;
+        estate.remove(heir)?;
     }
     Ok(())
 }

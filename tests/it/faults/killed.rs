@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::fixtures::noise;
-use crate::fixtures::process::Background;
+use crate::fixtures::process::{Background, eventually};
 
 /// The kinds of change that a caller is killed in.
 pub(crate) const CHANGES: [&str; 8] = [
@@ -29,6 +29,8 @@ const FILES: [&str; 6] = ["data", "appended", "truncated", "renamed", "made", "m
 /// The mode of the one whose mode is changed.
 const MODE: u32 = 0o604;
 
+/// Longer than names are believed (`acdirmax`).
+const BELIEVED: Duration = Duration::from_secs(70);
 /// Longer than it takes to end a process that waits for a server that is away.
 const DIES: Duration = Duration::from_secs(20);
 
@@ -158,8 +160,14 @@ impl Estate {
         }
     }
 
-    /// Removes it, through a mount at `root`.
+    /// Removes it, through a mount at `root`, which may have listed the directory before
+    /// the dead one made its last name there.
     pub(crate) fn remove(self, root: &Path) -> Result<(), String> {
+        let dir = root.join(&self.name);
+        let removed = eventually(BELIEVED, || fs::remove_dir_all(&dir).ok());
+        if removed.is_some() {
+            return Ok(());
+        }
         told(
             "removal of an estate",
             fs::remove_dir_all(root.join(self.name)),
