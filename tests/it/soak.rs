@@ -6,10 +6,16 @@
 //! the lease, so none may be visible: any error of any call fails the run. In the
 //! end everything that was acknowledged is there, everybody comes to an end, and no
 //! daemon has grown.
+//!
+//! Callers are killed in the middle of their changes, whatever the network does at that
+//! moment; somebody else goes on with their files, and what he has synced stays. In a
+//! fourth host's daemon background tasks die all the time: there a write, and an fsync,
+//! may say EIO, and is done again; what fsync then acknowledged is there.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind::{AlreadyExists, NotFound};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};
@@ -21,14 +27,44 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::faults::killed::{CHANGES, Estate};
 use crate::faults::matrix::show;
 use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{Mount, MountRequest, resident};
 use crate::fixtures::noise;
-use crate::fixtures::process::{Background, eventually, run};
+use crate::fixtures::process::{Background, eventually, has_ended, run};
 use crate::fixtures::proxy::{Message, Proxy, Way};
 
-const HOSTS: usize = 3;
+const HOSTS: usize = 4;
+/// The one whose background tasks die.
+const DYING: usize = 3;
+/// What may die there, and at which step of its work it does each time: all but what
+/// ends the daemon. Rare work dies at a step that comes several times in a run.
+const DIES: [(&str, u64); 15] = [
+    ("send_write", 97),
+    ("send_commit", 23),
+    ("send_fragments", 31),
+    ("send_together", 53),
+    ("wake_at", 41),
+    ("together", 37),
+    ("settle", 43),
+    ("fetch", 29),
+    ("ask_page", 11),
+    ("notify", 71),
+    ("interrupt", 211),
+    ("look_after", 13),
+    ("rebuild", 5),
+    ("renew", 2),
+    ("watch_responses", 61),
+];
+/// Replies after which a connection's task dies. The sixth in a row ends the daemon, and
+/// the faults let no connection live for as long as that a row ends.
+const LANES: &str = "lane:3000,lane:9000,lane:20000,lane:40000,lane:90000";
+/// Threads that have callers and kill them.
+const KILLERS: u64 = 2;
+/// Estates that are looked after at a time, by each: all that is left of a dead caller
+/// must have come by the time that so many others were taken over.
+const ESTATES: usize = 40;
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -55,9 +91,33 @@ struct Run {
     /// What went wrong first.
     wrong: Mutex<Option<String>>,
     operations: AtomicU64,
+    /// Callers that were killed, and estates that were found as they were left.
+    killed: AtomicU64,
+    kept: AtomicU64,
+    /// When the server was killed last: it may have done then what it did not answer.
+    server_killed: Mutex<Option<Instant>>,
 }
 
 impl Run {
+    /// Changes a name. A server that was killed has forgotten what it answered: asked
+    /// again it says `done`, if this had been done or if another did it.
+    fn names(
+        &self,
+        what: &str,
+        done: io::ErrorKind,
+        change: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), String> {
+        let begun = Instant::now();
+        let result = change();
+        let killed = *self.server_killed.lock();
+        let over_it = killed.is_some_and(|killed| killed.elapsed() < LIMIT)
+            && begun.elapsed() > Duration::from_millis(300);
+        match result {
+            Err(why) if over_it && why.kind() == done => Ok(()),
+            result => told(what, result),
+        }
+    }
+
     fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
     }
@@ -88,8 +148,21 @@ fn flock(file: &File, how: i32) -> io::Result<()> {
     }
 }
 
+/// Writes and syncs. Where tasks die that may say EIO, and is then done again.
+fn synced(host: usize, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match work() {
+            Err(why) if host == DYING && tries < 20 && why.raw_os_error() == Some(libc::EIO) => {
+                tries += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Files and names in a directory of one host, each judged.
-fn files(run: &Run, dir: &Path, seed: u64) -> Result<(), String> {
+fn files(run: &Run, host: usize, dir: &Path, seed: u64) -> Result<(), String> {
     told("mkdir", fs::create_dir(dir))?;
     let mut chance = Chance(seed);
     for round in 0_u64.. {
@@ -99,7 +172,7 @@ fn files(run: &Run, dir: &Path, seed: u64) -> Result<(), String> {
         let len = 1 + chance.below(300_000) as usize;
         let data = noise(seed ^ round, len);
         let (name, twin) = (dir.join(format!("f{round}")), dir.join(format!("t{round}")));
-        let mut file = told(
+        let file = told(
             "exclusive create",
             OpenOptions::new()
                 .read(true)
@@ -107,19 +180,27 @@ fn files(run: &Run, dir: &Path, seed: u64) -> Result<(), String> {
                 .create_new(true)
                 .open(&name),
         )?;
-        told("write", file.write_all(&data))?;
-        if chance.below(3) == 0 {
-            told("fsync", file.sync_all())?;
-        }
+        let sync = host == DYING || chance.below(3) == 0;
+        let write = synced(host, || {
+            file.write_all_at(&data, 0)?;
+            match sync {
+                true => file.sync_all(),
+                false => Ok(()),
+            }
+        });
+        told("write", write)?;
         drop(file);
-        told("link", fs::hard_link(&name, &twin))?;
-        told("rename", fs::rename(&name, dir.join("last")))?;
+        run.names("link", AlreadyExists, || fs::hard_link(&name, &twin))?;
+        run.names("rename", NotFound, || fs::rename(&name, dir.join("last")))?;
         same("content", told("read", fs::read(&twin))? == data)?;
         let cut = chance.below(len as u64 + 1);
         let file = told("open", File::options().write(true).open(&twin))?;
         told("truncate", file.set_len(cut))?;
-        told("write at", file.write_all_at(b"end", cut))?;
-        told("close", file.sync_data())?;
+        let write = synced(host, || {
+            file.write_all_at(b"end", cut)?;
+            file.sync_data()
+        });
+        told("write at", write)?;
         drop(file);
         let mut expected = data[..cut as usize].to_vec();
         expected.extend(b"end");
@@ -127,9 +208,9 @@ fn files(run: &Run, dir: &Path, seed: u64) -> Result<(), String> {
             "content after a cut",
             told("read", fs::read(dir.join("last")))? == expected,
         )?;
-        told("mkdir", fs::create_dir(dir.join("d")))?;
-        told("rmdir", fs::remove_dir(dir.join("d")))?;
-        told("unlink", fs::remove_file(&twin))?;
+        run.names("mkdir", AlreadyExists, || fs::create_dir(dir.join("d")))?;
+        run.names("rmdir", NotFound, || fs::remove_dir(dir.join("d")))?;
+        run.names("unlink", NotFound, || fs::remove_file(&twin))?;
         run.done();
         sleep(Duration::from_millis(20));
     }
@@ -154,22 +235,79 @@ fn shared(run: &Run, root: &Path, host: usize) -> Result<u64, String> {
         told("read", reading.read_to_string(&mut text))?;
         let value: u64 = text.trim().parse().unwrap_or(0);
         let next = format!("{:<12}", value + 1);
-        told("write", counter.write_all_at(next.as_bytes(), 0))?;
+        if host != DYING {
+            told("write", counter.write_all_at(next.as_bytes(), 0))?;
+        }
         // The lock is on the counter; what it protects is also the log, which is
         // opened anew to be seen as it is.
         drop(log);
         log = open("log")?;
         let end = told("stat", log.metadata())?.len();
         let line = format!("{:<10} {host} {mine:<8}\n", value + 1);
-        told("append", log.write_all_at(line.as_bytes(), end))?;
-        told("fsync of the log", log.sync_all())?;
-        told("fsync", counter.sync_all())?;
+        let append = synced(host, || {
+            log.write_all_at(line.as_bytes(), end)?;
+            log.sync_all()
+        });
+        told("append", append)?;
+        let count = synced(host, || {
+            if host == DYING {
+                counter.write_all_at(next.as_bytes(), 0)?;
+            }
+            counter.sync_all()
+        });
+        told("fsync", count)?;
         told("unlock", flock(&counter, libc::LOCK_UN))?;
         mine += 1;
         run.done();
         sleep(Duration::from_millis(10));
     }
     Ok(mine)
+}
+
+/// Callers die in the middle of their changes; whoever comes after them, on their host
+/// or another, keeps what he wrote.
+fn killer(run: &Run, roots: &[&Path], export: &Path, number: u64, seed: u64) -> Result<(), String> {
+    let mut chance = Chance(seed.wrapping_add(number << 20) | 1);
+    let mut estates = VecDeque::new();
+    let check = |estates: &VecDeque<(Estate, &Path)>| {
+        for (estate, _) in estates {
+            estate.check(export)?;
+            run.kept.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok::<_, String>(())
+    };
+    for round in 0_u64.. {
+        if !run.goes_on() {
+            break;
+        }
+        let mut host = || roots[chance.below(roots.len() as u64) as usize];
+        let (theirs, mine) = (host(), host());
+        let mut estate = Estate::new(theirs, format!("estate{number}-{round}"))?;
+        let caller = estate.caller(theirs, &CHANGES);
+        sleep(Duration::from_millis(200 + chance.below(2000)));
+        caller.kill()?;
+        run.killed.fetch_add(1, Ordering::Relaxed);
+        // Another host knows by the lock that it is over.
+        let locked = theirs != mine || chance.below(2) == 0;
+        estate.take(mine, locked, seed ^ (round << 8))?;
+        estates.push_back((estate, mine));
+        check(&estates)?;
+        if estates.len() > ESTATES
+            && let Some((oldest, heir)) = estates.pop_front()
+        {
+            oldest.check(heir)?;
+            oldest.remove(heir)?;
+        }
+        run.done();
+    }
+    // What was on its way when the last fault ended.
+    sleep(Duration::from_secs(10));
+    check(&estates)?;
+    for (estate, heir) in estates {
+        estate.check(heir)?;
+        estate.remove(heir)?;
+    }
+    Ok(())
 }
 
 /// A database on a volume, and a client that commits row after row.
@@ -322,7 +460,7 @@ fn psql(socket: &Path) -> Command {
 }
 
 /// One fault of a kind that is drawn, on a line that is drawn. Returns its name.
-fn strike(chance: &mut Chance, server: &mut Server, lines: &mut [Proxy]) -> String {
+fn strike(run: &Run, chance: &mut Chance, server: &mut Server, lines: &mut [Proxy]) -> String {
     let host = chance.below(HOSTS as u64) as usize;
     let line = &mut lines[host];
     let secs = 1 + chance.below(8);
@@ -395,6 +533,7 @@ fn strike(chance: &mut Chance, server: &mut Server, lines: &mut [Proxy]) -> Stri
             format!("server stalled for {secs} s")
         }
         _ => {
+            *run.server_killed.lock() = Some(Instant::now());
             server.kill();
             sleep(hold / 2);
             server.restart();
@@ -406,6 +545,16 @@ fn strike(chance: &mut Chance, server: &mut Server, lines: &mut [Proxy]) -> Stri
 /// Resident memory of each daemon, MiB.
 fn memory(pids: &[i32]) -> Vec<u64> {
     pids.iter().map(|pid| resident(*pid) >> 20).collect()
+}
+
+/// Where tasks die: again and again for about so long.
+fn dying(seconds: u64) -> String {
+    let times = (seconds / 10).clamp(5, 300);
+    let points = DIES
+        .iter()
+        .flat_map(|(task, each)| (1..=times).map(move |time| format!("{task}:{}", time * each)));
+    let points: Vec<_> = points.chain([LANES.to_owned()]).collect();
+    points.join(",")
 }
 
 fn main(seconds: u64, seed: u64) {
@@ -420,10 +569,16 @@ fn main(seconds: u64, seed: u64) {
     let mounts: Vec<Mount> = lines
         .iter()
         .zip(&logs)
-        .map(|(line, log)| {
+        .enumerate()
+        .map(|(host, (line, log))| {
+            let dies = match host {
+                DYING => dying(seconds),
+                _ => String::new(),
+            };
             MountRequest::new(server.device("/"), line.port())
                 .option("timeo=50")
                 .option(&format!("log={}", log.path().display()))
+                .env("EFS_FUSE_TEST_PANIC", &dies)
                 .time_limit(limit)
                 .mount()
         })
@@ -435,7 +590,12 @@ fn main(seconds: u64, seed: u64) {
         stop: AtomicBool::new(false),
         wrong: Mutex::new(None),
         operations: AtomicU64::new(0),
+        killed: AtomicU64::new(0),
+        kept: AtomicU64::new(0),
+        server_killed: Mutex::new(None),
     };
+    let export = server.export();
+    let healthy: Vec<&Path> = mounts[..DYING].iter().map(Mount::path).collect();
     let mut chance = Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut faults = 0;
     let mut samples = Vec::new();
@@ -448,7 +608,7 @@ fn main(seconds: u64, seed: u64) {
                 let (run, dir) = (&run, mount.join(format!("own{host}-{worker}")));
                 scope.spawn(move || {
                     let seed = (host * 2 + worker + 1) as u64;
-                    if let Err(why) = files(run, &dir, seed << 40) {
+                    if let Err(why) = files(run, host, &dir, seed << 40) {
                         run.failed(format!("host {host}, files: {why}"));
                     }
                 });
@@ -461,6 +621,14 @@ fn main(seconds: u64, seed: u64) {
                 })
             }));
         }
+        for number in 0..KILLERS {
+            let (run, roots, export) = (&run, &healthy, &export);
+            scope.spawn(move || {
+                if let Err(why) = killer(run, roots, export, number, seed) {
+                    run.failed(format!("killed callers: {why}"));
+                }
+            });
+        }
         let (run, database) = (&run, &mut database);
         scope.spawn(move || {
             if let Err(why) = database.insert(run) {
@@ -471,7 +639,11 @@ fn main(seconds: u64, seed: u64) {
             let pause = 2 + chance.below(8);
             sleep(Duration::from_secs(pause));
             let done = run.operations.load(Ordering::Relaxed);
-            let fault = strike(&mut chance, &mut server, &mut lines);
+            if let Some(host) = pids.iter().position(|pid| has_ended(*pid)) {
+                run.failed(format!("the daemon of host {host} has ended"));
+                break;
+            }
+            let fault = strike(run, &mut chance, &mut server, &mut lines);
             faults += 1;
             let memory = memory(&pids);
             show(&format!(
@@ -492,8 +664,12 @@ fn main(seconds: u64, seed: u64) {
         panic!("{wrong}");
     }
     let rows = database.check();
-    let export = server.export();
     check_shared(&export, &counted);
+    let died = mounts[DYING].status()["tasks"].clone();
+    assert!(
+        died.as_array().is_some_and(|tasks| tasks.len() > 2),
+        "{died}"
+    );
     for mount in mounts {
         mount.unmount();
     }
@@ -507,9 +683,20 @@ fn main(seconds: u64, seed: u64) {
         })
         .collect();
     assert!(left.is_empty(), "left behind: {left:?}");
+    let died = died.as_array().into_iter().flatten();
+    let died: Vec<String> = died
+        .map(|task| format!("{} {}", task["name"], task["died"]))
+        .collect();
     let mut text = format!(
+        "soak: callers killed: {}, what came after them looked at {} times; tasks that died: {}\n",
+        run.killed.load(Ordering::Relaxed),
+        run.kept.load(Ordering::Relaxed),
+        died.join(", ")
+    );
+    let _ = writeln!(
+        text,
         "soak: {faults} faults, {} operations, {} increments, {rows} rows: nothing lost; the last worker ended {:.1} s \
-         after the end\n",
+         after the end",
         run.operations.load(Ordering::Relaxed),
         counted.iter().sum::<u64>(),
         ended.as_secs_f64(),

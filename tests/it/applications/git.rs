@@ -3,16 +3,21 @@
 
 use std::fs;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use crate::fixtures::ganesha::ServerOptions;
 use crate::fixtures::host::{Host, Hosts};
-use crate::fixtures::process::Finished;
+use crate::fixtures::process::{Finished, eventually};
 use crate::fixtures::setting;
 
 const LIMIT: Duration = Duration::from_secs(600);
 
 fn git(host: &Host, dir: &str, words: &[&str]) -> Finished {
+    host.run(command(host, dir, words), LIMIT)
+}
+
+fn command(host: &Host, dir: &str, words: &[&str]) -> Command {
     let mut command = Command::new("git");
     command
         .args(["-C", dir])
@@ -25,7 +30,7 @@ fn git(host: &Host, dir: &str, words: &[&str]) -> Finished {
             .env(format!("GIT_{who}_NAME"), host.name())
             .env(format!("GIT_{who}_EMAIL"), "git@example.com");
     }
-    host.run(command, LIMIT)
+    command
 }
 
 #[track_caller]
@@ -95,7 +100,7 @@ fn two_hosts_push_to_one_git_repository_while_it_is_packed() {
             }
         }
     };
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         scope.spawn(|| work(a, "/volumes/a"));
         scope.spawn(|| work(b, "/volumes/b"));
     });
@@ -125,6 +130,78 @@ fn two_hosts_push_to_one_git_repository_while_it_is_packed() {
         &["clone", "-q", "--no-local", "repository", "fresh"],
     );
     fsck(a, "/volumes/fresh");
+}
+
+/// Who is killed leaves a lock file at most, which git says to remove: every commit that
+/// was reported is there, and the other host goes on. Every second time the network of
+/// the dead one's host is cut at that moment.
+#[test]
+fn a_git_that_is_killed_leaves_every_commit_to_the_other_host() {
+    let hosts = Hosts::with(2, ServerOptions::default(), &[], LIMIT);
+    must(&hosts.hosts[0], "/volumes", &["init", "-q", "work"]);
+    commit(&hosts.hosts[0], "/volumes/work", "first");
+    let mut reported = 1;
+    for round in 0..8_u64 {
+        let (here, there) = match round % 4 {
+            0 | 1 => (&hosts.hosts[0], &hosts.hosts[1]),
+            _ => (&hosts.hosts[1], &hosts.hosts[0]),
+        };
+        let name = format!("file-{round}");
+        fs::write(here.path("work").join(&name), &name).expect("write");
+        // A lock file that the other host removed may be believed to be there for as long
+        // as a name is.
+        let added = eventually(Duration::from_secs(60), || {
+            let done = git(here, "/volumes/work", &["add", &name]);
+            done.status.success().then_some(())
+        });
+        assert!(added.is_some(), "git add");
+        let words = ["commit", "-q", "-m", &name];
+        let mut killed = here
+            .spawn(command(here, "/volumes/work", &words))
+            .expect("git");
+        let moment = Duration::from_millis(5 + 7 * round);
+        thread::sleep(moment);
+        if round % 2 == 1 {
+            here.cut_off();
+            thread::sleep(Duration::from_millis(200));
+        }
+        let ended = killed.ended();
+        let done = ended.is_some_and(|status| status.success());
+        if ended.is_none() {
+            killed.signal(libc::SIGKILL);
+        }
+        let ended = killed.wait(Duration::from_secs(60));
+        assert!(ended.is_some(), "it can be killed");
+        if round % 2 == 1 {
+            thread::sleep(Duration::from_secs(2));
+            here.plug_in();
+        }
+        println!("round {round}, killed after {moment:?}, done: {done}");
+        // What is on a living connection may still come, within this.
+        thread::sleep(Duration::from_secs(1));
+        there.command(&["find", "/volumes/work/.git", "-name", "*.lock", "-delete"]);
+        fsck(there, "/volumes/work");
+        let count = || must(there, "/volumes/work", &["rev-list", "--count", "HEAD"]);
+        let found: u64 = count().parse().expect("a number");
+        let expected = match done {
+            true => reported + 1..=reported + 1,
+            false => reported..=reported + 1,
+        };
+        assert!(
+            expected.contains(&found),
+            "{found} commits, not {expected:?}"
+        );
+        commit(there, "/volumes/work", &format!("after-{round}"));
+        reported = found + 1;
+        let last = git(there, "/volumes/work", &["log", "-1", "--format=%s"]);
+        assert!(last.stdout.contains("after"), "{}", last.stdout);
+    }
+    for host in &hosts.hosts {
+        let count = must(host, "/volumes/work", &["rev-list", "--count", "HEAD"]);
+        assert_eq!(count, reported.to_string());
+        assert_eq!(must(host, "/volumes/work", &["status", "--porcelain"]), "");
+        fsck(host, "/volumes/work");
+    }
 }
 
 #[test]

@@ -236,6 +236,24 @@ impl Local {
 struct Instance(Background);
 
 impl Instance {
+    /// SIGKILL to those of its children that work for clients. How many.
+    fn kill_backends(&self) -> usize {
+        let pid = self.0.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.unwrap_or_default();
+        let backends = children.split_whitespace().filter(|child| {
+            let title = fs::read_to_string(format!("/proc/{child}/cmdline"));
+            title.is_ok_and(|title| title.contains("[local]"))
+        });
+        let killed = backends.map(|child| {
+            let child: i32 = child.parse().expect("a pid");
+            // SAFETY: no memory effects. The pid was a child of the server a
+            // moment ago.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        });
+        killed.count()
+    }
+
     /// SIGKILL to the postmaster and all its children.
     fn kill(mut self) {
         let pid = self.0.pid();
@@ -319,6 +337,43 @@ fn a_killed_postgres_starts_on_the_other_host_with_every_committed_row() {
     }
     running.stop();
     verify_checksums(&hosts.hosts[0]);
+}
+
+/// SIGKILL to backends in the middle of their work: the server ends of it, as it does
+/// where it is not to start again by itself. The second time the network is cut then.
+#[test]
+fn a_postgres_whose_backends_are_killed_goes_on_elsewhere_with_every_committed_row() {
+    let hosts = Hosts::with(2, ServerOptions::default(), &[], Duration::from_secs(300));
+    let local = Local::new();
+    let mut running = first(&local, &hosts.hosts[0]);
+    for (old, new, cut) in [(0, 1, false), (1, 0, true)] {
+        let [old, new] = [old, new].map(|number: usize| &hosts.hosts[number]);
+        let mut load = local.load(old);
+        let from = local.ledger().last().map_or(1, |last| last + 1000);
+        let before = local.ledger().len();
+        let mut inserts = local.insert(old, from);
+        thread::sleep(Duration::from_secs(2));
+        let next = local.start(new);
+        if cut {
+            old.cut_off();
+            thread::sleep(Duration::from_millis(300));
+        }
+        let killed = running.kill_backends();
+        assert!(killed >= 2, "{killed} backends");
+        if cut {
+            thread::sleep(Duration::from_secs(3));
+            old.plug_in();
+        }
+        let ended = running.0.wait(SOON);
+        assert!(ended.is_some_and(|status| !status.success()), "{ended:?}");
+        local.wait_until_up(new, SOON);
+        assert!(inserts.wait(SOON).is_some() && load.wait(SOON).is_some());
+        running = next;
+        local.check(new);
+        assert!(local.ledger().len() > before + 10, "no load");
+    }
+    running.stop();
+    verify_checksums(&hosts.hosts[1]);
 }
 
 /// The host loses its network, then its power: the server frees its lock when

@@ -128,13 +128,33 @@ fn sqlite_on_two_hosts_loses_no_transaction_and_no_page() {
 /// it back, on whichever host.
 #[test]
 fn a_transaction_of_a_killed_sqlite_is_rolled_back_by_the_other_host() {
+    killed_in_turn(6, |_, writer| writer.kill());
+}
+
+/// The same while the killed one's host has no network: when it is back, nothing of the
+/// dead one may come after the other host's recovery.
+#[test]
+fn a_sqlite_killed_without_a_network_changes_nothing_when_that_is_back() {
+    killed_in_turn(2, |host, writer| {
+        host.cut_off();
+        thread::sleep(Duration::from_millis(300));
+        writer.signal(libc::SIGKILL);
+        assert!(writer.wait(SOON).is_some(), "it can be killed");
+        thread::sleep(Duration::from_secs(2));
+        host.plug_in();
+    });
+}
+
+/// `rounds` writers, on each host in turn, each ended by `kill` in the middle of its
+/// transactions; the other host then looks at what is there.
+fn killed_in_turn(rounds: u64, kill: fn(&Host, &mut Background)) {
     let hosts = Hosts::with(2, ServerOptions::default(), &[], LIMIT);
     let local = tempfile::tempdir().expect("temporary directory");
     for mode in MODES {
         let database = format!("/volumes/{mode}.db");
         create(&hosts.hosts[0], &database, mode);
         let mut from = 0;
-        for round in 0..6 {
+        for round in 0..rounds {
             let (here, there) = match round % 2 {
                 0 => (&hosts.hosts[0], &hosts.hosts[1]),
                 _ => (&hosts.hosts[1], &hosts.hosts[0]),
@@ -144,7 +164,7 @@ fn a_transaction_of_a_killed_sqlite_is_rolled_back_by_the_other_host() {
             let (mut writer, output) = writer(here, &database, mode, rows, local.path());
             thread::sleep(Duration::from_millis(300 + 41 * round));
             assert!(writer.ended().is_none(), "killed in the middle");
-            writer.kill();
+            kill(here, &mut writer);
             assert_eq!(ask(there, &database, "PRAGMA integrity_check"), "ok");
             let counts = ask(
                 there,
@@ -166,7 +186,7 @@ fn a_transaction_of_a_killed_sqlite_is_rolled_back_by_the_other_host() {
         }
         let rows = ask(&hosts.hosts[0], &database, "SELECT count(*) FROM ledger");
         assert!(
-            rows.parse::<u64>().expect("a number") > 6,
+            rows.parse::<u64>().expect("a number") > rounds,
             "no work: {rows}"
         );
     }

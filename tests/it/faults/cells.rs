@@ -1,6 +1,7 @@
 //! One fault, tried on a real mount with a real server while all kinds of work go
 //! on, and a second host asks for a lock that the first one holds.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,12 @@ use crate::fixtures::proxy::Proxy;
 pub(super) struct Line {
     pub(super) proxy: Proxy,
     pub(super) server: Server,
+    /// The mount whose line it is.
+    pub(super) near: PathBuf,
+    /// Another host, on a line of its own.
+    pub(super) other: PathBuf,
+    /// What the fault itself saw go wrong; told in the last column.
+    pub(super) wrong: Option<String>,
 }
 
 /// Something that goes wrong.
@@ -32,6 +39,9 @@ pub(super) struct Fault {
     /// The lease may run out: locks may be lost, and then say so.
     pub(super) locks_may_go: bool,
     pub(super) server: fn() -> ServerOptions,
+    /// Background tasks of the daemon that die, as `EFS_FUSE_TEST_PANIC` has it. The
+    /// writes of one that has died are told as failed.
+    pub(super) dies: &'static str,
 }
 
 pub(super) fn quick_server() -> ServerOptions {
@@ -66,15 +76,23 @@ pub(super) fn strike(fault: &Fault) -> Vec<Cell> {
     let near = MountRequest::new(server.device("/"), proxy.port())
         .option("timeo=20")
         .option(&format!("log={}", log.path().display()))
+        .env("EFS_FUSE_TEST_PANIC", fault.dies)
         .time_limit(limit)
         .mount();
     let other = MountRequest::of(&server).time_limit(limit).mount();
-    let mut line = Line { proxy, server };
+    let mut line = Line {
+        proxy,
+        server,
+        near: near.path().to_owned(),
+        other: other.path().to_owned(),
+        wrong: None,
+    };
     let stop = AtomicBool::new(false);
     let place = Place {
         mount: near.path(),
         export: &export,
         locks_may_go: fault.locks_may_go,
+        writes_may_fail: !fault.dies.is_empty(),
         stop: &stop,
     };
     let records = KINDS.map(|_| Record::default());
@@ -109,6 +127,13 @@ pub(super) fn strike(fault: &Fault) -> Vec<Cell> {
         let said = std::fs::read_to_string(log.path()).unwrap_or_default();
         println!("{}: the daemon's log:\n{said}", fault.name);
     }
+    if !fault.dies.is_empty() {
+        let alive = near.status()["tasks"].as_array().cloned();
+        match alive {
+            Some(died) if !died.is_empty() => {}
+            other => line.wrong = Some(format!("no task has died: {other:?}")),
+        }
+    }
     let held = match held {
         Ok(_) if *stolen.lock() && !fault.locks_may_go => {
             Some("another host got a lock that was held".to_owned())
@@ -128,6 +153,9 @@ pub(super) fn strike(fault: &Fault) -> Vec<Cell> {
             });
             if kind == Kind::Locking {
                 wrong = wrong.or_else(|| held.clone());
+            }
+            if kind == Kind::Idle {
+                wrong = wrong.or_else(|| line.wrong.take());
             }
             Cell {
                 kind,

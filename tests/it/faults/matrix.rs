@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::cells::{Cell, Fault, Line, quick_server, strike};
+use super::killed::{CHANGES, Estate};
 use super::scenarios::SCENARIOS;
 use crate::fixtures::ganesha::ServerOptions;
 use crate::fixtures::process::run;
@@ -57,6 +58,7 @@ const fn fault(name: &'static str, strike: fn(&mut Line), times: u32, resumes: D
         restarts: false,
         locks_may_go: false,
         server: quick_server,
+        dies: "",
     }
 }
 
@@ -75,7 +77,7 @@ const fn outlasting(name: &'static str, strike: fn(&mut Line), resumes: Duration
     }
 }
 
-static FAULTS: [Fault; 23] = [
+static FAULTS: [Fault; 29] = [
     fault("connection cut", |line| line.proxy.cut(), 5, CUT),
     fault(
         "cut inside a request",
@@ -130,6 +132,55 @@ static FAULTS: [Fault; 23] = [
     restart("server killed, back in 1 s", |line| restart_after(line, 1)),
     restart("server killed again in its grace", restart_twice),
     restart("server killed, line cut on and off", restart_and_flap),
+    fault(
+        "callers killed",
+        |line| callers(line, |_| {}, |_| {}),
+        2,
+        CUT,
+    ),
+    fault(
+        "callers killed, line refused",
+        |line| {
+            let refuse = |line: &mut Line| {
+                line.proxy.refuse();
+                line.proxy.cut();
+            };
+            callers(line, refuse, |line| line.proxy.accept());
+        },
+        2,
+        SILENCE,
+    ),
+    fault(
+        "callers killed, line frozen",
+        |line| callers(line, |line| line.proxy.freeze(), |line| line.proxy.thaw()),
+        2,
+        SILENCE,
+    ),
+    restart("callers killed, server killed", |line| {
+        callers(
+            line,
+            |line| line.server.kill(),
+            |line| line.server.restart(),
+        );
+    }),
+    Fault {
+        dies: EVERY_FEW,
+        ..fault("background tasks die", |_| sleep(ms(4000)), 2, CUT)
+    },
+    Fault {
+        dies: EVERY_FEW,
+        ..fault(
+            "background tasks die, line cut",
+            |line| {
+                for _ in 0..8 {
+                    line.proxy.cut();
+                    sleep(ms(500));
+                }
+            },
+            1,
+            SILENCE,
+        )
+    },
     outlasting("server stalled beyond the lease", stall_long, ms(20_000)),
     outlasting("black hole beyond the lease", black_hole_long, ms(20_000)),
     outlasting("server back without its records", forget, ms(20_000)),
@@ -262,6 +313,67 @@ fn forget(line: &mut Line) {
     line.server.kill();
     line.server.forget_clients();
     line.server.restart();
+}
+
+/// What dies now and then while a daemon goes on: all that is not vital.
+const EVERY_FEW: &str = "send_write:20,send_write:50,send_write:90,send_commit:2,send_commit:5,send_fragments:2,\
+    send_together:3,send_together:9,renew:1,renew:3,lane:2,lane:5,watch_responses:2,look_after:1,check_states:1,\
+    notify:3,notify:9,interrupt:2,wake_at:3,together:2,fetch:2,ask_page:2,settle:3,settle:9,rebuild:2";
+
+/// Callers in the middle of each kind of change, when the fault begins; they are killed,
+/// and others go on with their files: on their host at once, on the other one when
+/// it has the lock.
+fn callers(line: &mut Line, begin: fn(&mut Line), end: fn(&mut Line)) {
+    static ESTATES: AtomicU64 = AtomicU64::new(1);
+    let mut work = || -> Result<(), String> {
+        let mut estates = Vec::new();
+        for change in CHANGES {
+            for host in [line.near.clone(), line.other.clone()] {
+                let number = ESTATES.fetch_add(1, Ordering::Relaxed);
+                let estate = Estate::new(&line.near, format!("estate{number}"))?;
+                let caller = estate.caller(&line.near, &[change, "lock"]);
+                estates.push((number, host, estate, caller));
+            }
+        }
+        sleep(ms(500));
+        begin(line);
+        sleep(ms(300));
+        let mut left = Vec::new();
+        for (number, host, estate, caller) in estates {
+            left.push((number, host, estate, caller.kill()));
+        }
+        let near = &line.near.clone();
+        std::thread::scope(|scope| {
+            let heirs: Vec<_> = left
+                .into_iter()
+                .map(|(number, host, mut estate, killed)| {
+                    scope.spawn(move || {
+                        killed?;
+                        estate.take(&host, host != *near, number << 8)?;
+                        Ok::<_, String>(estate)
+                    })
+                })
+                .collect();
+            sleep(ms(1500));
+            end(line);
+            let mut estates = Vec::new();
+            for heir in heirs {
+                estates.push(heir.join().map_err(|_| "an heir panicked")??);
+            }
+            // Whatever of the dead is still to come.
+            sleep(ms(2000));
+            let export = line.server.export();
+            for estate in estates {
+                estate.check(&export)?;
+                estate.check(near)?;
+                estate.remove(near)?;
+            }
+            Ok(())
+        })
+    };
+    if let Err(why) = work() {
+        line.wrong.get_or_insert(why);
+    }
 }
 
 /// Red cells of a fault.

@@ -6,6 +6,7 @@
 //! - [`connections`]: one of several connections breaks
 //! - [`away`]: the server does not come back: soft mounts, memory, unmounting
 //! - [`back`]: the server comes back, and its grace period is short
+//! - [`killed`]: callers that are killed in the middle of a change
 //! - [`daemon`]: the daemon itself is killed or stopped
 //! - [`tasks`]: one of its tasks or threads dies
 
@@ -14,6 +15,7 @@ mod back;
 mod cells;
 pub(crate) mod connections;
 mod daemon;
+pub(crate) mod killed;
 mod line;
 pub(crate) mod matrix;
 mod scenarios;

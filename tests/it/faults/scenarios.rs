@@ -359,4 +359,26 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             "lifecycle::sigterm_with_a_dead_server_ends_within_thirty_seconds",
         ],
     ),
+    (
+        41,
+        "a caller is killed in the middle of a change",
+        "nothing of it after whoever comes next has begun, on this host or another",
+        &[
+            "protocol::abandoned::what_was_not_sent_when_its_caller_died_never_takes_effect",
+            "protocol::abandoned::what_was_lost_with_its_connection_is_not_sent_again_for_a_caller_that_died",
+            "protocol::abandoned::what_is_still_on_its_way_takes_effect_before_anything_that_begins_later",
+            "protocol::lockers::who_is_killed_while_a_lock_is_on_its_way_leaves_no_lock_and_no_open",
+        ],
+    ),
+    (
+        42,
+        "a background task of the daemon dies",
+        "EIO at fsync for what a write of it was; else nothing, or the daemon ends",
+        &[
+            "faults::tasks::fsync_tells_of_a_write_whose_task_died_and_readers_of_it_do_not_hang",
+            "faults::tasks::fsync_tells_of_a_commit_whose_task_died",
+            "faults::tasks::a_recovery_that_died_is_begun_again",
+            "faults::tasks::a_recovery_that_is_dead_ends_the_daemon_and_leaves_a_dead_mount",
+        ],
+    ),
 ];

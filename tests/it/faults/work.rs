@@ -65,6 +65,8 @@ pub(crate) struct Place<'a> {
     pub(crate) export: &'a Path,
     /// Locks may be lost: a worker whose descriptor is dead opens anew.
     pub(crate) locks_may_go: bool,
+    /// A write or an fsync may say EIO: then all that was not synced is written anew.
+    pub(crate) writes_may_fail: bool,
     pub(crate) stop: &'a AtomicBool,
 }
 
@@ -75,6 +77,32 @@ impl Place<'_> {
 
     fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.mount.join(name)
+    }
+
+    fn forgives(&self, why: &io::Error) -> bool {
+        self.writes_may_fail && why.raw_os_error() == Some(libc::EIO)
+    }
+
+    /// What a write may say: its failure is told again by fsync.
+    fn written(&self, result: io::Result<()>) -> io::Result<()> {
+        match result {
+            Err(why) if self.forgives(&why) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Syncs `file`. Where that may fail, all of it is written anew until it does not.
+    fn sync(&self, file: &File, content: &[u8]) -> io::Result<()> {
+        let mut tries = 0;
+        loop {
+            match file.sync_all() {
+                Err(why) if self.forgives(&why) && tries < 100 => {
+                    tries += 1;
+                    self.written(file.write_all_at(content, 0))?;
+                }
+                result => return result,
+            }
+        }
     }
 }
 
@@ -142,23 +170,23 @@ fn reading(place: &Place<'_>, record: &Record) -> Checked {
 /// Over and over, each round with other data; one fsync a round.
 fn writing(place: &Place<'_>, record: &Record) -> Checked {
     let file = told("create", open(&place.path("written")))?;
-    let mut model = vec![0; SIZE];
+    let (mut model, mut len) = (vec![0; SIZE], 0);
     for step in 0.. {
         if !place.goes_on() {
             break;
         }
         let at = step * BLOCK % SIZE;
         let block = noise(1000 + step as u64, BLOCK);
-        told("write", file.write_all_at(&block, at as u64))?;
+        told("write", place.written(file.write_all_at(&block, at as u64)))?;
         model[at..at + BLOCK].copy_from_slice(&block);
+        len = len.max(at + BLOCK);
         if step % 8 == 7 {
-            told("fsync", file.sync_all())?;
+            told("fsync", place.sync(&file, &model[..len]))?;
             record.done();
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    told("last fsync", file.sync_all())?;
-    let len = told("fstat", file.metadata())?.len() as usize;
+    told("last fsync", place.sync(&file, &model[..len]))?;
     drop(file);
     let behind = told("read behind", fs::read(place.export.join("written")))?;
     if behind != model[..len] {
@@ -212,7 +240,7 @@ fn locking(place: &Place<'_>, record: &Record) -> Checked {
     let mut expected = 0_u64;
     let mut file = told("open", open(&path))?;
     while place.goes_on() {
-        match count(&file, expected) {
+        match count(place, &file, expected) {
             Ok(()) => {
                 expected += 1;
                 record.done();
@@ -264,7 +292,7 @@ fn read_number(file: &File) -> io::Result<u64> {
     text.trim_end().parse().map_err(io::Error::other)
 }
 
-fn count(file: &File, expected: u64) -> Result<(), Failed> {
+fn count(place: &Place<'_>, file: &File, expected: u64) -> Result<(), Failed> {
     let io = |what| move |why| Failed::Io(what, why);
     flock(file, libc::LOCK_EX).map_err(io("lock"))?;
     let found = read_number(file).map_err(io("read"))?;
@@ -272,21 +300,26 @@ fn count(file: &File, expected: u64) -> Result<(), Failed> {
         return Err(Failed::Wrong(found));
     }
     let next = format!("{}", found + 1);
-    file.write_all_at(next.as_bytes(), 0).map_err(io("write"))?;
-    file.sync_all().map_err(io("fsync"))?;
+    let written = place.written(file.write_all_at(next.as_bytes(), 0));
+    written.map_err(io("write"))?;
+    let synced = place.sync(file, next.as_bytes());
+    synced.map_err(io("fsync"))?;
     flock(file, libc::LOCK_UN).map_err(io("unlock"))
 }
 
 /// Has a file open with data that nobody synced, and does nothing until the end.
 fn idle(place: &Place<'_>, record: &Record) -> Checked {
     let file = told("create", open(&place.path("idle")))?;
-    told("write", file.write_all_at(&noise(5, BLOCK), 0))?;
+    let mut content = noise(5, BLOCK);
+    told("write", place.written(file.write_all_at(&content, 0)))?;
     while place.goes_on() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let begun = Instant::now();
-    told("write", file.write_all_at(b"again", BLOCK as u64))?;
-    told("fsync", file.sync_all())?;
+    content.extend(b"again");
+    let again = file.write_all_at(b"again", BLOCK as u64);
+    told("write", place.written(again))?;
+    told("fsync", place.sync(&file, &content))?;
     record.done();
     let mut bytes = vec![0; BLOCK];
     told("read", file.read_exact_at(&mut bytes, 0))?;
