@@ -211,6 +211,8 @@ impl Vfs {
         sent: Instant,
     ) -> Arc<Inode> {
         let inode = self.known(&made.handle, &made.attrs, sent);
+        // By its name it is known which directory a path leads to, that makes names in it.
+        inode.found_at(dir, name);
         self.named(
             dir,
             name,
