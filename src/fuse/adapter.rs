@@ -31,7 +31,7 @@ use super::answer;
 use super::convert;
 use super::dispatch::{Call, Dispatcher, attempt, keep};
 use super::identity::IdentityCache;
-use super::intent::Intents;
+use super::intent::{Intents, Making};
 use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
@@ -194,7 +194,8 @@ impl Adapter {
     }
 
     /// The server's answer to a lookup, or none if the server is asked by what comes
-    /// next. `believed`: the kernel has the name, and asks for it all the same.
+    /// next: it is also who finds that the directory is gone, upon which the kernel walks
+    /// again; of mkdir and its like it does not after a lookup. `believed`: the kernel has the name, and asks for it all the same.
     async fn find(
         asker: Asker,
         cred: &Arc<Credential>,
@@ -202,28 +203,28 @@ impl Adapter {
         name: &[u8],
         believed: bool,
     ) -> VfsResult<Lookup> {
-        let Asker { vfs, intents, tid } = asker;
-        let is_there = |above: Option<Vec<u8>>| above.is_none_or(|at| vfs.is_named(parent, &at));
-        if believed {
+        const LATER: Lookup = Lookup::Missing {
+            ttl: Duration::ZERO,
+        };
+        let vfs = &asker.vfs;
+        let found = if believed {
             // RENAME says what it replaces, and whether it may.
             if vfs.leads_to_file(parent, name)
-                && let Some(making) = intents.replaces(tid, name).await
-                && is_there(making.above)
+                && asker.replaces(parent, name).await
                 && let Some(known) = vfs.lookup_cached(cred, parent, name)
             {
                 return known;
             }
-            return vfs.lookup_asked(cred, parent, name).await;
+            vfs.lookup_asked(cred, parent, name).await
+        } else if vfs.may_be_made(parent, name) && asker.makes(parent, name).await {
+            return Ok(LATER);
+        } else {
+            vfs.lookup(cred, parent, name).await
+        };
+        match found {
+            Err(types::Errno(libc::ESTALE)) if asker.makes(parent, name).await => Ok(LATER),
+            found => found,
         }
-        if vfs.may_be_made(parent, name)
-            && let Some(making) = intents.makes(tid, name).await
-            && is_there(making.above)
-        {
-            return Ok(Lookup::Missing {
-                ttl: Duration::ZERO,
-            });
-        }
-        vfs.lookup(cred, parent, name).await
     }
 
     /// The same on a second walk.
@@ -259,6 +260,25 @@ struct Asker {
     vfs: Arc<Vfs>,
     intents: Arc<Intents>,
     tid: u32,
+}
+
+impl Asker {
+    /// Because it is about to make it in this directory.
+    async fn makes(&self, parent: types::Ino, name: &[u8]) -> bool {
+        let making = self.intents.makes(self.tid, name).await;
+        making.is_some_and(|making| self.is_of(making, parent))
+    }
+
+    /// Because it is about to replace it in this directory.
+    async fn replaces(&self, parent: types::Ino, name: &[u8]) -> bool {
+        let making = self.intents.replaces(self.tid, name).await;
+        making.is_some_and(|making| self.is_of(making, parent))
+    }
+
+    fn is_of(&self, making: Making, parent: types::Ino) -> bool {
+        let above = making.above;
+        above.is_none_or(|above| self.vfs.is_named(parent, &above))
+    }
 }
 
 impl Filesystem for Adapter {

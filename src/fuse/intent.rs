@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn only_calls_that_make_a_name_are_taken_for_such() {
         let create = [0, 1, libc::O_CREAT as u64, 0, 0, 0];
-        let made = |made, other| {
+        let made = |made, other: Option<usize>| {
             let replaces = other.is_some();
             Some(Paths {
                 made,

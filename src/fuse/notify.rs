@@ -337,7 +337,11 @@ mod tests {
     fn nothing_is_queued_without_a_kernel() {
         let queue = Notify::new();
         queue.inval_inode(5);
+        let (key, minute) = (Key::new(1, b"name"), std::time::Duration::from_secs(60));
+        queue.told().told(key, 5, minute, |_| true);
+        queue.inval_entry(1, b"name");
         assert!(queue.state.lock().order.is_empty());
+        assert!(!queue.told().is_believed(key, |_| true), "all the same");
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl Vfs {
             begun: AtomicBool::new(false),
             changes: AtomicU64::new(0),
         });
-        let edits = self.begin(&handle).await?;
+        let edits = Box::pin(self.begin(&handle)).await?;
         self.tell_settled(&dir).await;
         let keep_cache = dir.names().lock().begin_listing(edits);
         let fh = self.new_fh();
@@ -274,7 +274,7 @@ impl Vfs {
             let changes = handle.dir.names().lock().chain.begun();
             let moved = changes != handle.changes.load(Ordering::Relaxed);
             if moved || handle.begun.load(Ordering::Relaxed) {
-                self.begin(&handle).await?;
+                Box::pin(self.begin(&handle)).await?;
             }
             handle.begun.store(true, Ordering::Relaxed);
         }

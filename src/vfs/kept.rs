@@ -79,7 +79,7 @@ impl Vfs {
         let dir = self.inode(parent)?;
         self.walk_again(&dir, name).await;
         let opened = match self.kept.has_room() {
-            true => self.find_open(cred, &dir, name, flags).await,
+            true => Box::pin(self.find_open(cred, &dir, name, flags)).await,
             false => Ok(None),
         };
         let found = match opened {

@@ -368,7 +368,7 @@ impl Vfs {
     ) -> Errno {
         if errno.0 == libc::ENOENT {
             for dir in dirs {
-                if self.is_gone(cred, dir).await {
+                if Box::pin(self.is_gone(cred, dir)).await {
                     return Errno(libc::ESTALE);
                 }
             }

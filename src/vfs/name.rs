@@ -223,6 +223,7 @@ impl Vfs {
         sent: Instant,
     ) -> Arc<Inode> {
         let inode = self.known(&made.handle, &made.attrs, sent);
+        inode.found_at(dir, name);
         self.named(
             dir,
             name,
