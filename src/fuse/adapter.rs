@@ -126,9 +126,26 @@ impl Adapter {
         self.identity.of(req.pid(), req.uid(), req.gid())
     }
 
-    /// A call by path, if it was not by a descriptor: after ESTALE its thread walks again,
-    /// and every name is asked for (see `reopen`).
+    /// What a call by path comes to, if it was not by a descriptor: after ESTALE its
+    /// thread walks again, and every name is asked for (see `reopen`).
     fn by_path<T>(
+        &self,
+        tid: u32,
+        work: impl Future<Output = VfsResult<T>> + Send + 'static,
+    ) -> impl Future<Output = VfsResult<T>> + Send + 'static {
+        let reopens = Arc::clone(&self.reopens);
+        let work = self.on_the_way(tid, work);
+        async move {
+            let result = work.await;
+            if !matches!(&result, Err(error) if error.0 == libc::ESTALE) {
+                reopens.ended(tid);
+            }
+            result
+        }
+    }
+
+    /// The same of what may as well be asked while the path is walked: permissions, links.
+    fn on_the_way<T>(
         &self,
         tid: u32,
         work: impl Future<Output = VfsResult<T>> + Send + 'static,
@@ -136,9 +153,8 @@ impl Adapter {
         let reopens = Arc::clone(&self.reopens);
         async move {
             let result = work.await;
-            match &result {
-                Err(error) if error.0 == libc::ESTALE => reopens.refused(tid, None),
-                _ => reopens.ended(tid),
+            if matches!(&result, Err(error) if error.0 == libc::ESTALE) {
+                reopens.refused(tid, None);
             }
             result
         }
@@ -365,7 +381,7 @@ impl Filesystem for Adapter {
         }
         let (vfs, cred) = (self.vfs(), self.who(req));
         let work = async move { vfs.getattr(&cred, ino.0, fh).await };
-        let work = self.by_path(call.tid, work);
+        let work = self.on_the_way(call.tid, work);
         self.dispatch.run(call, reply, work, answer::attr, keep);
     }
 
@@ -410,7 +426,7 @@ impl Filesystem for Adapter {
         }
         let (vfs, cred) = (self.vfs(), self.who(req));
         let work = async move { vfs.readlink(&cred, ino.0).await };
-        let work = self.by_path(call.tid, work);
+        let work = self.on_the_way(call.tid, work);
         let answer = |reply: ReplyData, target: Bytes| reply.data(&target);
         self.dispatch.run(call, reply, work, answer, keep);
     }
@@ -809,9 +825,10 @@ impl Filesystem for Adapter {
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let call = Call::new(FuseOp::Access, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
-        self.done_by_path(call, reply, async move {
-            vfs.access(&cred, ino.0, mask.bits().cast_unsigned()).await
-        });
+        let mask = mask.bits().cast_unsigned();
+        let work = async move { vfs.access(&cred, ino.0, mask).await };
+        let work = self.on_the_way(call.tid, work);
+        self.done(call, reply, work);
     }
 
     fn getlk(

@@ -11,8 +11,9 @@
 //! "It is about to be made" is only said of what is certain:
 //!
 //! - The call makes a name, and its path says which: the last component is the name that
-//!   was asked for. The same name must not stand elsewhere in the path, nor in the other
-//!   path of a rename or a link: it might be asked for on the way.
+//!   was asked for. The same name must not stand elsewhere in the path below a directory of
+//!   the same name, nor at its beginning, nor in the other path of a link: it might be
+//!   asked for on the way.
 //! - The directory is that of the last component, as far as its name tells
 //!   ([`Making::above`], judged by the vfs). A symbolic link on the way could else lead
 //!   through the same name in another directory.
@@ -157,10 +158,15 @@ fn making(path: &[u8], other: Option<&[u8]>, name: &[u8]) -> Option<Making> {
         return None;
     }
     let above = backwards.next();
-    let rest = above.into_iter().chain(backwards);
-    let other = other.into_iter().flat_map(components);
-    let twice = |part: &[u8]| part == name;
-    if rest.chain(other).any(twice) {
+    let mut rest: Vec<_> = above.into_iter().chain(backwards).collect();
+    rest.reverse();
+    // Where the path begins is not known; further on, the directory has a name.
+    let first = rest.first() == Some(&name);
+    let again = rest
+        .windows(2)
+        .any(|pair| pair[1] == name && Some(pair[0]) == above);
+    let mut other = other.into_iter().flat_map(components);
+    if first || again || other.any(|part| part == name) {
         return None;
     }
     match above {
@@ -360,9 +366,12 @@ mod tests {
         assert_eq!(judge("/v//b/x/", None), above("b"));
         assert_eq!(judge("x", None), Some(Making { above: None }));
         assert_eq!(judge("a/x", Some("a/y")), above("a"));
+        assert_eq!(judge("/m/a/x/b/x", None), above("b"));
         for (path, other) in [
             ("a/x/y", None),
             ("x/a/x", None),
+            ("b/x/b/x", None),
+            ("x/x", None),
             ("a/xx", None),
             ("/x", None),
             ("./x", None),

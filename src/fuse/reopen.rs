@@ -5,7 +5,8 @@
 //! walks the path once more, asking for every name, and does the same with what it
 //! finds; a second ESTALE goes to the program. Names that the kernel does not believe
 //! any more look like any others, so it is kept here, per thread, since that is what walks, that
-//! they must be asked for: until the call is through, for [`WHILE`] at most.
+//! they must be asked for: until the call is through, for [`WHILE`] at most. GETATTR and
+//! READLINK do not end it: permissions are checked, and links followed, on the way.
 //!
 //! The file that an open has found on its second walk is opened even if the name has
 //! moved on again in the meantime: it had the name after open(2) was called,
