@@ -172,14 +172,19 @@ fn files(run: &Run, host: usize, dir: &Path, seed: u64) -> Result<(), String> {
         let len = 1 + chance.below(300_000) as usize;
         let data = noise(seed ^ round, len);
         let (name, twin) = (dir.join(format!("f{round}")), dir.join(format!("t{round}")));
-        let file = told(
-            "exclusive create",
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&name),
-        )?;
+        // A server that is killed between making a file and marking it (nfs-ganesha does
+        // that in two steps) leaves one whose maker cannot be told.
+        let mut made = None;
+        run.names("exclusive create", AlreadyExists, || {
+            let mut new = OpenOptions::new();
+            new.read(true).write(true).create_new(true);
+            made = Some(new.open(&name)?);
+            Ok(())
+        })?;
+        let file = match made {
+            Some(file) => file,
+            None => told("open", File::options().read(true).write(true).open(&name))?,
+        };
         let sync = host == DYING || chance.below(3) == 0;
         let write = synced(host, || {
             file.write_all_at(&data, 0)?;
