@@ -31,13 +31,15 @@ use super::answer;
 use super::convert;
 use super::dispatch::{Call, Dispatcher, attempt, keep};
 use super::identity::IdentityCache;
-use super::intent::Intents;
+use super::intent::{Intents, Making};
 use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
+use super::notify::Notify;
 use super::prober::{self, Prober};
 use super::proc;
-use super::reopen::Reopens;
+use super::reopen::{Refused, Reopens};
+use super::told::{Key, Told};
 use crate::background::Tasks;
 use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
@@ -51,6 +53,7 @@ pub struct Adapter {
     identity: IdentityCache,
     reopens: Arc<Reopens>,
     intents: Arc<Intents>,
+    told: Arc<Told>,
     dispatch: Dispatcher,
     watcher: Arc<InterruptWatcher>,
     options: KernelOptions,
@@ -67,7 +70,8 @@ fn owned(name: &OsStr) -> Box<[u8]> {
 
 impl Adapter {
     /// Requests that no cache answers run as tasks of `runtime`; their callers wait
-    /// as long as it takes, or as `soft` says.
+    /// as long as it takes, or as `soft` says. What `notify` has the kernel forget is
+    /// not believed any more.
     ///
     /// # Errors
     /// The thread that watches for signals could not be made.
@@ -77,6 +81,7 @@ impl Adapter {
         metrics: Arc<Metrics>,
         options: KernelOptions,
         soft: Option<Soft>,
+        notify: &Notify,
     ) -> io::Result<Self> {
         if !proc::is_ours() {
             tracing::warn!(
@@ -91,6 +96,7 @@ impl Adapter {
             identity: IdentityCache::new(),
             reopens: Arc::default(),
             intents: Arc::default(),
+            told: Arc::clone(notify.told()),
             dispatch: Dispatcher::new(
                 runtime,
                 Arc::clone(&watcher),
@@ -120,11 +126,46 @@ impl Adapter {
         self.identity.of(req.pid(), req.uid(), req.gid())
     }
 
-    /// An operation that makes one name; it counts as a lookup.
+    /// What a call by path comes to, if it was not by a descriptor: after ESTALE its
+    /// thread walks again, and every name is asked for (see `reopen`).
+    fn by_path<T>(
+        &self,
+        tid: u32,
+        work: impl Future<Output = VfsResult<T>> + Send + 'static,
+    ) -> impl Future<Output = VfsResult<T>> + Send + 'static {
+        let reopens = Arc::clone(&self.reopens);
+        let work = self.on_the_way(tid, work);
+        async move {
+            let result = work.await;
+            if !matches!(&result, Err(error) if error.0 == libc::ESTALE) {
+                reopens.ended(tid);
+            }
+            result
+        }
+    }
+
+    /// The same of what may as well be asked while the path is walked: permissions, links.
+    fn on_the_way<T>(
+        &self,
+        tid: u32,
+        work: impl Future<Output = VfsResult<T>> + Send + 'static,
+    ) -> impl Future<Output = VfsResult<T>> + Send + 'static {
+        let reopens = Arc::clone(&self.reopens);
+        async move {
+            let result = work.await;
+            if matches!(&result, Err(error) if error.0 == libc::ESTALE) {
+                reopens.refused(tid, None);
+            }
+            result
+        }
+    }
+
+    /// An operation by path that makes one name, `key`; it counts as a lookup.
     fn entry(
         &self,
         call: Call,
         reply: ReplyEntry,
+        key: Key,
         work: impl Future<Output = VfsResult<Entry>> + Send + 'static,
     ) {
         let vfs = self.vfs();
@@ -132,7 +173,13 @@ impl Adapter {
             vfs.forget(entry.ino, 1);
             keep(())
         };
-        self.dispatch.run(call, reply, work, answer::entry, undo);
+        let tell = self.tell();
+        let answer = move |reply, entry: Entry| {
+            tell(key, entry.ino, entry.entry_ttl);
+            answer::entry(reply, entry);
+        };
+        let work = self.by_path(call.tid, work);
+        self.dispatch.run(call, reply, work, answer, undo);
     }
 
     /// An operation that only succeeds or fails.
@@ -143,6 +190,110 @@ impl Adapter {
         work: impl Future<Output = VfsResult<()>> + Send + 'static,
     ) {
         self.dispatch.run(call, reply, work, answer::done, keep);
+    }
+
+    /// The same by path.
+    fn done_by_path(
+        &self,
+        call: Call,
+        reply: ReplyEmpty,
+        work: impl Future<Output = VfsResult<()>> + Send + 'static,
+    ) {
+        let work = self.by_path(call.tid, work);
+        self.done(call, reply, work);
+    }
+
+    /// Keeps what the kernel is about to be told of a name (see `told`).
+    fn tell(&self) -> impl Fn(Key, types::Ino, Duration) + Send + 'static {
+        let (told, vfs) = (Arc::clone(&self.told), self.vfs());
+        move |key, ino, ttl| told.told(key, ino, ttl, |ino| vfs.is_held(ino))
+    }
+
+    /// The server's answer to a lookup, or none if the server is asked by what comes
+    /// next: it is also who finds that the directory is gone, upon which the kernel walks
+    /// again; of mkdir and its like it does not after a lookup. `believed`: the kernel has the name, and asks for it all the same.
+    async fn find(
+        asker: Asker,
+        cred: &Arc<Credential>,
+        parent: types::Ino,
+        name: &[u8],
+        believed: bool,
+    ) -> VfsResult<Lookup> {
+        const LATER: Lookup = Lookup::Missing {
+            ttl: Duration::ZERO,
+        };
+        let vfs = &asker.vfs;
+        let found = if believed {
+            // RENAME says what it replaces, and whether it may.
+            if vfs.leads_to_file(parent, name)
+                && asker.replaces(parent, name).await
+                && let Some(known) = vfs.lookup_cached(cred, parent, name)
+            {
+                return known;
+            }
+            vfs.lookup_asked(cred, parent, name).await
+        } else if vfs.may_be_made(parent, name) && asker.makes(parent, name).await {
+            return Ok(LATER);
+        } else {
+            vfs.lookup(cred, parent, name).await
+        };
+        match found {
+            Err(types::Errno(libc::ESTALE)) if asker.makes(parent, name).await => Ok(LATER),
+            found => found,
+        }
+    }
+
+    /// The same on a second walk.
+    async fn find_again(
+        asker: Asker,
+        reopens: &Reopens,
+        cred: &Arc<Credential>,
+        parent: types::Ino,
+        name: &[u8],
+    ) -> VfsResult<Lookup> {
+        let Asker { vfs, intents, tid } = asker;
+        let refused = reopens.open(tid);
+        let by_name = refused.filter(|open| vfs.is_found_at(open.ino, parent, name));
+        let flags = match by_name {
+            Some(open) => Some(open.flags),
+            None => intents.opens(tid, name).await,
+        };
+        let found = match flags {
+            Some(flags) => vfs.lookup_to_open(cred, parent, name, flags).await,
+            None => vfs.lookup_asked(cred, parent, name).await,
+        };
+        let ino = match &found {
+            Ok(Lookup::Found(entry)) => Some(entry.ino),
+            _ => None,
+        };
+        reopens.found(tid, ino);
+        found
+    }
+}
+
+/// Who asks for a name.
+struct Asker {
+    vfs: Arc<Vfs>,
+    intents: Arc<Intents>,
+    tid: u32,
+}
+
+impl Asker {
+    /// Because it is about to make it in this directory.
+    async fn makes(&self, parent: types::Ino, name: &[u8]) -> bool {
+        let making = self.intents.makes(self.tid, name).await;
+        making.is_some_and(|making| self.is_of(making, parent))
+    }
+
+    /// Because it is about to replace it in this directory.
+    async fn replaces(&self, parent: types::Ino, name: &[u8]) -> bool {
+        let making = self.intents.replaces(self.tid, name).await;
+        making.is_some_and(|making| self.is_of(making, parent))
+    }
+
+    fn is_of(&self, making: Making, parent: types::Ino) -> bool {
+        let above = making.above;
+        above.is_none_or(|above| self.vfs.is_named(parent, &above))
     }
 }
 
@@ -159,43 +310,42 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = Call::new(FuseOp::Lookup, req, parent.0);
         let cred = self.who(req);
+        let key = Key::new(parent.0, name.as_bytes());
         let second = self.reopens.is_second(call.tid);
-        let cached = (!second)
+        let believed = self.told.is_believed(key, |ino| self.vfs.is_held(ino));
+        let tell = self.tell();
+        let answer = move |reply, found: Lookup| {
+            match &found {
+                Lookup::Found(entry) => tell(key, entry.ino, entry.entry_ttl),
+                Lookup::Missing { .. } => tell(key, 0, Duration::ZERO),
+            }
+            answer::lookup(reply, found);
+        };
+        let cached = (!second && !believed)
             .then(|| attempt(|| self.vfs.lookup_cached(&cred, parent.0, name.as_bytes())))
             .flatten();
         if let Some(found) = cached {
             let ok = found.is_ok();
             match found {
-                Ok(found) => answer::lookup(reply, found),
+                Ok(found) => answer(reply, found),
                 Err(error) => reply.error(convert::errno(error)),
             }
             return self.dispatch.answered(&call, ok);
         }
-        let (vfs, name) = (self.vfs(), owned(name));
-        let reopens = Arc::clone(&self.reopens);
-        let intents = Arc::clone(&self.intents);
+        let asker = Asker {
+            vfs: self.vfs(),
+            intents: Arc::clone(&self.intents),
+            tid: call.tid,
+        };
+        let (name, reopens) = (owned(name), Arc::clone(&self.reopens));
         let work = async move {
             let found = if second {
-                vfs.lookup_now(&cred, parent.0, &name).await
-            } else if vfs.may_be_made(parent.0, &name)
-                && let Some(making) = intents.makes(call.tid, &name).await
-                && making
-                    .above
-                    .is_none_or(|above| vfs.is_named(parent.0, &above))
-            {
-                // The server is asked by what comes next.
-                Ok(Lookup::Missing {
-                    ttl: Duration::ZERO,
-                })
+                Self::find_again(asker, &reopens, &cred, parent.0, &name).await
             } else {
-                vfs.lookup(&cred, parent.0, &name).await
+                Self::find(asker, &cred, parent.0, &name, believed).await
             };
-            if second {
-                let ino = match &found {
-                    Ok(Lookup::Found(entry)) => Some(entry.ino),
-                    _ => None,
-                };
-                reopens.found(call.tid, ino);
+            if matches!(&found, Err(error) if error.0 == libc::ESTALE) {
+                reopens.refused(call.tid, None);
             }
             found
         };
@@ -206,7 +356,7 @@ impl Filesystem for Adapter {
             }
             keep(())
         };
-        self.dispatch.run(call, reply, work, answer::lookup, undo);
+        self.dispatch.run(call, reply, work, answer, undo);
     }
 
     fn forget(&self, req: &Request, ino: INodeNo, nlookup: u64) {
@@ -231,6 +381,7 @@ impl Filesystem for Adapter {
         }
         let (vfs, cred) = (self.vfs(), self.who(req));
         let work = async move { vfs.getattr(&cred, ino.0, fh).await };
+        let work = self.on_the_way(call.tid, work);
         self.dispatch.run(call, reply, work, answer::attr, keep);
     }
 
@@ -263,6 +414,7 @@ impl Filesystem for Adapter {
         };
         let (vfs, cred, fh) = (self.vfs(), self.who(req), fh.map(|fh| fh.0));
         let work = async move { vfs.setattr(&cred, ino.0, fh, set).await };
+        let work = self.by_path(call.tid, work);
         self.dispatch.run(call, reply, work, answer::attr, keep);
     }
 
@@ -274,6 +426,7 @@ impl Filesystem for Adapter {
         }
         let (vfs, cred) = (self.vfs(), self.who(req));
         let work = async move { vfs.readlink(&cred, ino.0).await };
+        let work = self.on_the_way(call.tid, work);
         let answer = |reply: ReplyData, target: Bytes| reply.data(&target);
         self.dispatch.run(call, reply, work, answer, keep);
     }
@@ -290,7 +443,8 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::MkNod, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        self.entry(call, reply, async move {
+        let key = Key::new(parent.0, &name);
+        self.entry(call, reply, key, async move {
             vfs.mknod(&cred, parent.0, &name, mode, rdev).await
         });
     }
@@ -306,7 +460,8 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::MkDir, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        self.entry(call, reply, async move {
+        let key = Key::new(parent.0, &name);
+        self.entry(call, reply, key, async move {
             vfs.mkdir(&cred, parent.0, &name, mode).await
         });
     }
@@ -322,7 +477,8 @@ impl Filesystem for Adapter {
         let call = Call::new(FuseOp::Symlink, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
         let target = owned(target.as_os_str());
-        self.entry(call, reply, async move {
+        let key = Key::new(parent.0, &name);
+        self.entry(call, reply, key, async move {
             vfs.symlink(&cred, parent.0, &name, &target).await
         });
     }
@@ -337,7 +493,8 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::Link, req, ino.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(new_name));
-        self.entry(call, reply, async move {
+        let key = Key::new(new_parent.0, &name);
+        self.entry(call, reply, key, async move {
             vfs.link(&cred, ino.0, new_parent.0, &name).await
         });
     }
@@ -345,16 +502,22 @@ impl Filesystem for Adapter {
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let call = Call::new(FuseOp::Unlink, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        self.done(call, reply, async move {
-            vfs.unlink(&cred, parent.0, &name).await
+        let told = Arc::clone(&self.told);
+        self.done_by_path(call, reply, async move {
+            vfs.unlink(&cred, parent.0, &name).await?;
+            told.forget(Key::new(parent.0, &name));
+            Ok(())
         });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let call = Call::new(FuseOp::RmDir, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        self.done(call, reply, async move {
-            vfs.rmdir(&cred, parent.0, &name).await
+        let told = Arc::clone(&self.told);
+        self.done_by_path(call, reply, async move {
+            vfs.rmdir(&cred, parent.0, &name).await?;
+            told.forget(Key::new(parent.0, &name));
+            Ok(())
         });
     }
 
@@ -371,16 +534,13 @@ impl Filesystem for Adapter {
         let call = Call::new(FuseOp::Rename, req, parent.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let (name, new_name) = (owned(name), owned(new_name));
-        self.done(call, reply, async move {
-            vfs.rename(
-                &cred,
-                parent.0,
-                &name,
-                new_parent.0,
-                &new_name,
-                flags.bits(),
-            )
-            .await
+        let told = Arc::clone(&self.told);
+        self.done_by_path(call, reply, async move {
+            let (from, to) = ((parent.0, &*name), (new_parent.0, &*new_name));
+            vfs.rename(&cred, from.0, from.1, to.0, to.1, flags.bits())
+                .await?;
+            told.moved(Key::new(from.0, from.1), Key::new(to.0, to.1));
+            Ok(())
         });
     }
 
@@ -395,7 +555,8 @@ impl Filesystem for Adapter {
             }
             let opened = vfs.open(&cred, ino.0, flags.0).await;
             if matches!(&opened, Err(error) if error.0 == libc::ESTALE) {
-                reopens.refused(call.tid, ino.0);
+                let (ino, flags) = (ino.0, flags.0);
+                reopens.refused(call.tid, Some(Refused { ino, flags }));
             }
             opened
         };
@@ -418,21 +579,20 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::Create, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        let reopens = Arc::clone(&self.reopens);
-        let work = async move {
-            let created = vfs.create(&cred, parent.0, &name, mode, flags).await;
-            if matches!(&created, Err(error) if error.0 == libc::ESTALE) {
-                // The kernel walks once more, and is told what is there.
-                reopens.refused(call.tid, parent.0);
-            }
-            created
+        let (key, tell) = (Key::new(parent.0, &name), self.tell());
+        let work = async move { vfs.create(&cred, parent.0, &name, mode, flags).await };
+        // After ESTALE the kernel walks once more, and is told what is there.
+        let work = self.by_path(call.tid, work);
+        let answer = move |reply, created: (Entry, Opened)| {
+            tell(key, created.0.ino, convert::joint_ttl(&created.0));
+            answer::created(reply, created);
         };
         let vfs = self.vfs();
         let undo = move |(entry, opened): (Entry, Opened)| async move {
             let _ = vfs.release(entry.ino, opened.fh, None).await;
             vfs.forget(entry.ino, 1);
         };
-        self.dispatch.run(call, reply, work, answer::created, undo);
+        self.dispatch.run(call, reply, work, answer, undo);
     }
 
     fn read(
@@ -541,7 +701,8 @@ impl Filesystem for Adapter {
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let call = Call::new(FuseOp::OpenDir, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
-        let work = async move { vfs.opendir(&cred, ino.0).await };
+        let work = async move { vfs.opendir(&cred, ino.0, call.tid).await };
+        let work = self.by_path(call.tid, work);
         let vfs = self.vfs();
         let undo = move |opened: Opened| async move {
             let _ = vfs.releasedir(ino.0, opened.fh).await;
@@ -589,12 +750,15 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::ReadDirPlus, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
+        let tell = self.tell();
         self.dispatch.run_with(
             call,
             reply,
             |pending| {
                 let forgetful = Arc::clone(&vfs);
-                let mut sink = PlusSink::new(pending, move |ino| forgetful.forget(ino, 1));
+                let forget = move |ino| forgetful.forget(ino, 1);
+                let tell = move |name: &[u8], at, ttl| tell(Key::new(ino.0, name), at, ttl);
+                let mut sink = PlusSink::new(pending, forget, tell);
                 async move {
                     let listed = vfs
                         .readdir(&cred, ino.0, fh.0, offset, true, &mut sink)
@@ -654,15 +818,17 @@ impl Filesystem for Adapter {
         let call = Call::new(FuseOp::StatFs, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let work = async move { vfs.statfs(&cred, ino.0).await };
+        let work = self.by_path(call.tid, work);
         self.dispatch.run(call, reply, work, answer::statfs, keep);
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let call = Call::new(FuseOp::Access, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
-        self.done(call, reply, async move {
-            vfs.access(&cred, ino.0, mask.bits().cast_unsigned()).await
-        });
+        let mask = mask.bits().cast_unsigned();
+        let work = async move { vfs.access(&cred, ino.0, mask).await };
+        let work = self.on_the_way(call.tid, work);
+        self.done(call, reply, work);
     }
 
     fn getlk(

@@ -11,8 +11,9 @@
 //! "It is about to be made" is only said of what is certain:
 //!
 //! - The call makes a name, and its path says which: the last component is the name that
-//!   was asked for. The same name must not stand elsewhere in the path, nor in the other
-//!   path of a rename or a link: it might be asked for on the way.
+//!   was asked for. The same name must not stand elsewhere in the path below a directory of
+//!   the same name, nor at its beginning, nor in the other path of a link: it might be
+//!   asked for on the way.
 //! - The directory is that of the last component, as far as its name tells
 //!   ([`Making::above`], judged by the vfs). A symbolic link on the way could else lead
 //!   through the same name in another directory.
@@ -48,6 +49,8 @@ struct Paths {
     made: usize,
     /// That of a path of something else, which is looked up too.
     other: Option<usize>,
+    /// What has the name is replaced.
+    replaces: bool,
 }
 
 /// A name that is about to be made.
@@ -91,18 +94,28 @@ impl Syscall {
             return None;
         }
         let creates = |flags: usize| self.args[flags] & libc::O_CREAT as u64 != 0;
-        let makes = |made| Some(Paths { made, other: None });
-        let both = |other, made| {
-            let other = Some(other);
-            Some(Paths { made, other })
+        let makes = |made| {
+            Some(Paths {
+                made,
+                other: None,
+                replaces: false,
+            })
+        };
+        let both = |other, made, replaces| {
+            Some(Paths {
+                made,
+                other: Some(other),
+                replaces,
+            })
         };
         match self.number {
             libc::SYS_openat if creates(2) => makes(1),
             libc::SYS_mkdirat | libc::SYS_mknodat => makes(1),
             libc::SYS_symlinkat => makes(2),
-            libc::SYS_linkat | libc::SYS_renameat => both(1, 3),
+            libc::SYS_linkat => both(1, 3, false),
+            libc::SYS_renameat => both(1, 3, true),
             // RENAME_NOREPLACE: the kernel itself says what is there.
-            libc::SYS_renameat2 if self.args[4] == 0 => both(1, 3),
+            libc::SYS_renameat2 if self.args[4] == 0 => both(1, 3, true),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_open if creates(1) => makes(0),
             #[cfg(target_arch = "x86_64")]
@@ -110,9 +123,27 @@ impl Syscall {
             #[cfg(target_arch = "x86_64")]
             libc::SYS_symlink => makes(1),
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_link | libc::SYS_rename => both(0, 1),
+            libc::SYS_link => both(0, 1, false),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_rename => both(0, 1, true),
             _ => None,
         }
+    }
+
+    /// The path that is opened, and the flags, if the call opens what is there.
+    fn opens(&self) -> Option<(u64, i32)> {
+        if self.stack <= u32::MAX.into() {
+            return None;
+        }
+        let (path, flags) = match self.number {
+            libc::SYS_openat => (self.args[1], self.args[2]),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_open => (self.args[0], self.args[1]),
+            _ => return None,
+        };
+        let flags = flags as i32;
+        let other = libc::O_PATH | libc::O_DIRECTORY | libc::O_EXCL;
+        (flags & other == 0).then_some((path, flags))
     }
 }
 
@@ -127,10 +158,15 @@ fn making(path: &[u8], other: Option<&[u8]>, name: &[u8]) -> Option<Making> {
         return None;
     }
     let above = backwards.next();
-    let rest = above.into_iter().chain(backwards);
-    let other = other.into_iter().flat_map(components);
-    let twice = |part: &[u8]| part == name;
-    if rest.chain(other).any(twice) {
+    let mut rest: Vec<_> = above.into_iter().chain(backwards).collect();
+    rest.reverse();
+    // Where the path begins is not known; further on, the directory has a name.
+    let first = rest.first() == Some(&name);
+    let again = rest
+        .windows(2)
+        .any(|pair| pair[1] == name && Some(pair[0]) == above);
+    let mut other = other.into_iter().flat_map(components);
+    if first || again || other.any(|part| part == name) {
         return None;
     }
     match above {
@@ -180,22 +216,38 @@ fn string_at(tid: u32, address: u64) -> Option<Vec<u8>> {
     None
 }
 
-/// Looks at the call of thread `tid`.
-fn look(tid: u32, name: &[u8]) -> Option<Making> {
+/// Looks at the call of thread `tid`, which `judge` knows what to make of.
+fn look<T>(tid: u32, judge: impl FnOnce(&Syscall) -> Option<T>) -> Option<T> {
     privilege::raised(|| {
         let mut text = String::new();
         File::open(format!("/proc/{tid}/syscall"))
             .and_then(|mut file| file.read_to_string(&mut text))
             .ok()?;
-        let call = Syscall::parse(&text)?;
-        let paths = call.paths()?;
-        let made = string_at(tid, call.args[paths.made])?;
-        let other = match paths.other {
-            Some(arg) => Some(string_at(tid, call.args[arg])?),
-            None => None,
-        };
-        making(&made, other.as_deref(), name)
+        judge(&Syscall::parse(&text)?)
     })
+}
+
+fn makes(tid: u32, call: &Syscall, name: &[u8]) -> Option<Making> {
+    let paths = call.paths()?;
+    let made = string_at(tid, call.args[paths.made])?;
+    let other = match paths.other {
+        Some(arg) => Some(string_at(tid, call.args[arg])?),
+        None => None,
+    };
+    making(&made, other.as_deref(), name)
+}
+
+/// The other path does not matter: what the kernel believes it does not look up, but for
+/// the name that is replaced.
+fn replaces(tid: u32, call: &Syscall, name: &[u8]) -> Option<Making> {
+    let paths = call.paths().filter(|paths| paths.replaces)?;
+    making(&string_at(tid, call.args[paths.made])?, None, name)
+}
+
+fn opens(tid: u32, call: &Syscall, name: &[u8]) -> Option<i32> {
+    let (path, flags) = call.opens()?;
+    let path = string_at(tid, path)?;
+    (path.rsplit(|byte| *byte == b'/').next() == Some(name)).then_some(flags)
 }
 
 /// Looks at callers, a few at a time.
@@ -211,12 +263,32 @@ impl Default for Intents {
 impl Intents {
     /// Whether thread `tid` asks for `name` because it is about to make it.
     pub(super) async fn makes(&self, tid: u32, name: &[u8]) -> Option<Making> {
+        self.look(tid, name, makes).await
+    }
+
+    /// Whether thread `tid` asks for `name`, which the kernel believes, because it is about
+    /// to replace it by a rename.
+    pub(super) async fn replaces(&self, tid: u32, name: &[u8]) -> Option<Making> {
+        self.look(tid, name, replaces).await
+    }
+
+    /// Whether thread `tid` is opening a path that ends with `name`, and how (`O_*`).
+    pub(super) async fn opens(&self, tid: u32, name: &[u8]) -> Option<i32> {
+        self.look(tid, name, opens).await
+    }
+
+    async fn look<T: Send + 'static>(
+        &self,
+        tid: u32,
+        name: &[u8],
+        judge: fn(u32, &Syscall, &[u8]) -> Option<T>,
+    ) -> Option<T> {
         if tid == 0 {
             return None;
         }
         let _place = self.0.try_acquire().ok()?;
         let name = name.to_vec();
-        tokio::task::spawn_blocking(move || look(tid, &name))
+        tokio::task::spawn_blocking(move || look(tid, |call| judge(tid, call, &name)))
             .await
             .ok()
             .flatten()
@@ -253,12 +325,26 @@ mod tests {
     #[test]
     fn only_calls_that_make_a_name_are_taken_for_such() {
         let create = [0, 1, libc::O_CREAT as u64, 0, 0, 0];
-        let made = |made, other| Some(Paths { made, other });
+        let made = |made, other: Option<usize>| {
+            let replaces = other.is_some();
+            Some(Paths {
+                made,
+                other,
+                replaces,
+            })
+        };
         assert_eq!(call(libc::SYS_openat, create).paths(), made(1, None));
         assert_eq!(call(libc::SYS_openat, [0; 6]).paths(), None);
         assert_eq!(call(libc::SYS_renameat2, [0; 6]).paths(), made(3, Some(1)));
         assert_eq!(call(libc::SYS_symlinkat, [0; 6]).paths(), made(2, None));
         assert_eq!(call(libc::SYS_unlinkat, [0; 6]).paths(), None);
+        let link = call(libc::SYS_linkat, [0; 6]).paths();
+        assert!(link.is_some_and(|paths| !paths.replaces));
+        let read = [0, 7, libc::O_RDWR as u64, 0, 0, 0];
+        let opened = call(libc::SYS_openat, read).opens();
+        assert_eq!(opened, Some((7, libc::O_RDWR)));
+        let dir = [0, 7, libc::O_DIRECTORY as u64, 0, 0, 0];
+        assert_eq!(call(libc::SYS_openat, dir).opens(), None);
         assert_eq!(call(libc::SYS_openat2, create).paths(), None);
         let narrow = Syscall {
             stack: 0xffff_0000,
@@ -280,9 +366,12 @@ mod tests {
         assert_eq!(judge("/v//b/x/", None), above("b"));
         assert_eq!(judge("x", None), Some(Making { above: None }));
         assert_eq!(judge("a/x", Some("a/y")), above("a"));
+        assert_eq!(judge("/m/a/x/b/x", None), above("b"));
         for (path, other) in [
             ("a/x/y", None),
             ("x/a/x", None),
+            ("b/x/b/x", None),
+            ("x/x", None),
             ("a/xx", None),
             ("/x", None),
             ("./x", None),
@@ -315,9 +404,12 @@ mod tests {
         let expected = Some(Making { above: Some(above) });
         let seen = (0..2000).any(|_| {
             std::thread::sleep(std::time::Duration::from_millis(5));
-            look(tid, b"fifo") == expected
+            look(tid, |call| makes(tid, call, b"fifo")) == expected
         });
-        assert_eq!(look(tid, b"other"), None);
+        assert_eq!(look(tid, |call| makes(tid, call, b"other")), None);
+        assert_eq!(look(tid, |call| replaces(tid, call, b"fifo")), None);
+        let flags = look(tid, |call| opens(tid, call, b"fifo"));
+        assert_eq!(flags, Some(libc::O_WRONLY | libc::O_CREAT));
         // Ends the wait.
         let reader = File::options().read(true).open(&path).unwrap();
         let fd = waits.join().unwrap();

@@ -62,21 +62,24 @@ impl DirSink for NameSink {
 /// READDIRPLUS: names with attributes, each of which is a lookup.
 ///
 /// Dropping the sink gives back the lookups of entries the kernel was not
-/// told of, by `forget`; [`delivered`](Self::delivered) says it was.
-pub(super) struct PlusSink<F: Fn(Ino)> {
+/// told of, by `forget`; [`delivered`](Self::delivered) says it was. `tell` hears of each
+/// name that leads somewhere, and for how long the kernel is to believe that.
+pub(super) struct PlusSink<F: Fn(Ino), T> {
     pending: Arc<Pending<ReplyDirectoryPlus>>,
     linked: Vec<Ino>,
     any: bool,
     forget: F,
+    tell: T,
 }
 
-impl<F: Fn(Ino)> PlusSink<F> {
-    pub(super) fn new(pending: &Arc<Pending<ReplyDirectoryPlus>>, forget: F) -> Self {
+impl<F: Fn(Ino), T> PlusSink<F, T> {
+    pub(super) fn new(pending: &Arc<Pending<ReplyDirectoryPlus>>, forget: F, tell: T) -> Self {
         Self {
             pending: Arc::clone(pending),
             linked: Vec::new(),
             any: false,
             forget,
+            tell,
         }
     }
 
@@ -116,22 +119,28 @@ impl<F: Fn(Ino)> PlusSink<F> {
     }
 }
 
-impl<F: Fn(Ino) + Send> DirSink for PlusSink<F> {
+impl<F, T> DirSink for PlusSink<F, T>
+where
+    F: Fn(Ino) + Send,
+    T: Fn(&[u8], Ino, Duration) + Send,
+{
     fn add(&mut self, entry: &DirEntry<'_>) -> bool {
         self.push(entry, Duration::ZERO, &without_attributes(entry), 0)
     }
 
     fn add_plus(&mut self, entry: &DirEntry<'_>, plus: &Entry) -> bool {
         let attr = convert::attr(plus.ino, &plus.stat);
-        let taken = self.push(entry, convert::joint_ttl(plus), &attr, plus.generation);
+        let ttl = convert::joint_ttl(plus);
+        let taken = self.push(entry, ttl, &attr, plus.generation);
         if taken {
+            (self.tell)(entry.name, plus.ino, ttl);
             self.linked.push(plus.ino);
         }
         taken
     }
 }
 
-impl<F: Fn(Ino)> Drop for PlusSink<F> {
+impl<F: Fn(Ino), T> Drop for PlusSink<F, T> {
     fn drop(&mut self) {
         for &ino in &self.linked {
             (self.forget)(ino);

@@ -7,6 +7,7 @@
 //! ```text
 //! kernel ─► session   reader threads, mount and unmount
 //!             └─► adapter   one short method per operation
+//!                   ├─ told        the names that the kernel believes
 //!                   ├─ identity    pid, uid, gid → Credential
 //!                   ├─ cache hit:  answered on the reader thread
 //!                   └─ dispatch    else one tokio task, which runs to its end
@@ -37,6 +38,7 @@ mod prober;
 mod proc;
 mod reopen;
 mod session;
+mod told;
 
 pub use adapter::Adapter;
 pub use interrupt::Soft;

@@ -1,13 +1,19 @@
-//! The second try of an open whose name was found to lead elsewhere.
+//! The second walk of a call by path that has ended with ESTALE.
 //!
-//! The vfs refuses with ESTALE to open a file under a name that another host has
-//! given to a new one. The kernel then walks the path once more, asking for
-//! every name, and opens what it finds; a second ESTALE goes to the program.
-//! So the file that was found on the second walk is opened even if the name has
+//! The vfs answers ESTALE where a name leads elsewhere by now: a file that another host
+//! has replaced, a directory that it has removed, be it to make it anew. The kernel then
+//! walks the path once more, asking for every name, and does the same with what it
+//! finds; a second ESTALE goes to the program. Names that the kernel does not believe
+//! any more look like any others, so it is kept here, per thread, since that is what walks, that
+//! they must be asked for: until the call is through, for [`WHILE`] at most. GETATTR and
+//! READLINK do not end it: permissions are checked, and links followed, on the way.
+//!
+//! The file that an open has found on its second walk is opened even if the name has
 //! moved on again in the meantime: it had the name after open(2) was called,
 //! which is all that a program can know.
 //!
-//! Kept per thread, since that is what walks: at most [`MOST`] for [`WHILE`].
+//! At most [`MOST`] threads; of one more the kernel's own names are asked for, the
+//! others answered as on a first walk.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,11 +26,19 @@ use crate::vfs::types::Ino;
 const MOST: usize = 1024;
 const WHILE: Duration = Duration::from_secs(1);
 
+/// What an open was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// The file.
+    pub(super) ino: Ino,
+    /// How it was to be opened (`O_*`).
+    pub(super) flags: i32,
+}
+
 #[derive(Debug)]
 struct Retry {
     since: Instant,
-    /// What was not opened.
-    refused: Ino,
+    open: Option<Refused>,
     /// What the walk came to last.
     found: Option<Ino>,
 }
@@ -42,8 +56,8 @@ impl Reopens {
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// An open of `ino` by thread `tid` was refused.
-    pub(super) fn refused(&self, tid: u32, ino: Ino) {
+    /// A call of thread `tid` was refused: an open, if it is said of what.
+    pub(super) fn refused(&self, tid: u32, open: Option<Refused>) {
         let mut retries = self.retries.lock();
         if retries.len() >= MOST {
             retries.retain(|_, retry| retry.since.elapsed() < WHILE);
@@ -51,11 +65,21 @@ impl Reopens {
         if tid != 0 && retries.len() < MOST {
             let retry = Retry {
                 since: Instant::now(),
-                refused: ino,
+                open,
                 found: None,
             };
             retries.insert(tid, retry);
         }
+        self.count.store(retries.len(), Ordering::Release);
+    }
+
+    /// A call of thread `tid` was answered, and not with ESTALE.
+    pub(super) fn ended(&self, tid: u32) {
+        if self.none() {
+            return;
+        }
+        let mut retries = self.retries.lock();
+        retries.remove(&tid);
         self.count.store(retries.len(), Ordering::Release);
     }
 
@@ -70,21 +94,22 @@ impl Reopens {
             .is_some_and(|retry| retry.since.elapsed() < WHILE)
     }
 
+    /// The open that the thread is on its second walk for.
+    pub(super) fn open(&self, tid: u32) -> Option<Refused> {
+        self.retries.lock().get(&tid)?.open
+    }
+
     /// The server says that a name leads to `ino`, or nowhere (`None`), with which
     /// the walk has come to its end: what the thread opens next has nothing to do
     /// with it.
     pub(super) fn found(&self, tid: u32, ino: Option<Ino>) {
-        let mut retries = self.retries.lock();
         match ino {
             Some(_) => {
-                if let Some(retry) = retries.get_mut(&tid) {
+                if let Some(retry) = self.retries.lock().get_mut(&tid) {
                     retry.found = ino;
                 }
             }
-            None => {
-                retries.remove(&tid);
-                self.count.store(retries.len(), Ordering::Release);
-            }
+            None => self.ended(tid),
         }
     }
 
@@ -100,7 +125,8 @@ impl Reopens {
         let retry = retries.remove(&tid);
         self.count.store(retries.len(), Ordering::Release);
         retry.is_some_and(|retry| {
-            retry.found.unwrap_or(retry.refused) == ino && retry.since.elapsed() < WHILE
+            let refused = retry.open.map(|open| open.ino);
+            retry.found.or(refused) == Some(ino) && retry.since.elapsed() < WHILE
         })
     }
 }
@@ -109,24 +135,26 @@ impl Reopens {
 mod tests {
     use super::*;
 
+    const OPEN: Option<Refused> = Some(Refused { ino: 2, flags: 0 });
+
     #[test]
     fn what_the_second_walk_found_is_opened_once() {
         let reopens = Reopens::default();
         assert!(!reopens.is_second(5) && !reopens.opens(5, 7));
-        reopens.refused(5, 2);
+        reopens.refused(5, OPEN);
         assert!(reopens.is_second(5) && !reopens.is_second(6));
         reopens.found(5, Some(3));
         reopens.found(5, Some(7));
         assert!(reopens.opens(5, 7));
         assert!(!reopens.is_second(5) && !reopens.opens(5, 7));
-        reopens.refused(5, 2);
+        reopens.refused(5, OPEN);
         reopens.found(5, Some(3));
         assert!(!reopens.opens(5, 7), "another file");
-        reopens.refused(5, 2);
+        reopens.refused(5, OPEN);
         assert!(reopens.opens(5, 2), "no walk");
-        reopens.refused(5, 2);
+        reopens.refused(5, OPEN);
         assert!(!reopens.opens(5, 7), "neither a walk nor the same file");
-        reopens.refused(5, 2);
+        reopens.refused(5, OPEN);
         reopens.found(5, Some(3));
         reopens.found(5, None);
         assert!(
@@ -136,10 +164,24 @@ mod tests {
     }
 
     #[test]
+    fn any_call_that_was_refused_walks_again_and_is_through_when_it_is_answered() {
+        let reopens = Reopens::default();
+        reopens.refused(5, None);
+        assert!(reopens.is_second(5) && reopens.open(5).is_none());
+        assert!(!reopens.opens(5, 2), "nothing was found");
+        reopens.refused(5, OPEN);
+        assert_eq!(reopens.open(5), OPEN);
+        reopens.ended(6);
+        assert!(reopens.is_second(5));
+        reopens.ended(5);
+        assert!(!reopens.is_second(5) && reopens.none());
+    }
+
+    #[test]
     fn retries_are_bounded() {
         let reopens = Reopens::default();
         for tid in 1..=2 * MOST as u32 {
-            reopens.refused(tid, 2);
+            reopens.refused(tid, OPEN);
         }
         assert_eq!(reopens.retries.lock().len(), MOST);
     }

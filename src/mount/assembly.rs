@@ -140,6 +140,7 @@ async fn serve(
             flock_locks: options.locks.flock == LocksOf::Server,
         },
         soft(options, client),
+        &notify,
     )
     .map_err(|why| MountError::system("starting a thread", why))?;
     let session = session_options(request, root);

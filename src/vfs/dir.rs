@@ -1,8 +1,14 @@
 //! Listing directories.
 //!
+//! A directory is asked for when it is opened: who opens it is told what others have
+//! done before (close-to-open), its attributes are as new as its listing, and a
+//! directory that is not there any more is ESTALE, upon which the kernel walks to it once
+//! more; of an error that comes later it would tell the program.
+//!
 //! A directory whose names are all known ([`namecache`](super::namecache)) is
 //! listed from there, after the server has confirmed that they are still those.
-//! Else the server's listing is passed on page by page as it comes, and if it
+//! Else the first page of the server's listing comes with the opening,
+//! the others as they are wanted, and if it
 //! was not too long and the directory has not moved meanwhile, its names are
 //! known from then on. Of a long one nothing is kept but a page, and what it
 //! takes to go on.
@@ -25,6 +31,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -58,20 +66,22 @@ const BARREN_PAGES: usize = 64;
 pub struct DirHandle {
     dir: Arc<Inode>,
     cred: Arc<Credential>,
+    /// Who has opened it.
+    by: u32,
     /// Who reads.
     turn: Semaphore,
     source: Mutex<Source>,
+    /// It was read from its beginning.
+    begun: AtomicBool,
+    /// How many changes of ours there were in the directory when `source` was made.
+    changes: AtomicU64,
 }
 
 /// Where a handle's names come from.
 #[derive(Debug)]
 enum Source {
     /// All of them were known when it was opened.
-    Known {
-        names: Vec<(Name, Arc<Inode>)>,
-        /// Reading has begun.
-        read: bool,
-    },
+    Known { names: Vec<(Name, Arc<Inode>)> },
     /// The server lists them.
     Server(Box<Listing>),
 }
@@ -125,32 +135,37 @@ struct Item {
 }
 
 impl Vfs {
-    /// Opens a directory. The kernel has checked the permission; what the server
-    /// lists it lists for the caller, and names that are known are shown to the
-    /// user who has listed them. One round trip to confirm those, at most; see
-    /// `walk`.
+    /// Opens a directory, for thread `by`. The kernel has checked the permission; what
+    /// the server lists it lists for the caller, and names that are known are shown to
+    /// the user who has listed them. One round trip to confirm those, or for the first page;
+    /// see `walk`.
+    ///
+    /// # Errors
+    /// ESTALE: it was removed. What else the server has against it is for who lists it.
     pub async fn opendir(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         ino: Ino,
+        by: u32,
     ) -> Result<Opened, Errno> {
         let dir = self.inode(ino)?;
         if dir.kind != FileKind::Directory {
             return Err(Errno(libc::ENOTDIR));
         }
-        let known = self.known_names(cred, &dir).await;
-        let edits = known.as_ref().map(|(_, edits)| *edits);
+        let handle = Arc::new(DirHandle {
+            dir: Arc::clone(&dir),
+            cred: Arc::clone(cred),
+            by,
+            turn: Semaphore::new(1),
+            source: Mutex::default(),
+            begun: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
+        });
+        let edits = Box::pin(self.begin(&handle)).await?;
+        self.tell_settled(&dir).await;
         let keep_cache = dir.names().lock().begin_listing(edits);
         let fh = self.new_fh();
-        self.dirs.insert(
-            fh,
-            Arc::new(DirHandle {
-                dir,
-                cred: Arc::clone(cred),
-                turn: Semaphore::new(1),
-                source: Mutex::new(Source::new(known.map(|(names, _)| names))),
-            }),
-        );
+        self.dirs.insert(fh, handle);
         self.metrics.gauges.open_dirs.inc();
         Ok(Opened {
             fh,
@@ -159,19 +174,55 @@ impl Vfs {
         })
     }
 
+    /// Finds out what the directory holds now, for a handle that begins to list it. Says
+    /// after how many edits its names were all known, if they are.
+    async fn begin(self: &Arc<Self>, handle: &Arc<DirHandle>) -> Result<Option<u64>, Errno> {
+        const STALE: Errno = Errno(libc::ESTALE);
+        let (dir, cred) = (&handle.dir, &handle.cred);
+        let changes = dir.names().lock().chain.begun();
+        handle.changes.store(changes, Ordering::Relaxed);
+        handle.begun.store(false, Ordering::Relaxed);
+        let mut known = self.known_names(cred, dir, handle.by).await?;
+        *handle.source.lock() = Source::default();
+        if known.is_none() {
+            match self.fetch_page(handle, 0).await {
+                Err(STALE) => return Err(STALE),
+                Err(_) => {}
+                Ok(()) => known = self.all_names(cred, dir),
+            }
+        }
+        let Some((names, edits)) = known else {
+            return Ok(None);
+        };
+        *handle.source.lock() = Source::Known { names };
+        Ok(Some(edits))
+    }
+
     /// All names of the directory, if they are known, as the server has
     /// confirmed.
     async fn known_names(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
-    ) -> Option<(Vec<(Name, Arc<Inode>)>, u64)> {
+        by: u32,
+    ) -> Result<Option<(Vec<(Name, Arc<Inode>)>, u64)>, Errno> {
         if !dir.names().lock().is_complete_for(cred) {
             self.visits(dir, Instant::now());
-            return None;
+            return Ok(None);
         }
-        // An error is for the listing to find.
-        self.confirm(cred, dir).await.ok()?;
+        match self.confirm(cred, dir, by).await {
+            Ok(()) => Ok(self.all_names(cred, dir)),
+            Err(Errno(libc::ESTALE)) => Err(Errno(libc::ESTALE)),
+            // For the listing to find.
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn all_names(
+        &self,
+        cred: &Credential,
+        dir: &Arc<Inode>,
+    ) -> Option<(Vec<(Name, Arc<Inode>)>, u64)> {
         let ttl = self.names_ttl(dir);
         self.names.used(dir);
         let names = dir.names().lock();
@@ -217,10 +268,15 @@ impl Vfs {
             .await
             .map_err(|_| Errno(libc::EBADF))?;
         let mut at = offset;
-        if at == 0 && handle.source.lock().is_begun() {
-            // rewinddir(3): what the directory holds now.
-            let known = self.known_names(&handle.cred, &handle.dir).await;
-            *handle.source.lock() = Source::new(known.map(|(names, _)| names));
+        if at == 0 {
+            // rewinddir(3): what the directory holds now. Also before anything was read,
+            // for as much as this host has done since it was opened.
+            let changes = handle.dir.names().lock().chain.begun();
+            let moved = changes != handle.changes.load(Ordering::Relaxed);
+            if moved || handle.begun.load(Ordering::Relaxed) {
+                Box::pin(self.begin(&handle)).await?;
+            }
+            handle.begun.store(true, Ordering::Relaxed);
         }
         while at < DOTS {
             let name: &'static [u8] = if at == 0 { b"." } else { b".." };
@@ -277,14 +333,15 @@ impl Vfs {
             kind: item.kind,
             name: &item.name,
         };
-        // Read before a change of ours, it may be a name that we have removed.
-        let late = dir.attr.lock().overtook(item.sent);
         let inode = match &item.inode {
-            Some(inode) if plus && !late && self.inodes.look_up_listed(inode) => inode,
+            Some(inode) if plus && self.inodes.look_up_listed(inode) => inode,
             _ => return sink.add(&entry),
         };
-        let taken = self.offer_plus(dir, inode, &entry, sink);
-        if taken {
+        // Read before a change of ours, it may be a name that we have removed: the kernel
+        // is to ask for it, and learns no more than which it was.
+        let late = dir.attr.lock().overtook(item.sent);
+        let taken = self.offer_plus(dir, inode, &entry, late, sink);
+        if taken && !late {
             let target = Target::Inode(Arc::clone(inode));
             let name = Arc::clone(&item.name);
             self.put_name(dir, name, target, Some((item.dir_change, item.sent)));
@@ -301,34 +358,43 @@ impl Vfs {
         plus: bool,
         sink: &mut dyn DirSink,
     ) -> bool {
+        // It may lead elsewhere since the listing was begun, or nowhere.
+        let (inode, late) = match dir.names().lock().get(name) {
+            Answer::Inode(now) => (now, false),
+            Answer::Missing => return true,
+            Answer::Absent | Answer::Unknown => (Arc::clone(inode), true),
+        };
         let entry = DirEntry {
             ino: inode.attr.lock().stat().ino,
             offset,
             kind: inode.kind,
             name,
         };
-        // We may have removed it since the listing was begun.
-        let same = match dir.names().lock().get(name) {
-            Answer::Inode(now) => Arc::ptr_eq(&now, inode),
-            Answer::Missing | Answer::Absent | Answer::Unknown => false,
-        };
-        if plus && same && !inode.is_stale() && self.inodes.look_up_again(inode) {
-            inode.found_at(dir, Arc::clone(name));
-            self.offer_plus(dir, inode, &entry, sink)
+        if plus && !inode.is_stale() && self.inodes.look_up_again(&inode) {
+            if !late {
+                inode.found_at(dir, Arc::clone(name));
+            }
+            self.offer_plus(dir, &inode, &entry, late, sink)
         } else {
             sink.add(&entry)
         }
     }
 
-    /// Offers a name whose inode has been counted as looked up.
+    /// Offers a name whose inode has been counted as looked up; if it is `late`, for
+    /// the kernel to ask for before it believes anything of it.
     fn offer_plus(
         &self,
         dir: &Arc<Inode>,
         inode: &Arc<Inode>,
         entry: &DirEntry<'_>,
+        late: bool,
         sink: &mut dyn DirSink,
     ) -> bool {
-        let taken = sink.add_plus(entry, &self.entry(inode, dir));
+        let mut plus = self.entry(inode, dir);
+        if late {
+            (plus.entry_ttl, plus.attr_ttl) = (Duration::ZERO, Duration::ZERO);
+        }
+        let taken = sink.add_plus(entry, &plus);
         if !taken {
             self.forget(inode.ino, 1);
         }
@@ -415,6 +481,9 @@ impl Vfs {
                 Err(error) => return Err(self.failed(&error, &handle.dir)),
             };
             self.learn(&handle.dir, &dir, sent);
+            if self.is_removed(&dir) {
+                return Err(Errno(libc::ESTALE));
+            }
             let last = page.entries.last().map(|entry| entry.cookie);
             if last == Some(cookie) && !page.eof {
                 tracing::warn!(ino = handle.dir.ino, "the server's listing stands still");
@@ -508,32 +577,21 @@ enum Next {
     End,
 }
 
+impl Default for Source {
+    fn default() -> Self {
+        Self::Server(Box::default())
+    }
+}
+
 impl Source {
-    fn new(known: Option<Vec<(Name, Arc<Inode>)>>) -> Self {
-        match known {
-            Some(names) => Self::Known { names, read: false },
-            None => Self::Server(Box::default()),
-        }
-    }
-
-    fn is_begun(&self) -> bool {
-        match self {
-            Self::Known { read, .. } => *read,
-            Self::Server(listing) => !listing.given.is_empty() || listing.complete,
-        }
-    }
-
     /// The name at a position; `Err` says after how many names the page to be
     /// fetched begins.
     fn item(&mut self, position: usize) -> Result<Next, usize> {
         match self {
-            Self::Known { names, read } => {
-                *read = true;
-                Ok(match names.get(position) {
-                    Some((name, inode)) => Next::Known(Arc::clone(name), Arc::clone(inode)),
-                    None => Next::End,
-                })
-            }
+            Self::Known { names } => Ok(match names.get(position) {
+                Some((name, inode)) => Next::Known(Arc::clone(name), Arc::clone(inode)),
+                None => Next::End,
+            }),
             Self::Server(listing) => listing.item(position),
         }
     }

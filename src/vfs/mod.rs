@@ -17,7 +17,7 @@
 //! | what is cached | [`attr`], [`pages`], [`inode`], [`namecache`], [`chain`] |
 //! | what is asked for together | `walk`, `flight` |
 //! | what the kernel is asked to forget | `evict` |
-//! | names that an open is on its way through | `awaited` |
+//! | names that an open is on its way through | `awaited`, `kept` |
 //! | writes whose tasks have died | `unanswered` |
 //!
 //! Ownership and order of locks: the inode table's shards, then the line for file locks
@@ -41,6 +41,7 @@ pub mod errseq;
 mod evict;
 mod flight;
 pub mod inode;
+mod kept;
 pub mod lock;
 mod lockline;
 mod locktable;
@@ -76,6 +77,7 @@ use self::awaited::Awaited;
 use self::chain::Heard;
 use self::dir::DirHandle;
 use self::inode::{Inode, InodeTable};
+use self::kept::Kept;
 use self::lockline::Line;
 use self::namecache::{Name, NameCache, Target};
 use self::object::SpaceCache;
@@ -88,7 +90,9 @@ use self::walk::Walk;
 use self::window::Window;
 use crate::nfs::calls::{DirMoved, Moved};
 use crate::nfs::proto::attrs::Attributes;
+use crate::nfs::proto::types::FileType;
 use crate::nfs::{Client, NfsError};
+use crate::rpc::auth::Credential;
 use crate::rpc::caller::Abandoned;
 use crate::telemetry::Metrics;
 
@@ -137,6 +141,7 @@ pub struct Vfs {
     access: AccessCache,
     space: SpaceCache,
     awaited: Awaited,
+    kept: Kept,
     abandoned: Arc<Abandoned>,
     walk: Walk,
     kernel: OnceLock<Arc<dyn KernelCache>>,
@@ -219,6 +224,7 @@ impl Vfs {
             access: AccessCache::default(),
             space: SpaceCache::default(),
             awaited: Awaited::default(),
+            kept: Kept::default(),
             abandoned: Arc::default(),
             walk: Walk::default(),
             kernel: OnceLock::new(),
@@ -266,6 +272,7 @@ impl Vfs {
             // EBADF: one that did come was faster.
             let _ = self.release(types::ROOT_INO, fh, None).await;
         }
+        self.close_kept().await;
         loop {
             for inode in self.window.busy() {
                 self.drain(&inode).await;
@@ -318,8 +325,55 @@ impl Vfs {
             let heard = inode.names().lock().observed(attrs.change, sent);
             seen = said(heard);
         }
+        if self.is_removed(attrs) {
+            inode.mark_stale();
+        }
         self.heed(inode, seen);
         seen
+    }
+
+    /// Attributes of a directory that was removed and that the server still has something
+    /// to say about (nfs-ganesha does, for a while): it holds nothing, and answers
+    /// ENOENT where others answer ESTALE.
+    fn is_removed(&self, attrs: &Attributes) -> bool {
+        attrs.kind == Some(FileType::Directory) && self.says_removed(attrs.nlink)
+    }
+
+    /// The same of a directory's number of links.
+    fn says_removed(&self, nlink: u32) -> bool {
+        // Else the server does not count links at all.
+        nlink == 0 && self.inodes.root().attr.lock().stat().nlink > 0
+    }
+
+    /// Whether a directory in which something was not found is there itself: one round
+    /// trip. ENOENT for a path is only the truth if it is.
+    async fn is_gone(self: &Arc<Self>, cred: &Arc<Credential>, dir: &Arc<Inode>) -> bool {
+        let sent = Instant::now();
+        match self.client.get_attrs(cred, &dir.handle).await {
+            Ok(attrs) => {
+                self.learn(dir, &attrs, sent);
+                self.is_removed(&attrs)
+            }
+            Err(error) => self.failed(&error, dir) == Errno(libc::ESTALE),
+        }
+    }
+
+    /// What a change in these directories, which ended with `errno`, is to the caller: after
+    /// ESTALE the kernel walks to the directory once more.
+    async fn blamed(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dirs: &[&Arc<Inode>],
+        errno: Errno,
+    ) -> Errno {
+        if errno.0 == libc::ENOENT {
+            for dir in dirs {
+                if Box::pin(self.is_gone(cred, dir)).await {
+                    return Errno(libc::ESTALE);
+                }
+            }
+        }
+        errno
     }
 
     /// Takes in what a change of ours, sent at `sent`, came to.

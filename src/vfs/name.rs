@@ -44,7 +44,7 @@ impl Vfs {
     /// With `fetched`, the directory has just been fetched whole for this very
     /// question.
     fn remembered(&self, dir: &Arc<Inode>, name: &[u8], fetched: bool) -> Option<Lookup> {
-        if !self.names.is_on() || self.names_ttl(dir).is_zero() {
+        if !self.names.is_on() || dir.is_stale() || self.names_ttl(dir).is_zero() {
             return None;
         }
         let answer = dir.names().lock().get(name);
@@ -119,9 +119,9 @@ impl Vfs {
         self.ask_for(cred, &dir, name).await
     }
 
-    /// LOOKUP, whatever is known: on behalf of an open, which then trusts the
-    /// answer. A listing is not good enough for that.
-    pub async fn lookup_now(
+    /// LOOKUP, whatever is known: the kernel wants to know of the server. A listing is
+    /// not good enough for that.
+    pub async fn lookup_asked(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         parent: Ino,
@@ -129,17 +129,28 @@ impl Vfs {
     ) -> Result<Lookup, Errno> {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
-        self.walk_again(&dir, name).await;
-        let found = self.ask_for(cred, &dir, name).await;
-        let file = match &found {
-            Ok(Lookup::Found(entry)) if entry.stat.kind == FileKind::Regular => Some(entry.ino),
-            _ => None,
-        };
-        self.awaited.found(dir.ino, name, file);
-        found
+        self.ask_for(cred, &dir, name).await
     }
 
-    async fn ask_for(
+    /// The kernel holds the inode.
+    pub fn is_held(&self, ino: Ino) -> bool {
+        self.inodes.get(ino).is_some()
+    }
+
+    /// The name is remembered to lead to something that is no directory.
+    pub fn leads_to_file(&self, parent: Ino, name: &[u8]) -> bool {
+        let dir = self.inodes.get(parent);
+        dir.and_then(|dir| self.remembered_inode(&dir, name))
+            .is_some_and(|inode| inode.kind != FileKind::Directory)
+    }
+
+    /// The inode was found by this name last.
+    pub fn is_found_at(&self, ino: Ino, parent: Ino, name: &[u8]) -> bool {
+        let place = self.inodes.get(ino).and_then(|inode| inode.place());
+        place.is_some_and(|place| place.dir.ino == parent && *place.name == *name)
+    }
+
+    pub(super) async fn ask_for(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
@@ -168,6 +179,7 @@ impl Vfs {
                 }
                 Ok(Lookup::Found(entry))
             }
+            None if self.is_removed(&found.dir) => Err(Errno(libc::ESTALE)),
             None => {
                 if !late {
                     let seen = Some((found.dir.change, sent));
@@ -254,6 +266,18 @@ impl Vfs {
         errno
     }
 
+    /// The same, if ENOENT may be about the directory, too.
+    pub(super) async fn refused_in(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        error: &NfsError,
+        dir: &Arc<Inode>,
+        name: &[u8],
+    ) -> Errno {
+        let errno = self.refused(error, dir, name);
+        self.blamed(cred, &[dir], errno).await
+    }
+
     async fn make(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -270,11 +294,11 @@ impl Vfs {
         };
         let _changing = self.changing(&dir);
         let sent = Instant::now();
-        let made = self
-            .client
-            .make(cred, &dir.handle, name, make, &new)
-            .await
-            .map_err(|error| self.refused(&error, &dir, name))?;
+        let made = self.client.make(cred, &dir.handle, name, make, &new).await;
+        let made = match made {
+            Ok(made) => made,
+            Err(error) => return Err(self.refused_in(cred, &error, &dir, name).await),
+        };
         let inode = self.made(&dir, name, &made, sent);
         match make {
             Make::Directory if made.dir.seen.before.is_some() => {
@@ -314,8 +338,11 @@ impl Vfs {
                 let file = self
                     .client
                     .create(cred, &dir.handle, name, ACCESS_WRITE, mode & 0o7777, how)
-                    .await
-                    .map_err(|error| self.refused(&error, &dir, name))?;
+                    .await;
+                let file = match file {
+                    Ok(file) => file,
+                    Err(error) => return Err(self.refused_in(cred, &error, &dir, name).await),
+                };
                 let made = Made {
                     handle: file.open.handle.clone(),
                     attrs: file.attrs,
@@ -372,16 +399,20 @@ impl Vfs {
         self.publish(&inode).await;
         let _changing = self.changing(&dir);
         let sent = Instant::now();
-        let (own, moved) = self
+        let linked = self
             .client
             .link(cred, &inode.handle, &dir.handle, new_name)
-            .await
-            .map_err(|error| {
+            .await;
+        let (own, moved) = match linked {
+            Ok(linked) => linked,
+            Err(error) => {
                 if error.errno() == libc::EEXIST {
                     self.doubt(&dir);
                 }
-                self.failed(&error, &inode)
-            })?;
+                let errno = self.failed(&error, &inode);
+                return Err(self.blamed(cred, &[&dir], errno).await);
+            }
+        };
         self.moved(&inode, &own, sent);
         let target = Target::Inode(Arc::clone(&inode));
         self.named(&dir, new_name, &moved, target, sent);

@@ -93,8 +93,8 @@ pub struct Names {
     /// When it, or a directory in it, was opened last.
     visited: Option<Instant>,
     /// When it was confirmed on behalf of somebody who had opened others and
-    /// was expected to come here.
-    expected: Option<Instant>,
+    /// was expected to come here, and who that is.
+    expected: Option<(Instant, u32)>,
 }
 
 impl Default for Names {
@@ -342,18 +342,18 @@ impl Names {
         before.is_some_and(|before| now < before + SOON)
     }
 
-    /// It was confirmed for somebody who is expected to open it.
-    pub fn expect(&mut self, sent: Instant) {
-        self.expected = Some(sent);
+    /// It was confirmed for thread `by`, which is expected to open it.
+    pub fn expect(&mut self, sent: Instant, by: u32) {
+        self.expected = Some((sent, by));
     }
 
     /// It was confirmed so, not longer than `window` ago, and was not opened since.
     pub fn is_expected(&self, now: Instant, window: Duration) -> bool {
-        self.expected.is_some_and(|sent| now < sent + window)
+        self.expected.is_some_and(|(sent, _)| now < sent + window)
     }
 
     /// See [`expect`](Self::expect); says it once.
-    pub fn was_expected(&mut self) -> Option<Instant> {
+    pub fn was_expected(&mut self) -> Option<(Instant, u32)> {
         self.expected.take()
     }
 

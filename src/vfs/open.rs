@@ -20,6 +20,7 @@ use super::Vfs;
 use super::attr::{self, AttrState};
 use super::errseq::Seen;
 use super::inode::{Inode, Place};
+use super::kept::KeptOpen;
 use super::locktable::LockTable;
 use super::namecache::Target;
 use super::pages::{FileAt, Moves, Pages};
@@ -258,7 +259,7 @@ pub struct OpenHandle {
     opened_at: FileAt,
 }
 
-fn access_of(flags: i32) -> u32 {
+pub(super) fn access_of(flags: i32) -> u32 {
     match flags & libc::O_ACCMODE {
         libc::O_WRONLY => ACCESS_WRITE,
         libc::O_RDWR => ACCESS_READ | ACCESS_WRITE,
@@ -316,16 +317,50 @@ impl Vfs {
     }
 
     /// The same for a file that this very open has found by asking for its name,
-    /// or was not found by name at all: whatever that leads to by now.
+    /// or was not found by name at all: whatever that leads to by now. If it was opened
+    /// when it was found ([`lookup_to_open`](Self::lookup_to_open)), that is this open.
     pub async fn open_found(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         ino: Ino,
         flags: i32,
     ) -> Result<Opened, Errno> {
-        let opened = self.open_checked(cred, ino, flags, false).await;
+        let kept = self.take_kept(cred, ino);
+        let cuts = flags & libc::O_TRUNC != 0;
+        let opened = match &kept {
+            Some(kept) if !cuts && kept.allows(access_of(flags)) => {
+                self.open_kept(kept, flags).await
+            }
+            _ => {
+                let opened = self.open_checked(cred, ino, flags, false).await;
+                if let Some(kept) = kept {
+                    self.leave(&kept.inode, &kept.open).await;
+                }
+                opened
+            }
+        };
         self.awaited.done(ino);
         opened
+    }
+
+    /// A handle on an open that was kept for it.
+    async fn open_kept(self: &Arc<Self>, kept: &KeptOpen, flags: i32) -> Result<Opened, Errno> {
+        let inode = &kept.inode;
+        self.publish(inode).await;
+        self.learn_at_open(inode, &kept.attrs, kept.sent);
+        self.tell_attr(inode).await;
+        let open = Arc::clone(&kept.open);
+        Ok(self.opened(inode, open, (access_of(flags), flags), None))
+    }
+
+    /// The file was opened by its name: `open` has one user.
+    pub(super) fn opened_by_name(&self, inode: &Inode, open: &Arc<OpenState>, preserved: bool) {
+        let mut inner = self.file_state(inode).inner.lock();
+        inner.preserved = preserved;
+        inner.opens.push(SharedOpen {
+            open: Arc::clone(open),
+            users: 1,
+        });
     }
 
     async fn open_checked(
@@ -432,6 +467,20 @@ impl Vfs {
     /// this. Nor is there anything left to tell it that was found before: that
     /// would come between the read after this open and its GETATTR.
     async fn tell_attr(&self, inode: &Arc<Inode>) {
+        self.tell_settled(inode).await;
+        let foreign = inode.attr.lock().foreign();
+        if self.file_state(inode).inner.lock().told >= foreign {
+            return;
+        }
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_attr(inode.ino);
+        }
+        let mut inner = self.file_state(inode).inner.lock();
+        inner.told = inner.told.max(foreign);
+    }
+
+    /// Waits until the kernel was told what is queued for it of the inode.
+    pub(super) async fn tell_settled(&self, inode: &Arc<Inode>) {
         if let Some(kernel) = self.kernel.get()
             && kernel.is_telling(inode.ino)
         {
@@ -443,15 +492,6 @@ impl Vfs {
             };
             self.metrics.tasks.blocking("settle", settle).await;
         }
-        let foreign = inode.attr.lock().foreign();
-        if self.file_state(inode).inner.lock().told >= foreign {
-            return;
-        }
-        if let Some(kernel) = self.kernel.get() {
-            kernel.inval_attr(inode.ino);
-        }
-        let mut inner = self.file_state(inode).inner.lock();
-        inner.told = inner.told.max(foreign);
     }
 
     /// OPEN with creation: one round trip.
@@ -478,8 +518,11 @@ impl Vfs {
         let file = self
             .client
             .create(cred, &dir.handle, name, access, mode & 0o7777, how)
-            .await
-            .map_err(|error| self.refused(&error, &dir, name))?;
+            .await;
+        let file = match file {
+            Ok(file) => file,
+            Err(error) => return Err(self.refused_in(cred, &error, &dir, name).await),
+        };
         let inode = self.known(&file.open.handle, &file.attrs, sent);
         inode.found_at(&dir, name);
         let target = Target::Inode(Arc::clone(&inode));

@@ -127,8 +127,11 @@ impl Vfs {
                 name,
                 victim.as_ref().map(|victim| &victim.handle),
             )
-            .await
-            .map_err(|error| self.refused(&error, &dir, name))?;
+            .await;
+        let moved = match moved {
+            Ok(moved) => moved,
+            Err(error) => return Err(self.refused_in(cred, &error, &dir, name).await),
+        };
         if let Some(victim) = &victim {
             Self::lost_a_name(victim);
         }
@@ -186,7 +189,7 @@ impl Vfs {
                     if error.status() == Some(Status::EXIST) {
                         return Err(Errno(libc::ENOTEMPTY));
                     }
-                    return Err(self.refused(&error, &dir, name));
+                    return Err(self.refused_in(cred, &error, &dir, name).await);
                 }
             }
         }
@@ -273,7 +276,8 @@ impl Vfs {
                 if error.errno() == libc::ENOENT {
                     self.doubt(&to);
                 }
-                return Err(self.refused(&error, &from, name));
+                let errno = self.refused(&error, &from, name);
+                return Err(self.blamed(cred, &[&from, &to], errno).await);
             }
         };
         if let (Some(hidden), Some(victim)) = (&hidden, &victim) {
@@ -478,7 +482,7 @@ impl Vfs {
             }
             let _changing = self.changing(dir);
             let sent = Instant::now();
-            let (_, moved) = self
+            let moved = self
                 .client
                 .rename_hidden(
                     cred,
@@ -486,8 +490,11 @@ impl Vfs {
                     (&dir.handle, hidden.as_bytes()),
                     &victim.handle,
                 )
-                .await
-                .map_err(|error| self.refused(&error, dir, name))?;
+                .await;
+            let (_, moved) = match moved {
+                Ok(moved) => moved,
+                Err(error) => return Err(self.refused_in(cred, &error, dir, name).await),
+            };
             self.named(dir, name, &moved, Target::Missing, sent);
             let target = Target::Inode(Arc::clone(victim));
             self.put_name(dir, hidden.as_bytes(), target, None);

@@ -9,7 +9,7 @@
 //!   directories so does not begin anew in each of them.
 //! - Directories that are opened one after the other: those that lie beside
 //!   and in the one being opened are confirmed together with it, and are
-//!   believed for that when they are opened in turn, for [`EXPECTED`].
+//!   believed for that when the same thread opens them in turn, for [`EXPECTED`].
 //! - The text of one symbolic link is read: so are those beside it.
 //!
 //! A single request never asks for more than it needs: it takes a second one
@@ -46,8 +46,9 @@ const WHOLE: u32 = 256 << 10;
 const SMALL: usize = 700;
 
 /// A directory that was confirmed because it was likely to be opened next may
-/// be opened without asking again for so long. Others see their changes shown
-/// that much later, and never later than the cache times allow.
+/// be opened without asking again for so long, by the thread whose walk it was confirmed
+/// for and by nobody else. What that thread sees of the directory is so much older
+/// than its opening, and never older than the cache times allow.
 const EXPECTED: Duration = Duration::from_millis(500);
 
 /// So many more objects are asked about in the round trip of one.
@@ -134,6 +135,9 @@ impl Vfs {
             }
         };
         self.learn(dir, &attrs, sent);
+        if self.is_removed(&attrs) {
+            return false;
+        }
         let whole = page.eof;
         let names = self.take_page(dir, page, sent);
         if whole && let Some(names) = names {
@@ -297,17 +301,21 @@ impl Vfs {
     }
 
     /// A directory whose names are all known is opened: are they still those?
-    /// One round trip, or none if this directory was expected to be opened.
+    /// One round trip, or none if thread `by` was expected to open this directory.
     pub(super) async fn confirm(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
+        by: u32,
     ) -> Result<(), Errno> {
         let now = Instant::now();
         let walks = self.visits(dir, now);
         let expected = dir.names().lock().was_expected();
         let window = EXPECTED.min(dir.attr.lock().timeout());
-        if expected.is_some_and(|sent| now < sent + window) {
+        if by != 0
+            && !dir.is_stale()
+            && expected.is_some_and(|(sent, whom)| whom == by && now < sent + window)
+        {
             return Ok(());
         }
         let mut ask = vec![Arc::clone(dir)];
@@ -316,9 +324,13 @@ impl Vfs {
         }
         let (sent, answered) = self.ask_about(cred, &ask).await?;
         for other in &ask[1..answered] {
-            other.names().lock().expect(sent);
+            other.names().lock().expect(sent, by);
         }
-        Ok(())
+        let links = dir.attr.lock().stat().nlink;
+        match self.says_removed(links) {
+            true => Err(Errno(libc::ESTALE)),
+            false => Ok(()),
+        }
     }
 
     /// A directory is opened. True if one beside it, or the one it lies in, was

@@ -551,7 +551,7 @@ async fn a_name_whose_open_file_is_replaced_is_missing_for_nobody_at_no_moment()
             let mut missing = 0;
             for _ in 0..30 {
                 sleep(Duration::from_millis(100)).await;
-                let found = other.vfs.lookup_now(&other.cred, ROOT_INO, b"f").await;
+                let found = other.vfs.lookup_asked(&other.cred, ROOT_INO, b"f").await;
                 missing += i32::from(!matches!(found, Ok(Lookup::Found(_))));
             }
             missing

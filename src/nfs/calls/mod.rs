@@ -31,6 +31,6 @@ pub use features::Feature;
 pub use locks::Locked;
 pub use names::{DirMoved, Found, Made, Moved};
 pub(super) use opens::Lacks;
-pub use opens::{Along, HowToOpen, OpenedFile, OpenedHandle};
+pub use opens::{Along, FoundOpen, HowToOpen, OpenedFile, OpenedHandle};
 pub use root::FileSystem;
 pub use tree::ListFrom;

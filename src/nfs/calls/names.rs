@@ -65,7 +65,7 @@ pub struct Made {
 
 /// So often is a name looked up whose object is gone before its attributes are
 /// taken: each time somebody has replaced it meanwhile.
-const LOOKS: u32 = 8;
+pub(super) const LOOKS: u32 = 8;
 
 impl Client {
     /// LOOKUP of one name. That its object is gone before the attributes are

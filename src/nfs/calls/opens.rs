@@ -17,7 +17,7 @@ use super::super::proto::types::{FileHandle, NfsTime, StateId};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
-use super::names::{DirMoved, change_before, saved_after};
+use super::names::{DirMoved, LOOKS, change_before, saved_after};
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 
@@ -70,6 +70,19 @@ pub struct OpenedHandle {
     /// What was read along, after `attrs` were taken; `None` if nothing was,
     /// for whatever reason.
     pub data: Option<ReadResult>,
+}
+
+/// A file that was found and opened by its name, in one request.
+#[derive(Debug)]
+pub struct FoundOpen {
+    /// The open.
+    pub open: Arc<OpenState>,
+    /// The file's attributes.
+    pub attrs: Attributes,
+    /// The directory's, from before.
+    pub dir: Attributes,
+    /// See [`OpenedFile::preserves_unlinked`].
+    pub preserves_unlinked: bool,
 }
 
 /// What saves requests and this server was found to lack. Asked for until it is
@@ -367,6 +380,88 @@ impl Client {
                 preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
                 // Of a file that exists no mode is set.
                 is_new: plan.is_some() || opened.set.has(n::MODE),
+            }),
+            Err(error) => {
+                let _ = caller::apart(self.close(&open)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// OPEN of the file that a name leads to at this moment, which nobody can take away
+    /// before it is open. `None` if the name leads to no file, or to none that this user
+    /// may open: a LOOKUP tells more.
+    pub async fn open_name(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &FileHandle,
+        name: &[u8],
+        access: u32,
+    ) -> Result<Option<FoundOpen>, NfsError> {
+        let mut attempts = 0;
+        loop {
+            match self.try_open_name(cred, dir, name, access).await {
+                // The directory has just shown that it is there: another file has
+                // taken the name while the server was at it.
+                Err(NfsError::Status(op, Status::STALE)) if op != Op::PutFh && attempts < LOOKS => {
+                    attempts += 1;
+                }
+                Err(NfsError::Status(Op::Open, why)) => {
+                    tracing::debug!("not opened by its name: {why}");
+                    return Ok(None);
+                }
+                result => return result.map(Some),
+            }
+        }
+    }
+
+    async fn try_open_name(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &FileHandle,
+        name: &[u8],
+        access: u32,
+    ) -> Result<FoundOpen, NfsError> {
+        self.room_to_open().await;
+        let owner = self.opens.next_owner();
+        let owner_bytes = owner.to_be_bytes();
+        let front = self.close_along(cred, OPEN_OPS);
+        let opened = self
+            .call_behind(front, cred, |c| {
+                c.put(dir)
+                    .get_attrs(self.object())
+                    .once()
+                    .open(
+                        self.open_owner(&owner_bytes),
+                        access,
+                        &Create::No,
+                        Claim::Name(name),
+                    )
+                    .get_handle()
+                    .then()
+                    .get_attrs(self.object());
+            })
+            .await;
+        let mut reply = match opened {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.close_orphan(cred, (dir, name), owner, &error).await;
+                return Err(error);
+            }
+        };
+        reply.ok(Op::PutFh)?;
+        let dir = reply.attrs()?;
+        let opened = reply.open()?;
+        let handle = reply.handle()?;
+        let open = self
+            .opens
+            .adopt(handle, Arc::clone(cred), owner, opened.stateid, access);
+        match reply.attrs() {
+            Ok(attrs) => Ok(FoundOpen {
+                open,
+                attrs,
+                dir,
+                preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
             }),
             Err(error) => {
                 let _ = caller::apart(self.close(&open)).await;

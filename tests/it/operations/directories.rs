@@ -233,3 +233,44 @@ fn own_changes_are_listed_at_once() {
         18
     );
 }
+
+/// What a page was read before may have changed by our own doing when it is shown.
+#[test]
+fn names_made_while_their_directory_is_open_are_listed_with_their_inode() {
+    let world = World::new();
+    let behind = world.behind("dir");
+    fs::create_dir(&behind).expect("mkdir");
+    for number in 0..3000 {
+        fs::write(behind.join(format!("old{number:04}")), b"").expect("write");
+    }
+    let dir = world.path("dir");
+    let look = |entry: fs::DirEntry| match fs::symlink_metadata(entry.path()) {
+        Ok(meta) => {
+            assert_eq!(meta.ino(), entry.ino(), "{:?}", entry.file_name());
+            1
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+            0
+        }
+    };
+    for round in 0..3 {
+        let mut entries = fs::read_dir(&dir).expect("opendir");
+        if round > 0 {
+            let first = entries.next().expect("a name").expect("readdir");
+            look(first);
+        }
+        for number in 0..20 {
+            let name = format!("new{round}.{number}");
+            fs::write(dir.join(&name), b"").expect("write");
+            let gone = format!("old{:04}", 1000 * round + 37 * number);
+            fs::remove_file(dir.join(gone)).expect("unlink");
+        }
+        let there: usize = entries.map(|entry| look(entry.expect("readdir"))).sum();
+        // Names that come or go meanwhile may be listed or not.
+        assert!((2900..=3060).contains(&there), "{there}");
+        if round == 0 {
+            assert_eq!(there, 3000, "nothing was read before");
+        }
+    }
+}

@@ -17,6 +17,7 @@ mod interrupts;
 mod locks;
 mod mapping;
 mod names;
+mod remade;
 mod rename;
 mod told;
 mod unlink;

@@ -42,6 +42,9 @@ pub(crate) struct PeerConfig {
     pub(crate) preserve_unlinked: bool,
     /// A removed file really stays until its last CLOSE.
     pub(crate) keep_unlinked: bool,
+    /// A removed directory still has attributes, and no names: NOENT instead of STALE
+    /// (as ganesha answers for a while).
+    pub(crate) keep_removed_dirs: bool,
     /// Directory operations answer with an atomic change_info4.
     pub(crate) atomic_cinfo: bool,
     /// EXCLUSIVE creates keep their verifier in atime and mtime, and attrset
@@ -90,6 +93,7 @@ impl Default for PeerConfig {
             commit_mode: CommitMode::Unstable,
             preserve_unlinked: false,
             keep_unlinked: true,
+            keep_removed_dirs: false,
             atomic_cinfo: false,
             exclusive_in_times: false,
             readdir_page_entries: u32::MAX,

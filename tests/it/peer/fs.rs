@@ -225,6 +225,8 @@ pub(crate) struct Fs {
     maxlink: u32,
     /// False: removal ends a file even while it is open.
     keep_unlinked: bool,
+    /// True: a removed directory stays, without names.
+    keep_removed_dirs: bool,
     started: Instant,
     /// What the clock on the wall said then, seconds since 1970: clients judge by it
     /// whether an object is new.
@@ -239,6 +241,7 @@ impl Fs {
         maxlink: u32,
         reuse_ids: bool,
         keep_unlinked: bool,
+        keep_removed_dirs: bool,
     ) -> Self {
         let mut fs = Self {
             nodes: BTreeMap::new(),
@@ -248,6 +251,7 @@ impl Fs {
             cookie_mask: u64::MAX >> (64 - cookie_bits.clamp(3, 64)),
             maxlink,
             keep_unlinked,
+            keep_removed_dirs,
             started: Instant::now(),
             born: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -321,12 +325,10 @@ impl Fs {
 
     /// Makes an inode with one name.
     pub(crate) fn create(&mut self, dir: u64, name: &[u8], mut new: New) -> Result<u64, Status> {
+        self.living(dir)?;
         let parent = self.node(dir)?;
         if parent.dir()?.get(name).is_some() {
             return Err(st::EXIST);
-        }
-        if parent.nlink == 0 {
-            return Err(st::STALE);
         }
         if parent.mode & 0o2000 != 0 {
             new.gid = parent.gid;
@@ -342,7 +344,17 @@ impl Fs {
         Ok(id)
     }
 
+    /// Names can be put into the directory.
+    fn living(&self, dir: u64) -> Result<(), Status> {
+        match (self.node(dir)?.nlink, self.keep_removed_dirs) {
+            (0, true) => Err(st::NOENT),
+            (0, false) => Err(st::STALE),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn link(&mut self, file: u64, dir: u64, name: &[u8]) -> Result<(), Status> {
+        self.living(dir)?;
         let node = self.node(file)?;
         if matches!(node.kind, Kind::Dir(_)) {
             return Err(st::ISDIR);
@@ -377,6 +389,7 @@ impl Fs {
 
     /// RENAME with the rules of RFC 8881 section 18.26.
     pub(crate) fn rename(&mut self, from: (u64, &[u8]), to: (u64, &[u8])) -> Result<(), Status> {
+        self.living(to.0)?;
         let id = self.lookup(from.0, from.1)?;
         let is_dir = matches!(self.node(id)?.kind, Kind::Dir(_));
         let target = self.node(to.0)?.dir()?.get(to.1);
@@ -527,7 +540,8 @@ impl Fs {
     }
 
     fn reap(&mut self, id: u64) {
-        let dead = |n: &Node| n.nlink == 0 && (n.holds == 0 || !self.keep_unlinked);
+        let kept = self.keep_removed_dirs && self.is_dir(id);
+        let dead = |n: &Node| !kept && n.nlink == 0 && (n.holds == 0 || !self.keep_unlinked);
         if self.nodes.get(&id).is_some_and(dead)
             && let Some(node) = self.nodes.remove(&id)
             && self.reuse_ids

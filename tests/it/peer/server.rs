@@ -116,6 +116,7 @@ impl Server {
                 cfg.maxlink,
                 cfg.reuse_fileids,
                 cfg.keep_unlinked,
+                cfg.keep_removed_dirs,
             ),
             clients: Clients::new(&cfg, epoch),
             state: StateTable::new(epoch),

@@ -49,8 +49,9 @@ const LINK: u64 = 1;
 const RENAME: u64 = 1;
 const UNLINK: u64 = 1;
 const RMDIR: u64 = 1;
-const OPENDIR: u64 = 0;
-/// Of a thousand entries, which fit a page.
+/// With the first page.
+const OPENDIR: u64 = 1;
+/// Of a thousand entries that are known from then on.
 const READDIR: u64 = 1;
 /// After READDIRPLUS.
 const LOOKUP_LISTED: u64 = 0;
@@ -259,7 +260,7 @@ async fn no_operation_costs_more_round_trips_than_its_budget() {
     bill.costs("rmdir", RMDIR, rmdir).await.unwrap();
 
     let many = m.walk("many").await.unwrap();
-    let opened = m.vfs.opendir(cred, many);
+    let opened = m.vfs.opendir(cred, many, 1);
     let opened = bill.costs("opendir", OPENDIR, opened).await.unwrap();
     m.vfs.releasedir(many, opened.fh).await.unwrap();
     let names = bill.costs("readdir", READDIR, m.list(many, true)).await;

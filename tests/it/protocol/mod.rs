@@ -22,6 +22,7 @@ mod locks;
 mod names;
 mod patience;
 mod recovery;
+mod remade;
 mod replace;
 pub(crate) mod rig;
 mod sequence;

@@ -458,26 +458,42 @@ impl Mount {
 
     /// The names of a directory but "." and "..", in order.
     pub(crate) async fn list(&self, dir: Ino, plus: bool) -> Result<Vec<String>, Errno> {
-        let opened = self.vfs.opendir(&self.cred, dir).await?;
+        self.list_as(1, dir, plus).await
+    }
+
+    /// The same by one of several threads.
+    pub(crate) async fn list_as(
+        &self,
+        thread: u32,
+        dir: Ino,
+        plus: bool,
+    ) -> Result<Vec<String>, Errno> {
+        let opened = self.vfs.opendir(&self.cred, dir, thread).await?;
+        let names = self.read_dir(dir, opened.fh, plus).await;
+        self.vfs.releasedir(dir, opened.fh).await?;
+        names
+    }
+
+    /// What a directory that is open holds, from its beginning on.
+    pub(crate) async fn read_dir(
+        &self,
+        dir: Ino,
+        fh: u64,
+        plus: bool,
+    ) -> Result<Vec<String>, Errno> {
         let mut names = Names::default();
         let mut at = 0;
-        let result = loop {
+        loop {
             names.room = 100;
             let before = names.names.len();
-            let page = self
-                .vfs
-                .readdir(&self.cred, dir, opened.fh, at, plus, &mut names)
-                .await;
-            if let Err(errno) = page {
-                break Err(errno);
-            }
+            self.vfs
+                .readdir(&self.cred, dir, fh, at, plus, &mut names)
+                .await?;
             if names.names.len() == before {
-                break Ok(());
+                break;
             }
             at = names.last;
-        };
-        self.vfs.releasedir(dir, opened.fh).await?;
-        result?;
+        }
         let mut names = names.names;
         names.retain(|name| name != "." && name != "..");
         names.sort();

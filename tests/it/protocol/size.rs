@@ -20,8 +20,12 @@ async fn no_operation_is_larger_than_a_stack_takes_many_times() {
     let sizes = [
         ("lookup", size_of_val(&vfs.lookup(cred, ROOT_INO, b"f"))),
         (
-            "lookup_now",
-            size_of_val(&vfs.lookup_now(cred, ROOT_INO, b"f")),
+            "lookup_asked",
+            size_of_val(&vfs.lookup_asked(cred, ROOT_INO, b"f")),
+        ),
+        (
+            "lookup_to_open",
+            size_of_val(&vfs.lookup_to_open(cred, ROOT_INO, b"f", 0)),
         ),
         ("getattr", size_of_val(&vfs.getattr(cred, ROOT_INO, None))),
         (
@@ -38,6 +42,7 @@ async fn no_operation_is_larger_than_a_stack_takes_many_times() {
             size_of_val(&vfs.rename(cred, 1, b"d", 1, b"e", 0)),
         ),
         ("open", size_of_val(&vfs.open(cred, 1, 0))),
+        ("open_found", size_of_val(&vfs.open_found(cred, 1, 0))),
         ("create", size_of_val(&vfs.create(cred, 1, b"f", 0, 0))),
         ("read", size_of_val(&vfs.read(1, 1, 0, 0, 0))),
         ("write", size_of_val(&vfs.write(1, 1, 0, data, flags))),
@@ -49,7 +54,7 @@ async fn no_operation_is_larger_than_a_stack_takes_many_times() {
             size_of_val(&vfs.setlk(1, 1, 1, range, true, &waiting)),
         ),
         ("getlk", size_of_val(&vfs.getlk(cred, 1, 1, 1, range))),
-        ("opendir", size_of_val(&vfs.opendir(cred, 1))),
+        ("opendir", size_of_val(&vfs.opendir(cred, 1, 1))),
     ];
     println!("{sizes:?}");
     for (operation, size) in sizes {

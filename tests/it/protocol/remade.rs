@@ -1,0 +1,279 @@
+//! Directories that another host has removed, and perhaps made anew; files that it
+//! replaces while they are opened; listings that are as new as their opening. The other
+//! host is the server's own file system, which tells nobody.
+
+use std::time::Duration;
+
+use efs_fuse::vfs::types::{Errno, Ino, Lookup, ROOT_INO, SetAttr};
+
+use super::rig::{Mount, millis, seconds};
+use crate::peer::PeerConfig;
+use crate::peer::proto::op;
+
+const STALE: Errno = Errno(libc::ESTALE);
+
+/// A server that knows nothing of a removed directory, and one that still has something to
+/// say about it.
+fn kinds() -> [PeerConfig; 2] {
+    [false, true].map(|keep_removed_dirs| PeerConfig {
+        keep_removed_dirs,
+        latency: Duration::from_millis(1),
+        ..PeerConfig::default()
+    })
+}
+
+async fn one() -> Mount {
+    Mount::new(kinds()[0].clone()).await
+}
+
+/// A directory `d` with a file `f`, known here and made anew elsewhere. Returns its number,
+/// as it is known, and that of a file beside it.
+async fn remade(mount: &Mount) -> (Ino, Ino) {
+    let dir = mount.mkdir(ROOT_INO, "d").await.unwrap();
+    let mut last = 0;
+    for (at, name) in [(dir, "f"), (dir, "g"), (ROOT_INO, "beside")] {
+        let file = mount.create(at, name, libc::O_RDWR).await.unwrap();
+        mount.close(file).await.unwrap();
+        last = file.ino;
+    }
+    mount.list(dir, true).await.unwrap();
+    let fs = mount.peer.fs();
+    for gone in ["/d/f", "/d/g", "/d"] {
+        fs.remove(gone).unwrap();
+    }
+    fs.mkdir("/d").unwrap();
+    fs.write_file("/d/f", b"new").unwrap();
+    (dir, last)
+}
+
+/// Upon ESTALE the kernel walks to the directory once more, and finds the new one; of
+/// ENOENT it would tell the program.
+#[tokio::test(start_paused = true)]
+async fn every_operation_in_a_directory_that_was_made_anew_elsewhere_is_stale() {
+    type Try =
+        fn(&Mount, Ino, Ino) -> std::pin::Pin<Box<dyn Future<Output = Result<(), Errno>> + '_>>;
+    let tries: [(&str, Try); 11] = [
+        ("lookup", |m, dir, _| {
+            Box::pin(async move { m.vfs.lookup(&m.cred, dir, b"n").await.map(drop) })
+        }),
+        ("lookup, asked", |m, dir, _| {
+            Box::pin(async move { m.vfs.lookup_asked(&m.cred, dir, b"f").await.map(drop) })
+        }),
+        ("opendir", |m, dir, _| {
+            Box::pin(async move { m.vfs.opendir(&m.cred, dir, 1).await.map(drop) })
+        }),
+        ("create", |m, dir, _| {
+            Box::pin(async move { m.create(dir, "n", libc::O_RDWR).await.map(drop) })
+        }),
+        ("mkdir", |m, dir, _| {
+            Box::pin(async move { m.mkdir(dir, "n").await.map(drop) })
+        }),
+        ("mknod", |m, dir, _| {
+            let mode = libc::S_IFREG | 0o600;
+            Box::pin(async move { m.vfs.mknod(&m.cred, dir, b"n", mode, 0).await.map(drop) })
+        }),
+        ("symlink", |m, dir, _| {
+            Box::pin(async move { m.vfs.symlink(&m.cred, dir, b"n", b"t").await.map(drop) })
+        }),
+        ("link", |m, dir, file| {
+            Box::pin(async move { m.vfs.link(&m.cred, file, dir, b"n").await.map(drop) })
+        }),
+        ("unlink", |m, dir, _| {
+            Box::pin(async move { m.unlink(dir, "f").await })
+        }),
+        ("rename", |m, dir, _| {
+            Box::pin(async move { m.rename((dir, "f"), (dir, "n")).await })
+        }),
+        ("rename into it", |m, dir, _| {
+            Box::pin(async move { m.rename((ROOT_INO, "beside"), (dir, "n")).await })
+        }),
+    ];
+    for cfg in kinds() {
+        for (what, run) in tries {
+            let mount = Mount::new(cfg.clone()).await;
+            let (dir, file) = remade(&mount).await;
+            let result = run(&mount, dir, file).await;
+            assert_eq!(result, Err(STALE), "{what}, {}", cfg.keep_removed_dirs);
+            // As the kernel does then.
+            let found = mount.vfs.lookup_asked(&mount.cred, ROOT_INO, b"d").await;
+            let Ok(Lookup::Found(entry)) = found else {
+                panic!("{what}: {found:?}");
+            };
+            assert_ne!(entry.ino, dir);
+            assert_eq!(mount.list(entry.ino, true).await.unwrap(), ["f"], "{what}");
+        }
+    }
+}
+
+/// A descriptor of a removed directory can be looked at.
+#[tokio::test(start_paused = true)]
+async fn a_removed_directory_still_has_the_attributes_that_the_server_tells() {
+    let mount = Mount::new(kinds()[1].clone()).await;
+    let (dir, _) = remade(&mount).await;
+    seconds(61).await;
+    assert_eq!(mount.getattr(dir).await.unwrap().nlink, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_gone_from_a_directory_that_is_there_is_missing() {
+    let mount = one().await;
+    for name in ["f", "g"] {
+        let file = mount.create(ROOT_INO, name, libc::O_RDWR).await.unwrap();
+        mount.close(file).await.unwrap();
+        mount.peer.fs().remove(&format!("/{name}")).unwrap();
+    }
+    let none = Err(Errno(libc::ENOENT));
+    assert_eq!(mount.unlink(ROOT_INO, "f").await, none);
+    assert_eq!(mount.rename((ROOT_INO, "g"), (ROOT_INO, "h")).await, none);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_attributes_of_an_opened_directory_are_as_new_as_its_listing() {
+    let mount = one().await;
+    let fs = mount.peer.fs();
+    fs.mkdir("/d").unwrap();
+    fs.write_file("/d/one", b"").unwrap();
+    let dir = mount.walk("d").await.unwrap();
+    for (round, listed) in [(2, false), (3, true), (4, true)] {
+        if listed {
+            mount.list(dir, true).await.unwrap();
+        }
+        fs.write_file(&format!("/d/{round}"), b"").unwrap();
+        mount.peer.clear_log();
+        let opened = mount.vfs.opendir(&mount.cred, dir, 1).await.unwrap();
+        let stat = mount
+            .vfs
+            .getattr_cached(dir, None)
+            .expect("asked just now")
+            .0;
+        assert_eq!(
+            mount.read_dir(dir, opened.fh, true).await.unwrap().len(),
+            round
+        );
+        // A directory that has moved is listed anew.
+        assert!(mount.peer.round_trips() <= 1 + u64::from(listed));
+        let after = mount.getattr(dir).await.unwrap();
+        assert_eq!(stat.mtime, after.mtime);
+        assert_eq!(stat.size, after.size, "of {round} names");
+        mount.vfs.releasedir(dir, opened.fh).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_begins_again_shows_what_was_made_meanwhile() {
+    let mount = one().await;
+    let dir = mount.mkdir(ROOT_INO, "d").await.unwrap();
+    let opened = mount.vfs.opendir(&mount.cred, dir, 1).await.unwrap();
+    for number in 0..300 {
+        mount.mkdir(dir, &number.to_string()).await.unwrap();
+    }
+    let names = mount.read_dir(dir, opened.fh, true).await.unwrap();
+    assert_eq!(names.len(), 300, "ours, before anything was read");
+    mount.mkdir(dir, "ours").await.unwrap();
+    mount.peer.fs().mkdir("/d/theirs").unwrap();
+    let names = mount.read_dir(dir, opened.fh, true).await.unwrap();
+    assert_eq!(names.len(), 302, "anybody's, after it was read");
+    mount.vfs.rmdir(&mount.cred, dir, b"7").await.unwrap();
+    let names = mount.read_dir(dir, opened.fh, false).await.unwrap();
+    assert_eq!(names.len(), 301);
+}
+
+/// That a directory lies on the way of a walk says nothing to anybody else.
+#[tokio::test(start_paused = true)]
+async fn what_is_expected_of_one_thread_is_not_believed_for_another() {
+    let mount = one().await;
+    let fs = mount.peer.fs();
+    let mut inos = Vec::new();
+    for number in 0..6 {
+        fs.mkdir(&format!("/d{number}")).unwrap();
+        inos.push(mount.walk(&format!("d{number}")).await.unwrap());
+    }
+    mount.list(ROOT_INO, true).await.unwrap();
+    for _ in 0..2 {
+        for &ino in &inos {
+            mount.list_as(5, ino, true).await.unwrap();
+        }
+        seconds(1).await;
+    }
+    mount.list_as(5, inos[0], true).await.unwrap();
+    mount.list_as(5, inos[1], true).await.unwrap();
+    millis(1).await;
+    for number in 2..6 {
+        fs.write_file(&format!("/d{number}/new"), b"").unwrap();
+    }
+    for &ino in &inos[2..] {
+        assert_eq!(mount.list_as(6, ino, true).await.unwrap(), ["new"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_was_found_to_be_opened_cannot_be_taken_away_before_it_is() {
+    for (flags, keeps) in [
+        (libc::O_RDONLY, true),
+        (libc::O_RDWR, true),
+        (libc::O_RDWR | libc::O_TRUNC, false),
+    ] {
+        let mount = one().await;
+        let fs = mount.peer.fs();
+        fs.write_file("/f", b"first").unwrap();
+        mount.peer.clear_log();
+        let found = mount
+            .vfs
+            .lookup_to_open(&mount.cred, ROOT_INO, b"f", flags)
+            .await;
+        let Ok(Lookup::Found(entry)) = found else {
+            panic!("{found:?}");
+        };
+        fs.write_file("/f.new", b"second").unwrap();
+        fs.rename("/f.new", "/f").unwrap();
+        let opened = mount.vfs.open_found(&mount.cred, entry.ino, flags).await;
+        let opened = opened.expect("the file that had the name");
+        if keeps {
+            assert_eq!(mount.peer.round_trips(), 1, "found and opened");
+            let data = mount.vfs.read(entry.ino, opened.fh, 0, 9, flags).await;
+            assert_eq!(&data.unwrap()[..], b"first");
+        }
+        mount.vfs.release(entry.ino, opened.fh, None).await.unwrap();
+        seconds(2).await;
+        assert_eq!(mount.vfs.client().opens(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_for_an_open_that_does_not_come_is_closed() {
+    let mount = one().await;
+    let fs = mount.peer.fs();
+    fs.write_file("/f", b"x").unwrap();
+    fs.mkdir("/d").unwrap();
+    fs.symlink("f", "/l").unwrap();
+    let look = async |name: &[u8]| {
+        let vfs = &mount.vfs;
+        vfs.lookup_to_open(&mount.cred, ROOT_INO, name, 0).await
+    };
+    for name in [&b"f"[..], b"d", b"l"] {
+        assert!(matches!(look(name).await, Ok(Lookup::Found(_))), "{name:?}");
+    }
+    assert!(matches!(look(b"n").await, Ok(Lookup::Missing { .. })));
+    assert_eq!(mount.vfs.client().opens(), 1, "the file alone");
+    seconds(2).await;
+    assert_eq!(mount.vfs.client().opens(), 0);
+    assert_eq!(mount.peer.count_op(op::CLOSE), 1);
+    // The end of the mount does not wait for it.
+    assert!(look(b"f").await.is_ok());
+    mount.vfs.settled().await;
+    assert_eq!(mount.vfs.client().opens(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_what_is_gone_is_stale_so_that_its_name_is_looked_up_again() {
+    let mount = one().await;
+    mount.peer.fs().write_file("/f", b"x").unwrap();
+    let file = mount.walk("f").await.unwrap();
+    mount.peer.fs().remove("/f").unwrap();
+    let set = SetAttr {
+        mode: Some(0o600),
+        ..SetAttr::default()
+    };
+    let set = mount.vfs.setattr(&mount.cred, file, None, set).await;
+    assert_eq!(set.unwrap_err(), STALE);
+}
