@@ -35,7 +35,7 @@
 //! | `wake_at` | restarted | |
 //! | `together` | restarted | what was on its way waits once more |
 //! | `fetch`, `ask_page` | watched | its readers ask for themselves |
-//! | `kept_open` | watched | the open stays until its file is opened by name again, or the mount's end |
+//! | `kept_open` | harmless | the open stays until its thread walks again, or the mount's end |
 //! | `settle` | [`Tasks::blocking`] | tried three times; then as a vital one, since pages may be old |
 //! | `notify` (thread) | restarted | the invalidation is sent again, after the others |
 //! | `interrupt` (thread) | restarted | |

@@ -259,7 +259,7 @@ impl Adapter {
             None => intents.opens(tid, name).await,
         };
         let found = match flags {
-            Some(flags) => vfs.lookup_to_open(cred, parent, name, flags).await,
+            Some(flags) => vfs.lookup_to_open(cred, parent, name, flags, tid).await,
             None => vfs.lookup_asked(cred, parent, name).await,
         };
         let ino = match &found {
@@ -551,7 +551,7 @@ impl Filesystem for Adapter {
         let found = reopens.opens(call.tid, ino.0);
         let work = async move {
             if found {
-                return vfs.open_found(&cred, ino.0, flags.0).await;
+                return vfs.open_found(&cred, ino.0, flags.0, call.tid).await;
             }
             let opened = vfs.open(&cred, ino.0, flags.0).await;
             if matches!(&opened, Err(error) if error.0 == libc::ESTALE) {

@@ -6,6 +6,11 @@
 //! two are one request, an OPEN by name as any NFS client makes, and the open is kept
 //! until the kernel's OPEN takes it over: within [`WHILE`], else it is closed.
 //!
+//! It is taken by the thread whose walk found it, and by nobody else: what came along
+//! with it was asked for during that thread's open(2), and may be older than what another
+//! has closed before this one's began (close-to-open). Of one thread only the last walk counts,
+//! and the kernel is not to believe the name, so that its next open walks.
+//!
 //! Owned by its own lock, with which no other is taken. At most [`MOST`]; beyond that the
 //! name is only looked up.
 
@@ -35,6 +40,8 @@ const MOST: usize = 64;
 /// An open without a handle. It is a user of the file's opens.
 #[derive(Clone, Debug)]
 pub(super) struct KeptOpen {
+    /// Whose walk it was (thread id).
+    tid: u32,
     pub(super) inode: Arc<Inode>,
     pub(super) open: Arc<OpenState>,
     /// What came along with it, and when it was asked for.
@@ -66,20 +73,24 @@ impl Kept {
 }
 
 impl Vfs {
-    /// LOOKUP, whatever is known, of a file that is about to be opened so (`O_*`): the
-    /// answer stays true until [`open_found`](Self::open_found).
+    /// LOOKUP, whatever is known, of a file that thread `tid` is about to open so (`O_*`):
+    /// the answer stays true until its [`open_found`](Self::open_found).
     pub async fn lookup_to_open(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
         flags: i32,
+        tid: u32,
     ) -> Result<Lookup, Errno> {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
+        if let Some(older) = self.kept.take(|kept| kept.tid == tid) {
+            self.leave(&older.inode, &older.open).await;
+        }
         self.walk_again(&dir, name).await;
         let opened = match self.kept.has_room() {
-            true => Box::pin(self.find_open(cred, &dir, name, flags)).await,
+            true => Box::pin(self.find_open(cred, &dir, name, flags, tid)).await,
             false => Ok(None),
         };
         let found = match opened {
@@ -102,6 +113,7 @@ impl Vfs {
         dir: &Arc<Inode>,
         name: &[u8],
         flags: i32,
+        tid: u32,
     ) -> Result<Option<Lookup>, Errno> {
         let cuts = flags & libc::O_TRUNC != 0;
         let access = access_of(flags) | if cuts { ACCESS_WRITE } else { 0 };
@@ -135,15 +147,14 @@ impl Vfs {
         }
         self.opened_by_name(&inode, &open, preserves_unlinked);
         self.keep(KeptOpen {
+            tid,
             inode: Arc::clone(&inode),
             open,
             attrs,
             sent,
         });
         let mut entry = self.entry(&inode, dir);
-        if late {
-            entry.entry_ttl = Duration::ZERO;
-        }
+        entry.entry_ttl = Duration::ZERO;
         Ok(Some(Lookup::Found(entry)))
     }
 
@@ -152,25 +163,20 @@ impl Vfs {
         let open = Arc::clone(&kept.open);
         self.kept.0.lock().push(kept);
         let vfs = Arc::clone(self);
-        let closing = async move {
-            let tasks = &vfs.metrics.tasks;
-            let closing = async {
-                tasks.point("kept_open");
-                tokio::time::sleep(WHILE).await;
-                let kept = vfs.kept.take(|kept| Arc::ptr_eq(&kept.open, &open));
-                if let Some(kept) = kept {
-                    vfs.leave(&kept.inode, &kept.open).await;
-                }
-            };
-            tasks.watched("kept_open", closing).await
-        };
-        drop(tokio::spawn(closing));
+        self.metrics.tasks.harmless("kept_open", async move {
+            vfs.metrics.tasks.point("kept_open");
+            tokio::time::sleep(WHILE).await;
+            let kept = vfs.kept.take(|kept| Arc::ptr_eq(&kept.open, &open));
+            if let Some(kept) = kept {
+                vfs.leave(&kept.inode, &kept.open).await;
+            }
+        });
     }
 
-    /// What was kept of this file for who opens it now.
-    pub(super) fn take_kept(&self, cred: &Credential, ino: Ino) -> Option<KeptOpen> {
+    /// What was kept of this file for the thread that opens it now.
+    pub(super) fn take_kept(&self, cred: &Credential, ino: Ino, tid: u32) -> Option<KeptOpen> {
         self.kept
-            .take(|kept| kept.inode.ino == ino && *kept.open.cred == *cred)
+            .take(|kept| kept.tid == tid && kept.inode.ino == ino && *kept.open.cred == *cred)
     }
 
     /// Closes what is kept: nobody will open it any more.

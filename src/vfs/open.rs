@@ -324,8 +324,9 @@ impl Vfs {
         cred: &Arc<Credential>,
         ino: Ino,
         flags: i32,
+        tid: u32,
     ) -> Result<Opened, Errno> {
-        let kept = self.take_kept(cred, ino);
+        let kept = self.take_kept(cred, ino, tid);
         let cuts = flags & libc::O_TRUNC != 0;
         let opened = match &kept {
             Some(kept) if !cuts && kept.allows(access_of(flags)) => {

@@ -23,7 +23,7 @@ pub(crate) mod verify;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One principal that the look-alike knows.
 #[derive(Debug, Clone)]
@@ -153,10 +153,10 @@ impl Shared {
     }
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        self.0.0.lock().expect("no panic while it is held")
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
-        self.0.1.lock().expect("no panic while it is held")
+        self.0.1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

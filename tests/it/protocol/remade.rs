@@ -219,14 +219,15 @@ async fn a_file_that_was_found_to_be_opened_cannot_be_taken_away_before_it_is() 
         mount.peer.clear_log();
         let found = mount
             .vfs
-            .lookup_to_open(&mount.cred, ROOT_INO, b"f", flags)
+            .lookup_to_open(&mount.cred, ROOT_INO, b"f", flags, 5)
             .await;
         let Ok(Lookup::Found(entry)) = found else {
             panic!("{found:?}");
         };
         fs.write_file("/f.new", b"second").unwrap();
         fs.rename("/f.new", "/f").unwrap();
-        let opened = mount.vfs.open_found(&mount.cred, entry.ino, flags).await;
+        let vfs = &mount.vfs;
+        let opened = vfs.open_found(&mount.cred, entry.ino, flags, 5).await;
         let opened = opened.expect("the file that had the name");
         if keeps {
             assert_eq!(mount.peer.round_trips(), 1, "found and opened");
@@ -246,22 +247,59 @@ async fn what_was_kept_for_an_open_that_does_not_come_is_closed() {
     fs.write_file("/f", b"x").unwrap();
     fs.mkdir("/d").unwrap();
     fs.symlink("f", "/l").unwrap();
-    let look = async |name: &[u8]| {
+    let look = async |name: &[u8], tid| {
         let vfs = &mount.vfs;
-        vfs.lookup_to_open(&mount.cred, ROOT_INO, name, 0).await
+        vfs.lookup_to_open(&mount.cred, ROOT_INO, name, 0, tid)
+            .await
     };
-    for name in [&b"f"[..], b"d", b"l"] {
-        assert!(matches!(look(name).await, Ok(Lookup::Found(_))), "{name:?}");
+    for (name, tid) in [(&b"f"[..], 5), (b"d", 6), (b"l", 7)] {
+        let found = look(name, tid).await;
+        assert!(matches!(found, Ok(Lookup::Found(_))), "{name:?}");
     }
-    assert!(matches!(look(b"n").await, Ok(Lookup::Missing { .. })));
+    assert!(matches!(look(b"n", 8).await, Ok(Lookup::Missing { .. })));
     assert_eq!(mount.vfs.client().opens(), 1, "the file alone");
     seconds(2).await;
     assert_eq!(mount.vfs.client().opens(), 0);
     assert_eq!(mount.peer.count_op(op::CLOSE), 1);
     // The end of the mount does not wait for it.
-    assert!(look(b"f").await.is_ok());
+    assert!(look(b"f", 5).await.is_ok());
     mount.vfs.settled().await;
     assert_eq!(mount.vfs.client().opens(), 0);
+}
+
+/// Close-to-open: what another host has closed before open(2) was called is seen by it,
+/// whatever somebody else, or an earlier call, was told on its own second walk.
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_for_one_open_is_nobody_elses() {
+    const READ: i32 = libc::O_RDONLY;
+    for (tid, walks) in [(6, false), (6, true), (5, true)] {
+        let mount = one().await;
+        let (fs, vfs) = (mount.peer.fs(), &mount.vfs);
+        fs.write_file("/f", b"old").unwrap();
+        let walk = async |tid| {
+            let found = vfs.lookup_to_open(&mount.cred, ROOT_INO, b"f", READ, tid);
+            let Ok(Lookup::Found(entry)) = found.await else {
+                panic!("it is there");
+            };
+            assert!(entry.entry_ttl.is_zero(), "the next open walks");
+            entry.ino
+        };
+        let ino = walk(5).await;
+        fs.write_file("/f", b"newer").unwrap();
+        if walks {
+            assert_eq!(walk(tid).await, ino);
+        }
+        let opened = vfs.open_found(&mount.cred, ino, READ, tid).await.unwrap();
+        let data = vfs.read(ino, opened.fh, 0, 9, READ).await;
+        assert_eq!(
+            &data.unwrap()[..],
+            b"newer",
+            "thread {tid}, walked: {walks}"
+        );
+        vfs.release(ino, opened.fh, None).await.unwrap();
+        seconds(2).await;
+        assert_eq!(vfs.client().opens(), 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,7 +25,7 @@ async fn no_operation_is_larger_than_a_stack_takes_many_times() {
         ),
         (
             "lookup_to_open",
-            size_of_val(&vfs.lookup_to_open(cred, ROOT_INO, b"f", 0)),
+            size_of_val(&vfs.lookup_to_open(cred, ROOT_INO, b"f", 0, 1)),
         ),
         ("getattr", size_of_val(&vfs.getattr(cred, ROOT_INO, None))),
         (
@@ -42,7 +42,7 @@ async fn no_operation_is_larger_than_a_stack_takes_many_times() {
             size_of_val(&vfs.rename(cred, 1, b"d", 1, b"e", 0)),
         ),
         ("open", size_of_val(&vfs.open(cred, 1, 0))),
-        ("open_found", size_of_val(&vfs.open_found(cred, 1, 0))),
+        ("open_found", size_of_val(&vfs.open_found(cred, 1, 0, 1))),
         ("create", size_of_val(&vfs.create(cred, 1, b"f", 0, 0))),
         ("read", size_of_val(&vfs.read(1, 1, 0, 0, 0))),
         ("write", size_of_val(&vfs.write(1, 1, 0, data, flags))),
