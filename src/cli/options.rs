@@ -495,14 +495,15 @@ pub static TABLE: &[OptionSpec] = &[
     flag("ac", "believe for the times above (default)", |_| ()),
     set(
         "lookupcache",
-        "all|positive|none",
+        "all|positive|none|complete",
         "names answered from the cache (all)",
         |o, text| {
             o.name_cache = match text {
                 "all" => NameCache::All,
+                "complete" => NameCache::Complete,
                 "pos" | "positive" => NameCache::Positive,
                 "none" => NameCache::None,
-                _ => return Err("expected all, positive or none".to_owned()),
+                _ => return Err("expected all, positive, none or complete".to_owned()),
             };
             Ok(())
         },

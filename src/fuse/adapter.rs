@@ -31,15 +31,14 @@ use super::answer;
 use super::convert;
 use super::dispatch::{Call, Dispatcher, attempt, keep};
 use super::identity::IdentityCache;
-use super::intent::{Intents, Making};
+use super::intent::Intents;
 use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
-use super::notify::Notify;
+use super::lookup::Asker;
 use super::prober::{self, Prober};
 use super::proc;
 use super::reopen::{Refused, Reopens};
-use super::told::{Key, Told};
 use crate::background::Tasks;
 use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
@@ -53,7 +52,6 @@ pub struct Adapter {
     identity: IdentityCache,
     reopens: Arc<Reopens>,
     intents: Arc<Intents>,
-    told: Arc<Told>,
     dispatch: Dispatcher,
     watcher: Arc<InterruptWatcher>,
     options: KernelOptions,
@@ -70,8 +68,7 @@ fn owned(name: &OsStr) -> Box<[u8]> {
 
 impl Adapter {
     /// Requests that no cache answers run as tasks of `runtime`; their callers wait
-    /// as long as it takes, or as `soft` says. What `notify` has the kernel forget is
-    /// not believed any more.
+    /// as long as it takes, or as `soft` says.
     ///
     /// # Errors
     /// The thread that watches for signals could not be made.
@@ -81,7 +78,6 @@ impl Adapter {
         metrics: Arc<Metrics>,
         options: KernelOptions,
         soft: Option<Soft>,
-        notify: &Notify,
     ) -> io::Result<Self> {
         if !proc::is_ours() {
             tracing::warn!(
@@ -96,7 +92,6 @@ impl Adapter {
             identity: IdentityCache::new(),
             reopens: Arc::default(),
             intents: Arc::default(),
-            told: Arc::clone(notify.told()),
             dispatch: Dispatcher::new(
                 runtime,
                 Arc::clone(&watcher),
@@ -160,12 +155,13 @@ impl Adapter {
         }
     }
 
-    /// An operation by path that makes one name, `key`; it counts as a lookup.
+    /// An operation by path that makes one name; it counts as a lookup. `tell` hears what
+    /// that leads to.
     fn entry(
         &self,
         call: Call,
         reply: ReplyEntry,
-        key: Key,
+        tell: impl Fn(types::Ino, Duration) + Send + 'static,
         work: impl Future<Output = VfsResult<Entry>> + Send + 'static,
     ) {
         let vfs = self.vfs();
@@ -173,9 +169,8 @@ impl Adapter {
             vfs.forget(entry.ino, 1);
             keep(())
         };
-        let tell = self.tell();
         let answer = move |reply, entry: Entry| {
-            tell(key, entry.ino, entry.entry_ttl);
+            tell(entry.ino, entry.entry_ttl);
             answer::entry(reply, entry);
         };
         let work = self.by_path(call.tid, work);
@@ -203,97 +198,14 @@ impl Adapter {
         self.done(call, reply, work);
     }
 
-    /// Keeps what the kernel is about to be told of a name (see `told`).
-    fn tell(&self) -> impl Fn(Key, types::Ino, Duration) + Send + 'static {
-        let (told, vfs) = (Arc::clone(&self.told), self.vfs());
-        move |key, ino, ttl| told.told(key, ino, ttl, |ino| vfs.is_held(ino))
-    }
-
-    /// The server's answer to a lookup, or none if the server is asked by what comes
-    /// next: it is also who finds that the directory is gone, upon which the kernel walks
-    /// again; of mkdir and its like it does not after a lookup. `believed`: the kernel has the name, and asks for it all the same.
-    async fn find(
-        asker: Asker,
-        cred: &Arc<Credential>,
+    /// Keeps what the kernel is about to be told of a name (see [`Vfs::tells`]).
+    fn tell(
+        &self,
         parent: types::Ino,
         name: &[u8],
-        believed: bool,
-    ) -> VfsResult<Lookup> {
-        const LATER: Lookup = Lookup::Missing {
-            ttl: Duration::ZERO,
-        };
-        let vfs = &asker.vfs;
-        let found = if believed {
-            // RENAME says what it replaces, and whether it may.
-            if vfs.leads_to_file(parent, name)
-                && asker.replaces(parent, name).await
-                && let Some(known) = vfs.lookup_cached(cred, parent, name)
-            {
-                return known;
-            }
-            vfs.lookup_asked(cred, parent, name).await
-        } else if vfs.may_be_made(parent, name) && asker.makes(parent, name).await {
-            return Ok(LATER);
-        } else {
-            vfs.lookup(cred, parent, name).await
-        };
-        match found {
-            Err(types::Errno(libc::ESTALE)) if asker.makes(parent, name).await => Ok(LATER),
-            found => found,
-        }
-    }
-
-    /// The same on a second walk.
-    async fn find_again(
-        asker: Asker,
-        reopens: &Reopens,
-        cred: &Arc<Credential>,
-        parent: types::Ino,
-        name: &[u8],
-    ) -> VfsResult<Lookup> {
-        let Asker { vfs, intents, tid } = asker;
-        let refused = reopens.open(tid);
-        let by_name = refused.filter(|open| vfs.is_found_at(open.ino, parent, name));
-        let flags = match by_name {
-            Some(open) => Some(open.flags),
-            None => intents.opens(tid, name).await,
-        };
-        let found = match flags {
-            Some(flags) => vfs.lookup_to_open(cred, parent, name, flags, tid).await,
-            None => vfs.lookup_asked(cred, parent, name).await,
-        };
-        let ino = match &found {
-            Ok(Lookup::Found(entry)) => Some(entry.ino),
-            _ => None,
-        };
-        reopens.found(tid, ino);
-        found
-    }
-}
-
-/// Who asks for a name.
-struct Asker {
-    vfs: Arc<Vfs>,
-    intents: Arc<Intents>,
-    tid: u32,
-}
-
-impl Asker {
-    /// Because it is about to make it in this directory.
-    async fn makes(&self, parent: types::Ino, name: &[u8]) -> bool {
-        let making = self.intents.makes(self.tid, name).await;
-        making.is_some_and(|making| self.is_of(making, parent))
-    }
-
-    /// Because it is about to replace it in this directory.
-    async fn replaces(&self, parent: types::Ino, name: &[u8]) -> bool {
-        let making = self.intents.replaces(self.tid, name).await;
-        making.is_some_and(|making| self.is_of(making, parent))
-    }
-
-    fn is_of(&self, making: Making, parent: types::Ino) -> bool {
-        let above = making.above;
-        above.is_none_or(|above| self.vfs.is_named(parent, &above))
+    ) -> impl Fn(types::Ino, Duration) + Send + use<> {
+        let (vfs, name) = (self.vfs(), Box::<[u8]>::from(name));
+        move |ino, ttl| vfs.tells(parent, &name, ino, ttl)
     }
 }
 
@@ -310,20 +222,21 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = Call::new(FuseOp::Lookup, req, parent.0);
         let cred = self.who(req);
-        let key = Key::new(parent.0, name.as_bytes());
-        let second = self.reopens.is_second(call.tid);
-        let believed = self.told.is_believed(key, |ino| self.vfs.is_held(ino));
-        let tell = self.tell();
+        let believed = self.vfs.is_believed(parent.0, name.as_bytes());
+        let tell = self.tell(parent.0, name.as_bytes());
         let answer = move |reply, found: Lookup| {
-            match &found {
-                Lookup::Found(entry) => tell(key, entry.ino, entry.entry_ttl),
-                Lookup::Missing { .. } => tell(key, 0, Duration::ZERO),
+            if let Lookup::Found(entry) = &found {
+                tell(entry.ino, entry.entry_ttl);
             }
             answer::lookup(reply, found);
         };
-        let cached = (!second && !believed)
-            .then(|| attempt(|| self.vfs.lookup_cached(&cred, parent.0, name.as_bytes())))
-            .flatten();
+        let asker = Asker {
+            vfs: self.vfs(),
+            intents: Arc::clone(&self.intents),
+            reopens: Arc::clone(&self.reopens),
+            tid: call.tid,
+        };
+        let cached = attempt(|| asker.cached(&cred, parent.0, name.as_bytes(), believed));
         if let Some(found) = cached {
             let ok = found.is_ok();
             match found {
@@ -332,23 +245,8 @@ impl Filesystem for Adapter {
             }
             return self.dispatch.answered(&call, ok);
         }
-        let asker = Asker {
-            vfs: self.vfs(),
-            intents: Arc::clone(&self.intents),
-            tid: call.tid,
-        };
-        let (name, reopens) = (owned(name), Arc::clone(&self.reopens));
-        let work = async move {
-            let found = if second {
-                Self::find_again(asker, &reopens, &cred, parent.0, &name).await
-            } else {
-                Self::find(asker, &cred, parent.0, &name, believed).await
-            };
-            if matches!(&found, Err(error) if error.0 == libc::ESTALE) {
-                reopens.refused(call.tid, None);
-            }
-            found
-        };
+        let name = owned(name);
+        let work = async move { asker.find(&cred, parent.0, &name, believed).await };
         let vfs = self.vfs();
         let undo = move |found| {
             if let Lookup::Found(entry) = found {
@@ -443,8 +341,8 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::MkNod, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        let key = Key::new(parent.0, &name);
-        self.entry(call, reply, key, async move {
+        let tell = self.tell(parent.0, &name);
+        self.entry(call, reply, tell, async move {
             vfs.mknod(&cred, parent.0, &name, mode, rdev).await
         });
     }
@@ -460,8 +358,8 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::MkDir, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        let key = Key::new(parent.0, &name);
-        self.entry(call, reply, key, async move {
+        let tell = self.tell(parent.0, &name);
+        self.entry(call, reply, tell, async move {
             vfs.mkdir(&cred, parent.0, &name, mode).await
         });
     }
@@ -477,8 +375,8 @@ impl Filesystem for Adapter {
         let call = Call::new(FuseOp::Symlink, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
         let target = owned(target.as_os_str());
-        let key = Key::new(parent.0, &name);
-        self.entry(call, reply, key, async move {
+        let tell = self.tell(parent.0, &name);
+        self.entry(call, reply, tell, async move {
             vfs.symlink(&cred, parent.0, &name, &target).await
         });
     }
@@ -493,8 +391,8 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::Link, req, ino.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(new_name));
-        let key = Key::new(new_parent.0, &name);
-        self.entry(call, reply, key, async move {
+        let tell = self.tell(new_parent.0, &name);
+        self.entry(call, reply, tell, async move {
             vfs.link(&cred, ino.0, new_parent.0, &name).await
         });
     }
@@ -502,22 +400,16 @@ impl Filesystem for Adapter {
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let call = Call::new(FuseOp::Unlink, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        let told = Arc::clone(&self.told);
         self.done_by_path(call, reply, async move {
-            vfs.unlink(&cred, parent.0, &name).await?;
-            told.forget(Key::new(parent.0, &name));
-            Ok(())
+            vfs.unlink(&cred, parent.0, &name).await
         });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let call = Call::new(FuseOp::RmDir, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        let told = Arc::clone(&self.told);
         self.done_by_path(call, reply, async move {
-            vfs.rmdir(&cred, parent.0, &name).await?;
-            told.forget(Key::new(parent.0, &name));
-            Ok(())
+            vfs.rmdir(&cred, parent.0, &name).await
         });
     }
 
@@ -534,13 +426,10 @@ impl Filesystem for Adapter {
         let call = Call::new(FuseOp::Rename, req, parent.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let (name, new_name) = (owned(name), owned(new_name));
-        let told = Arc::clone(&self.told);
         self.done_by_path(call, reply, async move {
             let (from, to) = ((parent.0, &*name), (new_parent.0, &*new_name));
             vfs.rename(&cred, from.0, from.1, to.0, to.1, flags.bits())
-                .await?;
-            told.moved(Key::new(from.0, from.1), Key::new(to.0, to.1));
-            Ok(())
+                .await
         });
     }
 
@@ -579,12 +468,12 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::Create, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
-        let (key, tell) = (Key::new(parent.0, &name), self.tell());
+        let tell = self.tell(parent.0, &name);
         let work = async move { vfs.create(&cred, parent.0, &name, mode, flags).await };
         // After ESTALE the kernel walks once more, and is told what is there.
         let work = self.by_path(call.tid, work);
         let answer = move |reply, created: (Entry, Opened)| {
-            tell(key, created.0.ino, convert::joint_ttl(&created.0));
+            tell(created.0.ino, convert::joint_ttl(&created.0));
             answer::created(reply, created);
         };
         let vfs = self.vfs();
@@ -750,14 +639,13 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::ReadDirPlus, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
-        let tell = self.tell();
         self.dispatch.run_with(
             call,
             reply,
             |pending| {
-                let forgetful = Arc::clone(&vfs);
+                let (forgetful, telling) = (Arc::clone(&vfs), Arc::clone(&vfs));
                 let forget = move |ino| forgetful.forget(ino, 1);
-                let tell = move |name: &[u8], at, ttl| tell(Key::new(ino.0, name), at, ttl);
+                let tell = move |name: &[u8], at, ttl| telling.tells(ino.0, name, at, ttl);
                 let mut sink = PlusSink::new(pending, forget, tell);
                 async move {
                     let listed = vfs

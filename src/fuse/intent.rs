@@ -1,5 +1,5 @@
-//! What the caller of a LOOKUP is about to do: make a name, or find out whether it is
-//! there.
+//! What the caller of a LOOKUP is about to do: make a name, be refused because it is there,
+//! or find out whether it is.
 //!
 //! Before it makes a name (open with O_CREAT, mkdir, mknod, symlink, link, rename) the kernel
 //! asks whether the name is free. The server decides that in the very next request,
@@ -22,6 +22,11 @@
 //!
 //! It may be wrong for who changes the path's bytes while the call is under way: for that
 //! program alone.
+//!
+//! "It fails if the name is there" (mkdir, mknod, symlink, link, O_EXCL,
+//! RENAME_NOREPLACE) is said of whatever may be: of a call that is not known for another
+//! the server is asked, which is never wrong. Where callers cannot be looked at, nobody is
+//! taken for such: what is known is the answer, as old as it may be believed.
 //!
 //! Reading needs the rights of ptrace(2) over the caller: CAP_SYS_PTRACE, in effect for
 //! the two reads alone ([`privilege::raised`]); without it nothing is known, and names are
@@ -51,6 +56,24 @@ struct Paths {
     other: Option<usize>,
     /// What has the name is replaced.
     replaces: bool,
+}
+
+/// What is seen of a caller at the first glance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Glance {
+    /// Its call does not fail because a name is there; or it cannot be looked at.
+    Finds,
+    /// It may.
+    MayRefuse,
+}
+
+/// Whether a call fails because its last name is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    Never,
+    /// And which argument is the path.
+    Always(usize),
+    Unknown,
 }
 
 /// A name that is about to be made.
@@ -127,6 +150,38 @@ impl Syscall {
             #[cfg(target_arch = "x86_64")]
             libc::SYS_rename => both(0, 1, true),
             _ => None,
+        }
+    }
+
+    /// Whether it fails because a name is there.
+    fn refusal(&self) -> Refusal {
+        let exclusive = |flags: u64, path| {
+            let both = (libc::O_CREAT | libc::O_EXCL) as u64;
+            match flags & both == both {
+                true => Refusal::Always(path),
+                false => Refusal::Never,
+            }
+        };
+        if self.stack <= u32::MAX.into() {
+            return Refusal::Unknown;
+        }
+        match self.number {
+            libc::SYS_openat => exclusive(self.args[2], 1),
+            libc::SYS_mkdirat | libc::SYS_mknodat => Refusal::Always(1),
+            libc::SYS_symlinkat => Refusal::Always(2),
+            libc::SYS_linkat => Refusal::Always(3),
+            libc::SYS_renameat2 if self.args[4] & u64::from(libc::RENAME_NOREPLACE) != 0 => {
+                Refusal::Always(3)
+            }
+            // Their arguments lie behind pointers, or with another thread.
+            libc::SYS_openat2 | libc::SYS_io_uring_enter => Refusal::Unknown,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_open => exclusive(self.args[1], 0),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_mkdir | libc::SYS_mknod => Refusal::Always(0),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_symlink | libc::SYS_link => Refusal::Always(1),
+            _ => Refusal::Never,
         }
     }
 
@@ -216,15 +271,54 @@ fn string_at(tid: u32, address: u64) -> Option<Vec<u8>> {
     None
 }
 
+/// `/proc/TID/syscall`. Needs the rights of ptrace(2).
+fn line_of(tid: u32) -> Option<String> {
+    let mut text = String::new();
+    File::open(format!("/proc/{tid}/syscall"))
+        .and_then(|mut file| file.read_to_string(&mut text))
+        .ok()?;
+    Some(text)
+}
+
 /// Looks at the call of thread `tid`, which `judge` knows what to make of.
 fn look<T>(tid: u32, judge: impl FnOnce(&Syscall) -> Option<T>) -> Option<T> {
-    privilege::raised(|| {
-        let mut text = String::new();
-        File::open(format!("/proc/{tid}/syscall"))
-            .and_then(|mut file| file.read_to_string(&mut text))
-            .ok()?;
-        judge(&Syscall::parse(&text)?)
-    })
+    privilege::raised(|| judge(&Syscall::parse(&line_of(tid)?)?))
+}
+
+/// Whether thread `tid` may be in a call that fails if a name is there. No memory of the
+/// thread is read, so this does not wait.
+pub(super) fn glance(tid: u32) -> Glance {
+    if tid == 0 {
+        return Glance::Finds;
+    }
+    let refusal = privilege::raised(|| line_of(tid)).map(|line| refusal_of(&line));
+    match refusal {
+        None | Some(Refusal::Never) => Glance::Finds,
+        Some(Refusal::Always(_) | Refusal::Unknown) => Glance::MayRefuse,
+    }
+}
+
+/// What a line of proc says. A thread that is about to sleep may still be seen running.
+fn refusal_of(line: &str) -> Refusal {
+    Syscall::parse(line).map_or(Refusal::Unknown, |call| call.refusal())
+}
+
+/// Whether the call of thread `tid` fails if `name` is there, for all that can be seen.
+fn refuses(tid: u32, name: &[u8]) -> Option<()> {
+    let line = line_of(tid)?;
+    let refusal = refusal_of(&line);
+    let path = match (refusal, Syscall::parse(&line)) {
+        (Refusal::Never, _) => return None,
+        (Refusal::Always(path), Some(call)) => string_at(tid, call.args[path]),
+        _ => None,
+    };
+    let Some(path) = path else {
+        return Some(());
+    };
+    let last = path
+        .split(|byte| *byte == b'/')
+        .rfind(|part| !part.is_empty());
+    (last == Some(name)).then_some(())
 }
 
 fn makes(tid: u32, call: &Syscall, name: &[u8]) -> Option<Making> {
@@ -275,6 +369,19 @@ impl Intents {
     /// Whether thread `tid` is opening a path that ends with `name`, and how (`O_*`).
     pub(super) async fn opens(&self, tid: u32, name: &[u8]) -> Option<i32> {
         self.look(tid, name, opens).await
+    }
+
+    /// Whether the call of thread `tid` fails if `name` is there. Who finds no place asks.
+    pub(super) async fn refuses(&self, tid: u32, name: &[u8]) -> bool {
+        if tid == 0 {
+            return false;
+        }
+        let Ok(_place) = self.0.try_acquire() else {
+            return true;
+        };
+        let name = name.to_vec();
+        let looked = tokio::task::spawn_blocking(move || privilege::raised(|| refuses(tid, &name)));
+        looked.await.is_ok_and(|refuses| refuses.is_some())
     }
 
     async fn look<T: Send + 'static>(

@@ -7,7 +7,7 @@
 //! ```text
 //! kernel ─► session   reader threads, mount and unmount
 //!             └─► adapter   one short method per operation
-//!                   ├─ told        the names that the kernel believes
+//!                   ├─ lookup      what is known, or what the server says (intent, reopen)
 //!                   ├─ identity    pid, uid, gid → Credential
 //!                   ├─ cache hit:  answered on the reader thread
 //!                   └─ dispatch    else one tokio task, which runs to its end
@@ -32,13 +32,13 @@ mod intent;
 mod interrupt;
 mod kernel;
 mod listing;
+mod lookup;
 mod notify;
 mod place;
 mod prober;
 mod proc;
 mod reopen;
 mod session;
-mod told;
 
 pub use adapter::Adapter;
 pub use interrupt::Soft;

@@ -29,7 +29,6 @@ use std::time::Instant;
 use fuser::INodeNo;
 use parking_lot::{Condvar, Mutex};
 
-use super::told::{Key, Told};
 use crate::background::{Pause, Tasks};
 use crate::vfs::types::{Ino, KernelCache};
 
@@ -89,19 +88,12 @@ pub struct Notify {
     sent: Condvar,
     /// For what the kernel must know at once.
     direct: Mutex<Option<Arc<dyn Kernel>>>,
-    /// Names that are invalidated are not believed from then on.
-    told: Arc<Told>,
 }
 
 impl Notify {
     /// A queue that is not connected yet.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
-    }
-
-    /// What the kernel was told of names.
-    pub(super) fn told(&self) -> &Arc<Told> {
-        &self.told
     }
 
     /// Names whose invalidation was dropped because the queue was full.
@@ -275,7 +267,6 @@ impl KernelCache for Notify {
     }
 
     fn inval_entry(&self, parent: Ino, name: &[u8]) {
-        self.told.forget(Key::new(parent, name));
         self.push(Stale::Name(parent, name.into()));
     }
 
@@ -337,11 +328,8 @@ mod tests {
     fn nothing_is_queued_without_a_kernel() {
         let queue = Notify::new();
         queue.inval_inode(5);
-        let (key, minute) = (Key::new(1, b"name"), Duration::from_secs(60));
-        queue.told().told(key, 5, minute, |_| true);
         queue.inval_entry(1, b"name");
         assert!(queue.state.lock().order.is_empty());
-        assert!(!queue.told().is_believed(key, |_| true), "all the same");
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::rpc::auth::Credential;
 use crate::rpc::{Channel, RpcError, Tolerance};
 use crate::telemetry::{Metrics, control, serve};
 use crate::vfs::attr::Timeouts;
-use crate::vfs::types::FileKind;
+use crate::vfs::types::{FileKind, MissingNames};
 use crate::vfs::{Vfs, VfsConfig};
 
 /// How long writing and closing may take once the kernel has let go. Nothing is
@@ -123,9 +123,13 @@ async fn serve(
         read_ahead: if root { 0 } else { OWN_READ_AHEAD },
         max_names: match options.name_cache {
             NameCache::None => 0,
-            NameCache::All | NameCache::Positive => options.cache_names,
+            NameCache::Complete | NameCache::All | NameCache::Positive => options.cache_names,
         },
-        missing_names: options.name_cache == NameCache::All,
+        missing_names: match options.name_cache {
+            NameCache::Complete => MissingNames::AllOthers,
+            NameCache::All => MissingNames::AskedFor,
+            NameCache::Positive | NameCache::None => MissingNames::None,
+        },
         max_inodes: options.cache_inodes,
     };
     let vfs = Vfs::new(Arc::clone(client), config, sent, Arc::clone(metrics));
@@ -140,7 +144,6 @@ async fn serve(
             flock_locks: options.locks.flock == LocksOf::Server,
         },
         soft(options, client),
-        &notify,
     )
     .map_err(|why| MountError::system("starting a thread", why))?;
     let session = session_options(request, root);

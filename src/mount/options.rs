@@ -83,6 +83,9 @@ impl CacheTimes {
 /// Which names may be answered from the cache (`lookupcache=`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameCache {
+    /// As `All`; and a directory whose names are all known says by itself that any
+    /// other is missing, although another host may have made it since.
+    Complete,
     /// Names that exist and names that do not.
     All,
     /// Only names that exist.

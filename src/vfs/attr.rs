@@ -335,9 +335,16 @@ impl AttrState {
         self.stat.nlink = self.stat.nlink.saturating_sub(1);
     }
 
-    /// The object is kept under a hidden name only: it has none for programs.
+    /// One of the object's names is hidden, and none for programs; or it is no more.
     pub fn hide_name(&mut self, hidden: bool) {
         self.hidden = hidden;
+    }
+
+    /// A name of the object was hidden or has gone, and nothing was said of its attributes:
+    /// what was asked for before `now` does not tell which names it has counted.
+    pub fn names_changed(&mut self, now: Instant) {
+        self.changed = now;
+        self.expired = true;
     }
 
     /// Somebody else's change led to what is known now.

@@ -42,7 +42,7 @@ use tokio::time::Instant;
 use super::Vfs;
 use super::attr::kind_of;
 use super::inode::Inode;
-use super::namecache::{Answer, Name, Target};
+use super::namecache::{Answer, Listed, Name, Target};
 use super::types::{DirEntry, DirSink, Errno, FileKind, Ino, Opened, ROOT_INO};
 use crate::background::Died;
 use crate::nfs::NfsError;
@@ -81,7 +81,7 @@ pub struct DirHandle {
 #[derive(Debug)]
 enum Source {
     /// All of them were known when it was opened.
-    Known { names: Vec<(Name, Arc<Inode>)> },
+    Known { names: Listed },
     /// The server lists them.
     Server(Box<Listing>),
 }
@@ -105,7 +105,7 @@ struct Listing {
 /// The names of a listing from its beginning on.
 #[derive(Debug)]
 struct All {
-    names: Vec<(Name, Arc<Inode>)>,
+    names: Listed,
     /// The directory's change attribute, the same all the time.
     change: u64,
     /// How far the chain of our own changes was when the first request left.
@@ -205,7 +205,7 @@ impl Vfs {
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         by: u32,
-    ) -> Result<Option<(Vec<(Name, Arc<Inode>)>, u64)>, Errno> {
+    ) -> Result<Option<(Listed, u64)>, Errno> {
         if !dir.names().lock().is_complete_for(cred) {
             self.visits(dir, Instant::now());
             return Ok(None);
@@ -218,11 +218,7 @@ impl Vfs {
         }
     }
 
-    fn all_names(
-        &self,
-        cred: &Credential,
-        dir: &Arc<Inode>,
-    ) -> Option<(Vec<(Name, Arc<Inode>)>, u64)> {
+    fn all_names(&self, cred: &Credential, dir: &Arc<Inode>) -> Option<(Listed, u64)> {
         let ttl = self.names_ttl(dir);
         self.names.used(dir);
         let names = dir.names().lock();

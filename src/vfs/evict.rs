@@ -86,7 +86,7 @@ impl Vfs {
             if inode.opened().is_some_and(open) {
                 told.push(ino);
             } else if let Some(place) = inode.place() {
-                kernel.inval_entry(place.dir.ino, &place.name);
+                self.forget_entry(place.dir.ino, &place.name);
             }
         }
     }

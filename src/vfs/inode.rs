@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::attr::{AttrState, Timeouts, kind_of};
+use super::belief::Belief;
 use super::evict::Told;
 use super::namecache::{Name, Names};
 use super::open::FileState;
@@ -59,6 +60,8 @@ pub struct Inode {
     stale: AtomicBool,
     /// The name it was found by last.
     place: Mutex<Option<Place>>,
+    /// The name that the kernel was told of last.
+    pub(super) belief: Belief,
 }
 
 /// Where an object was found.
@@ -178,6 +181,7 @@ impl InodeTable {
             link: OnceLock::new(),
             stale: AtomicBool::new(false),
             place: Mutex::new(None),
+            belief: Belief::default(),
         });
         Self {
             inodes: DashMap::new(),
@@ -326,6 +330,7 @@ impl InodeTable {
             link: OnceLock::new(),
             stale: AtomicBool::new(false),
             place: Mutex::new(None),
+            belief: Belief::default(),
         })
     }
 

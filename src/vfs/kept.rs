@@ -117,6 +117,7 @@ impl Vfs {
     ) -> Result<Option<Lookup>, Errno> {
         let cuts = flags & libc::O_TRUNC != 0;
         let access = access_of(flags) | if cuts { ACCESS_WRITE } else { 0 };
+        let known = self.remembered_inode(dir, name);
         let sent = Instant::now();
         let opened = self
             .client
@@ -142,6 +143,9 @@ impl Vfs {
         let inode = self.known(&open.handle, &attrs, sent);
         inode.found_at(dir, name);
         if !late {
+            if known.is_some_and(|known| !Arc::ptr_eq(&known, &inode)) {
+                self.names.stranger_was_here();
+            }
             let target = Target::Inode(Arc::clone(&inode));
             self.put_name(dir, name, target, Some((dir_attrs.change, sent)));
         }

@@ -16,7 +16,7 @@
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
 //! | what is cached | [`attr`], [`pages`], [`inode`], [`namecache`], [`chain`] |
 //! | what is asked for together | `walk`, `flight` |
-//! | what the kernel is asked to forget | `evict` |
+//! | what the kernel is asked to forget, and believes | `evict`, `belief` |
 //! | names that an open is on its way through | `awaited`, `kept` |
 //! | writes whose tasks have died | `unanswered` |
 //!
@@ -35,6 +35,7 @@
 pub mod access;
 pub mod attr;
 mod awaited;
+mod belief;
 pub mod chain;
 pub mod dir;
 pub mod errseq;
@@ -109,8 +110,8 @@ pub struct VfsConfig {
     /// Names remembered, found ones and missing ones. With 0 the kernel is told
     /// to believe none either.
     pub max_names: u64,
-    /// Missing names are among them.
-    pub missing_names: bool,
+    /// Which missing names are among them.
+    pub missing_names: types::MissingNames,
     /// Inodes that the kernel may hold before it is asked to forget some.
     pub max_inodes: usize,
 }
@@ -126,6 +127,8 @@ pub struct Vfs {
     next_fh: AtomicU64,
     /// The mount is at its end: files are closed under those who still use them.
     ending: AtomicBool,
+    /// When the mount began.
+    began: Instant,
     /// Restarts of the server.
     restarts: AtomicU64,
     window: Window,
@@ -213,6 +216,7 @@ impl Vfs {
             dirs: DashMap::new(),
             next_fh: AtomicU64::new(1),
             ending: AtomicBool::new(false),
+            began: Instant::now(),
             restarts: AtomicU64::new(0),
             window: Window::new(config.write_window),
             pipeline,
@@ -306,7 +310,10 @@ impl Vfs {
                     inode.names().lock().doubt();
                 }
             }
-            libc::ESTALE => inode.mark_stale(),
+            libc::ESTALE if !inode.is_stale() => {
+                inode.mark_stale();
+                self.names.stranger_was_here();
+            }
             libc::EIO => {
                 tracing::warn!(ino = inode.ino, "{error}");
                 self.metrics.set_last_error(error.to_string());

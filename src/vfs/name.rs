@@ -47,9 +47,14 @@ impl Vfs {
         if !self.names.is_on() || dir.is_stale() || self.names_ttl(dir).is_zero() {
             return None;
         }
-        let answer = dir.names().lock().get(name);
+        let (answer, confirmed) = {
+            let names = dir.names().lock();
+            (names.get(name), names.chain.confirmed())
+        };
         let found = match answer {
-            Answer::Missing if self.names.has_missing() => Lookup::Missing { ttl: NEGATIVE_TTL },
+            answer if self.names.says_missing(&answer, confirmed) => {
+                Lookup::Missing { ttl: NEGATIVE_TTL }
+            }
             Answer::Absent if fetched && dir.names().lock().is_absent(name) => {
                 Lookup::Missing { ttl: NEGATIVE_TTL }
             }
@@ -132,9 +137,10 @@ impl Vfs {
         self.ask_for(cred, &dir, name).await
     }
 
-    /// The kernel holds the inode.
-    pub fn is_held(&self, ino: Ino) -> bool {
-        self.inodes.get(ino).is_some()
+    /// The name is remembered to lead to something.
+    pub fn leads_somewhere(&self, parent: Ino, name: &[u8]) -> bool {
+        let dir = self.inodes.get(parent);
+        dir.is_some_and(|dir| self.remembered_inode(&dir, name).is_some())
     }
 
     /// The name is remembered to lead to something that is no directory.
@@ -156,6 +162,7 @@ impl Vfs {
         dir: &Arc<Inode>,
         name: &[u8],
     ) -> Result<Lookup, Errno> {
+        let known = self.remembered_inode(dir, name);
         let sent = Instant::now();
         let found = self
             .client
@@ -165,6 +172,10 @@ impl Vfs {
         self.learn(dir, &found.dir, sent);
         // A change of ours may have made the answer untrue on its way here.
         let late = dir.attr.lock().overtook(sent);
+        let now = found.object.as_ref().map(|(handle, _)| handle);
+        if !late && known.is_some_and(|known| now != Some(&known.handle)) {
+            self.names.stranger_was_here();
+        }
         match found.object {
             Some((handle, attrs)) => {
                 let inode = self.known(&handle, &attrs, sent);
@@ -262,6 +273,7 @@ impl Vfs {
         };
         if surprise {
             self.doubt(dir);
+            self.names.stranger_was_here();
         }
         errno
     }

@@ -12,6 +12,8 @@
 //! is complete after it was listed to its end without having moved meanwhile,
 //! and when we have just made it.
 //!
+//! With [`MissingNames::AllOthers`] it is not.
+//!
 //! [`NameCache`] keeps the account of who has how many names, a long one counting
 //! for several so that bytes are bounded too, and lets the directory go that was
 //! used least recently. It is called with no directory's
@@ -24,16 +26,20 @@ use indexmap::IndexMap;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::chain::{Chain, Heard};
 use super::inode::Inode;
-use super::types::Ino;
+use super::types::{Ino, MissingNames};
 use crate::nfs::calls::DirMoved;
 use crate::rpc::auth::Credential;
 
 /// A name, shared by all that keep it.
 pub type Name = Arc<[u8]>;
+
+/// Names of a directory and where they lead, in the order of its listing.
+pub type Listed = Vec<(Name, Arc<Inode>)>;
 
 /// Where a name leads.
 #[derive(Clone, Debug)]
@@ -160,7 +166,7 @@ impl Names {
 
     /// The names that lead somewhere, in the order of the listing, and after
     /// how many edits that is.
-    pub fn listing(&self) -> (Vec<(Name, Arc<Inode>)>, u64) {
+    pub fn listing(&self) -> (Listed, u64) {
         let names = self.map.iter().filter_map(|(name, target)| match target {
             Target::Inode(inode) => Some((Arc::clone(name), Arc::clone(inode))),
             Target::Missing => None,
@@ -183,12 +189,7 @@ impl Names {
 
     /// The directory was listed whole by requests the last of which was sent
     /// at `sent`, and has not moved meanwhile.
-    pub fn complete(
-        &mut self,
-        names: Vec<(Name, Arc<Inode>)>,
-        by: &Arc<Credential>,
-        sent: Instant,
-    ) {
+    pub fn complete(&mut self, names: Listed, by: &Arc<Credential>, sent: Instant) {
         let found = |map: &Map| {
             let targets = map.values();
             targets
@@ -417,14 +418,16 @@ fn in_a_row(row: &mut Option<(Instant, u64, u32)>, now: Instant, what: u64) -> u
 pub struct NameCache {
     dirs: Cache<Ino, Arc<Inode>>,
     most: usize,
-    /// Missing names are remembered too.
-    missing: bool,
+    missing: MissingNames,
+    /// When another host was last found to have taken a name away, or to have given it to
+    /// another object.
+    stranger: Mutex<Option<Instant>>,
 }
 
 impl NameCache {
-    /// A cache of at most `most` names (fewer, if they are long); of those that exist, and with `missing`
-    /// of those that do not.
-    pub fn new(most: u64, missing: bool) -> Self {
+    /// A cache of at most `most` names (fewer, if they are long): of those that exist, and of
+    /// those that do not as `missing` says.
+    pub fn new(most: u64, missing: MissingNames) -> Self {
         let dirs = Cache::builder()
             .max_capacity(most)
             // A directory in use must not be turned away because others were
@@ -447,6 +450,7 @@ impl NameCache {
             dirs,
             most: usize::try_from(most).unwrap_or(usize::MAX),
             missing,
+            stranger: Mutex::default(),
         }
     }
 
@@ -457,7 +461,26 @@ impl NameCache {
 
     /// Missing names are remembered too.
     pub fn has_missing(&self) -> bool {
-        self.missing
+        self.missing != MissingNames::None
+    }
+
+    /// Whether a name is missing by this answer, of a directory that was `confirmed` by a
+    /// request sent then.
+    pub fn says_missing(&self, answer: &Answer, confirmed: Instant) -> bool {
+        let known = match (answer, self.missing) {
+            (Answer::Missing, missing) => missing != MissingNames::None,
+            (Answer::Absent, missing) => missing == MissingNames::AllOthers,
+            (Answer::Inode(_) | Answer::Unknown, _) => false,
+        };
+        known && self.stranger.lock().is_none_or(|seen| confirmed > seen)
+    }
+
+    /// A name that was known to lead somewhere leads elsewhere or nowhere, and this host
+    /// has not done it: whoever it was may have made other names in its place, so what was
+    /// missing before is asked for once more. (`git gc` elsewhere takes `refs/heads/x`
+    /// away and makes `packed-refs`.)
+    pub fn stranger_was_here(&self) {
+        *self.stranger.lock() = Some(Instant::now());
     }
 
     /// A directory with more names is not kept.

@@ -110,6 +110,8 @@ pub(super) struct FileInner {
     /// RENAMEs onto this file under way: if they fail, it gets its name back,
     /// so it is not removed meanwhile.
     pub(super) replacing: usize,
+    /// A hidden name is being made; it is `silly` then, or could not be made.
+    pub(super) hiding: bool,
     /// REMOVEs and RENAMEs under way that take a name from the file because
     /// nobody has it open: opens wait.
     pub(super) removing: usize,
@@ -207,6 +209,7 @@ impl FileState {
                 silly: None,
                 replacing: 0,
                 removing: 0,
+                hiding: false,
                 together: Together::default(),
                 locks: LockTable::default(),
                 retired: Vec::new(),
@@ -408,13 +411,12 @@ impl Vfs {
         match opened {
             Ok(None) => {
                 self.leave(&inode, &open).await;
+                self.names.stranger_was_here();
                 // The place stays: who else has walked here by that name is to be
                 // told the same.
                 if let Some(Place { dir, name }) = place {
+                    self.forget_entry(dir.ino, &name);
                     self.doubt(&dir);
-                    if let Some(kernel) = self.kernel.get() {
-                        kernel.inval_entry(dir.ino, &name);
-                    }
                 }
                 // Upon which the kernel looks the name up, and opens that.
                 Err(Errno(libc::ESTALE))
@@ -694,7 +696,7 @@ impl Vfs {
             self.client.close_soon(open);
         }
         if let Some(silly) = silly {
-            self.remove_silly(silly).await;
+            self.remove_silly(inode, silly).await;
         }
     }
 

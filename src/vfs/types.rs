@@ -115,6 +115,18 @@ pub struct Entry {
     pub entry_ttl: Duration,
 }
 
+/// Which missing names are remembered (`lookupcache=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissingNames {
+    /// None: each lookup of a name that is not there asks the server.
+    None,
+    /// Those that the server was asked for, as long as their directory is believed.
+    AskedFor,
+    /// In a directory whose names are all known, all others as well: what another host has
+    /// made is so missing for as long as the directory is believed (`acdirmax`).
+    AllOthers,
+}
+
 /// The answer to a lookup.
 #[derive(Clone, Debug)]
 pub enum Lookup {

@@ -83,9 +83,29 @@ impl Drop for Closing<'_> {
     }
 }
 
+/// What is done with a name that a file is to lose.
+#[derive(Debug)]
+enum Taking<'a> {
+    /// It is removed.
+    Removing(Removing<'a>),
+    /// It is hidden, so that the file has one.
+    Hiding(Hiding<'a>),
+}
+
 /// A name of a file is being taken, until this is dropped.
 #[derive(Debug)]
 struct Removing<'a>(Option<&'a FileState>);
+
+/// A name of an open file is being hidden, until this is dropped.
+#[derive(Debug)]
+struct Hiding<'a>(&'a FileState);
+
+impl Drop for Hiding<'_> {
+    fn drop(&mut self) {
+        self.0.inner.lock().hiding = false;
+        self.0.progress.notify_waiters();
+    }
+}
 
 impl Drop for Removing<'_> {
     fn drop(&mut self) {
@@ -112,12 +132,18 @@ impl Vfs {
         self.send_all_changes().await;
         let _changing = self.let_opens_pass(&dir, name).await;
         let victim = self.who_is(cred, &dir, name).await?;
-        let removing = victim.as_ref().map(|victim| self.take_name(victim));
-        if let (Some(victim), Some(None)) = (&victim, &removing) {
-            self.hide(cred, &dir, name, victim).await?;
-            caller::apart(self.remove_unneeded(victim)).await;
-            return Ok(());
-        }
+        let removing = match &victim {
+            Some(victim) => match self.take_name(victim).await {
+                Taking::Removing(removing) => Some(removing),
+                Taking::Hiding(hiding) => {
+                    self.hide(cred, &dir, name, victim).await?;
+                    drop(hiding);
+                    caller::apart(self.remove_unneeded(victim)).await;
+                    return Ok(());
+                }
+            },
+            None => None,
+        };
         let sent = Instant::now();
         let moved = self
             .client
@@ -225,15 +251,24 @@ impl Vfs {
         let same = matches!((&source, &victim), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
         let mut hidden = None;
         let replaced = victim.as_ref().filter(|_| !same);
-        let removing = replaced.map(|victim| self.take_name(victim));
-        if let (Some(victim), Some(None)) = (&victim, &removing) {
-            self.file_state(victim).inner.lock().replacing += 1;
-            let hiding = self.hide_beside(cred, &to, new_name, victim).await;
-            if !matches!(hiding, Ok(Some(_))) {
-                caller::apart(self.replaced(victim)).await;
+        let taking = match replaced {
+            Some(victim) => Some((victim, self.take_name(victim).await)),
+            None => None,
+        };
+        let removing = match taking {
+            Some((_, Taking::Removing(removing))) => Some(removing),
+            Some((victim, Taking::Hiding(hiding))) => {
+                self.file_state(victim).inner.lock().replacing += 1;
+                let made = self.hide_beside(cred, &to, new_name, victim).await;
+                drop(hiding);
+                if !matches!(made, Ok(Some(_))) {
+                    caller::apart(self.replaced(victim)).await;
+                }
+                hidden = made?;
+                None
             }
-            hidden = hiding?;
-        }
+            None => None,
+        };
         let _changing_from = (!Arc::ptr_eq(&from, &to)).then(|| self.changing(&from));
         let sent = Instant::now();
         let renamed = self
@@ -313,8 +348,8 @@ impl Vfs {
             self.dir_moved(&to, &entered, sent);
             self.rename_target(&to, new_name, source.as_ref());
         }
-        if let Some(victim) = victim.filter(|victim| victim.kind == FileKind::Directory) {
-            self.names.drop_dir(&victim);
+        if let Some(victim) = victim.as_ref().filter(|v| v.kind == FileKind::Directory) {
+            self.names.drop_dir(victim);
         }
         if let Some(source) = source {
             source.found_at(&to, new_name);
@@ -355,23 +390,32 @@ impl Vfs {
         }
     }
 
-    /// A name of the object may be taken: opens of it wait until that is done.
-    /// `None` if the name must be hidden instead: the file is open here, this is
-    /// its last name, and the server does not promise to keep it.
-    fn take_name<'a>(&self, inode: &'a Inode) -> Option<Removing<'a>> {
+    /// A name of the object may be taken: opens of it wait until that is done. It is
+    /// hidden instead if the file is open here, has no hidden name yet, and the server does
+    /// not promise to keep it. How many other names it had last does not count: another
+    /// host may have removed them since.
+    async fn take_name<'a>(&self, inode: &'a Inode) -> Taking<'a> {
         if inode.kind != FileKind::Regular {
-            return Some(Removing(None));
+            return Taking::Removing(Removing(None));
         }
         let file = self.file_state(inode);
-        let mut inner = file.inner.lock();
-        // Names that are being taken at this moment count as gone.
-        let names = inode.attr.lock().stat().nlink as usize;
-        let last = names <= 1 + inner.removing;
-        if inner.is_open() && last && !inner.preserved && inner.silly.is_none() {
-            return None;
+        loop {
+            let progress = file.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            {
+                let mut inner = file.inner.lock();
+                if !inner.is_open() || inner.preserved || inner.silly.is_some() {
+                    inner.removing += 1;
+                    return Taking::Removing(Removing(Some(file)));
+                }
+                if !inner.hiding {
+                    inner.hiding = true;
+                    return Taking::Hiding(Hiding(file));
+                }
+            }
+            progress.await;
         }
-        inner.removing += 1;
-        Some(Removing(Some(file)))
     }
 
     fn lost_a_name(inode: &Arc<Inode>) {
@@ -379,7 +423,7 @@ impl Vfs {
         let mut attr = inode.attr.lock();
         attr.unlinked();
         if attr.stat().nlink > 0 {
-            attr.expire();
+            attr.names_changed(Instant::now());
         }
     }
 
@@ -393,7 +437,7 @@ impl Vfs {
     async fn remove_unneeded(self: &Arc<Self>, victim: &Arc<Inode>) {
         let unneeded = self.file_state(victim).inner.lock().unneeded_name();
         if let Some(silly) = unneeded {
-            self.remove_silly(silly).await;
+            self.remove_silly(victim, silly).await;
         }
     }
 
@@ -409,7 +453,7 @@ impl Vfs {
         let mut attr = victim.attr.lock();
         attr.hide_name(true);
         attr.unlinked();
-        attr.expire();
+        attr.names_changed(Instant::now());
     }
 
     /// Gives the file a second, hidden name, before the one that it has is given to
@@ -544,11 +588,11 @@ impl Vfs {
         self.doubt(&silly.dir);
         let mut attr = victim.attr.lock();
         attr.hide_name(false);
-        attr.expire();
+        attr.names_changed(Instant::now());
     }
 
     /// The file is closed: its hidden name goes.
-    pub(super) async fn remove_silly(self: &Arc<Self>, silly: SillyName) {
+    pub(super) async fn remove_silly(self: &Arc<Self>, inode: &Arc<Inode>, silly: SillyName) {
         let _closing = self.silly.closing(silly.dir.ino);
         let SillyName {
             dir,
@@ -565,11 +609,18 @@ impl Vfs {
         match removed.await {
             Ok(moved) => self.named(&dir, &name, &moved, Target::Missing, sent),
             Err(NfsError::Status(_, Status::NOENT | Status::STALE)) => {}
-            Err(error) => tracing::warn!(
-                "the hidden name {} stays: {error}",
-                String::from_utf8_lossy(&name)
-            ),
+            Err(error) => {
+                tracing::warn!(
+                    "the hidden name {} stays: {error}",
+                    String::from_utf8_lossy(&name)
+                );
+                return;
+            }
         }
+        // It may have other names.
+        let mut attr = inode.attr.lock();
+        attr.hide_name(false);
+        attr.names_changed(Instant::now());
     }
 
     /// The file is being closed: if it has a hidden name, that may be about to

@@ -31,7 +31,7 @@ use super::Vfs;
 use super::dir::hash_name;
 use super::flight::Flights;
 use super::inode::Inode;
-use super::namecache::{Answer, Name};
+use super::namecache::{Answer, Listed, Name};
 use super::types::{Errno, FileKind};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::reply::DirResult;
@@ -149,12 +149,7 @@ impl Vfs {
 
     /// The names of a page that begins a listing, with what it says about the
     /// objects taken in. `None` if it does not say of each which it is.
-    fn take_page(
-        &self,
-        dir: &Arc<Inode>,
-        page: DirResult,
-        sent: Instant,
-    ) -> Option<Vec<(Name, Arc<Inode>)>> {
+    fn take_page(&self, dir: &Arc<Inode>, page: DirResult, sent: Instant) -> Option<Listed> {
         let entries = page.entries.into_iter();
         entries
             .filter(|entry| !matches!(&entry.name[..], b"." | b".."))
@@ -199,7 +194,7 @@ impl Vfs {
     pub(super) fn is_complete(
         &self,
         dir: &Arc<Inode>,
-        listing: Vec<(Name, Arc<Inode>)>,
+        listing: Listed,
         cred: &Arc<Credential>,
         change: u64,
         sent: Instant,

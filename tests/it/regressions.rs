@@ -12,7 +12,7 @@ use efs_fuse::rpc::auth::Credential;
 use efs_fuse::rpc::{Connections, Tolerance};
 use efs_fuse::telemetry::Metrics;
 use efs_fuse::vfs::attr::Timeouts;
-use efs_fuse::vfs::types::{Errno, Ino, Lookup, ROOT_INO, SetAttr, WriteFlags};
+use efs_fuse::vfs::types::{Errno, Ino, Lookup, MissingNames, ROOT_INO, SetAttr, WriteFlags};
 use efs_fuse::vfs::{Vfs, VfsConfig};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -64,7 +64,7 @@ impl Host {
             write_window,
             read_ahead: 8 << 20,
             max_names: 1000,
-            missing_names: true,
+            missing_names: MissingNames::AskedFor,
             max_inodes: usize::MAX,
         };
         let vfs = Vfs::new(client, config, sent, metrics);

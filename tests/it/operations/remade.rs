@@ -77,6 +77,8 @@ fn a_tree_that_another_host_made_anew_is_used_by_path_as_if_nothing_had_happened
     made_anew("remove all", |dir| fs::remove_dir_all(dir));
 }
 
+type Way<'a> = &'a dyn Fn(&Path) -> io::Result<()>;
+
 /// The lock of many scripts: whose call makes the name has it.
 #[test]
 fn a_name_that_another_host_has_removed_can_be_made_at_once() {
@@ -84,7 +86,7 @@ fn a_name_that_another_host_has_removed_can_be_made_at_once() {
     // Which believes nothing, also what it has removed itself.
     let other = MountRequest::of(&world.server).option("noac").mount();
     fs::write(world.path("target"), b"").expect("write");
-    let ways: [(&str, &dyn Fn(&Path) -> io::Result<()>); 4] = [
+    let ways: [(&str, Way<'_>); 4] = [
         ("mkdir", &|path| fs::create_dir(path)),
         ("O_EXCL", &|path| File::create_new(path).map(drop)),
         ("symlink", &|path| symlink("target", path)),

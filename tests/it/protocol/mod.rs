@@ -32,3 +32,4 @@ mod slots;
 mod small;
 mod tasks;
 mod together;
+mod unlink;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::vfs::attr::Timeouts;
-use efs_fuse::vfs::types::{Ino, ROOT_INO, SetAttr};
+use efs_fuse::vfs::types::{Ino, Lookup, MissingNames, ROOT_INO, SetAttr};
 
-use super::rig::{Mount, default_timeouts, join_all, millis, seconds, within};
+use super::rig::{Mount, connect, default_timeouts, join_all, millis, seconds, within};
 use crate::peer::proto::op;
 use crate::peer::{Action, Peer, PeerConfig};
 
@@ -280,6 +280,86 @@ async fn a_name_that_is_not_there_is_asked_for_once_and_found_as_soon_as_it_is_m
     assert_eq!(spent, 0, "within the directory's cache time");
     fs.write_file("/dir/new", b"").unwrap();
     assert!(is_there(&mount, dir, "new").await);
+}
+
+/// `git gc` elsewhere: `refs/heads/main` is gone, and `packed-refs`, which was missed
+/// before, is there.
+#[tokio::test(start_paused = true)]
+async fn what_was_missing_is_asked_for_again_once_another_host_was_seen_at_work() {
+    type Meets = fn(&Arc<Peer>);
+    let ways: [(&str, Meets, bool); 2] = [
+        (
+            "gone",
+            |peer| peer.fs().remove("/refs/main").unwrap(),
+            false,
+        ),
+        (
+            "replaced",
+            |peer| {
+                peer.fs().write_file("/refs/new", b"2").unwrap();
+                peer.fs().rename("/refs/new", "/refs/main").unwrap();
+            },
+            true,
+        ),
+    ];
+    for (what, act, by_open) in ways {
+        let mount = mount(PeerConfig::default()).await;
+        let fs = mount.peer.fs();
+        fs.mkdir("/refs").unwrap();
+        fs.write_file("/refs/main", b"1").unwrap();
+        let refs = mount.walk("refs").await.unwrap();
+        let main = mount.lookup(refs, "main").await.unwrap().unwrap();
+        assert!(!is_there(&mount, ROOT_INO, "packed-refs").await);
+        fs.write_file("/packed-refs", b"x").unwrap();
+        assert!(!is_there(&mount, ROOT_INO, "packed-refs").await, "known");
+        act(&mount.peer);
+        if by_open {
+            let opened = mount.open(main.ino, libc::O_RDONLY).await;
+            assert_eq!(opened.unwrap_err().0, libc::ESTALE);
+        } else {
+            let asked = mount.vfs.lookup_asked(&mount.cred, refs, b"main").await;
+            assert!(matches!(asked, Ok(Lookup::Missing { .. })));
+        }
+        assert!(is_there(&mount, ROOT_INO, "packed-refs").await, "{what}");
+        // Once.
+        let ((), spent) = cost(&mount, async {
+            for _ in 0..10 {
+                assert!(!is_there(&mount, refs, "none").await);
+            }
+        })
+        .await;
+        assert_eq!(spent, 1, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_lookupcache_complete_a_directory_known_whole_answers_for_every_name() {
+    for (which, spent) in [(MissingNames::AskedFor, 20), (MissingNames::AllOthers, 0)] {
+        let peer = slow_peer(PeerConfig::default());
+        peer.fs().mkdir("/dir").unwrap();
+        peer.fs().write_file("/dir/a", b"").unwrap();
+        let client = connect(&peer, "one").await;
+        let mount = Mount::knowing(&client, &peer, default_timeouts(), 64 << 20, which);
+        let dir = mount.walk("dir").await.unwrap();
+        mount.list(dir, true).await.unwrap();
+        let (missing, cost) = cost(&mount, async {
+            for number in 0..20 {
+                if is_there(&mount, dir, &format!("none{number}")).await {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+        assert!(missing);
+        assert_eq!(cost, spent, "{which:?}");
+        // What another host makes is seen when the directory is not believed any more.
+        peer.fs().write_file("/dir/new", b"").unwrap();
+        let at_once = is_there(&mount, dir, "new").await;
+        assert_eq!(at_once, which == MissingNames::AskedFor);
+        seconds(61).await;
+        assert!(is_there(&mount, dir, "new").await);
+    }
 }
 
 #[tokio::test(start_paused = true)]

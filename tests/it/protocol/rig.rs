@@ -18,7 +18,9 @@ use efs_fuse::rpc::auth::Credential;
 use efs_fuse::rpc::{Connections, Tolerance};
 use efs_fuse::telemetry::Metrics;
 use efs_fuse::vfs::attr::Timeouts;
-use efs_fuse::vfs::types::{DirEntry, DirSink, Entry, Errno, Ino, Lookup, ROOT_INO, SetAttr};
+use efs_fuse::vfs::types::{
+    DirEntry, DirSink, Entry, Errno, Ino, Lookup, MissingNames, ROOT_INO, SetAttr,
+};
 use efs_fuse::vfs::{Vfs, VfsConfig};
 use tokio::time::Instant;
 
@@ -309,12 +311,23 @@ impl Mount {
         timeouts: Timeouts,
         write_window: usize,
     ) -> Self {
+        Self::knowing(client, peer, timeouts, write_window, MissingNames::AskedFor)
+    }
+
+    /// The same, with `lookupcache=` as is said.
+    pub(crate) fn knowing(
+        client: &Arc<Client>,
+        peer: &Arc<Peer>,
+        timeouts: Timeouts,
+        write_window: usize,
+        missing_names: MissingNames,
+    ) -> Self {
         let config = VfsConfig {
             timeouts,
             write_window,
             read_ahead: 8 << 20,
             max_names: 10_000,
-            missing_names: true,
+            missing_names,
             max_inodes: usize::MAX,
         };
         Self {

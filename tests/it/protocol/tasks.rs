@@ -9,7 +9,7 @@ use efs_fuse::nfs::calls::HowToOpen;
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::rpc::{RpcError, Tolerance};
 use efs_fuse::telemetry::Metrics;
-use efs_fuse::vfs::types::{Errno, ROOT_INO, SetAttr, SetTime, Timestamp};
+use efs_fuse::vfs::types::{Errno, MissingNames, ROOT_INO, SetAttr, SetTime, Timestamp};
 use efs_fuse::vfs::{Vfs, VfsConfig};
 use tokio::time::Instant;
 
@@ -51,7 +51,7 @@ async fn mount() -> (Mount, Arc<Metrics>) {
         write_window: 64 << 20,
         read_ahead: 8 << 20,
         max_names: 10_000,
-        missing_names: true,
+        missing_names: MissingNames::AskedFor,
         max_inodes: usize::MAX,
     };
     let mount = Mount {

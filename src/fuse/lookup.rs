@@ -1,0 +1,145 @@
+//! LOOKUP: who may be answered from what is known, and who wants to know of the server.
+//!
+//! | the kernel | the name is known here | answer |
+//! |---|---|---|
+//! | walks a second time after ESTALE (`reopen`) | | the server's |
+//! | believes the name, and asks all the same (`Vfs::is_believed`) | | the server's; of a plain rename, which replaces what is there, what is known |
+//! | does not believe it | to be there | what is known; the server's, if the caller's call fails because the name is there (`intent`) |
+//! | does not | to be missing | what is known |
+//! | does not | not, or of a listing | the server's; none if what comes next makes the name |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::intent::{self, Glance, Intents, Making};
+use super::reopen::Reopens;
+use crate::rpc::auth::Credential;
+use crate::vfs::Vfs;
+use crate::vfs::types::{Errno, Ino, Lookup};
+
+type Found = Result<Lookup, Errno>;
+
+/// Who asks for a name.
+pub(super) struct Asker {
+    pub(super) vfs: Arc<Vfs>,
+    pub(super) intents: Arc<Intents>,
+    pub(super) reopens: Arc<Reopens>,
+    pub(super) tid: u32,
+}
+
+impl Asker {
+    /// The answer without asking anybody, if this caller may have it.
+    pub(super) fn cached(
+        &self,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        believed: bool,
+    ) -> Option<Found> {
+        if believed || self.reopens.is_second(self.tid) {
+            return None;
+        }
+        if self.vfs.leads_somewhere(parent, name) && intent::glance(self.tid) != Glance::Finds {
+            return None;
+        }
+        self.vfs.lookup_cached(cred, parent, name)
+    }
+
+    /// The answer otherwise.
+    pub(super) async fn find(
+        self,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        believed: bool,
+    ) -> Found {
+        let found = if self.reopens.is_second(self.tid) {
+            self.find_again(cred, parent, name).await
+        } else {
+            self.find_first(cred, parent, name, believed).await
+        };
+        if matches!(&found, Err(error) if error.0 == libc::ESTALE) {
+            self.reopens.refused(self.tid, None);
+        }
+        found
+    }
+
+    /// The server's answer, or none if the server is asked by what comes next: it is also
+    /// who finds that the directory is gone, upon which the kernel walks again; of mkdir
+    /// and its like it does not after a lookup.
+    async fn find_first(
+        &self,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        believed: bool,
+    ) -> Found {
+        const LATER: Lookup = Lookup::Missing {
+            ttl: Duration::ZERO,
+        };
+        let vfs = &self.vfs;
+        let found = if believed {
+            // RENAME says what it replaces, and whether it may.
+            if vfs.leads_to_file(parent, name)
+                && self.replaces(parent, name).await
+                && let Some(known) = vfs.lookup_cached(cred, parent, name)
+            {
+                return known;
+            }
+            vfs.lookup_asked(cred, parent, name).await
+        } else if vfs.leads_somewhere(parent, name) {
+            if !self.intents.refuses(self.tid, name).await
+                && let Some(known) = vfs.lookup_cached(cred, parent, name)
+            {
+                return known;
+            }
+            vfs.lookup_asked(cred, parent, name).await
+        } else if vfs.may_be_made(parent, name) && self.makes(parent, name).await {
+            return Ok(LATER);
+        } else {
+            vfs.lookup(cred, parent, name).await
+        };
+        match found {
+            Err(Errno(libc::ESTALE)) if self.makes(parent, name).await => Ok(LATER),
+            found => found,
+        }
+    }
+
+    /// The same on a second walk.
+    async fn find_again(&self, cred: &Arc<Credential>, parent: Ino, name: &[u8]) -> Found {
+        let (vfs, tid) = (&self.vfs, self.tid);
+        let refused = self.reopens.open(tid);
+        let by_name = refused.filter(|open| vfs.is_found_at(open.ino, parent, name));
+        let flags = match by_name {
+            Some(open) => Some(open.flags),
+            None => self.intents.opens(tid, name).await,
+        };
+        let found = match flags {
+            Some(flags) => vfs.lookup_to_open(cred, parent, name, flags, tid).await,
+            None => vfs.lookup_asked(cred, parent, name).await,
+        };
+        let ino = match &found {
+            Ok(Lookup::Found(entry)) => Some(entry.ino),
+            _ => None,
+        };
+        self.reopens.found(tid, ino);
+        found
+    }
+
+    /// Because it is about to make it in this directory.
+    async fn makes(&self, parent: Ino, name: &[u8]) -> bool {
+        let making = self.intents.makes(self.tid, name).await;
+        making.is_some_and(|making| self.is_of(making, parent))
+    }
+
+    /// Because it is about to replace it in this directory.
+    async fn replaces(&self, parent: Ino, name: &[u8]) -> bool {
+        let making = self.intents.replaces(self.tid, name).await;
+        making.is_some_and(|making| self.is_of(making, parent))
+    }
+
+    fn is_of(&self, making: Making, parent: Ino) -> bool {
+        let above = making.above;
+        above.is_none_or(|above| self.vfs.is_named(parent, &above))
+    }
+}

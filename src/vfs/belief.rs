@@ -1,0 +1,128 @@
+//! Which names the kernel believes, and until when.
+//!
+//! The kernel looks a name up again although what it was told of it is still good for
+//! one of three reasons only: the name is about to be made by a call that must fail if
+//! it is there (LOOKUP_EXCL: mkdir, mknod, symlink, link, O_EXCL), it is about to be
+//! replaced (LOOKUP_RENAME_TARGET), or a walk has ended with ESTALE and is made anew
+//! (LOOKUP_REVAL). Each means: ask the server. FUSE does not say which it is, or
+//! that it is one of them; but what the kernel was told, this side knows.
+//!
+//! Of each inode one name is kept so, the one that the kernel was told of last: names of
+//! files with several are told to be asked for each time. It is looked for where
+//! the name leads by what is known here; where nothing is, the server is asked anyway.
+//!
+//! What is not believed any more: what this side has told the kernel to forget
+//! ([`KernelCache::inval_entry`](super::types::KernelCache)), what it has removed or
+//! moved at the kernel's own request, and names of inodes that the kernel has given back
+//! (FORGET comes with the end of the last name). Should the kernel forget in another way, the
+//! next lookup costs a round trip that it need not; nothing worse.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::Vfs;
+use super::types::Ino;
+
+/// What time is counted in here.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The longest that is counted: half of what 32 bits hold is 248 days.
+const LONGEST: u32 = 100 * 24 * 3600 * 100;
+
+/// A name of an inode, and until when the kernel believes it: 32 bits of the name's hash, and
+/// ticks since the mount began. Zero: none.
+#[derive(Debug, Default)]
+pub(super) struct Belief(AtomicU64);
+
+impl Belief {
+    /// Other names are taken for this one once in 2^32 times: that costs a round trip.
+    fn tag(dir: Ino, name: &[u8]) -> u64 {
+        static HASHER: OnceLock<RandomState> = OnceLock::new();
+        HASHER.get_or_init(RandomState::new).hash_one((dir, name)) >> 32 << 32
+    }
+
+    fn set(&self, tag: u64, now: u32, ttl: Duration) {
+        let ticks = u32::try_from(ttl.as_millis().div_ceil(TICK.as_millis())).unwrap_or(LONGEST);
+        // The kernel counts from when it has read the answer, in jiffies (a tick at the
+        // most), rounded up.
+        let until = now.wrapping_add(ticks.min(LONGEST) + 1);
+        let belief = if ttl.is_zero() {
+            0
+        } else {
+            tag | u64::from(until)
+        };
+        self.0.store(belief, Ordering::Relaxed);
+    }
+
+    fn holds(&self, tag: u64, now: u32) -> bool {
+        let belief = self.0.load(Ordering::Relaxed);
+        let (of, until) = (belief >> 32 << 32, belief as u32);
+        belief != 0 && of == tag && (until.wrapping_sub(now) as i32) > 0
+    }
+}
+
+impl Vfs {
+    fn ticks(&self) -> u32 {
+        // Wraps after 497 days, see `LONGEST`.
+        (self.began.elapsed().as_millis() / TICK.as_millis()) as u32
+    }
+
+    /// The kernel is about to be told that this name leads to `ino`, for so long.
+    pub fn tells(&self, parent: Ino, name: &[u8], ino: Ino, ttl: Duration) {
+        if let Some(inode) = self.inodes.get(ino) {
+            inode
+                .belief
+                .set(Belief::tag(parent, name), self.ticks(), ttl);
+        }
+    }
+
+    /// The kernel believes the name: should it ask for it, it wants to know of the server.
+    pub fn is_believed(&self, parent: Ino, name: &[u8]) -> bool {
+        let dir = self.inodes.get(parent);
+        let Some(inode) = dir.and_then(|dir| self.remembered_inode(&dir, name)) else {
+            return false;
+        };
+        inode.belief.holds(Belief::tag(parent, name), self.ticks())
+            && (self.inodes.get(inode.ino)).is_some_and(|held| Arc::ptr_eq(&held, &inode))
+    }
+
+    /// Has the kernel forget a name.
+    pub(super) fn forget_entry(&self, parent: Ino, name: &[u8]) {
+        let Some(kernel) = self.kernel.get() else {
+            return;
+        };
+        let dir = self.inodes.get(parent);
+        if let Some(inode) = dir.and_then(|dir| self.remembered_inode(&dir, name)) {
+            inode.belief.set(0, 0, Duration::ZERO);
+        }
+        kernel.inval_entry(parent, name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_believed_for_its_time_and_no_other_is() {
+        let (a, b) = (Belief::tag(1, b"a"), Belief::tag(1, b"b"));
+        let belief = Belief::default();
+        assert!(
+            !belief.holds(0, 0) && !belief.holds(a, 0),
+            "nothing was told"
+        );
+        // At the turn of the count, too.
+        for now in [0, 5, u32::MAX - 50] {
+            belief.set(a, now, Duration::from_secs(1));
+            assert!(belief.holds(a, now) && belief.holds(a, now.wrapping_add(100)));
+            assert!(!belief.holds(a, now.wrapping_add(101)), "its time is over");
+            assert!(!belief.holds(b, now) && !belief.holds(Belief::tag(2, b"a"), now));
+        }
+        belief.set(a, 0, Duration::MAX);
+        assert!(belief.holds(a, LONGEST));
+        belief.set(a, 0, Duration::ZERO);
+        assert!(!belief.holds(a, 0), "told not to believe it");
+    }
+}

@@ -1,0 +1,85 @@
+//! A file that is open here loses a name: what was open stays readable, whatever another
+//! host has done to its other names, and whatever becomes of the server.
+
+use std::time::Duration;
+
+use efs_fuse::vfs::types::ROOT_INO;
+
+use super::rig::{Mount, default_timeouts, join_all, millis, within};
+use crate::peer::proto::op;
+use crate::peer::{Peer, PeerConfig};
+
+/// "a" and "b" are one file, known to have two names, and open here.
+async fn two_names() -> (Mount, super::rig::Open) {
+    let peer = Peer::new(PeerConfig {
+        latency: Duration::from_millis(1),
+        ..PeerConfig::default()
+    });
+    peer.fs().write_file("/a", b"data").unwrap();
+    peer.fs().link("/a", "/b").unwrap();
+    let mount = Mount::of(&peer, "one", default_timeouts()).await;
+    let ino = mount.walk("/a").await.unwrap();
+    assert_eq!(mount.walk("/b").await.unwrap(), ino);
+    let open = mount.open(ino, libc::O_RDONLY).await.unwrap();
+    assert_eq!(mount.getattr(ino).await.unwrap().nlink, 2);
+    (mount, open)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_name_of_an_open_file_is_kept_although_it_was_not_known_to_be_the_last() {
+    for replaced in [false, true] {
+        let (mount, open) = two_names().await;
+        let fs = mount.peer.fs();
+        // Nobody tells this host.
+        fs.remove("/b").unwrap();
+        if replaced {
+            fs.write_file("/new", b"new").unwrap();
+            mount.walk("/new").await.unwrap();
+            let moved = mount.rename((ROOT_INO, "new"), (ROOT_INO, "a"));
+            within(60, moved).await.unwrap();
+        } else {
+            mount.unlink(ROOT_INO, "a").await.unwrap();
+        }
+        mount.peer.crash_and_restart();
+        let read = within(300, mount.read(open, 0, 10)).await;
+        assert_eq!(read.unwrap(), b"data", "replaced: {replaced}");
+        mount.close(open).await.unwrap();
+        millis(200).await;
+        let left: &[&str] = if replaced { &["a"] } else { &[] };
+        assert_eq!(fs.list("/").unwrap(), left);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_an_open_file_with_several_names_one_is_hidden_and_the_rest_are_removed() {
+    let (mount, open) = two_names().await;
+    mount.peer.clear_log();
+    // At once: one of them hides, and the other waits for it.
+    let both = ["a", "b"].map(|name| mount.unlink(ROOT_INO, name));
+    for removed in join_all(both.into_iter()).await {
+        removed.unwrap();
+    }
+    assert_eq!(mount.peer.count_op(op::RENAME), 1);
+    assert_eq!(mount.peer.count_op(op::REMOVE), 1);
+    let ino = open.ino;
+    assert_eq!(mount.getattr(ino).await.unwrap().nlink, 0);
+    assert_eq!(mount.read(open, 0, 10).await.unwrap(), b"data");
+    mount.close(open).await.unwrap();
+    millis(200).await;
+    let left = mount.peer.fs().list("/").unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_hidden_is_not_counted_and_another_that_stays_is() {
+    let (mount, open) = two_names().await;
+    mount.unlink(ROOT_INO, "a").await.unwrap();
+    assert_eq!(mount.getattr(open.ino).await.unwrap().nlink, 1);
+    mount.close(open).await.unwrap();
+    millis(200).await;
+    assert_eq!(mount.peer.fs().list("/").unwrap(), ["b"]);
+    let ino = mount.walk("/b").await.unwrap();
+    mount.peer.fs().write_file("/other", b"").unwrap();
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(mount.getattr(ino).await.unwrap().nlink, 1);
+}
