@@ -18,7 +18,7 @@
 //! else's change may hide between them. Within such a pair values are taken to
 //! grow (as ctime and counters do), and a chain that has one in it is believed
 //! for a limited time after it only, so that a hidden change is found when the
-//! cache times are over at the latest.
+//! cache times are over at the latest. Who opens the directory is listed it anew.
 
 use std::time::Duration;
 
@@ -151,6 +151,11 @@ impl Chain {
             until = until.min(loose + longest);
         }
         until.saturating_duration_since(now)
+    }
+
+    /// The chain has no pair in it that is not atomic: nobody else's change hides in it.
+    pub fn is_sure(&self) -> bool {
+        self.span.is_some() && self.loose.is_none()
     }
 
     /// The chain has a pair in it that is not atomic, for longer than that.

@@ -206,7 +206,7 @@ impl Vfs {
         dir: &Arc<Inode>,
         by: u32,
     ) -> Result<Option<(Listed, u64)>, Errno> {
-        if !dir.names().lock().is_complete_for(cred) {
+        if !dir.names().lock().are_sure_for(cred) {
             self.visits(dir, Instant::now());
             return Ok(None);
         }

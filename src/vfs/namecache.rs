@@ -164,6 +164,12 @@ impl Names {
         self.complete.as_ref().is_some_and(|by| **by == *cred)
     }
 
+    /// The same, and no change of another host can hide behind one of ours: a
+    /// confirmation of the directory confirms its names.
+    pub fn are_sure_for(&self, cred: &Credential) -> bool {
+        self.chain.is_sure() && self.is_complete_for(cred)
+    }
+
     /// The names that lead somewhere, in the order of the listing, and after
     /// how many edits that is.
     pub fn listing(&self) -> (Listed, u64) {

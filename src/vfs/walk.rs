@@ -356,7 +356,7 @@ impl Vfs {
             .into_iter()
             .filter_map(|other| {
                 let names = other.names().lock();
-                let asks = names.is_complete_for(cred) && !names.is_expected(now, EXPECTED / 2);
+                let asks = names.are_sure_for(cred) && !names.is_expected(now, EXPECTED / 2);
                 let confirmed = names.chain.confirmed();
                 drop(names);
                 asks.then_some((confirmed, other))

@@ -171,10 +171,12 @@ async fn a_foreign_change_while_ours_are_under_way_is_not_taken_for_ours() {
 
 /// A server without atomic change_info4 lets a foreign change slip between the
 /// attributes before ours and ours itself: nothing shows it.
-#[tokio::test(start_paused = true)]
-async fn a_foreign_name_hidden_in_our_own_change_is_missing_for_the_cache_time_at_most() {
+async fn with_a_name_hidden_in_our_own_change(asked: bool) -> (Mount, Ino) {
     let mount = mount(PeerConfig::default()).await;
     let dir = mount.mkdir(ROOT_INO, "dir").await.unwrap();
+    if asked {
+        assert!(!is_there(&mount, dir, "theirs").await);
+    }
     let (peer, mut done) = (Arc::clone(&mount.peer), false);
     mount.peer.on_op(move |event| {
         if event.op == op::CREATE && !std::mem::replace(&mut done, true) {
@@ -183,6 +185,23 @@ async fn a_foreign_name_hidden_in_our_own_change_is_missing_for_the_cache_time_a
         Action::Pass
     });
     mount.mkdir(dir, "mine").await.unwrap();
+    (mount, dir)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_name_hidden_in_our_own_change_is_listed_and_found_if_it_was_never_asked_for() {
+    let (mount, dir) = with_a_name_hidden_in_our_own_change(false).await;
+    let mut listed = mount.list(dir, true).await.unwrap();
+    listed.sort();
+    assert_eq!(listed, ["mine", "theirs"]);
+    let (mount, dir) = with_a_name_hidden_in_our_own_change(false).await;
+    assert!(is_there(&mount, dir, "theirs").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_name_hidden_in_our_own_change_is_missing_for_the_cache_time_at_most() {
+    let (mount, dir) = with_a_name_hidden_in_our_own_change(true).await;
+    assert!(!is_there(&mount, dir, "theirs").await, "it was asked for");
     // We go on, and each change of ours confirms what we know.
     for second in 0..61 {
         seconds(1).await;
