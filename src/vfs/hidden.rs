@@ -36,9 +36,12 @@ use crate::rpc::caller;
 /// are closed.
 const LOOKS: usize = 4;
 
-/// The hidden names that there are, or may be: by directory, with their files.
+/// Hidden names of a directory, with their files.
+type Files = HashMap<Box<[u8]>, Arc<Inode>>;
+
+/// The hidden names that there are, or may be: by directory.
 #[derive(Debug, Default)]
-pub(super) struct Ours(Mutex<HashMap<Ino, HashMap<Box<[u8]>, Arc<Inode>>>>);
+pub(super) struct Ours(Mutex<HashMap<Ino, Files>>);
 
 impl Ours {
     /// A name is about to be made.
