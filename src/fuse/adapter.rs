@@ -207,6 +207,38 @@ impl Adapter {
         let (vfs, name) = (self.vfs(), Box::<[u8]>::from(name));
         move |ino, ttl| vfs.tells(parent, &name, ino, ttl)
     }
+
+    /// A lookup of what a handle names, or of the directory above it. The kernel keeps no
+    /// name of it.
+    fn by_number(
+        &self,
+        call: Call,
+        ino: types::Ino,
+        above: bool,
+        cred: Arc<Credential>,
+        reply: ReplyEntry,
+    ) {
+        let vfs = self.vfs();
+        let work = async move {
+            match above {
+                true => vfs.lookup_parent(&cred, ino).await,
+                false => vfs.lookup_itself(&cred, ino).await,
+            }
+        };
+        let undo = self.forgets();
+        self.dispatch.run(call, reply, work, answer::lookup, undo);
+    }
+
+    /// Gives back what was looked up for nobody.
+    fn forgets(&self) -> impl FnOnce(Lookup) -> std::future::Ready<()> + Send + 'static {
+        let vfs = self.vfs();
+        move |found| {
+            if let Lookup::Found(entry) = found {
+                vfs.forget(entry.ino, 1);
+            }
+            keep(())
+        }
+    }
 }
 
 impl Filesystem for Adapter {
@@ -222,6 +254,9 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = Call::new(FuseOp::Lookup, req, parent.0);
         let cred = self.who(req);
+        if matches!(name.as_bytes(), b"." | b"..") {
+            return self.by_number(call, parent.0, name == "..", cred, reply);
+        }
         let believed = self.vfs.is_believed(parent.0, name.as_bytes());
         let tell = self.tell(parent.0, name.as_bytes());
         let answer = move |reply, found: Lookup| {
@@ -247,13 +282,7 @@ impl Filesystem for Adapter {
         }
         let name = owned(name);
         let work = async move { asker.find(&cred, parent.0, &name, believed).await };
-        let vfs = self.vfs();
-        let undo = move |found| {
-            if let Lookup::Found(entry) = found {
-                vfs.forget(entry.ino, 1);
-            }
-            keep(())
-        };
+        let undo = self.forgets();
         self.dispatch.run(call, reply, work, answer, undo);
     }
 
@@ -273,12 +302,23 @@ impl Filesystem for Adapter {
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let call = Call::new(FuseOp::GetAttr, req, ino.0);
         let fh = fh.map(|fh| fh.0);
-        if let Some((stat, ttl)) = attempt(|| self.vfs.getattr_cached(ino.0, fh)) {
+        let cached = attempt(|| self.vfs.getattr_cached(ino.0, fh));
+        // What the kernel may believe it asks for again if the server is to be asked, but
+        // also after a read or a change: who asks tells. With a handle it is the kernel
+        // itself; what may not be believed nobody but this host knows yet.
+        let forced = fh.is_none() && cached.as_ref().is_some_and(|(_, ttl)| !ttl.is_zero());
+        if let Some((stat, ttl)) = cached.filter(|_| !forced) {
             reply.attr(&ttl, &convert::attr_of_node(&stat));
             return self.dispatch.answered(&call, true);
         }
         let (vfs, cred) = (self.vfs(), self.who(req));
-        let work = async move { vfs.getattr(&cred, ino.0, fh).await };
+        let intents = Arc::clone(&self.intents);
+        let work = async move {
+            if forced && intents.forces(call.tid).await {
+                return vfs.getattr_asked(&cred, ino.0).await;
+            }
+            vfs.getattr(&cred, ino.0, fh).await
+        };
         let work = self.on_the_way(call.tid, work);
         self.dispatch.run(call, reply, work, answer::attr, keep);
     }

@@ -1,5 +1,5 @@
 //! What the caller of a LOOKUP is about to do: make a name, be refused because it is there,
-//! or find out whether it is.
+//! or find out whether it is; and whether the caller of a GETATTR wants to hear the server.
 //!
 //! Before it makes a name (open with O_CREAT, mkdir, mknod, symlink, link, rename) the kernel
 //! asks whether the name is free. The server decides that in the very next request,
@@ -19,6 +19,12 @@
 //!   through the same name in another directory.
 //! - The call is a native one of this machine; of io_uring, openat2(2) (its flags lie
 //!   behind a pointer) and others nothing is said.
+//!
+//! statx(2) with AT_STATX_FORCE_SYNC wants attributes of the server. FUSE does not hand that
+//! on, and the kernel asks for what it believes after every read and change as well; the
+//! flag is in a register. A caller whose call cannot be told (io_uring) is taken for one
+//! that wants it; of one that may not be looked at nothing is known, and the cache
+//! answers.
 //!
 //! It may be wrong for who changes the path's bytes while the call is under way: for that
 //! program alone.
@@ -200,6 +206,27 @@ impl Syscall {
         let other = libc::O_PATH | libc::O_DIRECTORY | libc::O_EXCL;
         (flags & other == 0).then_some((path, flags))
     }
+}
+
+/// Whether a caller wants attributes that the server has now. `text` is its
+/// `/proc/TID/syscall`.
+fn forces(text: &str) -> bool {
+    /// statx(2) of a program of 32 bits.
+    #[cfg(target_arch = "x86_64")]
+    const NARROW: i64 = 383;
+    #[cfg(not(target_arch = "x86_64"))]
+    const NARROW: i64 = 397;
+    let Some(call) = Syscall::parse(text) else {
+        return true;
+    };
+    let statx = match call.stack {
+        // A thread of the kernel's, at work for a program.
+        0 => return true,
+        stack if stack <= u32::MAX.into() => call.number == NARROW,
+        _ => call.number == libc::SYS_statx,
+    };
+    let sync = call.args[2] as libc::c_int & libc::AT_STATX_SYNC_TYPE;
+    statx && sync == libc::AT_STATX_FORCE_SYNC || call.number == libc::SYS_io_uring_enter
 }
 
 /// Whether the path makes `name`, and below what.
@@ -384,6 +411,21 @@ impl Intents {
         looked.await.is_ok_and(|refuses| refuses.is_some())
     }
 
+    /// Whether thread `tid` asks for attributes as the server has them now. Waits for its
+    /// place: the answer may not be guessed.
+    pub(super) async fn forces(&self, tid: u32) -> bool {
+        if tid == 0 {
+            return false;
+        }
+        let Ok(_place) = self.0.acquire().await else {
+            return false;
+        };
+        let looked = tokio::task::spawn_blocking(move || {
+            privilege::raised(|| line_of(tid)).is_some_and(|text| forces(&text))
+        });
+        looked.await.unwrap_or(false)
+    }
+
     async fn look<T: Send + 'static>(
         &self,
         tid: u32,
@@ -458,6 +500,24 @@ mod tests {
             ..call(libc::SYS_openat, create)
         };
         assert_eq!(narrow.paths(), None, "of 32 bits");
+    }
+
+    #[test]
+    fn statx_says_whether_the_server_is_to_be_asked() {
+        let call = |number: i64, flags: i32, stack: u64| {
+            forces(&format!(
+                "{number} 0x5 0x7f00 {flags:#x} 0x7ff 0x0 0x0 {stack:#x} 0x1"
+            ))
+        };
+        let (force, wide) = (libc::AT_STATX_FORCE_SYNC, 0x7fff_ffff_0000);
+        assert!(call(libc::SYS_statx, force | libc::AT_EMPTY_PATH, wide));
+        assert!(!call(libc::SYS_statx, 0, wide));
+        assert!(!call(libc::SYS_statx, libc::AT_STATX_DONT_SYNC, wide));
+        assert!(!call(libc::SYS_newfstatat, force, wide));
+        assert!(!call(libc::SYS_statx, force, 0xffff_0000), "another call");
+        assert!(call(libc::SYS_io_uring_enter, 0, wide));
+        assert!(call(0, 0, 0), "a worker of io_uring");
+        assert!(forces("running\n"));
     }
 
     #[test]

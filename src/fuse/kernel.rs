@@ -52,6 +52,8 @@ impl KernelOptions {
             // Pages are dropped when we say so, not when a size changes.
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // name_to_handle_at(2), and exporting the mount again: lookups of "." and "..".
+            InitFlags::FUSE_EXPORT_SUPPORT,
             // A file that must bypass the page cache can still be mapped.
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];

@@ -80,6 +80,8 @@ pub struct AttrState {
     expired: bool,
     /// Its last name is a hidden one, not to be counted.
     hidden: bool,
+    /// Whether the object is there at all.
+    life: Life,
     /// Values of the change attribute that what is cached belongs to.
     explained: SmallVec<[u64; 2]>,
 }
@@ -99,6 +101,17 @@ impl From<Millis> for Duration {
     fn from(time: Millis) -> Self {
         Self::from_millis(time.0.into())
     }
+}
+
+/// Whether an object is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// As far as the server has told.
+    Sure,
+    /// This host may have removed it.
+    Unsure,
+    /// This host has removed it, and the server does not know it any more.
+    Over,
 }
 
 /// What taking in a reply came to.
@@ -129,6 +142,7 @@ impl AttrState {
             timeout: Millis::from(min),
             expired: false,
             hidden: false,
+            life: Life::Sure,
             explained: SmallVec::from_elem(attrs.change, 1),
         }
     }
@@ -172,6 +186,9 @@ impl AttrState {
 
     /// How long the attributes may still be believed; zero: ask again.
     pub fn ttl(&self, now: Instant) -> Duration {
+        if self.life == Life::Over {
+            return self.timeout();
+        }
         if self.expired {
             return Duration::ZERO;
         }
@@ -196,7 +213,7 @@ impl AttrState {
         now: Instant,
         timeouts: &Timeouts,
     ) -> Seen {
-        if sent < self.sent || sent < self.changed {
+        if sent < self.sent || sent < self.changed || self.is_over() {
             return Seen::Late;
         }
         if sent < self.taken && attrs.change != self.change {
@@ -335,6 +352,28 @@ impl AttrState {
         self.stat.nlink = self.stat.nlink.saturating_sub(1);
     }
 
+    /// We have removed a directory by a name that was known to lead here: most likely it was
+    /// this one.
+    pub fn may_be_over(&mut self) {
+        self.life = Life::Unsure;
+        self.expired = true;
+    }
+
+    /// The server does not know the object any more. True if that is by our own doing: then
+    /// what was known of it last, without a link, is shown to who has it open.
+    pub fn ends(&mut self) -> bool {
+        if self.life == Life::Unsure {
+            self.life = Life::Over;
+            self.stat.nlink = 0;
+        }
+        self.is_over()
+    }
+
+    /// See [`AttrState::ends`].
+    pub fn is_over(&self) -> bool {
+        self.life == Life::Over
+    }
+
     /// One of the object's names is hidden, and none for programs; or it is no more.
     pub fn hide_name(&mut self, hidden: bool) {
         self.hidden = hidden;
@@ -372,6 +411,7 @@ impl AttrState {
             self.stat.kind = kind;
         }
         self.change = attrs.change;
+        self.life = Life::Sure;
         self.sent = sent;
         self.taken = now;
         self.expired = false;

@@ -25,6 +25,8 @@
 //! (NFS4ERR_BAD_COOKIE, NFS4ERR_NOT_SAME). The listing then starts over at the
 //! server and skips the names that were given out already, known by a hash.
 //!
+//! Hidden names of this mount keep their positions and are not shown ([`hidden`](super::hidden)).
+//!
 //! One reader at a time: a permit is held while a page is fetched; the kernel
 //! takes turns too, but only for one descriptor.
 
@@ -291,6 +293,12 @@ impl Vfs {
         loop {
             let position = (at - DOTS) as usize;
             let item = handle.source.lock().item(position);
+            if let Ok(item) = &item
+                && self.is_out_of_sight(&handle.dir, item)
+            {
+                at += 1;
+                continue;
+            }
             let taken = match item {
                 Ok(Next::Known(name, inode)) => {
                     self.offer_known(&handle.dir, &name, &inode, at + 1, plus, sink)
@@ -312,6 +320,14 @@ impl Vfs {
             }
             given_any = true;
             at += 1;
+        }
+    }
+
+    fn is_out_of_sight(&self, dir: &Inode, item: &Next) -> bool {
+        match item {
+            Next::Known(name, _) => self.silly.ours.has(dir, name),
+            Next::Listed(item) => self.silly.ours.has(dir, &item.name),
+            Next::End => false,
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The number is the server's fileid, so that `st_ino` is the same on every
 //! host. The root is 1 for FUSE; a file that happens to have fileid 0 or 1, or
-//! that lies in another file system of the server, is mapped out of the way.
+//! that lies in another file system of the server, is mapped out of the way: a mount has
+//! one `st_dev`, so that programs would take two objects of one number for one.
 //!
 //! The table owns an inode as long as the kernel holds lookups of it, which
 //! FORGET gives back; directories' names and open handles may hold it longer.
@@ -18,7 +19,7 @@
 //! two inodes' at once, never across an await.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -41,8 +42,8 @@ use crate::nfs::proto::types::FileHandle;
 pub struct Inode {
     /// Its number for the kernel.
     pub ino: Ino,
-    /// Tells apart objects that had the number one after the other. No two
-    /// inodes of a table have the same.
+    /// Tells apart objects that had the number one after the other: made from the handle,
+    /// so that a handle of the kernel's means the same object after it was forgotten.
     pub generation: u64,
     /// Its name for the server.
     pub handle: FileHandle,
@@ -159,7 +160,6 @@ pub struct InodeTable {
     /// Entries of `elsewhere`, changed with the shard of the file's own number
     /// locked.
     elsewhere_count: AtomicUsize,
-    made: AtomicU64,
     root: Arc<Inode>,
     root_fsid: (u64, u64),
     root_fileid: u64,
@@ -169,13 +169,20 @@ pub struct InodeTable {
 impl InodeTable {
     /// A table with the root in it, which is never forgotten.
     pub fn new(handle: FileHandle, attrs: &Attributes, sent: Instant, timeouts: Timeouts) -> Self {
+        // readdir(3) leaves out what has no number (the pseudo file systems of some
+        // servers), and no other object is shown as 1.
+        let shown = if attrs.fileid == 0 {
+            ROOT_INO
+        } else {
+            attrs.fileid
+        };
         let root = Arc::new(Inode {
             ino: ROOT_INO,
-            // Others count from 0.
-            generation: u64::MAX,
+            // The kernel's own number for it.
+            generation: 0,
             handle,
             kind: kind_of(attrs.kind),
-            attr: Mutex::new(AttrState::new(attrs.fileid, attrs, sent, &timeouts)),
+            attr: Mutex::new(AttrState::new(shown, attrs, sent, &timeouts)),
             file: OnceLock::new(),
             names: OnceLock::new(),
             link: OnceLock::new(),
@@ -189,7 +196,6 @@ impl InodeTable {
             told: Told::default(),
             elsewhere: Mutex::default(),
             elsewhere_count: AtomicUsize::new(0),
-            made: AtomicU64::new(0),
             root,
             root_fsid: attrs.fsid,
             root_fileid: attrs.fileid,
@@ -321,7 +327,7 @@ impl InodeTable {
     ) -> Arc<Inode> {
         Arc::new(Inode {
             ino,
-            generation: self.made.fetch_add(1, Ordering::Relaxed),
+            generation: generation_of(handle),
             handle: handle.clone(),
             kind: kind_of(attrs.kind),
             attr: Mutex::new(AttrState::new(shown, attrs, sent, &self.timeouts)),
@@ -455,6 +461,18 @@ impl Known {
     }
 }
 
+/// FNV-1a of an object's handle, finished so that the lower 32 bits, which are all that
+/// the kernel keeps, are as good as all.
+fn generation_of(handle: &FileHandle) -> u64 {
+    let hash = handle
+        .as_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3_u64)
+        });
+    (hash ^ hash >> 32).max(1)
+}
+
 /// Numbers for a file whose own is taken, spread over a range that fileids
 /// hardly reach.
 fn out_of_the_way(ino: Ino, way: u64) -> Ino {
@@ -552,6 +570,7 @@ mod tests {
         assert!(table.is_empty() && table.elsewhere.lock().is_empty());
         let (later, _) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
         assert_eq!(later.ino, 5);
-        assert!(later.generation > new.generation);
+        assert_eq!(later.generation, new.generation);
+        assert_ne!(later.generation, old.generation);
     }
 }

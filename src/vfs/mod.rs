@@ -6,7 +6,8 @@
 //! | operation | file |
 //! |---|---|
 //! | lookup, forget, mknod, mkdir, symlink, link | [`name`] |
-//! | unlink, rmdir, rename | [`unlink`] |
+//! | lookup of what a handle names | `export` |
+//! | unlink, rmdir, rename | [`unlink`], `hidden` |
 //! | getattr, setattr, readlink, statfs | [`object`], [`together`] |
 //! | access | [`access`] |
 //! | open, create, flush, fsync, release | [`open`] |
@@ -40,7 +41,9 @@ pub mod chain;
 pub mod dir;
 pub mod errseq;
 mod evict;
+mod export;
 mod flight;
+mod hidden;
 pub mod inode;
 mod kept;
 pub mod lock;

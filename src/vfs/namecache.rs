@@ -193,6 +193,14 @@ impl Names {
             })
     }
 
+    /// The inode with this number, if one of the names leads to it.
+    fn target(&self, ino: Ino) -> Option<Arc<Inode>> {
+        self.map.values().find_map(|target| match target {
+            Target::Inode(inode) if inode.ino == ino => Some(Arc::clone(inode)),
+            _ => None,
+        })
+    }
+
     /// The directory was listed whole by requests the last of which was sent
     /// at `sent`, and has not moved meanwhile.
     pub fn complete(&mut self, names: Listed, by: &Arc<Credential>, sent: Instant) {
@@ -523,6 +531,14 @@ impl NameCache {
     /// An inode of a directory that has names here.
     pub fn dir(&self, ino: Ino) -> Option<Arc<Inode>> {
         self.dirs.get(&ino)
+    }
+
+    /// An inode that a name here leads to, or that has names here. Looks at all of them.
+    pub fn find(&self, ino: Ino) -> Option<Arc<Inode>> {
+        self.dir(ino).or_else(|| {
+            let mut dirs = self.dirs.iter();
+            dirs.find_map(|(_, dir)| dir.names().lock().target(ino))
+        })
     }
 
     /// The directory is gone.

@@ -22,9 +22,10 @@ const SPACE_TTL: Duration = Duration::from_secs(1);
 /// What EFS and others without limits say: unlimited, in the field's size.
 const BLOCK: u64 = 1 << 20;
 
-/// The last answer to statfs.
+/// The last answer to statfs, and of which object (its generation): another one may lie
+/// in another file system of the server, or under another quota.
 #[derive(Debug, Default)]
-pub struct SpaceCache(Mutex<Option<(Instant, StatFs)>>);
+pub struct SpaceCache(Mutex<Option<(u64, Instant, StatFs)>>);
 
 impl Vfs {
     /// Something is on its way that changes the attributes.
@@ -90,7 +91,39 @@ impl Vfs {
                 return Ok((attr.stat().clone(), ttl));
             }
         }
-        self.refresh(cred, &inode).await?;
+        match self.refresh(cred, &inode).await {
+            Ok(()) => {}
+            Err(errno) => Self::is_gone_by_us(&inode, errno)?,
+        }
+        Ok(Self::known_stat(&inode))
+    }
+
+    /// What fstat(2) of a directory comes to that the server does not know any more: no
+    /// error if this host has removed it.
+    fn is_gone_by_us(inode: &Inode, errno: Errno) -> Result<(), Errno> {
+        match errno.0 == libc::ESTALE && inode.attr.lock().ends() {
+            true => Ok(()),
+            false => Err(errno),
+        }
+    }
+
+    /// GETATTR, whatever is known: the caller wants what the server has now.
+    pub async fn getattr_asked(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+    ) -> Result<(Stat, Duration), Errno> {
+        let inode = self.inode(ino)?;
+        if !inode.attr.lock().is_over() {
+            self.send_changes(&inode).await;
+            self.settle(&inode, 0, u64::MAX).await;
+            let sent = Instant::now();
+            let attrs = self.client.get_attrs(cred, &inode.handle).await;
+            match attrs.map_err(|error| self.failed(&error, &inode)) {
+                Ok(attrs) => drop(self.learn(&inode, &attrs, sent)),
+                Err(errno) => Self::is_gone_by_us(&inode, errno)?,
+            }
+        }
         Ok(Self::known_stat(&inode))
     }
 
@@ -124,6 +157,7 @@ impl Vfs {
             return Ok((stat, Duration::ZERO));
         }
         self.send_changes(&inode).await;
+        let (set, rights) = Self::split_off_rights(&inode, cred, set);
         let new = new_attributes(&set);
         let (mut open, mut joined) = (None, None);
         if set.size.is_some() {
@@ -166,6 +200,10 @@ impl Vfs {
         if set.size.is_some() {
             self.was_cut(&inode, moved.after.as_ref());
         }
+        if let Some(rights) = rights {
+            let mode = moved.after.as_ref().map(|after| after.mode);
+            self.lose_rights(&inode, mode, rights).await?;
+        }
         if moved.after.is_none() {
             return self.getattr(cred, ino, fh).await;
         }
@@ -192,7 +230,6 @@ impl Vfs {
         cred: &Credential,
         set: &SetAttr,
     ) -> Option<Arc<Credential>> {
-        const PRIVILEGES: u32 = libc::S_ISUID | libc::S_ISGID;
         let only_mode = set.uid.is_none()
             && set.gid.is_none()
             && set.size.is_none()
@@ -201,18 +238,59 @@ impl Vfs {
         let mode = set.mode.filter(|_| only_mode)? & 0o7777;
         let attr = inode.attr.lock();
         let stat = attr.stat();
-        let before = u32::from(stat.perm);
-        let loses_only = mode != before
-            && before & !PRIVILEGES == mode & !PRIVILEGES
-            && mode & PRIVILEGES & !before == 0;
+        let loses_only = loses_only_rights(stat.perm.into(), mode);
         if !loses_only || cred.uid == 0 || cred.uid == stat.uid {
             return None;
         }
-        Some(Arc::new(Credential {
-            uid: stat.uid,
-            gid: stat.gid,
-            gids: Vec::new(),
-        }))
+        Some(owner_of(stat))
+    }
+
+    /// What the kernel takes from a file whose size is set (truncate(2), O_TRUNC), from
+    /// the size: who may write a file may cut it, but may not set its mode. The server
+    /// takes these rights itself, as it would after the kernel's NFS client, which leaves
+    /// the mode out, too; else see [`Self::lose_rights`].
+    fn split_off_rights(inode: &Inode, cred: &Credential, set: SetAttr) -> (SetAttr, Option<u32>) {
+        let attr = inode.attr.lock();
+        let stat = attr.stat();
+        let may = cred.uid == 0 || cred.uid == stat.uid;
+        let mode = set.mode.map(|mode| mode & 0o7777);
+        match mode.filter(|_| !may && set.size.is_some()) {
+            Some(mode) if loses_only_rights(stat.perm.into(), mode) => {
+                let lost = u32::from(stat.perm) & !mode;
+                (SetAttr { mode: None, ..set }, Some(lost))
+            }
+            _ => (set, None),
+        }
+    }
+
+    /// The file was cut, after which the server shows this mode: of these rights none
+    /// is left in it. As the owner, see [`Self::drops_privileges`].
+    async fn lose_rights(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        mode: Option<u32>,
+        rights: u32,
+    ) -> Result<(), Errno> {
+        let (owner, known) = {
+            let attr = inode.attr.lock();
+            (owner_of(attr.stat()), attr.stat().perm.into())
+        };
+        let mode = mode.unwrap_or(known) & 0o7777;
+        if mode & rights == 0 {
+            return Ok(());
+        }
+        let new = new_attributes(&SetAttr {
+            mode: Some(mode & !rights),
+            ..SetAttr::default()
+        });
+        let sent = Instant::now();
+        let moved = self
+            .client
+            .set_attrs(&owner, &inode.handle, None, &new)
+            .await
+            .map_err(|error| self.failed(&error, inode))?;
+        self.moved(inode, &moved, sent);
+        Ok(())
     }
 
     /// Somebody without CAP_FSETID writes past the page cache: the set-id rights that the
@@ -280,22 +358,25 @@ impl Vfs {
         self.read_links(cred, &inode).await
     }
 
-    /// The space of the file system: one round trip a second at most.
+    /// The space of the file system that the object lies in: one round trip a second at
+    /// most, for who asks about one object.
     pub async fn statfs(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
-        _ino: Ino,
+        ino: Ino,
     ) -> Result<StatFs, Errno> {
-        if let Some((at, space)) = &*self.space.0.lock()
+        let inode = self.inode(ino)?;
+        if let Some((of, at, space)) = &*self.space.0.lock()
+            && *of == inode.generation
             && at.elapsed() < SPACE_TTL
         {
             return Ok(*space);
         }
         let fs = self
             .client
-            .space(cred)
+            .space(cred, &inode.handle)
             .await
-            .map_err(|error| self.failed(&error, self.inodes.root()))?;
+            .map_err(|error| self.failed(&error, &inode))?;
         let space = StatFs {
             blocks: fs.space_total / BLOCK,
             bfree: fs.space_free / BLOCK,
@@ -305,9 +386,24 @@ impl Vfs {
             bsize: BLOCK as u32,
             namelen: NAME_MAX as u32,
         };
-        *self.space.0.lock() = Some((Instant::now(), space));
+        *self.space.0.lock() = Some((inode.generation, Instant::now(), space));
         Ok(space)
     }
+}
+
+const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+
+/// The second mode is the first without some set-id rights.
+fn loses_only_rights(before: u32, mode: u32) -> bool {
+    mode != before && before & !SET_ID == mode & !SET_ID && mode & SET_ID & !before == 0
+}
+
+fn owner_of(stat: &Stat) -> Arc<Credential> {
+    Arc::new(Credential {
+        uid: stat.uid,
+        gid: stat.gid,
+        gids: Vec::new(),
+    })
 }
 
 /// A mode without what a write takes from it: the right of setuid, and that of setgid

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::hidden::Ours;
 use super::inode::Inode;
 use super::namecache::Target;
 use super::open::FileState;
@@ -31,11 +32,13 @@ use crate::rpc::caller;
 /// Where a removed file is kept while it is open.
 #[derive(Clone, Debug)]
 pub struct SillyName {
-    dir: Arc<Inode>,
-    name: Vec<u8>,
-    file: FileHandle,
-    /// In whose name it is removed: who removed it first.
-    cred: Arc<Credential>,
+    pub(super) dir: Arc<Inode>,
+    pub(super) name: Vec<u8>,
+    pub(super) file: FileHandle,
+    /// In whose name it is removed: who removed it first, or has moved it last.
+    pub(super) cred: Arc<Credential>,
+    /// Who removed it first, if another has moved it: of the two, each may lack a right.
+    pub(super) first: Option<Arc<Credential>>,
 }
 
 /// The files that are kept out of sight.
@@ -45,6 +48,8 @@ pub struct Silly {
     /// By directory: how many of its names are about to be removed.
     closing: Mutex<HashMap<Ino, usize>>,
     removed: Notify,
+    /// The names, as listings leave them out.
+    pub(super) ours: Ours,
 }
 
 impl Silly {
@@ -176,7 +181,7 @@ impl Vfs {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
         self.send_all_changes().await;
-        let victim = self.remembered_inode(&dir, name);
+        let mut victim = self.remembered_inode(&dir, name);
         let mut waited = false;
         loop {
             let changing = self.changing(&dir);
@@ -186,23 +191,25 @@ impl Vfs {
                 Ok(moved) => {
                     self.named(&dir, name, &moved, Target::Missing, sent);
                     if let Some(victim) = &victim {
-                        self.names.drop_dir(victim);
+                        self.lost_dir(victim);
                     }
                     return Ok(());
                 }
-                // The directory may hold nothing but a file that a process has
-                // just closed and whose hidden name is being removed.
+                // The directory may hold nothing but hidden names.
                 Err(error)
                     if !waited
                         && matches!(error.status(), Some(Status::NOTEMPTY | Status::EXIST)) =>
                 {
                     waited = true;
                     drop(changing);
-                    let pending = match &victim {
-                        Some(victim) => self.silly_removals_end(victim.ino).await,
+                    if victim.is_none() {
+                        victim = self.who_is(cred, &dir, name).await.ok().flatten();
+                    }
+                    let way = match &victim {
+                        Some(victim) => self.make_way(cred, &dir, victim).await,
                         None => false,
                     };
-                    if !pending {
+                    if !way {
                         if let Some(victim) = &victim {
                             self.doubt(victim);
                         }
@@ -270,16 +277,21 @@ impl Vfs {
             None => None,
         };
         let _changing_from = (!Arc::ptr_eq(&from, &to)).then(|| self.changing(&from));
-        let sent = Instant::now();
-        let renamed = self
-            .client
-            .rename(
-                cred,
-                (&from.handle, name),
-                (&to.handle, new_name),
-                replaced.map(|victim| &victim.handle),
-            )
-            .await;
+        let mut sent = Instant::now();
+        let rename = || {
+            let replaced = replaced.map(|victim| &victim.handle);
+            let (from, to) = ((&from.handle, name), (&to.handle, new_name));
+            self.client.rename(cred, from, to, replaced)
+        };
+        let mut renamed = rename().await;
+        if let (Err(error), Some(victim)) = (&renamed, replaced)
+            && victim.kind == FileKind::Directory
+            && matches!(error.status(), Some(Status::NOTEMPTY | Status::EXIST))
+            && self.make_way(cred, &to, victim).await
+        {
+            sent = Instant::now();
+            renamed = rename().await;
+        }
         let (left, entered) = match renamed {
             Ok(moved) => moved,
             Err(error) => {
@@ -349,7 +361,7 @@ impl Vfs {
             self.rename_target(&to, new_name, source.as_ref());
         }
         if let Some(victim) = victim.as_ref().filter(|v| v.kind == FileKind::Directory) {
-            self.names.drop_dir(victim);
+            self.lost_dir(victim);
         }
         if let Some(source) = source {
             source.found_at(&to, new_name);
@@ -427,8 +439,16 @@ impl Vfs {
         }
     }
 
+    /// A directory was removed or replaced whose name was known to lead here. Another host
+    /// may have moved this one away before, so whether it is gone the server is asked by who
+    /// wants to know.
+    fn lost_dir(&self, dir: &Arc<Inode>) {
+        self.names.drop_dir(dir);
+        dir.attr.lock().may_be_over();
+    }
+
     /// A RENAME onto the file has come to its end.
-    async fn replaced(self: &Arc<Self>, victim: &Arc<Inode>) {
+    pub(super) async fn replaced(self: &Arc<Self>, victim: &Arc<Inode>) {
         self.file_state(victim).inner.lock().replacing -= 1;
         self.remove_unneeded(victim).await;
     }
@@ -441,7 +461,7 @@ impl Vfs {
         }
     }
 
-    fn hidden_name(&self, victim: &Inode) -> String {
+    pub(super) fn hidden_name(&self, victim: &Inode) -> String {
         let number = self.silly.counter.fetch_add(1, Ordering::Relaxed);
         let process = std::process::id();
         format!(".nfs{:016x}{process:08x}{number:04x}", victim.ino)
@@ -469,12 +489,16 @@ impl Vfs {
     ) -> Result<Option<Hidden>, Errno> {
         loop {
             let hidden = self.hidden_name(victim);
+            self.silly.ours.add(dir, hidden.as_bytes(), victim);
             let _changing = self.changing(dir);
             let sent = Instant::now();
             let linked = self
                 .client
                 .link_hidden(cred, &victim.handle, &dir.handle, hidden.as_bytes())
                 .await;
+            if linked.is_err() {
+                self.silly.ours.remove(dir, hidden.as_bytes());
+            }
             let (own, moved) = match linked {
                 Ok(linked) => linked,
                 Err(NfsError::Status(_, Status::EXIST)) => continue,
@@ -496,6 +520,7 @@ impl Vfs {
                 name: hidden.into_bytes(),
                 file: victim.handle.clone(),
                 cred: Arc::clone(cred),
+                first: None,
             };
             self.file_state(victim).inner.lock().silly = Some(silly.clone());
             let beside = true;
@@ -524,6 +549,7 @@ impl Vfs {
                 Ok(_) => continue,
                 Err(error) => return Err(self.failed(&error, dir)),
             }
+            self.silly.ours.add(dir, hidden.as_bytes(), victim);
             let _changing = self.changing(dir);
             let sent = Instant::now();
             let moved = self
@@ -537,7 +563,10 @@ impl Vfs {
                 .await;
             let (_, moved) = match moved {
                 Ok(moved) => moved,
-                Err(error) => return Err(self.refused_in(cred, &error, dir, name).await),
+                Err(error) => {
+                    self.silly.ours.remove(dir, hidden.as_bytes());
+                    return Err(self.refused_in(cred, &error, dir, name).await);
+                }
             };
             self.named(dir, name, &moved, Target::Missing, sent);
             let target = Target::Inode(Arc::clone(victim));
@@ -547,6 +576,7 @@ impl Vfs {
                 name: hidden.into_bytes(),
                 file: victim.handle.clone(),
                 cred: Arc::clone(cred),
+                first: None,
             };
             self.file_state(victim).inner.lock().silly = Some(silly.clone());
             Self::is_hidden(victim);
@@ -585,6 +615,7 @@ impl Vfs {
                 String::from_utf8_lossy(&silly.name)
             );
         }
+        self.silly.ours.remove(&silly.dir, &silly.name);
         self.doubt(&silly.dir);
         let mut attr = victim.attr.lock();
         attr.hide_name(false);
@@ -594,29 +625,34 @@ impl Vfs {
     /// The file is closed: its hidden name goes.
     pub(super) async fn remove_silly(self: &Arc<Self>, inode: &Arc<Inode>, silly: SillyName) {
         let _closing = self.silly.closing(silly.dir.ino);
-        let SillyName {
-            dir,
-            name,
-            file,
-            cred,
-        } = silly;
-        let _changing = self.changing(&dir);
-        let sent = Instant::now();
-        // Some servers do not remove what is open: the CLOSE goes in front.
-        let removed = self
-            .client
-            .remove_closed(&cred, &dir.handle, &name, Some(&file));
-        match removed.await {
-            Ok(moved) => self.named(&dir, &name, &moved, Target::Missing, sent),
-            Err(NfsError::Status(_, Status::NOENT | Status::STALE)) => {}
-            Err(error) => {
-                tracing::warn!(
-                    "the hidden name {} stays: {error}",
-                    String::from_utf8_lossy(&name)
-                );
-                return;
+        let SillyName { dir, name, .. } = &silly;
+        let _changing = self.changing(dir);
+        for cred in silly.first.iter().chain([&silly.cred]) {
+            let sent = Instant::now();
+            // Some servers do not remove what is open: the CLOSE goes in front.
+            let removed = self
+                .client
+                .remove_closed(cred, &dir.handle, name, Some(&silly.file))
+                .await;
+            match removed {
+                Ok(moved) => {
+                    self.named(dir, name, &moved, Target::Missing, sent);
+                    break;
+                }
+                Err(NfsError::Status(_, Status::NOENT | Status::STALE)) => break,
+                Err(NfsError::Status(_, Status::ACCESS | Status::PERM))
+                    if !Arc::ptr_eq(cred, &silly.cred) => {}
+                Err(error) => {
+                    tracing::warn!(
+                        "the hidden name {} stays: {error}",
+                        String::from_utf8_lossy(name)
+                    );
+                    self.silly.ours.remove(dir, name);
+                    return;
+                }
             }
         }
+        self.silly.ours.remove(dir, name);
         // It may have other names.
         let mut attr = inode.attr.lock();
         attr.hide_name(false);
@@ -633,7 +669,7 @@ impl Vfs {
 
     /// Waits for the removals under way in a directory. False if there are
     /// none.
-    async fn silly_removals_end(&self, dir: Ino) -> bool {
+    pub(super) async fn silly_removals_end(&self, dir: Ino) -> bool {
         let mut any = false;
         loop {
             let removed = self.silly.removed.notified();

@@ -117,6 +117,25 @@ impl Client {
         }
     }
 
+    /// LOOKUPP: the directory that a directory lies in. NOENT for the server's root.
+    pub async fn lookup_parent(
+        self: &Arc<Self>,
+        cred: &Credential,
+        dir: &FileHandle,
+    ) -> Result<(FileHandle, Attributes), NfsError> {
+        let mut reply = self
+            .call(cred, Class::Metadata, |c| {
+                c.put(dir)
+                    .lookup_parent()
+                    .get_handle()
+                    .get_attrs(self.object());
+            })
+            .await?;
+        reply.ok(Op::PutFh)?;
+        reply.ok(Op::LookupP)?;
+        Ok((reply.handle()?, reply.attrs()?))
+    }
+
     /// CREATE: anything but a regular file.
     pub async fn make(
         self: &Arc<Self>,

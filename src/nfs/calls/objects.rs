@@ -148,12 +148,15 @@ impl Client {
         Ok((granted, reply.attrs().ok()))
     }
 
-    /// The space of the file system.
-    pub async fn space(self: &Arc<Self>, cred: &Credential) -> Result<Box<FsAttributes>, NfsError> {
+    /// The space of the file system that an object lies in.
+    pub async fn space(
+        self: &Arc<Self>,
+        cred: &Credential,
+        handle: &FileHandle,
+    ) -> Result<Box<FsAttributes>, NfsError> {
         let mut reply = self
             .call(cred, Class::Metadata, |c| {
-                c.put(&self.fs().root)
-                    .get_attrs(self.supported(attrs::SPACE));
+                c.put(handle).get_attrs(self.supported(attrs::SPACE));
             })
             .await?;
         Ok(reply.ok(Op::PutFh)?.attrs()?.fs.unwrap_or_default())

@@ -237,6 +237,12 @@ impl Compound {
         self
     }
 
+    /// LOOKUPP (§18.14).
+    pub fn lookup_parent(&mut self) -> &mut Self {
+        self.op(Op::LookupP);
+        self
+    }
+
     /// GETATTR (§18.7).
     pub fn get_attrs(&mut self, set: AttrSet) -> &mut Self {
         set.encode(self.op(Op::GetAttr));

@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, chown, lchown};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::fixtures::sys::{self, Identity, errno};
@@ -329,6 +330,40 @@ fn a_write_takes_set_id_rights_away_also_past_the_page_cache() {
         for (at, path) in [("here", path), ("server", world.behind(&name))] {
             let mode = fs::metadata(path).expect("stat").permissions().mode() & 0o7777;
             assert_eq!(mode, left, "{at}: {flags:#o}, uid {writer}: {mode:#o}");
+        }
+    }
+}
+
+#[test]
+fn who_may_write_a_set_id_file_may_cut_it_and_its_rights_are_gone() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    let by_path = |path: &Path| sys::truncate(path, 1);
+    let by_open = |path: &Path| {
+        OpenOptions::new().write(true).truncate(true).open(path)?;
+        Ok(())
+    };
+    let by_file = |path: &Path| OpenOptions::new().write(true).open(path)?.set_len(1);
+    type Cut<'a> = &'a (dyn Fn(&Path) -> std::io::Result<()> + Sync);
+    for (how, cut) in [
+        ("truncate", &by_path as Cut<'_>),
+        ("O_TRUNC", &by_open),
+        ("ftruncate", &by_file),
+    ] {
+        for (uid, left) in [(1002, 0o777), (1001, 0o777), (0, 0o6777)] {
+            let name = format!("{how}{uid}");
+            let path = world.path(&name);
+            fs::write(&path, b"content").expect("write");
+            chown(&path, Some(1001), Some(1001)).expect("chown");
+            sys::chmod(&path, 0o6777).expect("chmod");
+            let done = Identity::new(uid, uid, &[]).run(|| cut(&path));
+            done.unwrap_or_else(|error| panic!("{name}: {error}"));
+            for (at, path) in [("here", path), ("server", world.behind(&name))] {
+                let meta = fs::metadata(path).expect("stat");
+                assert!(meta.len() <= 1, "{name} {at}");
+                let mode = meta.permissions().mode() & 0o7777;
+                assert_eq!(mode, left, "{name} {at}: {mode:#o}");
+            }
         }
     }
 }

@@ -26,9 +26,9 @@ const SETTABLE: &[u32] = &[
 /// What EXCLUSIVE4_1 takes along.
 const EXCLCREAT: &[u32] = &[fattr::SIZE, fattr::MODE, fattr::OWNER, fattr::OWNER_GROUP];
 
-const FSID: (u64, u64) = (0x6566_7300, 1);
+const FSID_MAJOR: u64 = 0x6566_7300;
 
-/// EFS shows about 8 EiB, whatever is stored.
+/// EFS shows about 8 EiB, whatever is stored; each further file system half of it.
 const SPACE_TOTAL: u64 = 0x7fff_ffff_ffff_f000;
 
 pub(crate) fn supported(cfg: &PeerConfig) -> Bits {
@@ -89,10 +89,10 @@ fn value(out: &mut Enc, node: &Node, number: u32, cfg: &PeerConfig) {
         | fattr::HOMOGENEOUS
         | fattr::NO_TRUNC => out.bool(true),
         fattr::NAMED_ATTR | fattr::CASE_INSENSITIVE => out.bool(false),
-        fattr::FSID => out.u64(FSID.0).u64(FSID.1),
+        fattr::FSID => out.u64(FSID_MAJOR).u64(node.fsid),
         fattr::LEASE_TIME => out.u32(cfg.lease_s),
         fattr::FILEHANDLE => out.opaque(&filehandle(node, cfg)),
-        fattr::FILEID => out.u64(node.id),
+        fattr::FILEID => out.u64(node.fileid),
         fattr::MAXFILESIZE => out.u64(cfg.max_file_size),
         fattr::MAXLINK => out.u32(cfg.maxlink),
         fattr::MAXNAME => out.u32(255),
@@ -106,7 +106,9 @@ fn value(out: &mut Enc, node: &Node, number: u32, cfg: &PeerConfig) {
             Kind::Special(_, (major, minor)) => out.u32(major).u32(minor),
             _ => out.u32(0).u32(0),
         },
-        fattr::SPACE_AVAIL | fattr::SPACE_FREE | fattr::SPACE_TOTAL => out.u64(SPACE_TOTAL),
+        fattr::SPACE_AVAIL | fattr::SPACE_FREE | fattr::SPACE_TOTAL => {
+            out.u64(SPACE_TOTAL >> (node.fsid - 1))
+        }
         fattr::SPACE_USED => out.u64(match &node.kind {
             Kind::Reg(data) => data.used(),
             _ => 4096,

@@ -47,6 +47,8 @@ pub(crate) struct PeerConfig {
     pub(crate) keep_removed_dirs: bool,
     /// Directory operations answer with an atomic change_info4.
     pub(crate) atomic_cinfo: bool,
+    /// Who is not root takes setuid and setgid from a file by setting its size.
+    pub(crate) kills_privileges: bool,
     /// EXCLUSIVE creates keep their verifier in atime and mtime, and attrset
     /// says so (as ganesha does).
     pub(crate) exclusive_in_times: bool,
@@ -95,6 +97,7 @@ impl Default for PeerConfig {
             keep_unlinked: true,
             keep_removed_dirs: false,
             atomic_cinfo: false,
+            kills_privileges: true,
             exclusive_in_times: false,
             readdir_page_entries: u32::MAX,
             cookie_bits: 63,

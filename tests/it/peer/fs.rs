@@ -113,6 +113,9 @@ fn hash(name: &[u8]) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) id: u64,
+    /// What it is shown under, and in which file system (the minor half of the fsid).
+    pub(crate) fileid: u64,
+    pub(crate) fsid: u64,
     pub(crate) generation: u64,
     pub(crate) kind: Kind,
     pub(crate) mode: u32,
@@ -339,7 +342,9 @@ impl Fs {
         if let Kind::Dir(made) = &mut new.kind {
             made.parent = dir;
         }
+        let fsid = parent.fsid;
         let id = self.alloc(new);
+        self.node_mut(id)?.fsid = fsid;
         self.enter(dir, name, id);
         Ok(id)
     }
@@ -482,6 +487,8 @@ impl Fs {
         };
         let node = Node {
             id,
+            fileid: id,
+            fsid: 1,
             generation,
             kind: new.kind,
             mode: new.mode & 0o7777,

@@ -96,6 +96,15 @@ impl PeerFs {
         server.fs.link(id, dir, name)
     }
 
+    /// Shows an object under that fileid, and as one of that file system (1 is the root's),
+    /// as what is made in it from then on.
+    pub(crate) fn number(&self, path: &str, fsid: u64, fileid: u64) -> Result<()> {
+        self.change(path, false, |node| {
+            (node.fsid, node.fileid) = (fsid, fileid);
+            Ok(())
+        })
+    }
+
     /// Removes a file or an empty directory.
     pub(crate) fn remove(&self, path: &str) -> Result<()> {
         let mut server = self.0.server();
@@ -147,7 +156,7 @@ impl PeerFs {
         let server = self.0.server();
         let node = server.fs.node(find(&server, path)?)?;
         Ok(Stat {
-            fileid: node.id,
+            fileid: node.fileid,
             generation: node.generation,
             ftype: node.ftype(),
             size: node.size(),

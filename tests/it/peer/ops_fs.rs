@@ -321,7 +321,8 @@ impl Server {
         node.gid = set.gid.unwrap_or(gid);
         let mut mode = set.mode.unwrap_or(mode);
         let regular = node.data().is_ok();
-        if (chowns || chgrps || set.size.is_some() && !root) && regular && set.mode.is_none() {
+        let cuts = set.size.is_some() && !root && self.cfg.kills_privileges;
+        if (chowns || chgrps || cuts) && regular && set.mode.is_none() {
             mode &= !0o6000;
         }
         if set.mode.is_some() && !root && !cred.in_group(node.gid) {

@@ -76,7 +76,7 @@ async fn every_call(rig: &Rig) {
     rig.remove("moved").await.expect("remove");
     let attrs = client.get_attrs(cred, &handle).await.expect("getattr");
     assert_eq!(attrs.nlink, 1);
-    client.space(cred).await.expect("space");
+    client.space(cred, &client.fs().root).await.expect("space");
     let mut names = Vec::new();
     let (mut cookie, mut verifier) = (0, [0; 8]);
     loop {
