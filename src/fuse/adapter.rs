@@ -31,7 +31,7 @@ use super::answer;
 use super::convert;
 use super::dispatch::{Call, Dispatcher, attempt, keep};
 use super::identity::IdentityCache;
-use super::intent::Intents;
+use super::intent::{self, Intents};
 use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
@@ -306,14 +306,19 @@ impl Filesystem for Adapter {
         // What the kernel may believe it asks for again if the server is to be asked, but
         // also after a read or a change: who asks tells. With a handle it is the kernel
         // itself; what may not be believed nobody but this host knows yet.
-        let forced = fh.is_none() && cached.as_ref().is_some_and(|(_, ttl)| !ttl.is_zero());
-        if let Some((stat, ttl)) = cached.filter(|_| !forced) {
+        let told = fh.is_none() && cached.as_ref().is_some_and(|(_, ttl)| !ttl.is_zero());
+        let listed = told && self.vfs.is_listed_since(ino.0);
+        let forced = told && !listed && intent::may_force(call.tid);
+        if let Some((stat, ttl)) = cached.filter(|_| !forced && !listed) {
             reply.attr(&ttl, &convert::attr_of_node(&stat));
             return self.dispatch.answered(&call, true);
         }
         let (vfs, cred) = (self.vfs(), self.who(req));
         let intents = Arc::clone(&self.intents);
         let work = async move {
+            if listed {
+                return vfs.getattr_listed(&cred, ino.0, call.tid).await;
+            }
             if forced && intents.forces(call.tid).await {
                 return vfs.getattr_asked(&cred, ino.0).await;
             }

@@ -325,6 +325,12 @@ pub(super) fn glance(tid: u32) -> Glance {
     }
 }
 
+/// Whether thread `tid` may want attributes that the server has now, as
+/// [`Intents::forces`], at the first glance.
+pub(super) fn may_force(tid: u32) -> bool {
+    tid != 0 && privilege::raised(|| line_of(tid)).is_some_and(|text| forces(&text))
+}
+
 /// What a line of proc says. A thread that is about to sleep may still be seen running.
 fn refusal_of(line: &str) -> Refusal {
     Syscall::parse(line).map_or(Refusal::Unknown, |call| call.refusal())

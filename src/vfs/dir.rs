@@ -265,6 +265,7 @@ impl Vfs {
             .acquire()
             .await
             .map_err(|_| Errno(libc::EBADF))?;
+        handle.dir.names().lock().is_listed();
         let mut at = offset;
         if at == 0 {
             // rewinddir(3): what the directory holds now. Also before anything was read,

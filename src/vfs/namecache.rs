@@ -96,6 +96,9 @@ pub struct Names {
     left_alone: Option<Instant>,
     /// Handles that list it.
     listers: usize,
+    /// A handle has listed it since its attributes were asked for last, and this host had
+    /// begun so many changes of it by then.
+    listed: Option<u64>,
     /// When it, or a directory in it, was opened last.
     visited: Option<Instant>,
     /// When it was confirmed on behalf of somebody who had opened others and
@@ -117,6 +120,7 @@ impl Default for Names {
             missed: None,
             left_alone: None,
             listers: 0,
+            listed: None,
             visited: None,
             expected: None,
         }
@@ -367,6 +371,12 @@ impl Names {
         self.expected.is_some_and(|(sent, _)| now < sent + window)
     }
 
+    /// When it was confirmed for thread `by`, if it was.
+    pub fn expected_by(&self, by: u32) -> Option<Instant> {
+        let expected = self.expected.filter(|(_, whom)| *whom == by);
+        expected.map(|(sent, _)| sent)
+    }
+
     /// See [`expect`](Self::expect); says it once.
     pub fn was_expected(&mut self) -> Option<(Instant, u32)> {
         self.expected.take()
@@ -392,6 +402,22 @@ impl Names {
     /// A handle is closed.
     pub fn end_listing(&mut self) {
         self.listers -= 1;
+    }
+
+    /// A handle reads the listing.
+    pub fn is_listed(&mut self) {
+        self.listed = Some(self.chain.begun());
+    }
+
+    /// It was listed, and closed, and nothing of this host's has changed it since: who asks
+    /// for its attributes has not been told them after that.
+    pub fn was_listed(&self) -> bool {
+        self.listers == 0 && self.listed == Some(self.chain.begun())
+    }
+
+    /// Its attributes are asked for.
+    pub fn is_looked_at(&mut self) {
+        self.listed = None;
     }
 
     fn weight(&self) -> usize {

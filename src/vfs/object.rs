@@ -100,7 +100,7 @@ impl Vfs {
 
     /// What fstat(2) of a directory comes to that the server does not know any more: no
     /// error if this host has removed it.
-    fn is_gone_by_us(inode: &Inode, errno: Errno) -> Result<(), Errno> {
+    pub(super) fn is_gone_by_us(inode: &Inode, errno: Errno) -> Result<(), Errno> {
         match errno.0 == libc::ESTALE && inode.attr.lock().ends() {
             true => Ok(()),
             false => Err(errno),

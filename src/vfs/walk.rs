@@ -32,7 +32,7 @@ use super::dir::hash_name;
 use super::flight::Flights;
 use super::inode::Inode;
 use super::namecache::{Answer, Listed, Name};
-use super::types::{Errno, FileKind};
+use super::types::{Errno, FileKind, Ino, Stat};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::reply::DirResult;
 use crate::nfs::proto::types::FileHandle;
@@ -304,15 +304,28 @@ impl Vfs {
         by: u32,
     ) -> Result<(), Errno> {
         let now = Instant::now();
-        let walks = self.visits(dir, now);
         let expected = dir.names().lock().was_expected();
         let window = EXPECTED.min(dir.attr.lock().timeout());
         if by != 0
             && !dir.is_stale()
             && expected.is_some_and(|(sent, whom)| whom == by && now < sent + window)
         {
+            self.visits(dir, now);
             return Ok(());
         }
+        self.ask_on_a_walk(cred, dir, by).await.map(drop)
+    }
+
+    /// GETATTR of a directory, and of those that thread `by` will open next if it walks.
+    /// Returns when it was sent.
+    async fn ask_on_a_walk(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        by: u32,
+    ) -> Result<Instant, Errno> {
+        let now = Instant::now();
+        let walks = self.visits(dir, now);
         let mut ask = vec![Arc::clone(dir)];
         if walks {
             ask.extend(self.likely_next(cred, dir, now));
@@ -324,8 +337,43 @@ impl Vfs {
         let links = dir.attr.lock().stat().nlink;
         match self.says_removed(links) {
             true => Err(Errno(libc::ESTALE)),
-            false => Ok(()),
+            false => Ok(sent),
         }
+    }
+
+    /// The kernel asks for the attributes of a directory that was listed meanwhile, which has
+    /// moved its time of access.
+    pub fn is_listed_since(&self, ino: Ino) -> bool {
+        let dir = self.inodes.get(ino);
+        dir.is_some_and(|dir| dir.kind == FileKind::Directory && dir.names().lock().was_listed())
+    }
+
+    /// GETATTR of a directory that was listed, by thread `by`: as when it is opened, which
+    /// is what comes next on a walk and is not asked for again then. Whoever removes and makes
+    /// directories anew elsewhere is so noticed by stat(2), as by the kernel's client.
+    pub async fn getattr_listed(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        by: u32,
+    ) -> Result<(Stat, Duration), Errno> {
+        let dir = self.inode(ino)?;
+        let now = Instant::now();
+        let (expected, sure) = {
+            let mut names = dir.names().lock();
+            names.is_looked_at();
+            (names.expected_by(by), names.are_sure_for(cred))
+        };
+        let window = EXPECTED.min(dir.attr.lock().timeout());
+        let is_expected = by != 0 && expected.is_some_and(|sent| now < sent + window);
+        if !is_expected && !dir.attr.lock().is_over() {
+            match self.ask_on_a_walk(cred, &dir, by).await {
+                Ok(sent) if sure => dir.names().lock().expect(sent, by),
+                Ok(_) => {}
+                Err(errno) => Self::is_gone_by_us(&dir, errno)?,
+            }
+        }
+        Ok(Self::known_stat(&dir))
     }
 
     /// A directory is opened. True if one beside it, or the one it lies in, was

@@ -215,3 +215,48 @@ fn a_directory_that_is_opened_has_the_attributes_of_what_is_listed() {
         assert_eq!(of(&before), of(&after), "round {round}");
     }
 }
+
+/// Python's rmtree compares what it has looked at with what it has opened.
+#[test]
+fn a_directory_that_was_listed_is_looked_at_anew_before_it_is_walked_again() {
+    let (world, other) = two();
+    for round in 0..3 {
+        let (here, there) = (
+            world.path(format!("d{round}")),
+            other.join(format!("d{round}")),
+        );
+        fs::create_dir(&here).expect("mkdir");
+        fs::write(here.join("file"), "old").expect("write");
+        assert_eq!(fs::read_dir(&here).expect("readdir").count(), 1);
+        is_there(&there.join("file"));
+        fs::remove_dir_all(&there).expect("remove");
+        fs::create_dir(&there).expect("mkdir");
+        let seen = fs::symlink_metadata(&here).expect("lstat").ino();
+        let opened = File::open(&here).and_then(|dir| dir.metadata());
+        assert_eq!(opened.expect("fstat").ino(), seen, "round {round}");
+        assert_eq!(fs::read_dir(&here).expect("readdir").count(), 0);
+    }
+}
+
+/// What that costs: nothing on a walk, where opening would ask.
+#[test]
+fn looking_at_a_directory_that_was_listed_costs_what_opening_it_would() {
+    let (world, _) = two();
+    for dir in 0..20 {
+        fs::create_dir(world.behind(format!("d{dir}"))).expect("mkdir");
+        fs::write(world.behind(format!("d{dir}/file")), "x").expect("write");
+    }
+    let walk = |looks: bool| {
+        for dir in 0..20 {
+            let path = world.path(format!("d{dir}"));
+            if looks {
+                fs::symlink_metadata(&path).expect("lstat");
+            }
+            assert_eq!(fs::read_dir(&path).expect("readdir").count(), 1);
+        }
+    };
+    walk(false);
+    let ((), looked) = world.mount.round_trips(|| walk(true));
+    let ((), opened) = world.mount.round_trips(|| walk(false));
+    assert!(looked <= opened + 2, "{looked} and {opened}");
+}
