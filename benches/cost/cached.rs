@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use efs_fuse::rpc::auth::Credential;
 use efs_fuse::vfs::Vfs;
 use efs_fuse::vfs::attr::Timeouts;
 use efs_fuse::vfs::types::{Errno, Ino, Lookup, ROOT_INO};
@@ -27,7 +26,6 @@ const MISSING: &str = "no such name";
 
 struct World {
     vfs: Arc<Vfs>,
-    cred: Arc<Credential>,
     file: Ino,
     link: Ino,
     fh: u64,
@@ -72,7 +70,6 @@ impl World {
             file,
             link,
             vfs: mount.vfs,
-            cred: mount.cred,
         })
     }
 }
@@ -105,12 +102,12 @@ pub(crate) fn cases() -> Vec<Case> {
     // With the runtime the tasks of the client end: nothing is to wait for them.
     vec![
         case("cached LOOKUP", &world, [3_610, 2_690], |w| {
-            let found = w.vfs.lookup_cached(&w.cred, ROOT_INO, NAME.as_bytes());
+            let found = w.vfs.lookup_cached(ROOT_INO, NAME.as_bytes());
             assert!(matches!(found, Some(Ok(Lookup::Found(entry))) if entry.ino == w.file));
             w.vfs.forget(w.file, 1);
         }),
         case("cached LOOKUP of no name", &world, [2_350, 1_740], |w| {
-            let found = w.vfs.lookup_cached(&w.cred, ROOT_INO, MISSING.as_bytes());
+            let found = w.vfs.lookup_cached(ROOT_INO, MISSING.as_bytes());
             assert!(matches!(found, Some(Ok(Lookup::Missing { .. }))));
         }),
         case("cached GETATTR", &world, [660, 490], |w| {

@@ -35,7 +35,7 @@ use super::intent::{self, Intents};
 use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
-use super::lookup::Asker;
+use super::lookup::{self, Asker};
 use super::prober::{self, Prober};
 use super::proc;
 use super::reopen::{Refused, Reopens};
@@ -253,11 +253,25 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = Call::new(FuseOp::Lookup, req, parent.0);
-        let cred = self.who(req);
         if matches!(name.as_bytes(), b"." | b"..") {
-            return self.by_number(call, parent.0, name == "..", cred, reply);
+            return self.by_number(call, parent.0, name == "..", self.who(req), reply);
         }
-        let believed = self.vfs.is_believed(parent.0, name.as_bytes());
+        let at = (parent.0, name.as_bytes());
+        let standing = self.vfs.standing(at.0, at.1);
+        let cached = attempt(|| lookup::cached(&self.vfs, &self.reopens, call.tid, at, standing));
+        if let Some(found) = cached {
+            let ok = found.is_ok();
+            match found {
+                Ok(found) => {
+                    if let Lookup::Found(entry) = &found {
+                        self.vfs.tells(at.0, at.1, entry.ino, entry.entry_ttl);
+                    }
+                    answer::lookup(reply, found);
+                }
+                Err(error) => reply.error(convert::errno(error)),
+            }
+            return self.dispatch.answered(&call, ok);
+        }
         let tell = self.tell(parent.0, name.as_bytes());
         let answer = move |reply, found: Lookup| {
             if let Lookup::Found(entry) = &found {
@@ -271,17 +285,8 @@ impl Filesystem for Adapter {
             reopens: Arc::clone(&self.reopens),
             tid: call.tid,
         };
-        let cached = attempt(|| asker.cached(&cred, parent.0, name.as_bytes(), believed));
-        if let Some(found) = cached {
-            let ok = found.is_ok();
-            match found {
-                Ok(found) => answer(reply, found),
-                Err(error) => reply.error(convert::errno(error)),
-            }
-            return self.dispatch.answered(&call, ok);
-        }
-        let name = owned(name);
-        let work = async move { asker.find(&cred, parent.0, &name, believed).await };
+        let (cred, name) = (self.who(req), owned(name));
+        let work = async move { asker.find(&cred, parent.0, &name, standing).await };
         let undo = self.forgets();
         self.dispatch.run(call, reply, work, answer, undo);
     }

@@ -3,7 +3,7 @@
 //! | the kernel | the name is known here | answer |
 //! |---|---|---|
 //! | walks a second time after ESTALE (`reopen`) | | the server's |
-//! | believes the name, and asks all the same (`Vfs::is_believed`) | | the server's; of a plain rename, which replaces what is there, what is known |
+//! | believes the name, and asks all the same (`Vfs::standing`) | | the server's; of a plain rename, which replaces what is there, what is known |
 //! | does not believe it | to be there | what is known; the server's, if the caller's call fails because the name is there (`intent`) |
 //! | does not | to be missing | what is known |
 //! | does not | not, or of a listing | the server's; none if what comes next makes the name |
@@ -14,10 +14,29 @@ use std::time::Duration;
 use super::intent::{self, Glance, Intents, Making};
 use super::reopen::Reopens;
 use crate::rpc::auth::Credential;
-use crate::vfs::Vfs;
-use crate::vfs::types::{Errno, Ino, Lookup};
+use crate::vfs::types::{Errno, FileKind, Ino, Lookup};
+use crate::vfs::{Standing, Vfs};
 
 type Found = Result<Lookup, Errno>;
+
+/// The answer without asking anybody, if the caller, thread `tid`, may have it. What it is
+/// doing is only looked at where that matters: it takes some 8 us.
+pub(super) fn cached(
+    vfs: &Vfs,
+    reopens: &Reopens,
+    tid: u32,
+    (parent, name): (Ino, &[u8]),
+    standing: Standing,
+) -> Option<Found> {
+    if reopens.is_second(tid) {
+        return None;
+    }
+    match standing {
+        Standing::Believed(_) => None,
+        Standing::Leads if intent::glance(tid) != Glance::Finds => None,
+        Standing::Leads | Standing::Open => vfs.lookup_cached(parent, name),
+    }
+}
 
 /// Who asks for a name.
 pub(super) struct Asker {
@@ -28,35 +47,18 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    /// The answer without asking anybody, if this caller may have it.
-    pub(super) fn cached(
-        &self,
-        cred: &Arc<Credential>,
-        parent: Ino,
-        name: &[u8],
-        believed: bool,
-    ) -> Option<Found> {
-        if believed || self.reopens.is_second(self.tid) {
-            return None;
-        }
-        if self.vfs.leads_somewhere(parent, name) && intent::glance(self.tid) != Glance::Finds {
-            return None;
-        }
-        self.vfs.lookup_cached(cred, parent, name)
-    }
-
     /// The answer otherwise.
     pub(super) async fn find(
         self,
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
-        believed: bool,
+        standing: Standing,
     ) -> Found {
         let found = if self.reopens.is_second(self.tid) {
             self.find_again(cred, parent, name).await
         } else {
-            self.find_first(cred, parent, name, believed).await
+            self.find_first(cred, parent, name, standing).await
         };
         if matches!(&found, Err(error) if error.0 == libc::ESTALE) {
             self.reopens.refused(self.tid, None);
@@ -72,32 +74,28 @@ impl Asker {
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
-        believed: bool,
+        standing: Standing,
     ) -> Found {
         const LATER: Lookup = Lookup::Missing {
             ttl: Duration::ZERO,
         };
         let vfs = &self.vfs;
-        let found = if believed {
+        let known_will_do = match standing {
+            Standing::Believed(FileKind::Directory) => false,
             // RENAME says what it replaces, and whether it may.
-            if vfs.leads_to_file(parent, name)
-                && self.replaces(parent, name).await
-                && let Some(known) = vfs.lookup_cached(cred, parent, name)
-            {
-                return known;
+            Standing::Believed(_) => self.replaces(parent, name).await,
+            Standing::Leads => !self.intents.refuses(self.tid, name).await,
+            Standing::Open => false,
+        };
+        if known_will_do && let Some(known) = vfs.lookup_cached(parent, name) {
+            return known;
+        }
+        let found = match standing {
+            Standing::Believed(_) | Standing::Leads => vfs.lookup_asked(cred, parent, name).await,
+            Standing::Open if vfs.may_be_made(parent, name) && self.makes(parent, name).await => {
+                return Ok(LATER);
             }
-            vfs.lookup_asked(cred, parent, name).await
-        } else if vfs.leads_somewhere(parent, name) {
-            if !self.intents.refuses(self.tid, name).await
-                && let Some(known) = vfs.lookup_cached(cred, parent, name)
-            {
-                return known;
-            }
-            vfs.lookup_asked(cred, parent, name).await
-        } else if vfs.may_be_made(parent, name) && self.makes(parent, name).await {
-            return Ok(LATER);
-        } else {
-            vfs.lookup(cred, parent, name).await
+            Standing::Open => vfs.lookup(cred, parent, name).await,
         };
         match found {
             Err(Errno(libc::ESTALE)) if self.makes(parent, name).await => Ok(LATER),

@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,11 @@ impl Identity {
         // our start time, it is the one that is meant, for ever.
         self.is_alive().then_some(Process { fd, identity: self })
     }
+}
+
+/// The pid namespace of this process, by its inode number; 0 if `/proc` does not tell.
+pub fn own_pid_namespace() -> u64 {
+    fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
 /// A running process that cannot be taken for another.

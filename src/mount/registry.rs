@@ -5,7 +5,9 @@
 //! The kernel's mount table is the truth about what is mounted; the registry
 //! adds which process serves it. An entry is only believed while its process
 //! lives (pid and start time), so a daemon that was killed leaves nothing that
-//! has to be cleaned by hand. Files are named by a hash of the mount point:
+//! has to be cleaned by hand. Pids mean something in their own pid namespace only: the
+//! daemon of another one, which shares the directory, lives if it answers at its socket.
+//! Files are named by a hash of the mount point:
 //! socket paths must stay below 108 bytes.
 //!
 //! [`StartLock`] makes mounting at one place exclusive from the first check
@@ -17,6 +19,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -40,6 +43,9 @@ pub struct Entry {
     pub pid: u32,
     /// Its start time in clock ticks since boot.
     pub start_time: u64,
+    /// The pid namespace in which that is its pid; 0: not known.
+    #[serde(default)]
+    pub pid_namespace: u64,
     /// The program it runs.
     pub exe: PathBuf,
     /// When it began, in seconds since 1970.
@@ -67,11 +73,17 @@ impl Entry {
             server: server.to_owned(),
             pid,
             start_time,
+            pid_namespace: process::own_pid_namespace(),
             exe: process::executable(pid).unwrap_or_default(),
             since: now.as_secs(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             options: Vec::new(),
         })
+    }
+
+    /// Its pid is one of the namespace of this process.
+    fn is_near(&self) -> bool {
+        self.pid_namespace == 0 || self.pid_namespace == process::own_pid_namespace()
     }
 
     /// The process that serves it.
@@ -83,6 +95,9 @@ impl Entry {
     }
 }
 
+/// How long a daemon may take from its entry to its control socket.
+const STARTING: Duration = Duration::from_secs(60);
+
 /// An entry together with where its control socket is.
 #[derive(Debug, Clone)]
 pub struct Found {
@@ -90,6 +105,27 @@ pub struct Found {
     pub entry: Entry,
     /// The control socket of the mount.
     pub socket: PathBuf,
+}
+
+impl Found {
+    /// The process that serves the mount can be looked at from here.
+    fn is_near(&self) -> bool {
+        self.entry.is_near()
+    }
+
+    /// The process that serves the mount lives.
+    fn is_alive(&self) -> bool {
+        match self.is_near() {
+            true => self.entry.identity().is_alive(),
+            false => UnixStream::connect(&self.socket).is_ok() || self.is_starting(),
+        }
+    }
+
+    fn is_starting(&self) -> bool {
+        let began = UNIX_EPOCH + Duration::from_secs(self.entry.since);
+        let age = SystemTime::now().duration_since(began);
+        age.is_ok_and(|age| age < STARTING)
+    }
 }
 
 /// One directory of entries.
@@ -222,14 +258,14 @@ impl Registry {
     /// The entry of a mount point, if its process lives.
     pub fn find(&self, mountpoint: &Path) -> Option<Found> {
         let found = self.load(&self.file(mountpoint, "json"))?;
-        (found.entry.mountpoint == mountpoint && found.entry.identity().is_alive()).then_some(found)
+        (found.entry.mountpoint == mountpoint && found.is_alive()).then_some(found)
     }
 
     /// All entries whose process lives, oldest first.
     pub fn list(&self) -> Vec<Found> {
         let mut entries: Vec<_> = self
             .entries()
-            .filter(|(_, found)| found.entry.identity().is_alive())
+            .filter(|(_, found)| found.is_alive())
             .collect();
         entries.sort_by_key(|(_, found)| found.entry.since);
         entries.into_iter().map(|(_, found)| found).collect()
@@ -238,7 +274,7 @@ impl Registry {
     /// Removes what dead daemons left behind.
     pub fn clean(&self) {
         for (path, found) in self.entries() {
-            if !found.entry.identity().is_alive() {
+            if !found.is_alive() {
                 // Somebody else may have been faster.
                 let _ = fs::remove_file(&path);
                 let _ = fs::remove_file(&found.socket);
@@ -263,7 +299,7 @@ impl Registry {
         }
         let entry: Entry = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
         let owner = fs::metadata(format!("/proc/{}", entry.pid)).map(|process| process.uid());
-        if owner.is_ok_and(|uid| uid != about.uid()) {
+        if entry.is_near() && owner.is_ok_and(|uid| uid != about.uid()) {
             return None;
         }
         let socket = path.with_extension("sock");
@@ -372,6 +408,28 @@ mod tests {
         let _living = registry.register(&Entry::own(Path::new("/living"), "h:/", "h:2049")?)?;
         assert!(!kept.path.exists() && !kept.socket.exists());
         assert_eq!(registry.list().len(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn the_daemon_of_another_pid_namespace_is_not_taken_for_dead() -> io::Result<()> {
+        let (_dir, registry) = registry()?;
+        let place = Path::new("/far");
+        let mut far = Entry::own(place, "h:/", "h:2049")?;
+        // Of its pid nothing can be told from here.
+        far.pid_namespace += 1;
+        far.start_time += 1;
+        let kept = std::mem::ManuallyDrop::new(registry.register(&far)?);
+        registry.clean();
+        assert!(registry.find(place).is_some(), "it may be about to listen");
+        far.since -= 2 * STARTING.as_secs();
+        fs::write(&kept.path, serde_json::to_vec(&far)?)?;
+        let listener = std::os::unix::net::UnixListener::bind(kept.socket())?;
+        registry.clean();
+        assert!(registry.find(place).is_some(), "it listens");
+        drop(listener);
+        registry.clean();
+        assert!(!kept.path.exists() && !kept.socket.exists(), "it is gone");
         Ok(())
     }
 

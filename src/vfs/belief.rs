@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::Vfs;
-use super::types::Ino;
+use super::types::{FileKind, Ino};
 
 /// What time is counted in here.
 const TICK: Duration = Duration::from_millis(10);
@@ -63,6 +63,18 @@ impl Belief {
     }
 }
 
+/// How a name stands before anybody is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The kernel believes it: should it ask for it, it wants to know of the server. With what
+    /// the name leads to.
+    Believed(FileKind),
+    /// It is remembered to lead to something, and the kernel does not believe that (any more).
+    Leads,
+    /// It is not.
+    Open,
+}
+
 impl Vfs {
     fn ticks(&self) -> u32 {
         // Wraps after 497 days, see `LONGEST`.
@@ -78,14 +90,18 @@ impl Vfs {
         }
     }
 
-    /// The kernel believes the name: should it ask for it, it wants to know of the server.
-    pub fn is_believed(&self, parent: Ino, name: &[u8]) -> bool {
+    /// How the name stands before anybody is asked.
+    pub fn standing(&self, parent: Ino, name: &[u8]) -> Standing {
         let dir = self.inodes.get(parent);
         let Some(inode) = dir.and_then(|dir| self.remembered_inode(&dir, name)) else {
-            return false;
+            return Standing::Open;
         };
-        inode.belief.holds(Belief::tag(parent, name), self.ticks())
-            && (self.inodes.get(inode.ino)).is_some_and(|held| Arc::ptr_eq(&held, &inode))
+        let believed = inode.belief.holds(Belief::tag(parent, name), self.ticks())
+            && (self.inodes.get(inode.ino)).is_some_and(|held| Arc::ptr_eq(&held, &inode));
+        match believed {
+            true => Standing::Believed(inode.kind),
+            false => Standing::Leads,
+        }
     }
 
     /// Has the kernel forget a name.

@@ -75,6 +75,8 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+pub use self::belief::Standing;
+
 use self::access::AccessCache;
 use self::attr::{AttrState, Seen, Timeouts};
 use self::awaited::Awaited;

@@ -26,12 +26,7 @@ const NEGATIVE_TTL: Duration = Duration::ZERO;
 impl Vfs {
     /// Answers a lookup from what is remembered, if that may be believed.
     /// A found name counts as looked up.
-    pub fn lookup_cached(
-        &self,
-        _cred: &Arc<Credential>,
-        parent: Ino,
-        name: &[u8],
-    ) -> Option<Result<Lookup, Errno>> {
+    pub fn lookup_cached(&self, parent: Ino, name: &[u8]) -> Option<Result<Lookup, Errno>> {
         if name.len() > NAME_MAX {
             return Some(Err(Errno(libc::ENAMETOOLONG)));
         }
@@ -135,19 +130,6 @@ impl Vfs {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
         self.ask_for(cred, &dir, name).await
-    }
-
-    /// The name is remembered to lead to something.
-    pub fn leads_somewhere(&self, parent: Ino, name: &[u8]) -> bool {
-        let dir = self.inodes.get(parent);
-        dir.is_some_and(|dir| self.remembered_inode(&dir, name).is_some())
-    }
-
-    /// The name is remembered to lead to something that is no directory.
-    pub fn leads_to_file(&self, parent: Ino, name: &[u8]) -> bool {
-        let dir = self.inodes.get(parent);
-        dir.and_then(|dir| self.remembered_inode(&dir, name))
-            .is_some_and(|inode| inode.kind != FileKind::Directory)
     }
 
     /// The inode was found by this name last.

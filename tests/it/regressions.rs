@@ -158,7 +158,7 @@ async fn no_reply_shows_a_file_shorter_than_what_was_written_to_it() {
     // Replies of single WRITEs know nothing of those behind them.
     for _ in 0..20 {
         sleep(Duration::from_millis(100)).await;
-        if let Some(Ok(Lookup::Found(entry))) = host.vfs.lookup_cached(&host.cred, ROOT_INO, b"f") {
+        if let Some(Ok(Lookup::Found(entry))) = host.vfs.lookup_cached(ROOT_INO, b"f") {
             assert_eq!(entry.stat.size, 3 * MIB as u64);
         }
     }
@@ -267,7 +267,7 @@ async fn a_lookup_overtaken_by_a_removal_leaves_no_ghost() {
         panic!("it was still there");
     };
     assert_eq!(found.entry_ttl, Duration::ZERO);
-    let cached = host.vfs.lookup_cached(&host.cred, ROOT_INO, b"f");
+    let cached = host.vfs.lookup_cached(ROOT_INO, b"f");
     assert!(!matches!(cached, Some(Ok(Lookup::Found(_)))), "{cached:?}");
 }
 
@@ -657,7 +657,7 @@ async fn a_file_that_has_lost_one_of_its_names_is_still_asked_for_by_the_other()
         .rename(&other.cred, ROOT_INO, b"f.new", ROOT_INO, b"f", 0);
     rename.await.expect("rename");
     // As the kernel does: what a name with several leads to is asked for each time.
-    let found = host.vfs.lookup_cached(&host.cred, ROOT_INO, b"f");
+    let found = host.vfs.lookup_cached(ROOT_INO, b"f");
     let entry = match found {
         Some(Ok(Lookup::Found(entry))) => entry,
         other => panic!("{other:?}"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::fixtures::ganesha::ServerOptions;
 use crate::fixtures::host::{Host, Hosts};
-use crate::fixtures::process::{Finished, eventually};
+use crate::fixtures::process::Finished;
 use crate::fixtures::setting;
 
 const LIMIT: Duration = Duration::from_secs(600);
@@ -148,13 +148,8 @@ fn a_git_that_is_killed_leaves_every_commit_to_the_other_host() {
         };
         let name = format!("file-{round}");
         fs::write(here.path("work").join(&name), &name).expect("write");
-        // A lock file that the other host removed may be believed to be there for as long
-        // as a name is.
-        let added = eventually(Duration::from_secs(60), || {
-            let done = git(here, "/volumes/work", &["add", &name]);
-            done.status.success().then_some(())
-        });
-        assert!(added.is_some(), "git add");
+        // A lock file that the other host removed is gone here, too: O_EXCL asks the server.
+        must(here, "/volumes/work", &["add", &name]);
         let words = ["commit", "-q", "-m", &name];
         let mut killed = here
             .spawn(command(here, "/volumes/work", &words))

@@ -340,7 +340,7 @@ impl Mount {
     /// As the kernel does: what is remembered first, then the server.
     pub(crate) async fn lookup(&self, dir: Ino, name: &str) -> Result<Option<Entry>, Errno> {
         let name = name.as_bytes();
-        let answer = match self.vfs.lookup_cached(&self.cred, dir, name) {
+        let answer = match self.vfs.lookup_cached(dir, name) {
             Some(answer) => answer,
             None => self.vfs.lookup(&self.cred, dir, name).await,
         };
