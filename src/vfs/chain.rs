@@ -13,6 +13,12 @@
 //! believed, and when the last of those has ended without explaining it, it is
 //! somebody else's.
 //!
+//! Requests that are under way at the same time may be answered by the server in any
+//! order, and their replies may come in any other. So a value that is not explained is
+//! known to be newer than what was known only if its request was sent after the last
+//! answer had come. Of two that crossed nobody can say which is true now: nothing
+//! is known then, until an answer comes to what was asked after both.
+//!
 //! A server may say that a pair is atomic (change_info4, RFC 8881 §3.3.5). If
 //! it does not, the pair is taken by GETATTRs around the change, and somebody
 //! else's change may hide between them. Within such a pair values are taken to
@@ -68,6 +74,10 @@ pub struct Chain {
     span: Option<Span>,
     /// When the request left that confirmed the chain last.
     confirmed: Instant,
+    /// When the last answer came.
+    heard: Option<Instant>,
+    /// What was asked before that tells nothing: nothing was known any more by then.
+    blind: Option<Instant>,
     /// When our last change was answered.
     changed: Option<Instant>,
     /// Since when the chain has pairs in it that are not atomic.
@@ -87,6 +97,8 @@ impl Chain {
         Self {
             span: None,
             confirmed: now,
+            heard: None,
+            blind: None,
             changed: None,
             loose: None,
             under_way: SmallVec::new(),
@@ -177,6 +189,7 @@ impl Chain {
     /// Nothing is known any more.
     pub fn break_off(&mut self) {
         self.span = None;
+        self.blind = self.heard;
         self.loose = None;
         self.aside.clear();
     }
@@ -202,8 +215,8 @@ impl Chain {
         Heard::Same
     }
 
-    /// A request sent at `sent` saw this value.
-    pub fn observed(&mut self, change: u64, sent: Instant) -> Heard {
+    /// A request sent at `sent` and answered at `now` saw this value.
+    pub fn observed(&mut self, change: u64, sent: Instant, now: Instant) -> Heard {
         let seen = Aside {
             before: change,
             after: change,
@@ -211,7 +224,7 @@ impl Chain {
             sent,
             number: self.begun,
         };
-        self.take(seen, self.under_way.len())
+        self.take(seen, self.under_way.len(), now)
     }
 
     /// A change of ours was answered at `now`.
@@ -219,8 +232,14 @@ impl Chain {
         self.changed = Some(now);
     }
 
-    /// A change of ours, sent at `sent`, came to this.
-    pub fn moved(&mut self, before: u64, after: u64, atomic: bool, sent: Instant) -> Heard {
+    /// A change of ours, sent at `sent`, came to this pair, which was told at `now`.
+    pub fn moved(
+        &mut self,
+        (before, after): (u64, u64),
+        atomic: bool,
+        sent: Instant,
+        now: Instant,
+    ) -> Heard {
         let seen = Aside {
             before,
             after,
@@ -229,12 +248,16 @@ impl Chain {
             number: self.begun,
         };
         // It is under way itself.
-        self.take(seen, self.under_way.len().saturating_sub(1))
+        self.take(seen, self.under_way.len().saturating_sub(1), now)
     }
 
-    fn take(&mut self, seen: Aside, others: usize) -> Heard {
+    fn take(&mut self, seen: Aside, others: usize, now: Instant) -> Heard {
+        let crossed = self.heard.is_some_and(|heard| seen.sent < heard);
+        self.heard = self.heard.max(Some(now));
         if self.span.is_none() {
-            self.start(seen.after, seen.sent, true);
+            if self.blind.is_none_or(|blind| seen.sent >= blind) {
+                self.start(seen.after, seen.sent, true);
+            }
             return Heard::Same;
         }
         if self.join(seen) {
@@ -249,7 +272,10 @@ impl Chain {
             return Heard::Same;
         }
         if others == 0 || self.aside.len() >= MOST_ASIDE {
-            self.start(seen.after, seen.sent, true);
+            match crossed {
+                true => self.break_off(),
+                false => self.start(seen.after, seen.sent, true),
+            }
             return Heard::Foreign;
         }
         self.aside.push(seen);
@@ -300,11 +326,11 @@ mod tests {
         let t0 = Instant::now();
         let mut chain = chain(t0);
         let number = chain.begin();
-        assert_eq!(chain.moved(10, 11, true, t0), Heard::Same);
+        assert_eq!(chain.moved((10, 11), true, t0, t0), Heard::Same);
         assert_eq!(chain.end(number), Heard::Same);
-        assert_eq!(chain.observed(11, t0 + MS), Heard::Same);
+        assert_eq!(chain.observed(11, t0 + MS, t0 + MS), Heard::Same);
         assert!(good(&chain, t0 + MS));
-        assert_eq!(chain.observed(12, t0 + 2 * MS), Heard::Foreign);
+        assert_eq!(chain.observed(12, t0 + 2 * MS, t0 + 2 * MS), Heard::Foreign);
         assert!(!chain.explains(11), "what was known at 11 is not good");
     }
 
@@ -313,10 +339,10 @@ mod tests {
         let t0 = Instant::now();
         let mut chain = chain(t0);
         let (a, b) = (chain.begin(), chain.begin());
-        assert_eq!(chain.moved(11, 12, true, t0), Heard::Unsure);
+        assert_eq!(chain.moved((11, 12), true, t0, t0), Heard::Unsure);
         assert!(!good(&chain, t0), "nothing is believed meanwhile");
         assert_eq!(chain.end(b), Heard::Same);
-        assert_eq!(chain.moved(10, 11, true, t0), Heard::Same);
+        assert_eq!(chain.moved((10, 11), true, t0, t0), Heard::Same);
         assert_eq!(chain.end(a), Heard::Same);
         assert!(chain.explains(12) && good(&chain, t0));
     }
@@ -326,13 +352,37 @@ mod tests {
         let t0 = Instant::now();
         let mut chain = chain(t0);
         let a = chain.begin();
-        assert_eq!(chain.observed(20, t0), Heard::Unsure);
+        assert_eq!(chain.observed(20, t0, t0), Heard::Unsure);
         let later = chain.begin();
-        assert_eq!(chain.moved(10, 11, true, t0), Heard::Same);
+        assert_eq!(chain.moved((10, 11), true, t0, t0), Heard::Same);
         assert_eq!(chain.end(a), Heard::Foreign, "begun later does not count");
         assert!(!good(&chain, t0));
-        assert_eq!(chain.moved(20, 21, true, t0), Heard::Same, "starts anew");
+        assert_eq!(
+            chain.moved((20, 21), true, t0, t0),
+            Heard::Same,
+            "starts anew"
+        );
         assert_eq!(chain.end(later), Heard::Same);
+    }
+
+    #[test]
+    fn of_answers_that_crossed_nobody_says_which_is_newer() {
+        let t0 = Instant::now();
+        // The first was asked before the second, and answered by the server after it.
+        for late in [9, 11] {
+            let mut chain = chain(t0);
+            assert_eq!(chain.observed(10, t0 + MS, t0 + 3 * MS), Heard::Same);
+            assert_eq!(chain.observed(late, t0, t0 + 4 * MS), Heard::Foreign);
+            assert!(!good(&chain, t0 + 4 * MS) && !chain.explains(10) && !chain.explains(late));
+            assert_eq!(chain.observed(10, t0 + 2 * MS, t0 + 5 * MS), Heard::Same);
+            assert!(!good(&chain, t0 + 5 * MS), "it crossed, too");
+            assert_eq!(chain.observed(11, t0 + 4 * MS, t0 + 6 * MS), Heard::Same);
+            assert!(good(&chain, t0 + 6 * MS), "asked after all of them");
+        }
+        let mut chain = chain(t0);
+        assert_eq!(chain.observed(10, t0, t0 + MS), Heard::Same);
+        assert_eq!(chain.observed(11, t0 + MS, t0 + 2 * MS), Heard::Foreign);
+        assert!(good(&chain, t0 + 2 * MS), "asked later: it is newer");
     }
 
     #[test]
@@ -341,9 +391,9 @@ mod tests {
         let mut chain = chain(t0);
         let numbers = [chain.begin(), chain.begin(), chain.begin()];
         // The first one's "after" is the second one's; the third began between.
-        assert_eq!(chain.moved(11, 13, false, t0), Heard::Unsure);
-        assert_eq!(chain.moved(10, 12, false, t0), Heard::Same);
-        assert_eq!(chain.moved(10, 12, false, t0), Heard::Same);
+        assert_eq!(chain.moved((11, 13), false, t0, t0), Heard::Unsure);
+        assert_eq!(chain.moved((10, 12), false, t0, t0), Heard::Same);
+        assert_eq!(chain.moved((10, 12), false, t0, t0), Heard::Same);
         for number in numbers {
             assert_eq!(chain.end(number), Heard::Same);
         }
@@ -358,7 +408,7 @@ mod tests {
             let now = t0 + second * S;
             let number = chain.begin();
             let at = 10 + u64::from(second);
-            assert_eq!(chain.moved(at, at + 1, false, now), Heard::Same);
+            assert_eq!(chain.moved((at, at + 1), false, now, now), Heard::Same);
             chain.end(number);
             assert_eq!(good(&chain, now), second < 60, "after {second} s");
         }
@@ -372,9 +422,9 @@ mod tests {
         let t0 = Instant::now();
         let mut chain = chain(t0);
         let number = chain.begin();
-        assert_eq!(chain.moved(10, 3, true, t0), Heard::Same);
+        assert_eq!(chain.moved((10, 3), true, t0, t0), Heard::Same);
         chain.end(number);
         assert!(chain.explains(3) && !chain.explains(10) && !chain.explains(5));
-        assert_eq!(chain.observed(10, t0 + MS), Heard::Foreign);
+        assert_eq!(chain.observed(10, t0 + MS, t0 + MS), Heard::Foreign);
     }
 }

@@ -334,7 +334,7 @@ impl Vfs {
         let now = Instant::now();
         let mut seen = Self::with_attr(inode, |attr| attr.learn(attrs, sent, now, timeouts));
         if inode.kind == FileKind::Directory && seen != Seen::Late {
-            let heard = inode.names().lock().observed(attrs.change, sent);
+            let heard = inode.names().lock().observed(attrs.change, sent, now);
             seen = said(heard);
         }
         if self.is_removed(attrs) {

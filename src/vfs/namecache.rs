@@ -293,8 +293,8 @@ impl Names {
     }
 
     /// Takes in that the directory was seen at `change`.
-    pub fn observed(&mut self, change: u64, sent: Instant) -> Heard {
-        let heard = self.chain.observed(change, sent);
+    pub fn observed(&mut self, change: u64, sent: Instant, now: Instant) -> Heard {
+        let heard = self.chain.observed(change, sent, now);
         self.heed(heard)
     }
 
@@ -304,14 +304,16 @@ impl Names {
         let after = moved.seen.after.as_ref().map(|after| after.change);
         let heard = match (moved.atomic, moved.seen.before, after) {
             (Some((before, exact)), ..) => {
-                let heard = self.chain.moved(before, exact, true, sent);
-                match after.map(|after| self.chain.observed(after, sent)) {
+                let heard = self.chain.moved((before, exact), true, sent, now);
+                match after.map(|after| self.chain.observed(after, sent, now)) {
                     Some(Heard::Foreign) => Heard::Foreign,
                     Some(Heard::Unsure) if heard == Heard::Same => Heard::Unsure,
                     _ => heard,
                 }
             }
-            (None, Some(before), Some(after)) => self.chain.moved(before, after, false, sent),
+            (None, Some(before), Some(after)) => {
+                self.chain.moved((before, after), false, sent, now)
+            }
             _ => {
                 self.chain.break_off();
                 Heard::Foreign

@@ -6,6 +6,7 @@
 
 mod applications;
 mod bad_input;
+mod checker;
 mod consistency;
 mod copies;
 mod efs;

@@ -89,6 +89,14 @@ impl PeerFs {
         make(&mut self.0.server(), path, kind, 0o777).map(drop)
     }
 
+    pub(crate) fn readlink(&self, path: &str) -> Result<String> {
+        let server = self.0.server();
+        match &server.fs.node(find(&server, path)?)?.kind {
+            Kind::Lnk(text) => Ok(String::from_utf8_lossy(text).into_owned()),
+            _ => Err(st::INVAL),
+        }
+    }
+
     pub(crate) fn link(&self, file: &str, path: &str) -> Result<()> {
         let mut server = self.0.server();
         let id = find(&server, file)?;

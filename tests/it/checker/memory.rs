@@ -1,0 +1,408 @@
+//! Histories in memory: three hosts on the scripted server, on tokio's paused clock. A
+//! seed gives the same history again, to the last request.
+//!
+//! Each request comes late by chance, so that what is sent together arrives in every
+//! order. Processes are killed in the middle of calls; connections break before and after the
+//! server has done what it was asked; sessions are lost, and the server starts anew.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use efs_fuse::rpc::caller::{self, Caller};
+use efs_fuse::vfs::attr::Timeouts;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::history::{Answer, Call, Event, Fd, How, OBSERVER, Path, Time, text};
+use super::judge::{Verdict, judge};
+use super::kernel::{Host, Kernel, link_token, listed, tokens};
+use super::plan::{Chance, Plan, THEMES};
+use super::rules::Rules;
+use crate::peer::proto::op;
+use crate::peer::{Action, Peer, PeerConfig};
+use crate::protocol::rig::{Mount, join_all};
+
+const HOSTS: u8 = 3;
+
+/// Calls of all processes together: what the judge can take, with the observer's.
+const CALLS: u64 = 36;
+
+/// Longer than any server in a history is away.
+const HANGS: Duration = Duration::from_secs(3600);
+
+/// What happened, and what may have been believed.
+pub(super) struct Run {
+    pub(super) history: Vec<Event>,
+    names: Time,
+    attributes: Time,
+}
+
+impl Run {
+    pub(super) fn judge(&self) -> Verdict {
+        let rules = Rules::new(&self.history, self.names, self.attributes);
+        judge(&self.history, &rules)
+    }
+}
+
+struct World {
+    peer: Arc<Peer>,
+    hosts: Vec<Host>,
+    began: Instant,
+    history: Mutex<Vec<Event>>,
+    /// When the server lost sessions.
+    lost: Mutex<Vec<Time>>,
+}
+
+impl World {
+    fn now(&self) -> Time {
+        self.began.elapsed().as_micros() as Time
+    }
+
+    fn record(&self, event: Event) {
+        self.history.lock().push(event);
+    }
+}
+
+fn peer_config(chance: &mut Chance) -> PeerConfig {
+    let mut coin = || chance.one_in(2);
+    PeerConfig {
+        latency: Duration::from_micros(500),
+        atomic_cinfo: coin(),
+        preserve_unlinked: coin(),
+        keep_removed_dirs: coin(),
+        exclusive_in_times: coin(),
+        reuse_fileids: coin(),
+        ..PeerConfig::default()
+    }
+}
+
+/// Requests come late, now and then a connection breaks.
+fn disturb(peer: &Peer, mut chance: Chance, breaks: bool) {
+    peer.on_op(move |event| {
+        if event.op == op::SEQUENCE {
+            return match chance.below(40) {
+                0 if breaks => Action::DropConnectionBefore,
+                1 if breaks => Action::DropConnectionAfter,
+                2..20 => Action::Delay(Duration::from_micros(chance.below(6000))),
+                20 => Action::Delay(Duration::from_millis(chance.below(120))),
+                _ => Action::Pass,
+            };
+        }
+        Action::Pass
+    });
+}
+
+/// Makes the history of a seed.
+pub(super) async fn run(seed: u64) -> Run {
+    let mut chance = Chance(seed);
+    let peer = Peer::new(peer_config(&mut chance));
+    let believed = Duration::from_millis([0, 300, 3000][chance.below(3) as usize]);
+    let timeouts = Timeouts {
+        reg_min: believed,
+        reg_max: believed,
+        dir_min: believed,
+        dir_max: believed,
+    };
+    let mut hosts = Vec::new();
+    for name in ["one", "two", "three"] {
+        let mount = Mount::of(&peer, name, timeouts).await;
+        hosts.push(Arc::new(Kernel::new(mount)));
+    }
+    let world = Arc::new(World {
+        peer: Arc::clone(&peer),
+        hosts,
+        began: Instant::now(),
+        history: Mutex::default(),
+        lost: Mutex::default(),
+    });
+    let theme = THEMES[chance.below(THEMES.len() as u64) as usize];
+    let breaks = chance.one_in(3);
+    disturb(&peer, chance.split(), breaks);
+    let processes = [3, 4, 6, 9, 12][chance.below(5) as usize];
+    let calls = (CALLS / processes).max(2);
+    let work = (0..processes).map(|number| {
+        let (host, number) = ((number % u64::from(HOSTS)) as u8, number as u16 + 1);
+        let plan = Plan::new(theme, host, number, chance.split(), false);
+        let process = Process {
+            world: Arc::clone(&world),
+            kernel: Arc::clone(&world.hosts[usize::from(host)]),
+            host,
+            number,
+            chance: chance.split(),
+            mortal: chance.one_in(4),
+        };
+        process.run(plan, calls)
+    });
+    let work: Vec<_> = work.map(tokio::spawn).collect();
+    let faults = tokio::spawn(fail(Arc::clone(&world), chance.split(), breaks));
+    for ended in join_all(work.into_iter()).await {
+        ended.expect("a process");
+    }
+    faults.abort();
+    peer.clear_script();
+    end(&world).await;
+    let mut history = std::mem::take(&mut *world.history.lock());
+    let lost = world.lost.lock().clone();
+    for event in &mut history {
+        let within = |at: &Time| (event.began..=event.ended).contains(at);
+        event.unsure = lost.iter().any(within);
+    }
+    // What is answered at the end of its time was asked before: a request's way is not
+    // counted.
+    let longest = believed.as_micros() as Time;
+    Run {
+        history,
+        names: longest,
+        attributes: longest,
+    }
+}
+
+/// Breaks something now and then.
+async fn fail(world: Arc<World>, mut chance: Chance, breaks: bool) {
+    if !breaks {
+        return;
+    }
+    for _ in 0..chance.below(3) {
+        tokio::time::sleep(Duration::from_micros(chance.below(100_000))).await;
+        let before = world.now();
+        match chance.below(4) {
+            0 => world.peer.cut_all_connections(),
+            1 => world.peer.destroy_sessions(),
+            2 => world.peer.crash_and_restart(),
+            _ => world.peer.lose_connections(),
+        }
+        // Who has sent something to the session that is gone hears of it later.
+        world.lost.lock().extend([before, world.now()]);
+    }
+}
+
+struct Process {
+    world: Arc<World>,
+    kernel: Host,
+    host: u8,
+    number: u16,
+    chance: Chance,
+    /// It may be killed.
+    mortal: bool,
+}
+
+impl Process {
+    async fn run(mut self, mut plan: Plan, calls: u64) {
+        for _ in 0..calls {
+            let pause = match self.chance.below(12) {
+                0 => self.chance.below(2_000_000),
+                1..6 => self.chance.below(20_000),
+                _ => 0,
+            };
+            tokio::time::sleep(Duration::from_micros(pause)).await;
+            let call = plan.next();
+            let answer = self.call(call).await;
+            match answer {
+                Some(answer) => plan.hears(&call, &answer),
+                None => {
+                    self.leave(&plan.open()).await;
+                    return;
+                }
+            }
+        }
+        for fd in plan.open() {
+            self.call_to_end(Call::Close(fd)).await;
+        }
+    }
+
+    /// `None`: the process was killed.
+    async fn call(&mut self, call: Call) -> Option<Answer> {
+        if self.mortal && self.chance.one_in(8) {
+            let after = Duration::from_micros(self.chance.below(8000));
+            return self.call_until(call, after).await;
+        }
+        Some(self.call_to_end(call).await)
+    }
+
+    async fn call_to_end(&self, call: Call) -> Answer {
+        let began = self.world.now();
+        self.kernel.mount().vfs.abandoned().ended().await;
+        let answer = self.kernel.call(self.number.into(), call);
+        let answer = tokio::time::timeout(HANGS, answer).await;
+        let answer = answer.unwrap_or_else(|_| {
+            self.record(call, began, None);
+            panic!("it hangs:\n{}", text(&self.world.history.lock()))
+        });
+        self.record(call, began, Some(answer.clone()));
+        answer
+    }
+
+    fn record(&self, call: Call, began: Time, answer: Option<Answer>) {
+        self.world.record(Event {
+            host: self.host,
+            process: self.number,
+            call,
+            began,
+            ended: self.world.now(),
+            answer,
+            unsure: false,
+        });
+    }
+
+    /// The process is killed, unless it has its answer by then.
+    async fn call_until(&self, call: Call, after: Duration) -> Option<Answer> {
+        let began = self.world.now();
+        let kernel = Arc::clone(&self.kernel);
+        let abandoned = kernel.mount().vfs.abandoned();
+        abandoned.ended().await;
+        let caller = Caller::new(Some(Arc::clone(abandoned)), self.number.into());
+        let thread = self.number.into();
+        let mut task = tokio::spawn({
+            let kernel = Arc::clone(&kernel);
+            let work = async move { kernel.call(thread, call).await };
+            caller::on_behalf_of(Some(Arc::clone(&caller)), work)
+        });
+        match tokio::time::timeout(after, &mut task).await {
+            Ok(ended) => {
+                let answer = ended.expect("a call");
+                self.record(call, began, Some(answer.clone()));
+                Some(answer)
+            }
+            Err(_) => {
+                caller.give_up();
+                self.record(call, began, None);
+                tokio::spawn(async move {
+                    // What nobody waits for any more is undone.
+                    if let (Ok(Answer::Done), Call::Open { fd, .. }) = (task.await, call) {
+                        kernel.leave(fd).await;
+                    }
+                });
+                None
+            }
+        }
+    }
+
+    /// The kernel closes what a process that was killed had open.
+    async fn leave(&self, open: &[Fd]) {
+        for &fd in open {
+            let began = self.world.now();
+            self.kernel.leave(fd).await;
+            self.record(Call::Close(fd), began, Some(Answer::Done));
+        }
+    }
+}
+
+/// All is closed and sent; then the observer looks at the server's own files.
+async fn end(world: &World) {
+    for host in &world.hosts {
+        host.mount().vfs.settled().await;
+    }
+    let fs = world.peer.fs();
+    let mut fd = Fd::MAX;
+    let look = |call: Call, answer: Answer| {
+        let now = world.now();
+        world.record(Event {
+            host: OBSERVER,
+            process: u16::MAX,
+            call,
+            began: now,
+            ended: now,
+            answer: Some(answer),
+            unsure: false,
+        });
+    };
+    let top = listed(&fs.list("/").unwrap());
+    look(Call::List(None), Answer::Listed(top.clone()));
+    let mut paths: Vec<_> = top.iter().map(|&name| Path { dir: None, name }).collect();
+    for &dir in &top {
+        let text = format!("/{}", char::from(dir));
+        if fs.stat(&text).unwrap().ftype == 2 {
+            let names = listed(&fs.list(&text).unwrap());
+            look(Call::List(Some(dir)), Answer::Listed(names.clone()));
+            paths.extend(names.into_iter().map(|name| Path {
+                dir: Some(dir),
+                name,
+            }));
+        }
+    }
+    for at in paths {
+        let text = format!("/{}", at.text());
+        match fs.stat(&text).unwrap().ftype {
+            1 => {
+                fd -= 1;
+                let how = How::default();
+                look(Call::Open { at, how, fd }, Answer::Done);
+                let data = fs.read_file(&text).unwrap();
+                look(Call::Read(fd), Answer::Data(tokens(&data)));
+            }
+            5 => {
+                let text = fs.readlink(&text).unwrap();
+                look(
+                    Call::Readlink(at),
+                    Answer::Text(link_token(text.as_bytes())),
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Seeds of the histories that one call makes.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+fn history_of(seed: u64) -> Run {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .expect("a runtime")
+        .block_on(async {
+            tokio::time::timeout(Duration::from_secs(36_000), run(seed))
+                .await
+                .unwrap_or_else(|_| panic!("seed {seed}: it hangs"))
+        })
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text}")),
+        Err(_) => default,
+    }
+}
+
+/// `EFS_FUSE_CHECKER_HISTORIES` histories from `EFS_FUSE_SEED` on.
+#[test]
+fn no_history_of_three_hosts_in_memory_shows_what_the_rules_do_not_allow() {
+    let first = setting("EFS_FUSE_SEED", 1);
+    let histories = setting("EFS_FUSE_CHECKER_HISTORIES", 1000);
+    let open = AtomicU32::new(0);
+    let wrong = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let number = u64::from(NEXT.fetch_add(1, Ordering::Relaxed));
+                    if number >= histories || wrong.lock().len() >= 5 {
+                        return;
+                    }
+                    let seed = first + number;
+                    let run = history_of(seed);
+                    match run.judge() {
+                        Verdict::Allowed => {}
+                        Verdict::Open => {
+                            open.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Verdict::Wrong(why) => {
+                            let said = format!("seed {seed}, believed for {} us: {why}", run.names);
+                            wrong.lock().push(said);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let wrong = wrong.into_inner();
+    let open = u64::from(open.into_inner());
+    println!("{histories} histories from seed {first}: {open} too long to judge");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(
+        open * 200 <= histories,
+        "{open} of {histories} were not judged"
+    );
+}

@@ -1,0 +1,223 @@
+//! How old an answer may be: the rule book (`docs/semantics.md`) as numbers.
+//!
+//! Everything else is asked after the question: its answer was true at a moment between
+//! the call's beginning and its end.
+
+use super::history::{Answer, Call, Event, Fd, Kind, Path, Time};
+
+/// What hosts may believe, and the history it is applied to.
+pub(super) struct Rules<'a> {
+    history: &'a [Event],
+    /// `acdirmax`: names, missing names that were asked for, attributes of directories.
+    names: Time,
+    /// `acregmax`: attributes and pages of files.
+    attributes: Time,
+    /// The path that each event is about, with those of descriptors.
+    paths: Vec<Vec<Path>>,
+    opens: Vec<Option<usize>>,
+}
+
+impl<'a> Rules<'a> {
+    pub(super) fn new(history: &'a [Event], names: Time, attributes: Time) -> Self {
+        let open_of = |wanted: Fd| {
+            history
+                .iter()
+                .position(|event| matches!(event.call, Call::Open { fd, .. } if fd == wanted))
+        };
+        let opens: Vec<_> = history
+            .iter()
+            .map(|event| event.call.fd().and_then(open_of))
+            .collect();
+        let paths = history
+            .iter()
+            .zip(&opens)
+            .map(|(event, open)| match (event.call, open) {
+                (Call::List(Some(name)), _) => vec![Path { dir: None, name }],
+                (_, Some(open)) => history[*open].call.paths(),
+                _ => event.call.paths(),
+            })
+            .collect();
+        Self {
+            history,
+            names,
+            attributes,
+            paths,
+            opens,
+        }
+    }
+
+    /// Two calls of one host that are about the same: there the second never knows less
+    /// than the first. ("POSIX on one host", "A host does not unsee".)
+    pub(super) fn related(&self, one: usize, other: usize) -> bool {
+        let touch = |a: &Path| self.paths[other].iter().any(|b| a.touches(*b));
+        self.paths[one].iter().any(touch)
+    }
+
+    /// A change of mode that may be sent later: of a file that its process has made, has
+    /// open and has told nobody of. ("An unpublished file")
+    pub(super) fn waits(&self, event: usize) -> bool {
+        let this = &self.history[event];
+        let Call::Chmod(at, _) = this.call else {
+            return false;
+        };
+        self.history.iter().any(|other| {
+            matches!(other.call, Call::Open { at: made, how, .. } if made == at && how.create)
+                && other.process == this.process
+                && other.ended <= this.began
+        })
+    }
+
+    fn is_looking(&self, event: usize) -> bool {
+        matches!(
+            self.history[event].call,
+            Call::Stat(_) | Call::Chmod(..) | Call::Truncate(_)
+        )
+    }
+
+    /// The name leads to one file all the time.
+    fn is_stable(&self, at: Path) -> bool {
+        !self.history.iter().enumerate().any(|(number, event)| {
+            let moves = matches!(event.call, Call::Unlink(_) | Call::Rename { .. });
+            let done = matches!(event.answer, None | Some(Answer::Done)) || event.unsure;
+            moves && done && self.paths[number].iter().any(|path| path.touches(at))
+        })
+    }
+
+    /// What one call has told its host, or changed, another may not be behind.
+    pub(super) fn informs(&self, one: usize, other: usize) -> bool {
+        let refused = matches!(
+            self.history[other].answer,
+            Some(Answer::Refused(errno)) if errno != libc::EEXIST && errno != libc::ENOTEMPTY
+        );
+        if refused && self.opens[other].is_none_or(|open| open == other) {
+            // Which of its names the refusal is about is not known.
+            return self.paths[other].iter().any(|path| self.names(one, *path));
+        }
+        let silent = matches!(
+            self.history[one].call,
+            Call::Fsync(_) | Call::Close(_) | Call::Unlock(_)
+        );
+        let same_open = self.opens[one].is_some() && self.opens[one] == self.opens[other];
+        let stable = || self.paths[other].iter().all(|path| self.is_stable(*path));
+        let of_names = matches!(self.history[one].call, Call::List(_))
+            || self.paths[other].iter().any(|path| self.names(one, *path));
+        let by_name = self.history[other].call.paths() == self.paths[other];
+        !silent
+            && self.related(one, other)
+            && (same_open || stable() || of_names && by_name && !self.is_looking(other))
+    }
+
+    /// The server has told a call where this name leads, or it has changed that.
+    pub(super) fn names(&self, event: usize, at: Path) -> bool {
+        let this = &self.history[event];
+        let by_name = match this.call {
+            Call::Mkdir(_)
+            | Call::Rmdir(_)
+            | Call::Unlink(_)
+            | Call::Symlink(..)
+            | Call::Rename { .. }
+            | Call::Open { .. } => true,
+            // Where the second leads.
+            Call::Link(_, to) => return to.touches(at),
+            _ => false,
+        };
+        let told = matches!(
+            this.answer,
+            Some(Answer::Done | Answer::Refused(libc::EEXIST))
+        );
+        by_name && told && self.paths[event].iter().any(|path| path.touches(at))
+    }
+
+    /// The beginning of the first call by which this host may have come to know what it
+    /// now believes of a name, not longer ago than it may be believed.
+    fn asked(&self, event: usize, longest: Time, about: impl Fn(usize) -> bool) -> Time {
+        let this = &self.history[event];
+        let oldest = this.began.saturating_sub(longest);
+        let asks = |number: &usize| {
+            let other = &self.history[*number];
+            *number != event
+                && other.host == this.host
+                && other.began < this.ended
+                && other.ended >= oldest
+                && about(*number)
+        };
+        let first = (0..self.history.len())
+            .filter(asks)
+            .map(|number| self.history[number].began)
+            .min();
+        first.unwrap_or(this.began).clamp(oldest, this.began)
+    }
+
+    /// A name on the way of a call: since when it may have led somewhere, and nowhere.
+    /// ("A name that was never asked for is asked for"; a listing tells what is there,
+    /// and not what is missing.)
+    pub(super) fn walks_since(&self, event: usize, at: Path) -> (Time, Time) {
+        let near = |number: usize| {
+            let lists = match self.history[number].call {
+                Call::List(None) => at.dir.is_none(),
+                Call::List(name) => name == at.dir,
+                _ => false,
+            };
+            let beside = |path: &Path| path.dir == at.dir || path.touches(at);
+            lists || self.paths[number].iter().any(beside)
+        };
+        let it = |number: usize| self.paths[number].iter().any(|path| path.touches(at));
+        (
+            self.asked(event, self.names, near),
+            self.asked(event, self.names, it),
+        )
+    }
+
+    /// What a call does, or says that it may not do.
+    pub(super) fn acts_since(&self, event: usize) -> Time {
+        let this = &self.history[event];
+        let near = |number: usize| {
+            let mine = &self.paths[event];
+            let beside = |path: &Path| {
+                mine.iter()
+                    .any(|own| own.dir == path.dir || own.touches(*path))
+            };
+            self.paths[number].iter().any(beside)
+                || matches!(self.history[number].call, Call::List(_))
+        };
+        let same = |number: usize| self.related(number, event);
+        match (&this.call, &this.answer) {
+            // "A directory is asked for when it is opened."
+            (Call::List(_), Some(Answer::Listed(_))) => this.began,
+            (Call::Stat(_), Some(Answer::Seen(seen))) => {
+                let longest = match seen.kind {
+                    Kind::Directory => self.names,
+                    _ => self.attributes,
+                };
+                self.asked(event, longest, near)
+            }
+            (Call::Fstat(_), _) => self.data_since(event),
+            // "A call that must not find the name there is told of it by the server."
+            (_, Some(Answer::Refused(libc::EEXIST | libc::ENOTEMPTY))) => this.began,
+            (_, Some(Answer::Refused(libc::ENOENT))) => self.asked(event, self.names, same),
+            // That something is there, and what.
+            (_, Some(Answer::Refused(_))) => self.asked(event, self.names, near),
+            // What a link's text is never changes.
+            (Call::Readlink(_), _) => 0,
+            _ => this.began,
+        }
+    }
+
+    /// Data of an open file: close-to-open, or since it was locked.
+    pub(super) fn data_since(&self, event: usize) -> Time {
+        let this = &self.history[event];
+        let oldest = this.began.saturating_sub(self.attributes);
+        let Some(open) = self.opens[event] else {
+            return this.began;
+        };
+        let locks = self.history.iter().filter(|other| {
+            matches!(other.call, Call::Lock { .. })
+                && other.answer == Some(Answer::Done)
+                && other.call.fd() == this.call.fd()
+                && other.ended < this.began
+        });
+        let asked = locks.map(|lock| lock.began).max();
+        let asked = asked.unwrap_or(0).max(self.history[open].began);
+        oldest.max(asked)
+    }
+}
