@@ -604,7 +604,8 @@ impl Vfs {
     }
 
     /// FLUSH by `owner`: a process that closes a descriptor loses its POSIX
-    /// locks on the file, through whichever descriptor it has taken them.
+    /// locks on the file, through whichever descriptor it has taken them; also one that is
+    /// killed meanwhile.
     pub(super) async fn closed_by(self: &Arc<Self>, inode: &Arc<Inode>, owner: u64) {
         let closed = {
             let mut inner = self.file_state(inode).inner.lock();
@@ -615,8 +616,8 @@ impl Vfs {
         };
         match closed {
             None => {}
-            Some(Closed::Gone(lock)) => self.drop_locks(inode, vec![lock]).await,
-            Some(Closed::InUse(lock)) => self.clear(inode, &[lock]).await,
+            Some(Closed::Gone(lock)) => caller::apart(self.drop_locks(inode, vec![lock])).await,
+            Some(Closed::InUse(lock)) => caller::apart(self.clear(inode, &[lock])).await,
         }
     }
 
@@ -631,7 +632,7 @@ impl Vfs {
             }
             inner.locks.released(fh)
         };
-        self.drop_locks(&handle.inode, locks).await;
+        caller::apart(self.drop_locks(&handle.inode, locks)).await;
     }
 
     /// EIO for a handle whose lock was lost: what it reads or writes would not

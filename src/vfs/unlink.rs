@@ -9,6 +9,7 @@
 //! hosts see the hidden name.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,14 +43,29 @@ pub struct SillyName {
 }
 
 /// The files that are kept out of sight.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Silly {
+    /// Part of each hidden name, drawn when the mount begins. Process ids tell nobody apart:
+    /// in containers every host's daemon may have the same.
+    mount: u64,
     counter: AtomicU64,
     /// By directory: how many of its names are about to be removed.
     closing: Mutex<HashMap<Ino, usize>>,
     removed: Notify,
     /// The names, as listings leave them out.
     pub(super) ours: Ours,
+}
+
+impl Default for Silly {
+    fn default() -> Self {
+        Self {
+            mount: RandomState::new().hash_one(std::process::id()),
+            counter: AtomicU64::default(),
+            closing: Mutex::default(),
+            removed: Notify::default(),
+            ours: Ours::default(),
+        }
+    }
 }
 
 impl Silly {
@@ -463,8 +479,8 @@ impl Vfs {
 
     pub(super) fn hidden_name(&self, victim: &Inode) -> String {
         let number = self.silly.counter.fetch_add(1, Ordering::Relaxed);
-        let process = std::process::id();
-        format!(".nfs{:016x}{process:08x}{number:04x}", victim.ino)
+        let mount = self.silly.mount;
+        format!(".nfs{:016x}{mount:016x}{number:04x}", victim.ino)
     }
 
     /// The file has its hidden name, and the one that it had is gone.

@@ -75,6 +75,7 @@ struct Search<'a> {
     /// Of each event, the walks in the order of its paths, and all pieces.
     ways: Vec<Vec<Option<usize>>>,
     all: Vec<u128>,
+    volatile: bool,
     tried: HashSet<u64>,
     steps: usize,
     /// The most that could be placed.
@@ -136,6 +137,7 @@ impl<'a> Search<'a> {
             walks: Vec::new(),
             ways: Vec::new(),
             all: vec![0; history.len()],
+            volatile: rules.volatile,
             tried: HashSet::new(),
             steps: 0,
             best: 0,
@@ -346,17 +348,22 @@ impl<'a> Search<'a> {
                 let Some(_) = state.opened(*fd) else {
                     return false;
                 };
-                let view = state.view(*fd, host);
                 let slot = usize::from(slot);
-                view.get(slot).copied().unwrap_or(0) == data[slot]
+                self.views(state, *fd, host)
+                    .iter()
+                    .any(|view| view.get(slot).copied().unwrap_or(0) == data[slot])
             }
             (Call::Read(fd), Answer::Data(data), _) => {
-                state.opened(*fd).is_some() && state.view(*fd, host).len() == data.len()
+                state.opened(*fd).is_some()
+                    && self
+                        .views(state, *fd, host)
+                        .iter()
+                        .any(|view| view.len() == data.len())
             }
             (Call::Fstat(fd), Answer::Seen(seen), _) => {
                 state.opened(*fd).is_some() && {
                     let now = state.seen_by(*fd, host);
-                    (now.mode, now.size) == (seen.mode, seen.size)
+                    now.mode == seen.mode && (self.volatile || now.size == seen.size)
                 }
             }
             // Of an open file that is gone.
@@ -373,9 +380,8 @@ impl<'a> Search<'a> {
                             let hidden = now.links..=now.links + 3;
                             let links = seen.kind == super::history::Kind::Directory
                                 || hidden.contains(&seen.links);
-                            links
-                                && (seen.kind, seen.mode, seen.size)
-                                    == (now.kind, now.mode, now.size)
+                            let size = self.volatile || seen.size == now.size;
+                            links && size && (seen.kind, seen.mode) == (now.kind, now.mode)
                         }
                         (Answer::Refused(errno), Err(right)) => right.contains(errno),
                         (Answer::Refused(errno), Ok(_)) => self.missed(state, at, *errno),
@@ -408,6 +414,15 @@ impl<'a> Search<'a> {
             (call, Answer::Refused(errno), Part::Act) => self.refuses(state, event, call, *errno),
             _ => false,
         }
+    }
+
+    /// What a host may see of a file now.
+    fn views(&self, state: &State, fd: super::history::Fd, host: u8) -> Vec<Vec<u32>> {
+        let mut views = vec![state.view(fd, host)];
+        if self.volatile && host != OBSERVER {
+            views.push(state.full_view(fd));
+        }
+        views
     }
 
     /// A change that was refused, and rightly so.

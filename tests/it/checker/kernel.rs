@@ -128,7 +128,8 @@ impl Kernel {
 
     async fn on_open(&self, call: Call, fd: Fd) -> Said {
         let mount = &self.mount;
-        let open = *self.files.lock().get(&fd).expect("an open file");
+        // Of a process that was killed before it came so far.
+        let open = *self.files.lock().get(&fd).ok_or(libc::EBADF)?;
         match call {
             Call::Write { slot, token, .. } => {
                 let at = u64::from(slot) * SLOT as u64;

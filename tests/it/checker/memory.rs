@@ -36,11 +36,13 @@ pub(super) struct Run {
     pub(super) history: Vec<Event>,
     names: Time,
     attributes: Time,
+    volatile: bool,
 }
 
 impl Run {
     pub(super) fn judge(&self) -> Verdict {
-        let rules = Rules::new(&self.history, self.names, self.attributes);
+        let mut rules = Rules::new(&self.history, self.names, self.attributes);
+        rules.volatile = self.volatile;
         judge(&self.history, &rules)
     }
 }
@@ -155,6 +157,7 @@ pub(super) async fn run(seed: u64) -> Run {
         history,
         names: longest,
         attributes: longest,
+        volatile: !lost.is_empty(),
     }
 }
 

@@ -12,6 +12,9 @@ pub(super) struct Rules<'a> {
     names: Time,
     /// `acregmax`: attributes and pages of files.
     attributes: Time,
+    /// The server has lost data that were not committed: until they are sent again others may
+    /// see the file without them, or with.
+    pub(super) volatile: bool,
     /// The path that each event is about, with those of descriptors.
     paths: Vec<Vec<Path>>,
     opens: Vec<Option<usize>>,
@@ -41,6 +44,7 @@ impl<'a> Rules<'a> {
             history,
             names,
             attributes,
+            volatile: false,
             paths,
             opens,
         }

@@ -367,7 +367,8 @@ impl State {
         let is_dir = self.nodes[node].kind == Kind::Directory;
         let there = self.child(target, to.name);
         if there.is_some() && !replaces {
-            return Err(&[libc::EEXIST]);
+            // Whichever is found out first.
+            return Err(&[libc::EEXIST, libc::EINVAL]);
         }
         if !replaces {
             // As the kernel's client: NFS has no rename that does not replace.
@@ -488,6 +489,18 @@ impl State {
 
     pub(super) fn view(&self, fd: Fd, host: u8) -> Vec<Token> {
         self.nodes[self.fds[&fd]].view(host)
+    }
+
+    /// With all that any host has accepted.
+    pub(super) fn full_view(&self, fd: Fd) -> Vec<Token> {
+        let node = &self.nodes[self.fds[&fd]];
+        let mut view = node.slots.clone();
+        for pending in &node.pending {
+            if let Accepted::Data { slot, token } = pending.what {
+                put(&mut view, slot, token);
+            }
+        }
+        view
     }
 
     pub(super) fn names(&self, at: Led) -> Result<Vec<Name>, &'static [i32]> {

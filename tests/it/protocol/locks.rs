@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use efs_fuse::rpc::caller::{self, Caller};
 use efs_fuse::vfs::types::{Errno, LockRange, Waiting};
 
 use super::recovery::cut_short_at;
@@ -353,4 +354,23 @@ async fn a_server_without_room_for_locks_says_enolck_and_a_quota_edquot() {
         set(&one, here, 1, range(WRITE, 0, 9)).await.unwrap();
         set(&one, here, 1, range(UNLOCK, 0, 9)).await.unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_is_killed_while_it_closes_leaves_no_lock() {
+    let peer = Peer::new(PeerConfig::default());
+    let mount = Mount::of(&peer, "one", default_timeouts()).await;
+    let file = mount.create(1, "f", libc::O_RDWR).await.unwrap();
+    // Another process has it open, so that no CLOSE takes the lock along.
+    let other = mount.open(file.ino, libc::O_RDWR).await.unwrap();
+    set(&mount, file, 1, range(WRITE, 0, END)).await.unwrap();
+    let abandoned = Arc::clone(mount.vfs.abandoned());
+    let killed = Caller::new(Some(abandoned), 7);
+    killed.give_up();
+    let flush = mount.vfs.flush(file.ino, file.fh, 1);
+    let _ = caller::on_behalf_of(Some(killed), flush).await;
+    let released = mount.vfs.release(file.ino, file.fh, Some(1));
+    released.await.unwrap();
+    assert_eq!(peer.fs().locks("/f").unwrap(), [], "still locked");
+    mount.close(other).await.unwrap();
 }

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use efs_fuse::vfs::types::ROOT_INO;
+use efs_fuse::vfs::types::{Errno, ROOT_INO};
 
 use super::rig::{Mount, default_timeouts, join_all, millis, within};
 use crate::peer::proto::op;
-use crate::peer::{Peer, PeerConfig};
+use crate::peer::{Action, Peer, PeerConfig};
 
 /// "a" and "b" are one file, known to have two names, and open here.
 async fn two_names() -> (Mount, super::rig::Open) {
@@ -82,4 +82,40 @@ async fn a_name_that_is_hidden_is_not_counted_and_another_that_stays_is() {
     mount.peer.fs().write_file("/other", b"").unwrap();
     tokio::time::sleep(Duration::from_secs(61)).await;
     assert_eq!(mount.getattr(ino).await.unwrap().nlink, 1);
+}
+
+/// In containers the daemons of all hosts may have the same process id, and of one file they
+/// hide one name each.
+#[tokio::test(start_paused = true)]
+async fn hidden_names_of_two_hosts_are_never_the_same() {
+    let peer = Peer::new(PeerConfig::default());
+    let one = Mount::of(&peer, "one", default_timeouts()).await;
+    let two = Mount::of(&peer, "two", default_timeouts()).await;
+    let first = one.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+    one.write(first, 0, b"kept").await.unwrap();
+    one.fsync(first).await.unwrap();
+    let second = two.open(two.walk("/f").await.unwrap(), libc::O_RDWR).await;
+    let second = second.unwrap();
+    // Both have seen that their hidden name is free; the first one's is made first.
+    let mut renames = 0;
+    peer.on_op(move |event| {
+        renames += u32::from(event.op == op::RENAME);
+        match (event.op, renames) {
+            (op::RENAME, 1) => Action::Delay(Duration::from_millis(500)),
+            _ => Action::Pass,
+        }
+    });
+    let second_first = async { two.unlink(ROOT_INO, "f").await };
+    let then_first = async {
+        millis(100).await;
+        one.unlink(ROOT_INO, "f").await
+    };
+    let (gone, taken) = tokio::join!(second_first, then_first);
+    taken.unwrap();
+    assert_eq!(gone, Err(Errno(libc::ENOENT)), "two have taken one name");
+    two.close(second).await.unwrap();
+    two.vfs.settled().await;
+    assert_eq!(peer.fs().list("/").unwrap().len(), 1, "the first one's");
+    assert_eq!(one.read(first, 0, 10).await.unwrap(), b"kept");
+    one.close(first).await.unwrap();
 }
