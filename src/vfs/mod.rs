@@ -333,9 +333,13 @@ impl Vfs {
         let timeouts = self.inodes.timeouts();
         let now = Instant::now();
         let mut seen = Self::with_attr(inode, |attr| attr.learn(attrs, sent, now, timeouts));
-        if inode.kind == FileKind::Directory && seen != Seen::Late {
+        if inode.kind == FileKind::Directory {
+            // Late attributes are left alone; but names that were seen with them may be
+            // newer than those known.
             let heard = inode.names().lock().observed(attrs.change, sent, now);
-            seen = said(heard);
+            if seen != Seen::Late || heard != Heard::Same {
+                seen = said(heard);
+            }
         }
         if self.is_removed(attrs) {
             inode.mark_stale();

@@ -342,10 +342,8 @@ impl State {
     }
 
     fn link(&self, to: Path, by: &Caller<'_>) -> Outcome {
+        // One without a name may have a hidden one, by which it lives.
         let node = by.at[0].map_err(nowhere)?;
-        if self.is_gone(node) {
-            return Err(&[libc::ENOENT, libc::ESTALE]);
-        }
         let dir = self.directory(by.at[1])?;
         let is_dir = self.nodes[node].kind == Kind::Directory;
         match self.child(dir, to.name) {
@@ -363,17 +361,19 @@ impl State {
     fn rename(&self, from: Path, to: Path, replaces: bool, by: &Caller<'_>) -> Outcome {
         let source = self.directory(by.at[0])?;
         let target = self.directory(by.at[1])?;
+        let there = self.child(target, to.name);
+        if !replaces {
+            // As the kernel's client: NFS has no rename that does not replace. Whichever
+            // is found out first.
+            return Err(match (self.child(source, from.name), there) {
+                (Some(_), None) => &[libc::EINVAL],
+                (Some(_), Some(_)) => &[libc::EEXIST, libc::EINVAL],
+                (None, None) => &[libc::ENOENT, libc::EINVAL],
+                (None, Some(_)) => &[libc::ENOENT, libc::EINVAL, libc::EEXIST],
+            });
+        }
         let node = self.child(source, from.name).ok_or(&[libc::ENOENT][..])?;
         let is_dir = self.nodes[node].kind == Kind::Directory;
-        let there = self.child(target, to.name);
-        if there.is_some() && !replaces {
-            // Whichever is found out first.
-            return Err(&[libc::EEXIST, libc::EINVAL]);
-        }
-        if !replaces {
-            // As the kernel's client: NFS has no rename that does not replace.
-            return Err(&[libc::EINVAL]);
-        }
         if is_dir && self.is_below(target, node) && there != Some(node) {
             return Err(&[libc::EINVAL]);
         }
