@@ -152,7 +152,11 @@ impl Kernel {
                             .await,
                     )?;
                 }
-                let data = errno(mount.read(open, 0, (SLOTS * SLOT) as u32).await)?;
+                let mut data = errno(mount.read(open, 0, (SLOTS * SLOT) as u32).await)?;
+                // Nor is more shown than the size that is known.
+                if let Some((stat, _)) = mount.vfs.getattr_cached(open.ino, None) {
+                    data.truncate(usize::try_from(stat.size).unwrap_or(usize::MAX));
+                }
                 Ok(Answer::Data(tokens(&data)))
             }
             Call::Ftruncate(_) => {

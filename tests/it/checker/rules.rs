@@ -201,6 +201,7 @@ impl<'a> Rules<'a> {
             (_, Some(Answer::Refused(libc::ENOENT))) => self.asked(event, self.names, same),
             // That something is there, and what.
             (_, Some(Answer::Refused(_))) => self.asked(event, self.names, near),
+            (_, Some(Answer::Same)) => self.asked(event, self.names, near),
             // What a link's text is never changes.
             (Call::Readlink(_), _) => 0,
             _ => this.began,
