@@ -98,7 +98,8 @@ fn parts(event: &Event, waits: bool) -> Vec<Part> {
     if waits && matches!(event.answer, Some(Answer::Done) | None) {
         return vec![Part::Act, Part::Flush];
     }
-    if event.unsure && by_name && !is_read(&event.call) {
+    let was_sent = event.began < event.ended;
+    if event.unsure && was_sent && by_name && !is_read(&event.call) {
         return [vec![Part::First], steady_parts(event)].concat();
     }
     steady_parts(event)
@@ -184,7 +185,9 @@ impl<'a> Search<'a> {
             let own = other.host == this.host && ended < this.began;
             if this.host == OBSERVER && other.host != OBSERVER {
                 before |= self.all[number];
-            } else if !killed && (ended < since || own && tells(number)) || killed && own {
+            } else if !killed && (ended < since || own && tells(number))
+                || killed && own && since >= this.began
+            {
                 before |= self.prompt(number);
             }
         }
