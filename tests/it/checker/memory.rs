@@ -373,7 +373,7 @@ fn setting(name: &str, default: u64) -> u64 {
 #[test]
 fn no_history_of_three_hosts_in_memory_shows_what_the_rules_do_not_allow() {
     let first = setting("EFS_FUSE_SEED", 1);
-    let histories = setting("EFS_FUSE_CHECKER_HISTORIES", 1000);
+    let histories = setting("EFS_FUSE_CHECKER_HISTORIES", 3000);
     let open = AtomicU32::new(0);
     let wrong = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
