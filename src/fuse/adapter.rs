@@ -629,12 +629,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let call = Call::new(FuseOp::Release, req, ino.0).patience(Patience::Endless);
-        let (vfs, owner) = (self.vfs(), lock_owner.map(|owner| owner.0));
-        self.done(
-            call,
-            reply,
-            async move { vfs.release(ino.0, fh.0, owner).await },
-        );
+        let owner = lock_owner.map(|owner| owner.0);
+        // Here, not in the task: a lock that is asked for next finds it under way.
+        let work = self.vfs.release(ino.0, fh.0, owner);
+        self.done(call, reply, work);
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

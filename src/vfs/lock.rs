@@ -171,6 +171,22 @@ fn to_range(span: Span, kind: LockKind, pid: u32) -> LockRange {
     }
 }
 
+/// A handle through which was locked is being released, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Releasing(Option<Arc<OpenHandle>>);
+
+impl Drop for Releasing {
+    fn drop(&mut self) {
+        if let Some(file) = self.0.as_ref().and_then(|handle| handle.inode.opened()) {
+            let mut inner = file.inner.lock();
+            inner.releasing -= 1;
+            inner.releases += 1;
+            drop(inner);
+            file.progress.notify_waiters();
+        }
+    }
+}
+
 /// What one attempt came to.
 enum Attempt {
     Granted,
@@ -188,6 +204,25 @@ impl Vfs {
         range: LockRange,
     ) -> Result<LockRange, Errno> {
         let handle = self.handle(fh)?;
+        loop {
+            let releases = self.releases(&handle.inode);
+            let found = self.find_lock(cred, &handle, owner, range).await?;
+            let nobody = Waiting::default();
+            if found.typ == libc::F_UNLCK
+                || !self.release_ended(&handle.inode, releases, &nobody).await?
+            {
+                return Ok(found);
+            }
+        }
+    }
+
+    async fn find_lock(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        handle: &OpenHandle,
+        owner: u64,
+        range: LockRange,
+    ) -> Result<LockRange, Errno> {
         let span = span_of(&range)?;
         let Some(kind) = kind_of(range.typ)? else {
             return Err(Errno(libc::EINVAL));
@@ -302,14 +337,60 @@ impl Vfs {
 
     async fn try_lock(self: &Arc<Self>, request: &Request<'_>) -> Result<(), Errno> {
         let inode = &request.handle.inode;
-        if inode.keeps(request.owner, request.span, request.kind) {
-            return Err(Errno(libc::EAGAIN));
+        loop {
+            let releases = self.releases(inode);
+            if !inode.keeps(request.owner, request.span, request.kind)
+                && let Attempt::Granted = self.attempt(request, false).await?
+            {
+                self.granted(request);
+                return Ok(());
+            }
+            if !self.release_ended(inode, releases, request.caller).await? {
+                return Err(Errno(libc::EAGAIN));
+            }
         }
-        match self.attempt(request, false).await? {
-            Attempt::Granted => self.granted(request),
-            Attempt::Denied => return Err(Errno(libc::EAGAIN)),
+    }
+
+    fn releases(&self, inode: &Inode) -> u64 {
+        self.file_state(inode).inner.lock().releases
+    }
+
+    /// A lock is in somebody's way. True if a handle through which was locked here has
+    /// been released since there were so many `releases`, or is being: it is looked again
+    /// then. FUSE tells of the last close(2) by RELEASE, which the closer does not wait for,
+    /// but relies on.
+    async fn release_ended(
+        &self,
+        inode: &Inode,
+        releases: u64,
+        caller: &Waiting,
+    ) -> Result<bool, Errno> {
+        let file = self.file_state(inode);
+        loop {
+            let progress = file.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            {
+                let inner = file.inner.lock();
+                if inner.releasing == 0 {
+                    return Ok(inner.releases != releases);
+                }
+            }
+            tokio::select! {
+                () = caller.gave_up() => return Err(Errno(libc::EINTR)),
+                () = &mut progress => {}
+            }
         }
-        Ok(())
+    }
+
+    /// A handle is about to be released.
+    pub(super) fn begins_release(&self, fh: u64) -> Releasing {
+        let handle = self.files.get(&fh).map(|handle| Arc::clone(&handle));
+        let locked = handle.filter(|handle| handle.locked.load(Ordering::Relaxed));
+        if let Some(handle) = &locked {
+            self.file_state(&handle.inode).inner.lock().releasing += 1;
+        }
+        Releasing(locked)
     }
 
     async fn wait_lock(self: &Arc<Self>, request: &Request<'_>) -> Result<(), Errno> {

@@ -112,6 +112,10 @@ pub(super) struct FileInner {
     pub(super) replacing: usize,
     /// A hidden name is being made; it is `silly` then, or could not be made.
     pub(super) hiding: bool,
+    /// Handles through which was locked and whose RELEASE is under way, and how many of
+    /// those have ended.
+    pub(super) releasing: usize,
+    pub(super) releases: u64,
     /// REMOVEs and RENAMEs under way that take a name from the file because
     /// nobody has it open: opens wait.
     pub(super) removing: usize,
@@ -210,6 +214,8 @@ impl FileState {
                 replacing: 0,
                 removing: 0,
                 hiding: false,
+                releasing: 0,
+                releases: 0,
                 together: Together::default(),
                 locks: LockTable::default(),
                 retired: Vec::new(),
@@ -729,13 +735,25 @@ impl Vfs {
     }
 
     /// RELEASE: the handle is gone. What FLUSH did not see (writes of a shared
-    /// mapping) is written first.
-    pub async fn release(
+    /// mapping) is written first. From the call on, not only from the first poll, who is
+    /// refused a lock by what was locked through the handle waits for it: close(2) has
+    /// returned already.
+    pub fn release(
         self: &Arc<Self>,
         _ino: Ino,
         fh: u64,
         _lock_owner: Option<u64>,
-    ) -> Result<(), Errno> {
+    ) -> impl Future<Output = Result<(), Errno>> + Send + use<> {
+        let vfs = Arc::clone(self);
+        let releasing = vfs.begins_release(fh);
+        async move {
+            let released = vfs.end_handle(fh).await;
+            drop(releasing);
+            released
+        }
+    }
+
+    async fn end_handle(self: &Arc<Self>, fh: u64) -> Result<(), Errno> {
         let Some((_, handle)) = self.files.remove(&fh) else {
             return Err(Errno(libc::EBADF));
         };

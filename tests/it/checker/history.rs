@@ -33,6 +33,11 @@ impl Path {
         }
     }
 
+    /// It is the other, or the directory that has the other.
+    pub(super) fn is_or_holds(self, other: Self) -> bool {
+        self == other || self.dir.is_none() && other.dir == Some(self.name)
+    }
+
     /// One is the other, or lies on the way to it.
     pub(super) fn touches(self, other: Self) -> bool {
         match (self.dir, other.dir) {

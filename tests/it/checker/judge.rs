@@ -477,7 +477,14 @@ impl<'a> Search<'a> {
                 (Part::Cut, Some(fd)) => state.cut_on_open(fd, &by),
                 _ => state.outcome(&this.call, &by),
             };
-            if let Ok(state) = outcome
+            let outcome = match outcome {
+                Ok(state) => Some(state),
+                Err([libc::ENOTDIR] | [libc::EISDIR, ..]) => {
+                    state.removed_all_the_same(&this.call, at[0])
+                }
+                Err(_) => None,
+            };
+            if let Some(state) = outcome
                 && !next.contains(&state)
             {
                 next.push(state);

@@ -134,14 +134,15 @@ impl<'a> Rules<'a> {
             | Call::Rename { .. }
             | Call::Open { .. } => true,
             // Where the second leads.
-            Call::Link(_, to) => return to.touches(at),
+            Call::Link(_, to) => return to.is_or_holds(at),
             _ => false,
         };
         let told = matches!(
             this.answer,
             Some(Answer::Done | Answer::Refused(libc::EEXIST))
         );
-        by_name && told && self.paths[event].iter().any(|path| path.touches(at))
+        // Of the directories on its way it has heard nothing new.
+        by_name && told && self.paths[event].iter().any(|path| path.is_or_holds(at))
     }
 
     /// The beginning of the first call by which this host may have come to know what it

@@ -335,6 +335,19 @@ impl State {
         }
     }
 
+    /// REMOVE takes whatever has the name, which the host has taken for a directory, or a file:
+    /// as the kernel's client.
+    pub(super) fn removed_all_the_same(&self, call: &Call, at: Led) -> Option<Self> {
+        let (Call::Rmdir(path) | Call::Unlink(path)) = call else {
+            return None;
+        };
+        let dir = self.directory(at).ok()?;
+        let node = self.child(dir, path.name)?;
+        let mut next = self.clone();
+        next.take(dir, path.name);
+        (!self.is_full(node)).then_some(next)
+    }
+
     /// An empty directory from which names went may hold another host's hidden ones.
     pub(super) fn may_hide(&self, dir: Led, name: Name) -> bool {
         let node = self.entry(dir, name);

@@ -374,3 +374,36 @@ async fn a_process_that_is_killed_while_it_closes_leaves_no_lock() {
     assert_eq!(peer.fs().locks("/f").unwrap(), [], "still locked");
     mount.close(other).await.unwrap();
 }
+
+/// FUSE tells of the last close(2) of a `flock` or OFD lock by RELEASE, for which the closer
+/// does not wait.
+#[tokio::test(start_paused = true)]
+async fn a_lock_whose_descriptor_was_closed_is_in_nobodys_way() {
+    let peer = Peer::new(PeerConfig {
+        latency: Duration::from_millis(20),
+        ..PeerConfig::default()
+    });
+    let mount = Mount::of(&peer, "one", default_timeouts()).await;
+    let first = mount.create(1, "f", libc::O_RDWR).await.unwrap();
+    let second = mount.open(first.ino, libc::O_RDWR).await.unwrap();
+    let all = range(WRITE, 0, END);
+    set(&mount, first, 1, all).await.unwrap();
+    assert_eq!(set(&mount, second, 2, all).await, AGAIN, "it is held");
+    // The task has not come to anything yet.
+    let released = tokio::spawn(mount.vfs.release(first.ino, first.fh, Some(1)));
+    set(&mount, second, 2, all).await.unwrap();
+    released.await.unwrap().unwrap();
+    mount.close(second).await.unwrap();
+
+    let third = mount.open(first.ino, libc::O_RDWR).await.unwrap();
+    let fourth = mount.open(first.ino, libc::O_RDWR).await.unwrap();
+    set(&mount, third, 3, all).await.unwrap();
+    let released = tokio::spawn(mount.vfs.release(third.ino, third.fh, Some(3)));
+    let found = mount
+        .vfs
+        .getlk(&mount.cred, fourth.ino, fourth.fh, 4, all)
+        .await;
+    assert_eq!(found.unwrap().typ, UNLOCK, "F_GETLK");
+    released.await.unwrap().unwrap();
+    mount.close(fourth).await.unwrap();
+}
