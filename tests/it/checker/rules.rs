@@ -103,8 +103,9 @@ impl<'a> Rules<'a> {
             Some(Answer::Refused(errno)) if errno != libc::EEXIST && errno != libc::ENOTEMPTY
         );
         if refused && self.opens[other].is_none_or(|open| open == other) {
-            // Which of its names the refusal is about is not known.
-            return self.paths[other].iter().any(|path| self.names(one, *path));
+            // Which of two names the refusal is about is not known.
+            let paths = &self.paths[other];
+            return paths.len() == 1 && self.names(one, paths[0]);
         }
         let silent = matches!(
             self.history[one].call,
