@@ -36,6 +36,7 @@ use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::lookup::{self, Asker};
+use super::notify::Notify;
 use super::prober::{self, Prober};
 use super::proc;
 use super::reopen::{Refused, Reopens};
@@ -57,6 +58,7 @@ pub struct Adapter {
     options: KernelOptions,
     prober: Prober,
     tasks: Arc<Tasks>,
+    notify: Arc<Notify>,
 }
 
 type VfsResult<T> = Result<T, types::Errno>;
@@ -68,7 +70,7 @@ fn owned(name: &OsStr) -> Box<[u8]> {
 
 impl Adapter {
     /// Requests that no cache answers run as tasks of `runtime`; their callers wait
-    /// as long as it takes, or as `soft` says.
+    /// as long as it takes, or as `soft` says. `notify` is what `vfs` tells the kernel by.
     ///
     /// # Errors
     /// The thread that watches for signals could not be made.
@@ -78,6 +80,7 @@ impl Adapter {
         metrics: Arc<Metrics>,
         options: KernelOptions,
         soft: Option<Soft>,
+        notify: Arc<Notify>,
     ) -> io::Result<Self> {
         if !proc::is_ours() {
             tracing::warn!(
@@ -102,6 +105,7 @@ impl Adapter {
             watcher,
             options,
             prober: Prober::default(),
+            notify,
         })
     }
 
@@ -307,6 +311,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let call = Call::new(FuseOp::GetAttr, req, ino.0);
         let fh = fh.map(|fh| fh.0);
+        let asked = fh.map(|_| self.notify.asked(ino.0));
         let cached = attempt(|| self.vfs.getattr_cached(ino.0, fh));
         // What the kernel may believe it asks for again if the server is to be asked, but
         // also after a read or a change: who asks tells. With a handle it is the kernel
@@ -330,7 +335,11 @@ impl Filesystem for Adapter {
             vfs.getattr(&cred, ino.0, fh).await
         };
         let work = self.on_the_way(call.tid, work);
-        self.dispatch.run(call, reply, work, answer::attr, keep);
+        let answer = move |reply, attr| {
+            answer::attr(reply, attr);
+            drop(asked);
+        };
+        self.dispatch.run(call, reply, work, answer, keep);
     }
 
     fn setattr(

@@ -144,6 +144,7 @@ async fn serve(
             flock_locks: options.locks.flock == LocksOf::Server,
         },
         soft(options, client),
+        Arc::clone(&notify),
     )
     .map_err(|why| MountError::system("starting a thread", why))?;
     let session = session_options(request, root);

@@ -24,7 +24,7 @@ use super::namecache::Target;
 use super::open::FileState;
 use super::types::{Errno, FileKind, Ino};
 use crate::nfs::NfsError;
-use crate::nfs::calls::{DirMoved, Moved};
+use crate::nfs::calls::{DirMoved, Moved, Renamed};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::FileHandle;
 use crate::rpc::auth::Credential;
@@ -308,8 +308,12 @@ impl Vfs {
             sent = Instant::now();
             renamed = rename().await;
         }
-        let (left, entered) = match renamed {
-            Ok(moved) => moved,
+        let (left, entered, leads_to) = match renamed {
+            Ok(Renamed {
+                left,
+                entered,
+                leads_to,
+            }) => (left, entered, leads_to),
             Err(error) => {
                 if let (Some(hidden), Some(victim)) = (hidden, &victim) {
                     caller::apart(async {
@@ -360,6 +364,17 @@ impl Vfs {
             Self::lost_a_name(victim);
         }
         drop(removing);
+        let source = source.filter(|source| {
+            let moved = leads_to.as_ref().is_none_or(|now| *now == source.handle);
+            if !moved {
+                // Another host had replaced it. The kernel takes the new name for what it
+                // knew, until it has heard of this.
+                source.not_found();
+                source.attr.lock().expire();
+                self.forget_entry(to.ino, new_name);
+            }
+            moved
+        });
         if Arc::ptr_eq(&from, &to) {
             // Both halves tell of the same directory; the later one counts.
             let whole = DirMoved {

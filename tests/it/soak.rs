@@ -33,7 +33,8 @@ use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{Mount, MountRequest, resident};
 use crate::fixtures::noise;
 use crate::fixtures::process::{Background, eventually, has_ended, run};
-use crate::fixtures::proxy::{Message, Proxy, Way};
+use crate::fixtures::proxy::Proxy;
+use crate::fixtures::trouble;
 
 const HOSTS: usize = 4;
 /// The one whose background tasks die.
@@ -467,71 +468,14 @@ fn psql(socket: &Path) -> Command {
 /// One fault of a kind that is drawn, on a line that is drawn. Returns its name.
 fn strike(run: &Run, chance: &mut Chance, server: &mut Server, lines: &mut [Proxy]) -> String {
     let host = chance.below(HOSTS as u64) as usize;
-    let line = &mut lines[host];
     let secs = 1 + chance.below(8);
     let hold = Duration::from_secs(secs);
-    match chance.below(13) {
-        0 => {
-            line.cut();
-            format!("cut, host {host}")
+    match chance.below(trouble::KINDS + 2) {
+        kind @ 0..trouble::KINDS => {
+            let what = trouble::strike(&mut lines[host], kind, hold, |limit| chance.below(limit));
+            format!("{what}, host {host}")
         }
-        1 => {
-            line.cut_after(Way::ToServer, chance.below(2000));
-            format!("cut inside a request, host {host}")
-        }
-        2 => {
-            line.cut_after(Way::ToClient, chance.below(2000));
-            format!("cut inside a reply, host {host}")
-        }
-        3 => {
-            line.next_message(Way::ToClient, Message::Swallowed);
-            sleep(Duration::from_millis(100));
-            line.cut();
-            format!("reply lost, host {host}")
-        }
-        4 => {
-            line.next_message(Way::ToClient, Message::Twice);
-            format!("reply twice, host {host}")
-        }
-        5 => {
-            // Not inside of data: nothing but the checksum of TCP protects those.
-            line.next_message(Way::ToClient, Message::Garbled);
-            format!("garbage, host {host}")
-        }
-        6 => {
-            line.freeze();
-            sleep(hold);
-            line.thaw();
-            format!("frozen for {secs} s, host {host}")
-        }
-        7 => {
-            line.half_open();
-            format!("half open, host {host}")
-        }
-        8 => {
-            line.blackhole(true);
-            sleep(hold);
-            line.blackhole(false);
-            format!("black hole for {secs} s, host {host}")
-        }
-        9 => {
-            line.refuse();
-            line.cut();
-            sleep(hold);
-            line.accept();
-            format!("refused for {secs} s, host {host}")
-        }
-        10 => {
-            for way in [Way::ToServer, Way::ToClient] {
-                line.delay(way, Duration::from_millis(20));
-            }
-            sleep(hold);
-            for way in [Way::ToServer, Way::ToClient] {
-                line.delay(way, Duration::ZERO);
-            }
-            format!("slow for {secs} s, host {host}")
-        }
-        11 => {
+        trouble::KINDS => {
             let stopped = server.stopped();
             sleep(hold);
             drop(stopped);

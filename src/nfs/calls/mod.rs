@@ -29,7 +29,7 @@ mod tree;
 pub use data::{Behind, Written, WrittenSeveral};
 pub use features::Feature;
 pub use locks::Locked;
-pub use names::{DirMoved, Found, Made, Moved};
+pub use names::{DirMoved, Found, Made, Moved, Renamed};
 pub(super) use opens::Lacks;
 pub use opens::{Along, FoundOpen, HowToOpen, OpenedFile, OpenedHandle};
 pub use root::FileSystem;

@@ -43,6 +43,17 @@ pub struct DirMoved {
     pub atomic: Option<(u64, u64)>,
 }
 
+/// What RENAME came to.
+#[derive(Clone, Debug, Default)]
+pub struct Renamed {
+    /// How the directory moved that the object has left.
+    pub left: DirMoved,
+    /// The one it has come to.
+    pub entered: DirMoved,
+    /// What the new name leads to after it, if the server has said.
+    pub leads_to: Option<FileHandle>,
+}
+
 impl DirMoved {
     pub(super) fn new(info: ChangeInfo, before: Option<u64>, after: Option<Attributes>) -> Self {
         Self {
@@ -221,7 +232,7 @@ impl Client {
                 let done = self.leads_to(cred, to, object).await?;
                 done.then(Default::default).ok_or(error)
             }
-            renamed => renamed,
+            renamed => renamed.map(|renamed| (renamed.left, renamed.entered)),
         }
     }
 
@@ -237,15 +248,16 @@ impl Client {
     }
 
     /// RENAME, over whatever has the new name: `file`, if that is known, whose CLOSE
-    /// may still wait. Returns how both directories moved, the one it left first.
+    /// may still wait. What has been moved is asked for in the same compound: another host
+    /// may have replaced what this one knew by the old name.
     pub async fn rename(
         self: &Arc<Self>,
         cred: &Credential,
         from: (&FileHandle, &[u8]),
         to: (&FileHandle, &[u8]),
         file: Option<&FileHandle>,
-    ) -> Result<(DirMoved, DirMoved), NfsError> {
-        let front = self.close_in_front(file, cred, 7).await;
+    ) -> Result<Renamed, NfsError> {
+        let front = self.close_in_front(file, cred, 12).await;
         let mut reply = self
             .call_behind(front, cred, |c| {
                 c.once()
@@ -258,7 +270,10 @@ impl Client {
                     .then()
                     .get_attrs(self.object())
                     .restore()
-                    .get_attrs(self.object());
+                    .get_attrs(self.object())
+                    .put(to.0)
+                    .lookup(to.1)
+                    .get_handle();
             })
             .await?;
         let from_before = change_before(&mut reply)?;
@@ -267,10 +282,12 @@ impl Client {
         match reply.renamed() {
             Ok((left, entered)) => {
                 let to_after = reply.attrs().ok();
-                Ok((
-                    DirMoved::new(left, from_before, saved_after(&mut reply)),
-                    DirMoved::new(entered, to_before, to_after),
-                ))
+                let left = DirMoved::new(left, from_before, saved_after(&mut reply));
+                Ok(Renamed {
+                    left,
+                    entered: DirMoved::new(entered, to_before, to_after),
+                    leads_to: named(&mut reply),
+                })
             }
             Err(error) => Err(error),
         }
@@ -344,6 +361,13 @@ impl Client {
 pub(super) fn change_before(reply: &mut Reply) -> Result<Option<u64>, NfsError> {
     reply.ok(Op::PutFh)?;
     Ok(Some(reply.attrs()?.change))
+}
+
+/// What PUTFH, LOOKUP and GETFH say a name leads to, if they were executed.
+fn named(reply: &mut Reply) -> Option<FileHandle> {
+    reply.ok(Op::PutFh).ok()?;
+    reply.ok(Op::Lookup).ok()?;
+    reply.handle().ok()
 }
 
 /// The attributes of the saved object, at the end of a compound.

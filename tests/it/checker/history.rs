@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Microseconds since the run began, on one clock for all hosts.
 pub(super) type Time = u64;
 
@@ -18,7 +20,7 @@ pub(super) type Name = u8;
 pub(super) const OBSERVER: u8 = u8::MAX;
 
 /// A name in the plot, or in a directory of the plot.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Path {
     pub(super) dir: Option<Name>,
     pub(super) name: Name,
@@ -56,7 +58,7 @@ impl fmt::Debug for Path {
 }
 
 /// How a file is opened; always for reading and writing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct How {
     pub(super) create: bool,
     pub(super) exclusive: bool,
@@ -66,7 +68,7 @@ pub(super) struct How {
     pub(super) direct: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Call {
     Mkdir(Path),
     Rmdir(Path),
@@ -151,14 +153,14 @@ impl Call {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Kind {
     File,
     Directory,
     Symlink,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Seen {
     pub(super) kind: Kind,
     pub(super) mode: u16,
@@ -168,7 +170,7 @@ pub(super) struct Seen {
     pub(super) size: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Answer {
     Done,
     /// A rename between two names of one file: nobody was asked.

@@ -84,7 +84,9 @@ struct Search<'a> {
 
 /// Judges one history. Events may come in any order.
 pub(super) fn judge(history: &[Event], rules: &Rules<'_>) -> Verdict {
-    let mut search = Search::new(history, rules);
+    let Some(mut search) = Search::new(history, rules) else {
+        return Verdict::Open;
+    };
     let mut state = State::new(search.walks.len());
     match search.go(&mut state, 0) {
         Some(true) => Verdict::Allowed,
@@ -93,23 +95,23 @@ pub(super) fn judge(history: &[Event], rules: &Rules<'_>) -> Verdict {
     }
 }
 
-fn parts(event: &Event, waits: bool) -> Vec<Part> {
+fn parts(event: &Event, waits: bool, direct: bool) -> Vec<Part> {
     let by_name = !event.call.paths().is_empty();
     if waits && matches!(event.answer, Some(Answer::Done) | None) {
         return vec![Part::Act, Part::Flush];
     }
     let was_sent = event.began < event.ended;
     if event.unsure && was_sent && by_name && !is_read(&event.call) {
-        return [vec![Part::First], steady_parts(event)].concat();
+        return [vec![Part::First], steady_parts(event, direct)].concat();
     }
-    steady_parts(event)
+    steady_parts(event, direct)
 }
 
-fn steady_parts(event: &Event) -> Vec<Part> {
+fn steady_parts(event: &Event, direct: bool) -> Vec<Part> {
     let done = matches!(event.answer, Some(Answer::Done) | None);
     match event.call {
         Call::Open { how, .. } if how.truncate && done => vec![Part::Act, Part::Cut],
-        Call::Write { .. } | Call::Append { .. } if done => {
+        Call::Write { .. } | Call::Append { .. } if done && !direct => {
             vec![Part::Act, Part::Flush]
         }
         Call::Read(_) => match &event.answer {
@@ -123,6 +125,16 @@ fn steady_parts(event: &Event) -> Vec<Part> {
     }
 }
 
+/// Its descriptor was opened with O_DIRECT.
+fn is_direct(history: &[Event], event: &Event) -> bool {
+    let Some(mine) = event.call.fd() else {
+        return false;
+    };
+    history
+        .iter()
+        .any(|other| matches!(other.call, Call::Open { fd, how, .. } if fd == mine && how.direct))
+}
+
 fn is_read(call: &Call) -> bool {
     matches!(
         call,
@@ -131,7 +143,8 @@ fn is_read(call: &Call) -> bool {
 }
 
 impl<'a> Search<'a> {
-    fn new(history: &'a [Event], rules: &Rules<'_>) -> Self {
+    /// `None`: the history has more pieces than there are bits for.
+    fn new(history: &'a [Event], rules: &Rules<'_>) -> Option<Self> {
         let mut search = Self {
             history,
             pieces: Vec::new(),
@@ -148,8 +161,8 @@ impl<'a> Search<'a> {
             if event.answer.is_none() && is_read(&event.call) {
                 continue;
             }
-            for part in parts(event, rules.waits(number)) {
-                search.all[number] |= 1 << search.pieces.len();
+            for part in parts(event, rules.waits(number), is_direct(history, event)) {
+                search.all[number] |= 1u128.checked_shl(search.pieces.len() as u32)?;
                 search.pieces.push(Piece {
                     event: number,
                     part,
@@ -157,9 +170,8 @@ impl<'a> Search<'a> {
                 });
             }
         }
-        assert!(search.pieces.len() <= 128, "{} pieces", search.pieces.len());
         search.order(rules);
-        search
+        Some(search)
     }
 
     /// The pieces of an event that are over when it has ended.
@@ -241,6 +253,7 @@ impl<'a> Search<'a> {
             Call::List(Some(name)) => vec![Path { dir: None, name }],
             _ => call.paths(),
         };
+        let done = matches!(self.history[event].answer, Some(Answer::Done) | None);
         let same = self.history[event].answer == Some(Answer::Same);
         for (number, path) in paths.into_iter().enumerate() {
             let above = path
@@ -259,6 +272,10 @@ impl<'a> Search<'a> {
                 true => Some(step(self, above, path)),
                 false => above,
             });
+            // "A file that is known by two names."
+            if done && matches!(call, Call::Open { how, .. } if !how.exclusive) {
+                ways.push(Some(step(self, above, path)));
+            }
         }
         ways
     }
@@ -315,19 +332,13 @@ impl<'a> Search<'a> {
 
     fn caller<'b>(&self, event: usize, at: &'b [Led]) -> Caller<'b> {
         let this = &self.history[event];
-        let opened = |other: &&Event| matches!(other.call, Call::Open { fd, .. } if Some(fd) == this.call.fd());
-        let direct = self
-            .history
-            .iter()
-            .find(opened)
-            .is_some_and(|open| matches!(open.call, Call::Open { how, .. } if how.direct));
         Caller {
             host: this.host,
             event,
             began: this.began,
             ended: this.ended,
             at,
-            direct,
+            direct: is_direct(self.history, this),
             waits: matches!(this.call, Call::Chmod(..))
                 && self
                     .pieces

@@ -8,6 +8,8 @@
 //!
 //! - [`plan`]: what a process does next
 //! - [`memory`], [`kernel`]: histories on the scripted server, each from its seed
+//! - [`real`], [`round`], [`worker`]: histories of processes on real mounts, or on those of
+//!   another client
 //!
 //! The rules are those of `docs/semantics.md`, and each has its name there.
 
@@ -16,5 +18,8 @@ mod judge;
 mod kernel;
 mod memory;
 mod plan;
+mod real;
+mod round;
 mod rules;
 mod state;
+mod worker;

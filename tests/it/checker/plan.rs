@@ -1,5 +1,7 @@
 //! What a process does next, drawn from a seed.
 
+use serde::{Deserialize, Serialize};
+
 use super::history::{Answer, Call, Fd, How, Name, Path, Token};
 
 /// Numbers by chance (splitmix64), the same for the same seed.
@@ -26,7 +28,7 @@ impl Chance {
 }
 
 /// What a history is mostly about, so that its calls meet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Theme {
     /// Directories, links, renames, modes.
     Names,

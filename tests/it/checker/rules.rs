@@ -78,15 +78,6 @@ impl<'a> Rules<'a> {
         )
     }
 
-    fn is_moved_by_others(&self, at: Path, host: u8) -> bool {
-        self.history.iter().enumerate().any(|(number, event)| {
-            event.host != host
-                && !matches!(event.answer, Some(Answer::Refused(_)))
-                && event.call.fd().is_none()
-                && self.paths[number].iter().any(|path| path.touches(at))
-        })
-    }
-
     /// The name leads to one file all the time.
     fn is_stable(&self, at: Path) -> bool {
         !self.history.iter().enumerate().any(|(number, event)| {
@@ -125,9 +116,6 @@ impl<'a> Rules<'a> {
     pub(super) fn names(&self, event: usize, at: Path) -> bool {
         let this = &self.history[event];
         let by_name = match this.call {
-            // It moves what the server has under that name; the host takes it for what it
-            // knew, which another host may have replaced.
-            Call::Rename { from, .. } if self.is_moved_by_others(from, this.host) => false,
             Call::Mkdir(_)
             | Call::Rmdir(_)
             | Call::Unlink(_)

@@ -114,7 +114,7 @@ pub(super) struct Caller<'a> {
     pub(super) began: Time,
     pub(super) ended: Time,
     /// In the order of [`Call::paths`]: the directory of the name, or what the name itself
-    /// leads to where the call acts on that.
+    /// leads to where the call acts on that. Of an open both.
     pub(super) at: &'a [Led],
     pub(super) direct: bool,
     /// A change of attributes may be sent later: the file is not published.
@@ -274,7 +274,7 @@ impl State {
             }
             Call::Open { at, how, fd } => {
                 let dir = self.directory(by.at[0])?;
-                let there = self.child(dir, at.name);
+                let there = self.known_by_another(by).or(self.child(dir, at.name));
                 let kind = there.map(|node| self.nodes[node].kind);
                 let mut next = match kind {
                     None if !how.create => return Err(&[libc::ENOENT]),
@@ -290,8 +290,8 @@ impl State {
                 }
                 Ok(next)
             }
-            Call::Write { fd, slot, token } => Ok(self.write(fd, Some(slot), token, by)),
-            Call::Append { fd, token } => Ok(self.write(fd, None, token, by)),
+            Call::Write { fd, slot, token } => self.write(fd, Some(slot), token, by),
+            Call::Append { fd, token } => self.write(fd, None, token, by),
             Call::Ftruncate(fd) => self.cut(self.fds[&fd], by),
             Call::Fsync(fd) => match self.is_sent(self.fds[&fd], by.host, by.began) {
                 true => Ok(self.clone()),
@@ -311,6 +311,13 @@ impl State {
                 unreachable!("changes nothing")
             }
         }
+    }
+
+    /// The file that the walk of an open has led to, and that has gone to another name since:
+    /// an open finds it by any.
+    fn known_by_another(&self, by: &Caller<'_>) -> Option<NodeId> {
+        let node = by.at.get(1)?.ok()?;
+        (self.nodes[node].kind == Kind::File && !self.is_gone(node)).then_some(node)
     }
 
     fn makes(&self, at: Path, by: &Caller<'_>, node: Node) -> Outcome {
@@ -432,11 +439,20 @@ impl State {
         }
     }
 
-    fn write(&self, fd: Fd, slot: Option<u8>, token: Token, by: &Caller<'_>) -> Self {
+    fn write(&self, fd: Fd, slot: Option<u8>, token: Token, by: &Caller<'_>) -> Outcome {
         let mut next = self.clone();
         let node = &mut next.nodes[self.fds[&fd]];
         let slot = slot.map_or_else(|| node.view(by.host).len(), usize::from);
         if by.direct {
+            // What this host has accepted for the same place goes first.
+            let earlier = |pending: &Pending| {
+                let here =
+                    matches!(pending.what, Accepted::Data { slot: there, .. } if there == slot);
+                pending.host == by.host && pending.ended < by.began && here
+            };
+            if node.pending.iter().any(earlier) {
+                return Err(&[]);
+            }
             put(&mut node.slots, slot, token);
         } else {
             node.pending.push(Pending {
@@ -446,7 +462,7 @@ impl State {
                 what: Accepted::Data { slot, token },
             });
         }
-        next
+        Ok(next)
     }
 
     fn lock(&self, fd: Fd, exclusive: bool, by: &Caller<'_>) -> Outcome {

@@ -315,3 +315,22 @@ async fn a_change_of_what_is_gone_is_stale_so_that_its_name_is_looked_up_again()
     let set = mount.vfs.setattr(&mount.cred, file, None, set).await;
     assert_eq!(set.unwrap_err(), STALE);
 }
+
+/// RENAME moves what the server has under the old name: the reply tells what that was, in
+/// the same round trip.
+#[tokio::test(start_paused = true)]
+async fn a_rename_of_what_another_host_has_replaced_shows_what_was_moved() {
+    let mount = one().await;
+    let known = mount.create(ROOT_INO, "b", libc::O_RDWR).await.unwrap();
+    mount.close(known).await.unwrap();
+    let fs = mount.peer.fs();
+    fs.remove("/b").unwrap();
+    fs.write_file("/b", b"theirs").unwrap();
+    let before = mount.peer.round_trips();
+    let renamed = mount.rename((ROOT_INO, "b"), (ROOT_INO, "a")).await;
+    renamed.unwrap();
+    assert_eq!(mount.peer.round_trips() - before, 1);
+    let moved = mount.lookup(ROOT_INO, "a").await.unwrap().unwrap();
+    assert_ne!(moved.ino, known.ino);
+    assert_eq!(moved.stat.size, 6);
+}

@@ -1,0 +1,316 @@
+//! Histories of processes on real mounts: three hosts on nfs-ganesha, with each set of
+//! times that a user may choose, under faults; or the mounts of another client, to see
+//! what that shows.
+//!
+//! Every set of mounts has tables ([`round`](super::round)), each with a thread of its own that
+//! makes rounds until the time is over; one thread more breaks lines and the server. What
+//! is wrong is printed with its whole history, as soon as it is seen.
+//!
+//! - `EFS_FUSE_CHECKER_SECONDS`: how long (`scripts/checker --real`)
+//! - `EFS_FUSE_SEED`: repeats what is drawn, not when it happens
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::history::{Answer, Call, Event, Time};
+use super::judge::{Verdict, judge};
+use super::plan::{Chance, THEMES};
+use super::round::{Round, Table};
+use super::rules::Rules;
+use super::worker::clock;
+use crate::fixtures::ganesha::{Server, ServerOptions};
+use crate::fixtures::mount::{Mount, MountRequest};
+use crate::fixtures::proxy::Proxy;
+use crate::fixtures::{setting, trouble};
+
+const HOSTS: usize = 3;
+
+/// A kernel believes what it was told from when it has heard it, and counts in ticks;
+/// the time on the way is not ours to count.
+const LATE: Duration = Duration::from_millis(150);
+
+/// After a restart the server has not everything back that was not committed.
+const UNTIL_SENT_AGAIN: Time = 30_000_000;
+
+/// A set of times, and what hosts that have it may believe for how long.
+#[derive(Clone, Copy)]
+struct Belief {
+    options: &'static str,
+    longest: Duration,
+    /// Between calls at most: so long that belief ends in a round.
+    pause: Duration,
+}
+
+const BELIEFS: [Belief; 3] = [
+    Belief {
+        options: "actimeo=0",
+        longest: Duration::ZERO,
+        pause: Duration::from_millis(50),
+    },
+    Belief {
+        options: "actimeo=1",
+        longest: Duration::from_secs(1),
+        pause: Duration::from_millis(2500),
+    },
+    Belief {
+        options: "acdirmax=60",
+        longest: Duration::from_secs(60),
+        pause: Duration::from_millis(200),
+    },
+];
+
+impl Belief {
+    fn time(&self) -> Time {
+        let late = if self.longest.is_zero() {
+            Duration::ZERO
+        } else {
+            LATE
+        };
+        (self.longest + late).as_micros() as Time
+    }
+}
+
+/// What all tables of a run share.
+#[derive(Default)]
+struct Run {
+    over: AtomicBool,
+    rounds: AtomicU64,
+    calls: AtomicU64,
+    killed: AtomicU64,
+    open: AtomicU64,
+    faults: AtomicU64,
+    wrong: Mutex<Vec<String>>,
+    /// When the server lost sessions: from when to when.
+    lost: Mutex<Vec<(Time, Time)>>,
+}
+
+/// More findings of one run are not looked for.
+const ENOUGH: usize = 5;
+
+impl Run {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed) || self.wrong.lock().len() >= ENOUGH
+    }
+
+    fn finds(&self, what: String) {
+        println!("{what}");
+        self.wrong.lock().push(what);
+    }
+
+    /// One table's rounds.
+    fn play(&self, mut table: Table, belief: Belief, name: &str, mut chance: Chance, plot: &Path) {
+        for number in 0.. {
+            if self.is_over() {
+                return;
+            }
+            let theme = THEMES[chance.below(THEMES.len() as u64) as usize];
+            let name = format!("{name}-{number}");
+            let round = match table.round(&name, theme, belief.pause, &mut chance) {
+                Ok(round) => round,
+                Err(what) => return self.finds(format!("{}, {name}: {what}", belief.options)),
+            };
+            self.rounds.fetch_add(1, Ordering::Relaxed);
+            let killed = round.history.iter().filter(|call| call.answer.is_none());
+            self.killed
+                .fetch_add(killed.count() as u64, Ordering::Relaxed);
+            self.calls
+                .fetch_add(round.history.len() as u64, Ordering::Relaxed);
+            match self.judge(round, belief) {
+                Verdict::Allowed => {
+                    let gone = std::fs::remove_dir_all(plot.join(&name));
+                    gone.expect("the server's directory");
+                }
+                Verdict::Open => {
+                    self.open.fetch_add(1, Ordering::Relaxed);
+                }
+                Verdict::Wrong(why) => {
+                    self.finds(format!("{}, {name}, {theme:?}: {why}", belief.options));
+                }
+            }
+        }
+    }
+
+    fn judge(&self, mut round: Round, belief: Belief) -> Verdict {
+        let lost = self.lost.lock().clone();
+        let (began, ended) = (round.began, round.ended);
+        for event in &mut round.history {
+            let (from, to) = (began + event.began, began + event.ended);
+            event.unsure = lost.iter().any(|lost| from <= lost.1 && lost.0 <= to);
+        }
+        let volatile = (lost.iter())
+            .any(|lost| began <= lost.1.saturating_add(UNTIL_SENT_AGAIN) && lost.0 <= ended);
+        judge_renames(round.history, &|history| {
+            let mut rules = Rules::new(history, belief.time(), belief.time());
+            rules.volatile = volatile;
+            judge(history, &rules)
+        })
+    }
+
+    fn summary(&self, seed: u64) -> String {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        format!(
+            "seed {seed}: {} rounds, {} calls, {} of them killed, {} faults, {} too long to judge, \
+             {} wrong",
+            of(&self.rounds),
+            of(&self.calls),
+            of(&self.killed),
+            of(&self.faults),
+            of(&self.open),
+            self.wrong.lock().len()
+        )
+    }
+}
+
+/// Whether rename(2) has found two names of one file and done nothing, it does not say. Where
+/// there may be such names, both are tried.
+fn judge_renames(mut history: Vec<Event>, judge: &dyn Fn(&[Event]) -> Verdict) -> Verdict {
+    let verdict = judge(&history);
+    let links = |event: &Event| matches!(event.call, Call::Link(..));
+    if !matches!(verdict, Verdict::Wrong(_)) || !history.iter().any(links) {
+        return verdict;
+    }
+    let renames: Vec<usize> = (0..history.len())
+        .filter(|&event| {
+            matches!(history[event].call, Call::Rename { .. })
+                && history[event].answer == Some(Answer::Done)
+        })
+        .take(6)
+        .collect();
+    for chosen in 1..1_u32 << renames.len() {
+        for (bit, &event) in renames.iter().enumerate() {
+            history[event].answer = Some(match chosen & 1 << bit {
+                0 => Answer::Done,
+                _ => Answer::Same,
+            });
+        }
+        match judge(&history) {
+            Verdict::Wrong(_) => {}
+            said => return said,
+        }
+    }
+    verdict
+}
+
+/// Breaks lines and the server until the run is over.
+fn fail(run: &Run, server: &Mutex<Server>, lines: &mut [Proxy], mut chance: Chance) {
+    while !run.is_over() {
+        sleep(Duration::from_millis(200 + chance.below(2500)));
+        let hold = Duration::from_millis(100 + chance.below(3000));
+        run.faults.fetch_add(1, Ordering::Relaxed);
+        match chance.below(trouble::KINDS * 2) {
+            kind @ 0..trouble::KINDS => {
+                let line = chance.below(lines.len() as u64) as usize;
+                trouble::strike(&mut lines[line], kind, hold, |limit| chance.below(limit));
+            }
+            kind if kind < trouble::KINDS * 2 - 2 => {
+                let server = server.lock();
+                let stopped = server.stopped();
+                sleep(hold / 2);
+                drop(stopped);
+            }
+            _ => {
+                let mut server = server.lock();
+                run.lost.lock().push((clock(), Time::MAX));
+                server.kill();
+                sleep(hold / 4);
+                server.restart();
+                run.lost.lock().last_mut().expect("it was pushed").1 = clock();
+                // There is grace first, in which nobody gets far.
+                sleep(Duration::from_secs(10));
+            }
+        }
+    }
+}
+
+#[test]
+fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
+    let seconds = setting("EFS_FUSE_CHECKER_SECONDS", 25);
+    let seed = setting("EFS_FUSE_SEED", u64::from(std::process::id()));
+    let tables = setting("EFS_FUSE_CHECKER_TABLES", 1);
+    let mut chance = Chance(seed);
+    let limit = Duration::from_secs(seconds + 400);
+    let server = Server::start(ServerOptions::default());
+    let mut lines: Vec<_> = (0..HOSTS).map(|_| Proxy::to(server.address())).collect();
+    let mount = |belief: &Belief, line: &Proxy| {
+        MountRequest::new(server.device("/"), line.port())
+            .option(belief.options)
+            .time_limit(limit)
+            .mount()
+    };
+    let mounts: Vec<(Belief, Vec<Mount>)> = BELIEFS
+        .iter()
+        .map(|belief| {
+            (
+                *belief,
+                lines.iter().map(|line| mount(belief, line)).collect(),
+            )
+        })
+        .collect();
+    let export = server.export();
+    let run = Arc::new(Run::default());
+    let server = Mutex::new(server);
+    std::thread::scope(|scope| {
+        for (set, (belief, mounts)) in mounts.iter().enumerate() {
+            for table in 0..tables {
+                let hosts = mounts.iter().map(|mount| mount.path().to_owned());
+                let seat = Table::new(hosts.collect(), export.clone());
+                let (run, export) = (Arc::clone(&run), export.clone());
+                let chance = chance.split();
+                scope.spawn(move || {
+                    run.play(seat, *belief, &format!("{set}-{table}"), chance, &export);
+                });
+            }
+        }
+        let faults = chance.split();
+        scope.spawn(|| fail(&run, &server, &mut lines, faults));
+        let until = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < until && !run.is_over() {
+            sleep(Duration::from_millis(100));
+        }
+        run.over.store(true, Ordering::Relaxed);
+    });
+    println!("{}", run.summary(seed));
+    assert!(run.wrong.lock().is_empty(), "the findings are above");
+    let rounds = run.rounds.load(Ordering::Relaxed);
+    assert!(run.open.load(Ordering::Relaxed) * 20 <= rounds, "judged");
+    assert!(rounds > 0, "no round was made");
+}
+
+/// `EFS_FUSE_CHECKER_HOSTS=DIR:DIR:…`: mounts of one export, of whatever clients, and
+/// `EFS_FUSE_CHECKER_EXPORT=DIR`: the same as the server has it. For
+/// `EFS_FUSE_CHECKER_BELIEVED` milliseconds what they know may be believed.
+#[test]
+#[ignore = "needs mounts that somebody has made: scripts/checker --mounts"]
+fn no_round_of_given_mounts_shows_what_the_rules_do_not_allow() {
+    let text = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let hosts: Vec<PathBuf> = std::env::split_paths(&text("EFS_FUSE_CHECKER_HOSTS")).collect();
+    let export = PathBuf::from(text("EFS_FUSE_CHECKER_EXPORT"));
+    let seed = setting("EFS_FUSE_SEED", u64::from(std::process::id()));
+    let longest = Duration::from_millis(setting("EFS_FUSE_CHECKER_BELIEVED", 1000));
+    let belief = Belief {
+        options: "given mounts",
+        longest,
+        pause: longest * 5 / 2 + Duration::from_millis(50),
+    };
+    let (run, mut chance) = (Arc::new(Run::default()), Chance(seed));
+    std::thread::scope(|scope| {
+        for table in 0..setting("EFS_FUSE_CHECKER_TABLES", 2) {
+            let seat = Table::new(hosts.clone(), export.clone());
+            let (run, chance, export) = (Arc::clone(&run), chance.split(), &export);
+            let name = format!("{seed}-{table}");
+            scope.spawn(move || run.play(seat, belief, &name, chance, export));
+        }
+        let until = Instant::now() + Duration::from_secs(setting("EFS_FUSE_CHECKER_SECONDS", 60));
+        while Instant::now() < until && !run.is_over() {
+            sleep(Duration::from_millis(100));
+        }
+        run.over.store(true, Ordering::Relaxed);
+    });
+    println!("{}", run.summary(seed));
+    assert!(run.wrong.lock().is_empty(), "the findings are above");
+}
