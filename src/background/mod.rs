@@ -30,6 +30,7 @@
 //! | `drain` | watched | the server keeps an old session until it notices |
 //! | `check_states` | restarted | |
 //! | `look_after` | restarted | |
+//! | `revalidate` | restarted | open files are looked at later |
 //! | `send_together` | watched | the CLOSEs go out again; after three times they are given up |
 //! | `send_write`, `send_fragments`, `send_commit` | watched | EIO at fsync or close for the range, which is free again; pages are dropped |
 //! | `wake_at` | restarted | |

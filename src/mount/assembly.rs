@@ -135,6 +135,7 @@ async fn serve(
     let vfs = Vfs::new(Arc::clone(client), config, sent, Arc::clone(metrics));
     let notify = Notify::new();
     vfs.set_kernel(Arc::clone(&notify) as _);
+    vfs.revalidate_open_files();
     let adapter = Adapter::new(
         Arc::clone(&vfs),
         tokio::runtime::Handle::current(),

@@ -11,7 +11,7 @@
 //! | getattr, setattr, readlink, statfs | [`object`], [`together`] |
 //! | access | [`access`] |
 //! | open, create, flush, fsync, release | [`open`] |
-//! | read | [`read`], [`readahead`], `readmemory`, [`small`] |
+//! | read | [`read`], [`readahead`], `readmemory`, [`small`], `revalidate` |
 //! | write | [`write`], [`pipeline`], [`window`], [`errseq`] |
 //! | getlk, setlk (fcntl, flock) | [`lock`], `locktable`, `lockline` |
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
@@ -58,6 +58,7 @@ pub mod pipeline;
 pub mod read;
 pub mod readahead;
 mod readmemory;
+mod revalidate;
 pub mod small;
 pub mod together;
 pub mod types;

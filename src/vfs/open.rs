@@ -259,6 +259,8 @@ pub struct OpenHandle {
     /// Those that a close(2) was told of, which leaves them to be told again.
     told_at_close: Mutex<Seen>,
     pub(super) ahead: Ahead,
+    /// What is read through it comes from the kernel's pages, which ask nobody.
+    pub(super) reads_pages: bool,
     /// It was locked through once.
     pub(super) locked: AtomicBool,
     /// It is not to be locked through any more. Owned by the file's lock.
@@ -574,6 +576,15 @@ impl Vfs {
             (seen, keep, attr.may_seem_longer(), beginning)
         };
         inner.filled &= keep_cache;
+        // The kernel writes out of its pages, and cuts those when it learns
+        // of a smaller size, be it by another process and in the middle of
+        // a write(2): zeros would be written instead of the data. It spares
+        // a write beyond the end that it knows; one that is within, because
+        // that end is too far, must not go through pages. Nor must a read where nothing
+        // may be believed.
+        let direct_io = flags & libc::O_DIRECT != 0
+            || access & ACCESS_WRITE != 0 && seems_longer
+            || !self.believes_data();
         let comes = beginning.is_some();
         let handle = Arc::new(OpenHandle {
             inode: Arc::clone(inode),
@@ -583,6 +594,7 @@ impl Vfs {
             told_by_write: Mutex::new(inner.pipeline.errors().sample()),
             told_at_close: Mutex::new(inner.pipeline.errors().sample()),
             ahead: Ahead::new(self.config.read_ahead, beginning),
+            reads_pages: access & ACCESS_READ != 0 && !direct_io,
             locked: AtomicBool::new(false),
             released: AtomicBool::new(false),
             drops_pages: AtomicBool::new(!keep_cache),
@@ -600,12 +612,7 @@ impl Vfs {
         Opened {
             fh,
             keep_cache,
-            // The kernel writes out of its pages, and cuts those when it learns
-            // of a smaller size, be it by another process and in the middle of
-            // a write(2): zeros would be written instead of the data. It spares
-            // a write beyond the end that it knows; one that is within, because
-            // that end is too far, must not go through pages.
-            direct_io: flags & libc::O_DIRECT != 0 || access & ACCESS_WRITE != 0 && seems_longer,
+            direct_io,
         }
     }
 

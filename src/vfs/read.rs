@@ -190,6 +190,7 @@ impl Vfs {
         };
         self.settle(inode, offset, len).await;
         if open_flags & libc::O_DIRECT == 0
+            && self.believes_data()
             && let Some(data) = self.from_ahead(handle, offset, size).await
         {
             return Ok(data);

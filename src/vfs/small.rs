@@ -141,6 +141,9 @@ impl Vfs {
     /// Whether the beginning of the file is to come along with an OPEN that is
     /// about to be sent, and how the file stands before that.
     pub(super) fn along(&self, inode: &Inode) -> Option<(Along, Standing)> {
+        if !self.believes_data() {
+            return None;
+        }
         let inner = self.file_state(inode).inner.lock();
         if inner.unread >= UNREAD || !Pipeline::is_idle(&inner.pipeline) || !self.along.has_room() {
             return None;

@@ -41,7 +41,7 @@ const HOSTS: usize = 4;
 const DYING: usize = 3;
 /// What may die there, and at which step of its work it does each time: all but what
 /// ends the daemon. Rare work dies at a step that comes several times in a run.
-const DIES: [(&str, u64); 15] = [
+const DIES: [(&str, u64); 16] = [
     ("send_write", 97),
     ("send_commit", 23),
     ("send_fragments", 31),
@@ -54,6 +54,7 @@ const DIES: [(&str, u64); 15] = [
     ("notify", 71),
     ("interrupt", 211),
     ("look_after", 13),
+    ("revalidate", 7),
     ("rebuild", 5),
     ("renew", 2),
     ("watch_responses", 61),

@@ -108,6 +108,39 @@ fn with_noac_nothing_is_ever_stale() {
     }
 }
 
+/// A program that keeps a file open and reads it again and again: nothing is asked for then,
+/// and what another host writes over in place changes neither size nor name.
+#[test]
+fn what_is_written_in_place_is_seen_by_who_has_the_file_open_within_the_cache_time() {
+    // With `actimeo=0` at once; else within acregmax, a quarter of it, and the time that
+    // a busy machine takes.
+    for (option, limit) in [("actimeo=0", 0), ("noac", 0), ("actimeo=1", 5)] {
+        let world = World::with(|request| request.option(option));
+        let other = Mount::new(&world.server);
+        fs::write(other.join("file"), [1; 8192]).expect("write");
+        let reader = File::open(world.path("file")).expect("open");
+        let read = || {
+            let mut data = [0; 100];
+            reader.read_exact_at(&mut data, 4000).expect("read");
+            data[0]
+        };
+        for version in 2..5 {
+            // It has pages of what was there before.
+            read();
+            let file = OpenOptions::new().write(true).open(other.join("file"));
+            let file = file.expect("open");
+            file.write_all_at(&[version; 8192], 0).expect("write");
+            drop(file);
+            let written = Instant::now();
+            while read() != version {
+                let waited = written.elapsed();
+                assert!(waited < Duration::from_secs(limit), "{option}: {waited:?}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_host_sees_its_own_changes_at_once() {
     let world = World::with(|request| request.option("actimeo=3600"));
