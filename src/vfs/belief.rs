@@ -23,6 +23,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::Vfs;
+use super::inode::Inode;
 use super::types::{FileKind, Ino};
 
 /// What time is counted in here.
@@ -96,12 +97,17 @@ impl Vfs {
         let Some(inode) = dir.and_then(|dir| self.remembered_inode(&dir, name)) else {
             return Standing::Open;
         };
-        let believed = inode.belief.holds(Belief::tag(parent, name), self.ticks())
+        let believed = self.is_told(parent, name, &inode)
             && (self.inodes.get(inode.ino)).is_some_and(|held| Arc::ptr_eq(&held, &inode));
         match believed {
             true => Standing::Believed(inode.kind),
             false => Standing::Leads,
         }
+    }
+
+    /// The kernel believes that this name leads to the inode.
+    pub(super) fn is_told(&self, parent: Ino, name: &[u8], inode: &Inode) -> bool {
+        inode.belief.holds(Belief::tag(parent, name), self.ticks())
     }
 
     /// Has the kernel forget a name.

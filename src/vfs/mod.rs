@@ -86,7 +86,7 @@ use self::dir::DirHandle;
 use self::inode::{Inode, InodeTable};
 use self::kept::Kept;
 use self::lockline::Line;
-use self::namecache::{Name, NameCache, Target};
+use self::namecache::{Answer, Name, NameCache, Target};
 use self::object::SpaceCache;
 use self::open::OpenHandle;
 use self::pipeline::PipelineConfig;
@@ -461,6 +461,16 @@ impl Vfs {
             let mut names = dir.names().lock();
             if !names.chain.takes(seen) {
                 return;
+            }
+            // What another host has made of a name the kernel hears when this host does. Of
+            // its own changes it knows.
+            if seen.is_some()
+                && let Answer::Inode(before) = names.get(name.as_ref())
+                && !matches!(&target, Target::Inode(now) if Arc::ptr_eq(now, &before))
+                && self.is_told(dir.ino, name.as_ref(), &before)
+                && let Some(kernel) = self.kernel.get()
+            {
+                kernel.inval_entry(dir.ino, name.as_ref());
             }
             match target {
                 Target::Missing if self.names.has_missing() => names.put(name.into(), target),

@@ -29,10 +29,12 @@ use super::read::Ahead;
 use super::small::Standing;
 use super::together::Together;
 use super::types::{Entry, Errno, FileKind, Ino, Opened};
+use crate::nfs::NfsError;
 use crate::nfs::calls::{HowToOpen, Moved};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::proto::reply::ReadResult;
+use crate::nfs::proto::status::Status;
 use crate::nfs::state::OpenState;
 use crate::nfs::state::locks::LockState;
 use crate::rpc::auth::Credential;
@@ -268,6 +270,14 @@ pub struct OpenHandle {
     /// The kernel was told to drop its pages, and has not used the handle yet.
     drops_pages: AtomicBool,
     opened_at: FileAt,
+}
+
+/// OPEN has found a directory, a link or a device by the name.
+fn is_no_file(error: &NfsError) -> bool {
+    matches!(
+        error.status(),
+        Some(Status::ISDIR | Status::SYMLINK | Status::WRONG_TYPE)
+    )
 }
 
 pub(super) fn access_of(flags: i32) -> u32 {
@@ -516,7 +526,8 @@ impl Vfs {
     ) -> Result<(Entry, Opened), Errno> {
         Self::check_name(name)?;
         let dir = self.inode(parent)?;
-        let how = if flags & libc::O_EXCL != 0 {
+        let exclusive = flags & libc::O_EXCL != 0;
+        let how = if exclusive {
             HowToOpen::Exclusive
         } else if flags & libc::O_TRUNC != 0 {
             HowToOpen::Truncate
@@ -532,6 +543,8 @@ impl Vfs {
             .await;
         let file = match file {
             Ok(file) => file,
+            // The server tells what it is that is there; open(2) that something is.
+            Err(error) if exclusive && is_no_file(&error) => return Err(Errno(libc::EEXIST)),
             Err(error) => return Err(self.refused_in(cred, &error, &dir, name).await),
         };
         let inode = self.known(&file.open.handle, &file.attrs, sent);

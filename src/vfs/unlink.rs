@@ -367,14 +367,21 @@ impl Vfs {
         let source = source.filter(|source| {
             let moved = leads_to.as_ref().is_none_or(|now| *now == source.handle);
             if !moved {
-                // Another host had replaced it. The kernel takes the new name for what it
-                // knew, until it has heard of this.
+                // Another host had replaced it.
                 source.not_found();
                 source.attr.lock().expire();
-                self.forget_entry(to.ino, new_name);
             }
             moved
         });
+        // The kernel takes the new name for what it knew by the old one: if it was not
+        // told that this leads to what has been moved, it is to ask.
+        // A directory is left alone: with it the kernel would forget what is mounted below.
+        let told = source.as_ref().is_some_and(|source| {
+            source.kind == FileKind::Directory || self.is_told(from.ino, name, source)
+        });
+        if !told {
+            self.forget_entry(to.ino, new_name);
+        }
         if Arc::ptr_eq(&from, &to) {
             // Both halves tell of the same directory; the later one counts.
             let whole = DirMoved {

@@ -84,7 +84,39 @@ struct Search<'a> {
 
 /// Judges one history. Events may come in any order.
 pub(super) fn judge(history: &[Event], rules: &Rules<'_>) -> Verdict {
-    let Some(mut search) = Search::new(history, rules) else {
+    let said = judge_without(history, rules, &HashSet::new());
+    let Verdict::Wrong(why) = said else {
+        return said;
+    };
+    let clashing = clashing(history, rules);
+    Verdict::Wrong(format!("{why}\nThese alone cannot be:\n{clashing}"))
+}
+
+/// What changes nothing in a history that is wrong, and makes it wrong: without any one of
+/// these it would be allowed, or nothing could be said.
+fn clashing(history: &[Event], rules: &Rules<'_>) -> String {
+    let mut without = HashSet::new();
+    for (number, event) in history.iter().enumerate() {
+        let refused = matches!(event.answer, Some(Answer::Refused(_)));
+        if is_read(&event.call) || refused && !event.unsure {
+            without.insert(number);
+            if !matches!(judge_without(history, rules, &without), Verdict::Wrong(_)) {
+                without.remove(&number);
+            }
+        }
+    }
+    let left: Vec<Event> = (history.iter().enumerate())
+        .filter(|(number, event)| {
+            let sees = is_read(&event.call) || matches!(event.answer, Some(Answer::Refused(_)));
+            sees && !without.contains(number)
+        })
+        .map(|(_, event)| event.clone())
+        .collect();
+    text(&left)
+}
+
+fn judge_without(history: &[Event], rules: &Rules<'_>, without: &HashSet<usize>) -> Verdict {
+    let Some(mut search) = Search::new(history, rules, without) else {
         return Verdict::Open;
     };
     let mut state = State::new(search.walks.len());
@@ -144,7 +176,7 @@ fn is_read(call: &Call) -> bool {
 
 impl<'a> Search<'a> {
     /// `None`: the history has more pieces than there are bits for.
-    fn new(history: &'a [Event], rules: &Rules<'_>) -> Option<Self> {
+    fn new(history: &'a [Event], rules: &Rules<'_>, without: &HashSet<usize>) -> Option<Self> {
         let mut search = Self {
             history,
             pieces: Vec::new(),
@@ -158,7 +190,8 @@ impl<'a> Search<'a> {
         };
         for (number, event) in history.iter().enumerate() {
             // Of who was killed while he only looked there is nothing to say.
-            if event.answer.is_none() && is_read(&event.call) {
+            let killed = event.answer.is_none() && is_read(&event.call);
+            if killed || without.contains(&number) {
                 continue;
             }
             for part in parts(event, rules.waits(number), is_direct(history, event)) {

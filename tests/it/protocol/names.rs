@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::vfs::attr::Timeouts;
-use efs_fuse::vfs::types::{Ino, Lookup, MissingNames, ROOT_INO, SetAttr};
+use efs_fuse::vfs::types::{Errno, Ino, Lookup, MissingNames, ROOT_INO, SetAttr};
 
-use super::rig::{Mount, connect, default_timeouts, join_all, millis, seconds, within};
-use crate::peer::proto::op;
+use super::rig::{Mount, connect, default_timeouts, join_all, millis, once_at, seconds, within};
+use crate::peer::proto::{op, st};
 use crate::peer::{Action, Peer, PeerConfig};
 
 async fn mount(cfg: PeerConfig) -> Mount {
@@ -689,4 +689,15 @@ async fn asking_for_one_thing_many_times_at_once_costs_one_round_trip() {
     seconds(61).await;
     let (_, spent) = cost(&mount, join_all((0..20).map(|_| mount.getattr(ino)))).await;
     assert_eq!(spent, 1);
+}
+
+/// nfs-ganesha says what it is that has the name.
+#[tokio::test(start_paused = true)]
+async fn an_exclusive_create_over_what_is_no_file_says_that_it_is_there() {
+    let mount = mount(PeerConfig::default()).await;
+    for status in [st::ISDIR, st::SYMLINK, st::WRONG_TYPE] {
+        once_at(&mount.peer, op::OPEN, Action::Fail(status));
+        let made = mount.create(ROOT_INO, "d", libc::O_RDWR | libc::O_EXCL);
+        assert_eq!(made.await.map(drop), Err(Errno(libc::EEXIST)));
+    }
 }
