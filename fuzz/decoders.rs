@@ -5,11 +5,14 @@
 use bytes::Bytes;
 use efs_fuse::cli::option_list;
 use efs_fuse::efs::Device;
+use efs_fuse::mount::registry::Entry;
 use efs_fuse::nfs::proto::attrs::Attributes;
 use efs_fuse::nfs::proto::ops::Op;
 use efs_fuse::nfs::proto::reply::Reply;
+use efs_fuse::quoting;
 use efs_fuse::rpc::call;
 use efs_fuse::rpc::record::RecordReader;
+use efs_fuse::telemetry::{control, serve};
 use efs_fuse::xdr::Decoder;
 
 /// A record may be this long, here.
@@ -128,4 +131,42 @@ pub(super) fn device(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = Device::parse(text);
     }
+}
+
+/// A file of a registry, which its user may write by hand.
+pub(super) fn registry_entry(data: &[u8]) {
+    if let Some(entry) = Entry::parse(data) {
+        let text = serde_json::to_vec(&entry).expect("what was read can be written");
+        assert_eq!(Entry::parse(&text), Some(entry));
+    }
+}
+
+/// What something that listens at a control socket answers.
+pub(super) fn control_answer(data: &[u8]) {
+    if let Ok(answer) = control::parse(data) {
+        harmless(&quoting::plain(&answer.to_string()));
+    }
+}
+
+/// The head of a request for metrics.
+pub(super) fn metrics_request(data: &[u8]) {
+    let asked = serve::requested(data);
+    assert!(asked == serve::Asked::Garbage || data.starts_with(b"GET "));
+}
+
+/// A name, and text, as they are shown.
+pub(super) fn shown(data: &[u8]) {
+    harmless(&quoting::name(data).to_string());
+    if let Ok(text) = std::str::from_utf8(data) {
+        harmless(&quoting::plain(text));
+    }
+}
+
+/// One line, which no terminal obeys.
+fn harmless(text: &str) {
+    let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    assert!(
+        !text.chars().any(|c| c.is_control() || turns(c)),
+        "{text:?}"
+    );
 }

@@ -13,6 +13,7 @@
 //!               └─► telemetry  counters, logs, the control socket (any layer may count)
 //!                   background how tasks are spawned, and what their death means (any may)
 //!                   privilege  capabilities, in effect only where needed (any layer may)
+//!                   quoting    names as terminals and logs may have them (any layer may)
 //! ```
 
 pub mod background;
@@ -22,6 +23,7 @@ pub mod fuse;
 pub mod mount;
 pub mod nfs;
 pub mod privilege;
+pub mod quoting;
 pub mod rpc;
 pub mod telemetry;
 pub mod tree;

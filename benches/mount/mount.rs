@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use efs_fuse::mount::registry::{Found, Registry};
+use efs_fuse::mount::found::Found;
+use efs_fuse::mount::registry::Registry;
 use efs_fuse::telemetry::control;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::host::{Context, Result, eventually, go_on, run};
 
@@ -69,7 +70,7 @@ impl Mount {
 
     /// The daemon.
     pub(crate) fn pid(&self) -> u32 {
-        self.daemon.entry.pid
+        self.daemon.written().map_or(0, |entry| entry.pid)
     }
 
     /// Unmounts; the time until the command is done and the daemon gone.
@@ -115,7 +116,11 @@ impl Mount {
     }
 
     fn ask(&self, command: &str) -> Result<Value> {
-        control::ask(&self.daemon.socket, command, Duration::from_secs(5)).context(command)
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let answer = self
+            .daemon
+            .ask(&json!({"cmd": command}), deadline, control::MAX_REPLY);
+        answer.context(command)
     }
 }
 

@@ -129,6 +129,9 @@ pub(super) struct Tree {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// End each line of output with a NUL, and quote nothing
+    #[arg(short = '0', long, conflicts_with = "json")]
+    pub(super) null: bool,
 }
 
 /// `efs-fuse du`

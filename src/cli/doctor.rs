@@ -15,6 +15,7 @@ use crate::mount::assembly::{self, Unwelcome};
 use crate::mount::{MountError, MountOptions, launch};
 use crate::nfs::session::establish::Identity;
 use crate::nfs::{Client, ClientConfig};
+use crate::quoting;
 use crate::rpc::{Connections, Tolerance};
 use crate::telemetry::Metrics;
 
@@ -281,6 +282,8 @@ fn as_text(report: &Report) -> String {
             Outcome::Note(detail) => ("note", detail.clone()),
             Outcome::Bad(error) => ("FAILED", error.message.clone()),
         };
+        // Names in it are the server's.
+        let detail = quoting::plain(&detail);
         text.push_str(&format!("{mark:<7} {name:<11} {detail}\n"));
     }
     if let Some(Value::Object(found)) = &report.probe {
@@ -288,6 +291,7 @@ fn as_text(report: &Report) -> String {
             let value = value
                 .as_str()
                 .map_or_else(|| value.to_string(), str::to_owned);
+            let value = quoting::plain(&value);
             text.push_str(&format!("probe   {name:<32} {value}\n"));
         }
     }

@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use super::arguments::Du;
 use super::exit::{self, Failure};
 use super::format::bytes;
+use super::names::Names;
 use super::tree::{self, Target, found_line};
 use crate::mount::MountError;
+use crate::quoting;
 use crate::tree::measure::{Measured, measure};
 use crate::tree::progress::Progress;
 
@@ -19,7 +21,7 @@ pub(super) fn run(asked: &Du) -> Result<(), Failure> {
     let begun = Instant::now();
     let walk = |client, cred, top| {
         let progress = Arc::clone(&progress);
-        let shown = target.shown.clone();
+        let shown = quoting::name(&target.shown).to_string();
         async move {
             measure(client, cred, &top, asked.depth, progress)
                 .await
@@ -27,45 +29,42 @@ pub(super) fn run(asked: &Du) -> Result<(), Failure> {
         }
     };
     let measured = tree::run(&target, &progress, found_line, walk)?;
-    exit::print(&if asked.tree.json {
+    if asked.tree.json {
         let seconds = begun.elapsed().as_secs_f64();
-        format!(
-            "{}\n",
-            as_json(&target.shown, &measured, &progress, seconds)
-        )
+        let found = as_json(&target.shown, &measured, &progress, seconds);
+        exit::print(&format!("{found}\n"))?;
     } else {
-        measured
+        let names = Names::on_stdout(asked.tree.null);
+        let lines = measured
             .iter()
-            .map(|tree| line(&target.shown, tree, asked.bytes))
-            .collect()
-    })?;
+            .map(|tree| line(&target.shown, tree, asked.bytes, names));
+        exit::print_bytes(&lines.collect::<Vec<_>>().concat())?;
+    }
     tree::verdict(&progress, "measuring", &target.shown)
 }
 
-fn shown_path(top: &str, tree: &Measured) -> String {
+fn shown_path(top: &[u8], tree: &Measured) -> Vec<u8> {
     if tree.path.is_empty() {
         return top.to_owned();
     }
-    format!(
-        "{}/{}",
-        top.trim_end_matches('/'),
-        String::from_utf8_lossy(&tree.path)
-    )
+    let slashes = top.iter().rev().take_while(|&&byte| byte == b'/').count();
+    [&top[..top.len() - slashes], b"/", &tree.path].concat()
 }
 
-fn line(top: &str, tree: &Measured, exact: bool) -> String {
+fn line(top: &[u8], tree: &Measured, exact: bool, names: Names) -> Vec<u8> {
     let size = if exact {
         tree.totals.used.to_string()
     } else {
         bytes(tree.totals.used)
     };
-    format!("{size}\t{}\n", shown_path(top, tree))
+    let name = names.ended(&shown_path(top, tree));
+    [size.as_bytes(), b"\t", &name].concat()
 }
 
-fn as_json(top: &str, measured: &[Measured], progress: &Progress, seconds: f64) -> Value {
+fn as_json(top: &[u8], measured: &[Measured], progress: &Progress, seconds: f64) -> Value {
     let each = |tree: &Measured| {
         json!({
-            "path": shown_path(top, tree),
+            "path": String::from_utf8_lossy(&shown_path(top, tree)),
             "bytes": tree.totals.used,
             "apparent_bytes": tree.totals.size,
             "files": tree.totals.files,

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use crate::background;
 use crate::mount::MountError;
 use crate::mount::error::{SYSTEM, USAGE};
+use crate::quoting;
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,15 +80,9 @@ pub fn note(text: &str) {
 /// One line on stderr, whatever is in the text: names that users give may
 /// contain line breaks and worse.
 fn say(text: &str) {
-    let line = printable(text);
+    let line = quoting::plain(text);
     // There is nowhere left to complain to.
     let _ = writeln!(io::stderr(), "efs-fuse: {line}");
-}
-
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }
 
 /// Prints an answer on stdout. A reader that has gone away (`| head`) is no
@@ -96,11 +91,16 @@ fn printable(text: &str) -> String {
 /// # Errors
 /// stdout cannot be written.
 pub fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(text.as_bytes())
+}
+
+/// The same for what need not be text.
+///
+/// # Errors
+/// stdout cannot be written.
+pub fn print_bytes(text: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
         Err(why) if why.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::system("printing the answer", why))
         }
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_failure_is_one_line_whatever_the_user_wrote() {
         let failure = Failure::usage("mounting", "no \"a\nb\" there\u{1b}[2J").remedy("c");
-        let line = printable(&failure.to_string());
+        let line = quoting::plain(&failure.to_string());
         assert!(line.chars().all(|c| !c.is_control()), "{line:?}");
         assert!(line.ends_with(". Try: c"));
         assert_eq!(failure.status(), 1);

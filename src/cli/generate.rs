@@ -12,6 +12,7 @@ use clap_mangen::Man;
 use super::arguments::{Cli, Generate, Helper};
 use super::exit::{self, Failure};
 use super::options::{self, TABLE, Value};
+use crate::quoting;
 
 /// The manual's section: commands of the system administrator.
 const SECTION: &str = "8";
@@ -20,7 +21,7 @@ pub(super) fn run(asked: &Generate) -> Result<(), Failure> {
     let into = |dir: &Path, make: fn(&Path) -> io::Result<()>| {
         fs::create_dir_all(dir)
             .and_then(|()| make(dir))
-            .map_err(|why| Failure::system(format_args!("writing to {}", dir.display()), why))
+            .map_err(|why| Failure::system(format_args!("writing to {}", quoting::path(dir)), why))
     };
     match asked {
         Generate::Man { dir } => into(dir, man_pages),

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::arguments::LogLevel;
 use super::exit::{self, Failure};
 use super::running::Running;
+use crate::quoting;
 
 pub(super) fn run(asked: &LogLevel) -> Result<(), Failure> {
     let running = Running::at(&asked.mountpoint)?;
@@ -16,6 +17,7 @@ pub(super) fn run(asked: &LogLevel) -> Result<(), Failure> {
     exit::print(&if asked.json {
         format!("{answer}\n")
     } else {
-        format!("{}\n", answer["filter"].as_str().unwrap_or("?"))
+        let filter = answer["filter"].as_str().unwrap_or("?");
+        format!("{}\n", quoting::plain(filter))
     })
 }

@@ -12,6 +12,7 @@ mod format;
 mod generate;
 mod log_level;
 mod mount;
+mod names;
 pub mod option_list;
 mod option_value;
 pub mod options;

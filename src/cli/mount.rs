@@ -10,6 +10,7 @@ use crate::mount::launch;
 use crate::mount::options::Atime;
 use crate::mount::remount::{Flags, Remount};
 use crate::mount::{MountOptions, MountRequest, daemon};
+use crate::quoting;
 
 /// What both ways of calling come down to.
 #[derive(Debug)]
@@ -85,7 +86,11 @@ pub(super) fn run(asked: &Asked) -> Result<(), Failure> {
 }
 
 fn say(asked: &Asked, spec: &str, how: &str) -> Result<(), Failure> {
-    exit::print(&format!("{spec} {how} on {}\n", asked.mountpoint.display()))
+    exit::print(&format!(
+        "{} {how} on {}\n",
+        quoting::name(spec),
+        quoting::path(&asked.mountpoint)
+    ))
 }
 
 /// `mount -o remount`: what the kernel keeps is changed; what the daemon was
@@ -98,7 +103,7 @@ fn remount(asked: &Asked, options: &MountOptions, typed: &[Typed]) -> Result<(),
         .filter(|option| option.is_fixed())
         .find(|option| !known(option))
     {
-        let what = format!("remounting {}", asked.mountpoint.display());
+        let what = format!("remounting {}", quoting::path(&asked.mountpoint));
         let why = format!(
             "{} was not among its options, and only ro, rw, dev, suid, exec and atime can change in a living mount",
             changed.written()

@@ -11,8 +11,10 @@ use tokio::sync::mpsc;
 use super::arguments::Rm;
 use super::exit::{self, Failure};
 use super::format::{bytes, count};
+use super::names::Names;
 use super::tree::{self, Target};
 use crate::mount::MountError;
+use crate::quoting;
 use crate::tree::progress::Progress;
 use crate::tree::remove::{Wanted, remove};
 
@@ -26,7 +28,10 @@ pub(super) fn run(asked: &Rm) -> Result<(), Failure> {
     let begun = Instant::now();
     let walk = |client, cred, top: crate::tree::Top| {
         let progress = Arc::clone(&progress);
-        let shown = target.shown.clone();
+        let (path, shown) = (
+            target.shown.clone(),
+            quoting::name(&target.shown).to_string(),
+        );
         async move {
             if top.is_directory() && !asked.recursive {
                 return Err(
@@ -38,14 +43,10 @@ pub(super) fn run(asked: &Rm) -> Result<(), Failure> {
                 (None, None)
             } else {
                 let (names, to_print) = mpsc::channel(LISTED_AHEAD);
-                let quiet = asked.tree.json;
+                let how = (!asked.tree.json).then(|| Names::on_stdout(asked.tree.null));
                 // What is in the tree is named from the tree on: all but its own name is known.
-                let before = shown[..shown
-                    .trim_end_matches('/')
-                    .rfind('/')
-                    .map_or(0, |at| at + 1)]
-                    .to_owned();
-                let printing = tokio::task::spawn_blocking(move || print(to_print, &before, quiet));
+                let before = directory_of(&path).to_vec();
+                let printing = tokio::task::spawn_blocking(move || print(to_print, &before, how));
                 (Some(names), Some(printing))
             };
             let wanted = Wanted {
@@ -77,7 +78,10 @@ pub(super) fn run(asked: &Rm) -> Result<(), Failure> {
 /// What must not be removed, whoever asks.
 fn refuse(target: &Target) -> Result<(), Failure> {
     let refused = |why: String, remedy: &str| {
-        let failure = Failure::usage(format_args!("removing {}", target.shown), why);
+        let failure = Failure::usage(
+            format_args!("removing {}", quoting::name(&target.shown)),
+            why,
+        );
         Err(failure.remedy(remedy))
     };
     if target.name.is_empty() {
@@ -85,7 +89,7 @@ fn refuse(target: &Target) -> Result<(), Failure> {
         return refused(why, "to name a directory in it");
     }
     if let Some(below) = target.mounted_below.first() {
-        let why = format!("something is mounted in it, on {}", below.display());
+        let why = format!("something is mounted in it, on {}", quoting::path(below));
         return refused(why, "to unmount that first");
     }
     Ok(())
@@ -99,16 +103,24 @@ fn cut(age: Duration) -> i64 {
     i64::try_from(now.as_secs()).unwrap_or(i64::MAX) - i64::try_from(age.as_secs()).unwrap_or(0)
 }
 
-fn print(mut names: mpsc::Receiver<Vec<u8>>, before: &str, quiet: bool) {
+/// Prints names; with no way to, it only takes them.
+fn print(mut names: mpsc::Receiver<Vec<u8>>, before: &[u8], mut how: Option<Names>) {
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let mut heard = !quiet;
     while let Some(name) = names.blocking_recv() {
-        if heard {
-            let line = [before.as_bytes(), &name, b"\n"].concat();
+        if let Some(names) = how {
+            let line = names.ended(&[before, &name].concat());
             // A reader that has gone away (`| head`) still gets its status.
-            heard = out.write_all(&line).is_ok();
+            how = out.write_all(&line).is_ok().then_some(names);
         }
     }
+}
+
+/// The beginning of a path up to its last name.
+fn directory_of(path: &[u8]) -> &[u8] {
+    let slashes = path.iter().rev().take_while(|&&byte| byte == b'/').count();
+    let named = &path[..path.len() - slashes];
+    let end = named.iter().rposition(|&byte| byte == b'/');
+    &path[..end.map_or(0, |at| at + 1)]
 }
 
 fn removed_line(progress: &Progress) -> String {
@@ -129,7 +141,7 @@ fn report(
     let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
     if asked.tree.json {
         let report = json!({
-            "path": target.shown,
+            "path": String::from_utf8_lossy(&target.shown),
             "dry_run": !asked.yes,
             "files": load(&progress.files),
             "directories": load(&progress.directories),

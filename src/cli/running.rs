@@ -1,21 +1,42 @@
 //! The running mounts, as the commands that only look at them find them: the
 //! mount table, the registry and the daemons' control sockets put together.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::exit::Failure;
+use crate::mount::found::{Found, effective_user};
 use crate::mount::mountinfo::{Mount, MountTable};
 use crate::mount::place;
-use crate::mount::registry::{Found, Registry};
+use crate::quoting;
 use crate::telemetry::control;
 use crate::telemetry::log::utc;
 
 /// A daemon answers from memory; one that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest answer to `status`.
+const MAX_STATUS: u64 = 256 << 10;
+
+/// What a daemon may say of itself in `status`; who it is and what it serves is known
+/// better.
+const SAID: [&str; 10] = [
+    "server",
+    "since",
+    "session",
+    "connections",
+    "tls",
+    "iam",
+    "caches",
+    "write_window",
+    "tasks",
+    "last_error",
+];
+/// Users whose daemons are asked at the same time.
+const AT_ONCE: usize = 16;
 
 /// One of our mounts.
 #[derive(Debug)]
@@ -24,35 +45,35 @@ pub(super) struct Running {
     pub(super) mountpoint: PathBuf,
     /// The device as the mount table has it.
     pub(super) device: String,
+    /// Who mounted it, by the mount table.
+    user: Option<u32>,
     /// Who serves it; `None` if that has ended or belongs to somebody else.
-    pub(super) daemon: Option<Found>,
+    daemon: Option<Found>,
 }
 
 impl Running {
-    fn new(mount: &Mount, registries: &[Registry]) -> Self {
+    fn new(mount: &Mount) -> Self {
         Self {
             mountpoint: mount.mountpoint.clone(),
             device: mount.source.clone(),
-            daemon: registries
-                .iter()
-                .find_map(|registry| registry.find(&mount.mountpoint)),
+            user: mount.user(),
+            daemon: Found::of(mount),
         }
     }
 
     /// All mounts of ours in the mount table, one per place.
     pub(super) fn all() -> Result<Vec<Self>, Failure> {
         let table = read_table()?;
-        let registries = Registry::visible();
         let visible = table
             .ours()
             .filter(|mount| table.at(&mount.mountpoint) == Some(mount));
-        Ok(visible.map(|mount| Self::new(mount, &registries)).collect())
+        Ok(visible.map(Self::new).collect())
     }
 
     /// The mount of ours at `path`; anything else is a usage error.
     pub(super) fn at(path: &Path) -> Result<Self, Failure> {
         let not_ours = |why: &str| {
-            let what = format!("asking about {}", path.display());
+            let what = format!("asking about {}", quoting::path(path));
             Failure::usage(what, why).remedy("efs-fuse status, which lists all mounts")
         };
         let canonical = place::canonical(path).map_err(|why| match why.kind() {
@@ -60,7 +81,7 @@ impl Running {
             _ => not_ours(&why.to_string()),
         })?;
         match read_table()?.at(&canonical) {
-            Some(mount) if mount.is_ours() => Ok(Self::new(mount, &Registry::visible())),
+            Some(mount) if mount.is_ours() => Ok(Self::new(mount)),
             Some(_) => Err(not_ours("another file system is mounted there, not ours")),
             None => Err(not_ours("it is not a mount point of efs-fuse")),
         }
@@ -73,32 +94,86 @@ impl Running {
 
     /// The same for a request with more to it than its name.
     pub(super) fn request(&self, request: &Value) -> Result<Value, Failure> {
-        let what = format!("asking the daemon of {}", self.mountpoint.display());
+        self.request_until(request, Instant::now() + PATIENCE, control::MAX_REPLY)
+    }
+
+    fn request_until(
+        &self,
+        request: &Value,
+        deadline: Instant,
+        limit: u64,
+    ) -> Result<Value, Failure> {
+        let shown = quoting::path(&self.mountpoint);
+        let what = format!("asking the daemon of {shown}");
         let Some(daemon) = &self.daemon else {
-            let remedy = format!("efs-fuse umount --lazy {}", self.mountpoint.display());
+            let remedy = format!("efs-fuse umount --lazy {shown}");
             return Err(Failure::system(what, "it is gone, or it is another user's").remedy(remedy));
         };
-        control::request(&daemon.socket, request, PATIENCE).map_err(|why| match why.kind() {
+        let answer = daemon.ask(request, deadline, limit);
+        answer.map_err(|why| match why.kind() {
             io::ErrorKind::PermissionDenied => {
                 Failure::system(what, "permission denied").remedy("as root")
             }
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::system(
+            io::ErrorKind::TimedOut => Failure::system(
                 what,
                 format_args!("no answer within {} s", PATIENCE.as_secs()),
             ),
-            _ => Failure::system(what, why),
+            _ => Failure::system(what, quoting::plain(&why.to_string())),
         })
+    }
+
+    /// All of these as [`status`](Self::status) shows them, in the same order. The daemons of
+    /// a user have so much time together: none makes who asks wait for each of many.
+    pub(super) fn statuses(running: &[Self]) -> Vec<Value> {
+        let mut of_users: BTreeMap<Option<u32>, Vec<usize>> = BTreeMap::new();
+        for (at, mount) in running.iter().enumerate() {
+            of_users.entry(mount.user).or_default().push(at);
+        }
+        let mut shown = vec![Value::Null; running.len()];
+        let own = Some(effective_user());
+        let users: Vec<_> = of_users.into_iter().collect();
+        for some in users.chunks(AT_ONCE) {
+            std::thread::scope(|scope| {
+                let asking: Vec<_> = some
+                    .iter()
+                    .map(|(user, mounts)| {
+                        scope.spawn(move || {
+                            let end = Instant::now() + PATIENCE;
+                            let each = mounts.iter().map(|&at| {
+                                let deadline = match *user == own {
+                                    true => Instant::now() + PATIENCE,
+                                    false => end,
+                                };
+                                (at, running[at].status_until(deadline))
+                            });
+                            each.collect::<Vec<_>>()
+                        })
+                    })
+                    .collect();
+                for answers in asking.into_iter().filter_map(|asked| asked.join().ok()) {
+                    for (at, status) in answers {
+                        shown[at] = status;
+                    }
+                }
+            });
+        }
+        shown
     }
 
     /// The mount as `status --json` shows it: what the daemon says, completed
     /// by what is known without it. Every promised key is there.
     pub(super) fn status(&self) -> Value {
+        self.status_until(Instant::now() + PATIENCE)
+    }
+
+    fn status_until(&self, deadline: Instant) -> Value {
         let mut status = json!({
             "mountpoint": self.mountpoint.to_string_lossy(),
             "device": self.device,
+            "user": self.user,
             "server": null,
             "since": null,
-            "pid": null,
+            "pid": self.daemon.as_ref().and_then(Found::pid),
             "session": null,
             "connections": [],
             "tls": null,
@@ -107,18 +182,19 @@ impl Running {
             "write_window": null,
             "last_error": null,
         });
-        if let Some(Found { entry, .. }) = &self.daemon {
+        if let Some(entry) = self.daemon.as_ref().and_then(Found::written) {
             status["server"] = json!(entry.server);
             status["since"] = json!(utc(entry.since));
             status["pid"] = json!(entry.pid);
         }
-        match self.ask("status") {
-            Ok(Value::Object(said)) => {
-                for (key, value) in said {
-                    status[key] = value;
+        match self.request_until(&json!({"cmd": "status"}), deadline, MAX_STATUS) {
+            Ok(said) => {
+                for key in SAID {
+                    if let Some(value) = said.get(key) {
+                        status[key] = value.clone();
+                    }
                 }
             }
-            Ok(_) => {}
             Err(failure) => status["last_error"] = json!(failure.to_string()),
         }
         status
@@ -151,12 +227,14 @@ mod tests {
         let dead = Running {
             mountpoint: "/volumes".into(),
             device: "h:/".to_owned(),
+            user: Some(0),
             daemon: None,
         };
         let status = dead.status();
         for key in [
             "mountpoint",
             "device",
+            "user",
             "server",
             "since",
             "session",

@@ -7,6 +7,7 @@ use super::exit::{self, Failure};
 use super::format::{bytes, count, micros, table};
 use super::running::Running;
 use super::watch;
+use crate::quoting;
 
 pub(super) fn run(asked: &Stats) -> Result<(), Failure> {
     if let Some(interval) = asked.watch {
@@ -43,7 +44,7 @@ fn show(numbers: &Value) -> String {
         let rows = operations.into_iter().map(|(name, numbers)| {
             let latency = |key: &str| micros(numbers[key].as_f64().unwrap_or(0.0));
             vec![
-                name.clone(),
+                quoting::plain(name),
                 count(number(&numbers["count"])),
                 count(number(&numbers["errors"])),
                 latency("p50_us"),
@@ -64,22 +65,28 @@ fn show(numbers: &Value) -> String {
                 0 => "-".to_owned(),
                 all => format!("{:.1} %", 100.0 * hits as f64 / all as f64),
             };
-            vec![name.clone(), count(hits), count(misses), ratio]
+            vec![quoting::plain(name), count(hits), count(misses), ratio]
         });
         text.push('\n');
         text.push_str(&table(&["cache", "hits", "misses", "hit ratio"], rows));
     }
     let now = numbers["gauges"].as_object().into_iter().flatten();
-    let events = ["reconnects", "recoveries", "interrupts", "slow_operations"]
-        .map(|key| (key.to_owned(), numbers[key].clone()));
+    let events = [
+        "reconnects",
+        "recoveries",
+        "interrupts",
+        "names_left_out",
+        "slow_operations",
+    ]
+    .map(|key| (key.to_owned(), numbers[key].clone()));
     let now = now
         .map(|(name, value)| (name.clone(), value.clone()))
         .chain(events);
-    let rows = now.map(|(name, value)| vec![name, value.to_string()]);
+    let rows = now.map(|(name, value)| vec![quoting::plain(&name), value.to_string()]);
     text.push('\n');
     text.push_str(&table(&["now", "value"], rows));
     if let Some(error) = numbers["last_error"].as_str() {
-        text.push_str(&format!("\nlast error: {error}\n"));
+        text.push_str(&format!("\nlast error: {}\n", quoting::plain(error)));
     }
     text
 }

@@ -5,13 +5,14 @@ use serde_json::{Value, json};
 use super::arguments::Status;
 use super::exit::{self, Failure};
 use super::running::Running;
+use crate::quoting;
 
 pub(super) fn run(asked: &Status) -> Result<(), Failure> {
     let running = match &asked.mountpoint {
         Some(path) => vec![Running::at(path)?],
         None => Running::all()?,
     };
-    let mounts: Vec<Value> = running.iter().map(Running::status).collect();
+    let mounts = Running::statuses(&running);
     exit::print(&if asked.json {
         format!("{}\n", json!({"mounts": mounts}))
     } else if mounts.is_empty() {
@@ -23,7 +24,7 @@ pub(super) fn run(asked: &Status) -> Result<(), Failure> {
 
 /// A heading, then one line per thing that is known, nested objects flat.
 fn show(mount: &Value) -> String {
-    let text = |key: &str| mount[key].as_str().unwrap_or("?").to_owned();
+    let text = |key: &str| quoting::name(mount[key].as_str().unwrap_or("?")).to_string();
     let mut shown = format!("{} on {}\n", text("device"), text("mountpoint"));
     let Some(fields) = mount.as_object() else {
         return shown;
@@ -32,7 +33,7 @@ fn show(mount: &Value) -> String {
         if !matches!(key.as_str(), "device" | "mountpoint")
             && let Some(value) = flat(value)
         {
-            shown.push_str(&format!("  {:<14} {value}\n", key.replace('_', " ")));
+            shown.push_str(&format!("  {:<14} {value}\n", words(key)));
         }
     }
     shown
@@ -42,16 +43,21 @@ fn show(mount: &Value) -> String {
 fn flat(value: &Value) -> Option<String> {
     match value {
         Value::Null => None,
-        Value::String(text) => Some(text.clone()),
+        Value::String(text) => Some(quoting::plain(text)),
         Value::Array(items) => joined(items.iter().filter_map(flat), "; "),
         Value::Object(fields) => {
-            let fields = fields.iter().filter_map(|(key, value)| {
-                Some(format!("{} {}", key.replace('_', " "), flat(value)?))
-            });
+            let fields = fields
+                .iter()
+                .filter_map(|(key, value)| Some(format!("{} {}", words(key), flat(value)?)));
             joined(fields, ", ")
         }
         other => Some(other.to_string()),
     }
+}
+
+/// A key as words. Keys too are the daemon's, which may be anybody's.
+fn words(key: &str) -> String {
+    quoting::plain(&key.replace('_', " "))
 }
 
 fn joined(parts: impl Iterator<Item = String>, between: &str) -> Option<String> {
@@ -77,5 +83,22 @@ mod tests {
         assert!(text.contains("in use 2, lease s 90, state up"), "{text}");
         assert!(text.contains("peer h:2049; peer h:2049"), "{text}");
         assert!(!text.contains("tls") && !text.contains("caches"), "{text}");
+    }
+
+    #[test]
+    fn nothing_that_is_shown_makes_a_line_of_its_own() {
+        let text = show(&json!({
+            "mountpoint": "/a\nh:/ on /b",
+            "device": "h:/\u{1b}[2J",
+            "server": "x\nh:/ on /b",
+            "tls": {"\r\nkey\u{202e}": ["\u{9b}2J"]},
+        }));
+        assert_eq!(text.lines().count(), 3, "{text}");
+        let harmless = |c: char| c == '\n' || !(c.is_control() || c == '\u{202e}');
+        assert!(text.chars().all(harmless), "{text:?}");
+        assert!(
+            text.starts_with("'h:/'$'\\033''[2J' on '/a'$'\\n''h:/ on /b'\n"),
+            "{text}"
+        );
     }
 }

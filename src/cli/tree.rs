@@ -13,10 +13,12 @@ use super::arguments::Tree;
 use super::exit::{self, Failure};
 use super::format::{bytes, count};
 use super::mount::{find_device, read_lists};
+use crate::mount::found::{Found, effective_user};
 use crate::mount::mountinfo::{Mount, MountTable};
-use crate::mount::registry::{Found, Registry};
+use crate::mount::registry::Entry;
 use crate::mount::{MountError, MountRequest, assembly, launch};
 use crate::nfs::Client;
+use crate::quoting;
 use crate::rpc::auth::Credential;
 use crate::telemetry::Metrics;
 use crate::tree::Top;
@@ -32,8 +34,8 @@ pub(super) struct Target {
     request: MountRequest,
     /// The name in that directory; empty for the root of the file system.
     pub(super) name: Vec<u8>,
-    /// As the user knows it.
-    pub(super) shown: String,
+    /// As the user knows it, byte by byte.
+    pub(super) shown: Vec<u8>,
     /// What is mounted in the tree on this machine.
     pub(super) mounted_below: Vec<PathBuf>,
 }
@@ -59,7 +61,7 @@ impl Target {
     ) -> Result<Self, Failure> {
         let (options, _) = read_lists(options, false)?;
         let mut device = find_device(device, &options)?;
-        let shown = device.spec.clone();
+        let shown = device.spec.clone().into_bytes();
         let (parent, name) = device.path.rsplit_once('/').unwrap_or(("", ""));
         let name = name.as_bytes().to_vec();
         device.path = match parent {
@@ -82,7 +84,7 @@ impl Target {
 
     fn of_path(path: &Path, more: &[String]) -> Result<Self, Failure> {
         let wrong = |why: String| {
-            Failure::usage(format!("finding {}", path.display()), why)
+            Failure::usage(format!("finding {}", quoting::path(path)), why)
                 .remedy("a directory in a mount of efs-fuse, or DEVICE:/dir")
         };
         let canonical = without_last_link(path).map_err(|why| wrong(why.to_string()))?;
@@ -92,9 +94,7 @@ impl Target {
             .containing(&canonical)
             .filter(|mount| mount.is_ours())
             .ok_or_else(|| wrong("it is not in a mount of efs-fuse".to_owned()))?;
-        let found = daemon_of(mount, &table).ok_or_else(|| {
-            wrong("the daemon of its mount is gone, or another user's".to_owned())
-        })?;
+        let entry = written_of(mount, &table).map_err(&wrong)?;
         let inside = canonical
             .strip_prefix(&mount.mountpoint)
             .unwrap_or_else(|_| Path::new(""));
@@ -103,28 +103,44 @@ impl Target {
         let below = below
             .to_str()
             .ok_or_else(|| wrong("its name is not UTF-8".to_owned()))?;
-        let device = format!("{}{below}", found.entry.device.trim_end_matches('/'));
-        let mut options = found.entry.options;
+        let device = format!("{}{below}", entry.device.trim_end_matches('/'));
+        let mut options = entry.options;
         options.extend_from_slice(more);
         let mounted_below = table
             .below(&canonical)
             .map(|mount| mount.mountpoint.clone())
             .collect();
         let mut target = Self::of_device(&device, &options, mounted_below)?;
-        target.shown = path.display().to_string();
+        target.shown = path.as_os_str().as_bytes().to_vec();
         Ok(target)
     }
 }
 
-/// The daemon of a mount: also for a bind mount, which nobody registers.
-fn daemon_of(mount: &Mount, table: &MountTable) -> Option<Found> {
-    let registries = Registry::visible();
+/// What this user's own daemon wrote about a mount: also for a bind mount, which nobody
+/// registers. What is worked on must not be another user's to say, least of all for root;
+/// and what is written must be about the mount that the kernel shows, not about another
+/// that was at the place.
+fn written_of(mount: &Mount, table: &MountTable) -> Result<Entry, String> {
+    if mount.user() != Some(effective_user()) {
+        let user = mount.user().map_or_else(
+            || "an unknown user".to_owned(),
+            |user| format!("user {user}"),
+        );
+        return Err(format!(
+            "its mount is that of {user}, who alone knows what is mounted there"
+        ));
+    }
     let same = |other: &&Mount| (other.major, other.minor) == (mount.major, mount.minor);
-    table.ours().filter(same).find_map(|mount| {
-        registries
-            .iter()
-            .find_map(|registry| registry.find(&mount.mountpoint))
-    })
+    let mut daemons = table.ours().filter(same).filter_map(Found::of);
+    let entry = daemons.find_map(|found| found.written().cloned());
+    let entry = entry.ok_or("the daemon of its mount is gone")?;
+    match entry.device == mount.source {
+        true => Ok(entry),
+        false => Err(format!(
+            "what is known of its mount is of another one, of {}",
+            quoting::plain(&entry.device)
+        )),
+    }
 }
 
 /// The canonical form of a path whose last component is not followed if it is
@@ -180,13 +196,15 @@ where
                 outcome
             }
             Ok(None) => Err(MountError::mount(
-                format_args!("looking for {}", target.shown),
+                format_args!("looking for {}", quoting::name(&target.shown)),
                 "there is no such file or directory on the server",
             )
             .into()),
-            Err(error) => {
-                Err(MountError::mount(format_args!("looking for {}", target.shown), error).into())
-            }
+            Err(error) => Err(MountError::mount(
+                format_args!("looking for {}", quoting::name(&target.shown)),
+                error,
+            )
+            .into()),
         };
         client.shut_down(FAREWELL).await;
         outcome
@@ -260,13 +278,13 @@ pub(super) fn found_line(progress: &Progress) -> String {
 
 /// The errors of a walk, each on a line; a failure if there are any, or if it
 /// was stopped.
-pub(super) fn verdict(progress: &Progress, what: &str, shown: &str) -> Result<(), Failure> {
+pub(super) fn verdict(progress: &Progress, what: &str, shown: &[u8]) -> Result<(), Failure> {
     let (number, kept) = progress.errors();
     for error in &kept {
         exit::warn(error);
     }
     let failed = |why: String| -> Result<(), Failure> {
-        Err(MountError::mount(format_args!("{what} {shown}"), why).into())
+        Err(MountError::mount(format_args!("{what} {}", quoting::name(shown)), why).into())
     };
     match number {
         0 if progress.stopped() => failed("stopped by a signal before it was done".to_owned()),

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::exit::Failure;
 use super::format::{bytes, count, micros};
 use super::running::Running;
+use crate::quoting;
 use crate::telemetry::histogram::Counts;
 use crate::telemetry::log::utc;
 
@@ -42,7 +43,6 @@ pub(super) fn run(running: &Running, interval: Duration, as_json: bool) -> Resul
         }
     }
     let screen = Screen::open().map_err(|why| Failure::system("using the terminal", why))?;
-    let status = running.status();
     screen.show(&["waiting for the first interval".to_owned()]);
     loop {
         if screen.ended_within(interval) {
@@ -51,10 +51,7 @@ pub(super) fn run(running: &Running, interval: Duration, as_json: bool) -> Resul
         let now = Sample::take(running)?;
         let rates = Rates::between(&last, &now);
         history.add(&rates);
-        let status = match running.ask("status") {
-            Ok(now) => now,
-            Err(_) => status.clone(),
-        };
+        let status = running.status();
         screen.show(&draw(&rates, &history, &status, screen.size()));
         last = now;
     }
@@ -204,7 +201,7 @@ impl Rates {
         let busiest = self.fuse.first().map_or_else(String::new, |op| {
             format!(
                 "   {} {}/s p99 {}",
-                op.name,
+                quoting::plain(&op.name),
                 whole(op.per_second),
                 micros(op.p99_us)
             )
@@ -308,7 +305,7 @@ fn age(seconds: u64) -> String {
 /// The screen, line by line; `size` is columns and rows.
 fn draw(rates: &Rates, history: &History, status: &Value, size: (usize, usize)) -> Vec<String> {
     let (columns, rows) = (size.0.clamp(40, 200), size.1.max(10));
-    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    let text = |value: &Value| quoting::plain(value.as_str().unwrap_or("?"));
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default()
@@ -320,15 +317,15 @@ fn draw(rates: &Rates, history: &History, status: &Value, size: (usize, usize)) 
     let mut lines = vec![
         format!(
             "{BOLD}{}{PLAIN} on {BOLD}{}{PLAIN}   {DIM}{} · up {}{PLAIN}",
-            text(&status["device"]),
-            text(&status["mountpoint"]),
+            quoting::name(status["device"].as_str().unwrap_or("?")),
+            quoting::name(status["mountpoint"].as_str().unwrap_or("?")),
             &utc(now)[11..],
             age(up),
         ),
         format!(
             "{} · session {colour}{state}{PLAIN} · lease {} s, {:.0} s ago · connections {} · reconnects {} · recoveries {} · slow {}",
             text(&status["server"]),
-            session["lease_s"],
+            quoting::plain(&session["lease_s"].to_string()),
             session["idle_s"].as_f64().unwrap_or(0.0),
             rates.gauge("connections"),
             rates.reconnects,
@@ -387,7 +384,8 @@ fn draw(rates: &Rates, history: &History, status: &Value, size: (usize, usize)) 
     let caches: Vec<_> = rates
         .caches
         .iter()
-        .map(|(name, _, ratio)| match ratio {
+        .map(|(name, _, ratio)| (quoting::plain(name), ratio))
+        .map(|(name, ratio)| match ratio {
             Some(ratio) => format!("{name} {BOLD}{:.1} %{PLAIN}", 100.0 * ratio),
             None => format!("{DIM}{name} -{PLAIN}"),
         })
@@ -413,7 +411,7 @@ fn draw(rates: &Rates, history: &History, status: &Value, size: (usize, usize)) 
             let errors = if op.errors > 0 { RED } else { DIM };
             format!(
                 "{:<20}{BOLD}{:>10}{PLAIN}{:>10}{:>10}{:>10}{errors}{:>9}{PLAIN}",
-                op.name,
+                quoting::plain(&op.name),
                 whole(op.per_second),
                 micros(op.p50_us),
                 micros(op.p99_us),
@@ -423,17 +421,10 @@ fn draw(rates: &Rates, history: &History, status: &Value, size: (usize, usize)) 
         }));
     }
     lines.push(match &rates.last_error {
-        Some(error) => format!("{RED}last error: {}{PLAIN}", plain(error)),
+        Some(error) => format!("{RED}last error: {}{PLAIN}", quoting::plain(error)),
         None => format!("{DIM}q ends{PLAIN}"),
     });
     lines
-}
-
-/// What comes from elsewhere must not move the cursor.
-fn plain(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }
 
 /// The terminal's second screen, with keys read at once. Dropping it gives the

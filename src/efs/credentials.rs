@@ -25,6 +25,7 @@ use serde::Deserialize;
 use super::http::{self, innermost};
 use super::problem::{Problem, Step};
 use super::settings::Settings;
+use crate::quoting;
 
 /// The container credential service.
 const CONTAINER: &str = "http://169.254.170.2";
@@ -75,7 +76,7 @@ impl Source {
                 provider: SharedCredentialsProvider::new(provider),
                 which: Which::WebIdentity {
                     role: role.clone(),
-                    file: file.display().to_string(),
+                    file: quoting::path(file).to_string(),
                 },
             };
         }

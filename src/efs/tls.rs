@@ -33,6 +33,7 @@ use super::clock::Utc;
 use super::identity::Identity;
 use super::problem::{Problem, Step};
 use super::settings::Settings;
+use crate::quoting;
 use crate::telemetry::log;
 
 /// Amazon Root CA 1 to 4, which issue the certificates of EFS.
@@ -285,7 +286,7 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, Problem> {
     let failed = |why: &dyn std::fmt::Display| {
         Problem::new(
             Step::Tls,
-            format_args!("reading the CA file {}", file.display()),
+            format_args!("reading the CA file {}", quoting::path(file)),
             why,
         )
         .remedy("a file of PEM certificates as -o cafile=, or leave it out: Amazon's are built in")

@@ -5,7 +5,7 @@
 //! file system means.
 //!
 //! ```text
-//! kernel ─► session   reader threads, mount and unmount
+//! kernel ─► session   reader threads, mount (mounting) and unmount (place)
 //!             └─► adapter   one short method per operation
 //!                   ├─ lookup      what is known, or what the server says (intent, reopen)
 //!                   ├─ identity    pid, uid, gid → Credential
@@ -33,6 +33,7 @@ mod interrupt;
 mod kernel;
 mod listing;
 mod lookup;
+mod mounting;
 mod notify;
 mod place;
 mod prober;

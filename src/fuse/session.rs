@@ -17,10 +17,12 @@ use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
+use super::mounting;
 use super::notify::Notify;
 use super::place::{Place, Unmount};
 use super::prober::Prober;
 use crate::privilege;
+use crate::quoting;
 
 /// How a file system is mounted.
 #[derive(Clone, Debug)]
@@ -117,8 +119,8 @@ pub struct Running {
     ended: watch::Receiver<Option<Result<(), Arc<io::Error>>>>,
 }
 
-/// Mounts and serves `adapter` at `mountpoint`, in threads of its own. When it
-/// returns, the kernel and the adapter have agreed (FUSE_INIT) and the mount
+/// Mounts and serves `adapter` at `mountpoint`, which must be canonical, in threads of its
+/// own. When it returns, the kernel and the adapter have agreed (FUSE_INIT) and the mount
 /// answers.
 ///
 /// # Errors
@@ -132,12 +134,8 @@ pub fn start(
 ) -> io::Result<Running> {
     let (prober, tasks) = (adapter.prober(), adapter.tasks());
     // No thread is started within: fuser's begin with `spawn`.
-    let (mountpoint, session) = privilege::raised(|| {
-        let mountpoint = mountpoint.canonicalize()?;
-        let session = Session::new(adapter, &mountpoint, &options.config())?;
-        io::Result::Ok((mountpoint, session))
-    })?;
-    let place = Place::find(mountpoint);
+    let session = privilege::raised(|| mounted(adapter, mountpoint, options.config()))?;
+    let place = Place::find(mountpoint.to_owned());
     notify.connect(session.notifier(), tasks)?;
     let serving = session.spawn().inspect_err(|_| notify.close())?;
     let (end, ended) = watch::channel(None);
@@ -169,6 +167,27 @@ pub fn start(
         running.place.set_read_ahead(kib);
     }
     Ok(running)
+}
+
+/// Mounts, and agrees with the kernel. By the descriptor of the directory where mount(2) is
+/// ours to call, else by `fusermount3`.
+fn mounted(adapter: Adapter, mountpoint: &Path, config: Config) -> io::Result<Session<Adapter>> {
+    if !is_root() {
+        return Session::new(adapter, mountpoint, &config);
+    }
+    match mounting::mount(mountpoint, &config) {
+        Ok(device) => {
+            let acl = config.acl;
+            let session = Session::from_fd(adapter, device, acl, config);
+            // Its device is closed by now.
+            session.inspect_err(|_| Place::find(mountpoint.to_owned()).clear())
+        }
+        // Root in a container, say, which may have the helper.
+        Err(why) if why.raw_os_error() == Some(libc::EPERM) => {
+            Session::new(adapter, mountpoint, &config)
+        }
+        Err(why) => Err(why),
+    }
 }
 
 /// Waits for fuser's threads, and for nothing else that its handle does.
@@ -250,7 +269,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Err(error) = self.unmount(Unmount::Lazy) {
-            tracing::warn!(%error, mountpoint = %self.mountpoint().display(), "not unmounted");
+            tracing::warn!(%error, mountpoint = %quoting::path(self.mountpoint()), "not unmounted");
         }
     }
 }

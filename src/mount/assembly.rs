@@ -30,6 +30,7 @@ use crate::nfs::proto::ops::Op;
 use crate::nfs::proto::status::Status;
 use crate::nfs::{Client, ClientConfig, ConnectError, NfsError};
 use crate::privilege;
+use crate::quoting;
 use crate::rpc::auth::Credential;
 use crate::rpc::{Channel, RpcError, Tolerance};
 use crate::telemetry::{Metrics, control, serve};
@@ -165,8 +166,8 @@ async fn serve(
     ready.ready();
     tracing::info!(
         "{} is mounted on {}",
-        request.device.spec,
-        request.mountpoint.display()
+        quoting::name(&request.device.spec),
+        quoting::path(&request.mountpoint)
     );
     let ended = tokio::select! {
         ended = running.ended() => ended,
@@ -182,7 +183,7 @@ async fn serve(
     if tokio::time::timeout(SETTLE, vfs.settled()).await.is_err() {
         tracing::warn!("the server did not take everything that was open");
     }
-    tracing::info!("{} is unmounted", request.mountpoint.display());
+    tracing::info!("{} is unmounted", quoting::path(&request.mountpoint));
     ended.map_err(|why| MountError::mount("serving the mount", why))
 }
 
@@ -265,7 +266,7 @@ async fn connect_patiently(
         // In the foreground the log has said it on stderr already.
         for warning in connector.take_warnings() {
             if !request.foreground {
-                eprintln!("efs-fuse: warning: {warning}");
+                eprintln!("efs-fuse: warning: {}", quoting::plain(&warning));
             }
         }
         let error = match attempt {
@@ -282,8 +283,9 @@ async fn connect_patiently(
         if told == begun || told.elapsed() >= PROGRESS {
             told = Instant::now();
             eprintln!(
-                "efs-fuse: waiting for {peer}: {} ({} s so far)",
-                error.message,
+                "efs-fuse: waiting for {}: {} ({} s so far)",
+                quoting::plain(&peer),
+                quoting::plain(&error.message),
                 begun.elapsed().as_secs()
             );
         }
@@ -526,8 +528,18 @@ fn serve_metrics(
     metrics: Arc<Metrics>,
     status: &control::StatusFn,
 ) -> Option<serve::Endpoint> {
-    match privilege::raised(|| serve::bind(address)) {
+    let registry = Registry::of_user();
+    let is_ours = |path: &Path, socket: &_| registry.has_claimed(path, socket);
+    match privilege::raised(|| serve::bind(address, is_ours)) {
         Ok(bound) => {
+            if let Some((path, socket)) = bound.socket()
+                && let Err(why) = registry.claim(path, socket)
+            {
+                tracing::warn!(
+                    "should this daemon be killed, {} is in the way of the next one: {why}",
+                    quoting::path(path)
+                );
+            }
             let endpoint = bound.serve(metrics, Arc::clone(status));
             tracing::info!("metrics at {}", endpoint.address());
             Some(endpoint)
@@ -535,6 +547,7 @@ fn serve_metrics(
         Err(why) => {
             tracing::warn!("no metrics: {address}: {why}");
             metrics.set_last_error(format!("no metrics at {address}: {why}"));
+            let why = quoting::plain(&why.to_string());
             eprintln!(
                 "efs-fuse: warning: no metrics: {address}: {why}. Try: another address in -o metrics="
             );

@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::MountError;
+use super::found::Found;
 use super::mountinfo::{Mount, MountTable};
+use super::private_dir::effective_user;
 use super::registry::{Registry, StartLock};
 use super::{place, unmount};
+use crate::quoting;
 
 /// How long an unmount that is about to end, or a mount that is about to be
 /// ready, may keep the place from us.
@@ -37,7 +40,7 @@ pub struct Place {
 /// It no such directory, is no directory, is mounted by us and alive, or is just
 /// being mounted.
 pub fn prepare(mountpoint: &Path, registry: &Registry) -> Result<Place, MountError> {
-    let what = || format!("mounting on {}", mountpoint.display());
+    let what = || format!("mounting on {}", quoting::path(mountpoint));
     let canonical = place::canonical(mountpoint).map_err(|why| unusable(mountpoint, &why))?;
     let lock = registry
         .lock(&canonical, START_PATIENCE)
@@ -51,15 +54,17 @@ pub fn prepare(mountpoint: &Path, registry: &Registry) -> Result<Place, MountErr
             break;
         };
         if is_alive(mount, registry) {
-            let why = format!("{} is already mounted there", mount.source);
-            return Err(MountError::mount(what(), why)
-                .remedy(format_args!("efs-fuse umount {}", canonical.display())));
+            let why = format!("{} is already mounted there", quoting::name(&mount.source));
+            return Err(MountError::mount(what(), why).remedy(format_args!(
+                "efs-fuse umount {}",
+                quoting::path(&canonical)
+            )));
         }
         unmount::detach(&canonical).map_err(|why| MountError::mounting(&canonical, &why))?;
         warnings.push(format!(
             "replacing a dead mount of {} on {}",
-            mount.source,
-            canonical.display()
+            quoting::name(&mount.source),
+            quoting::path(&canonical)
         ));
     }
     check_directory(mountpoint, &canonical, &mut warnings)?;
@@ -108,14 +113,14 @@ fn check_directory(
     if fs::read_dir(canonical).is_ok_and(|mut names| names.next().is_some()) {
         warnings.push(format!(
             "{} is not empty; what is in it is hidden while the mount is there",
-            written.display()
+            quoting::path(written)
         ));
     }
     Ok(())
 }
 
 fn unusable(mountpoint: &Path, why: &io::Error) -> MountError {
-    let shown = mountpoint.display();
+    let shown = quoting::path(mountpoint);
     let error =
         |why: &dyn std::fmt::Display| MountError::mount(format_args!("mounting on {shown}"), why);
     match why.raw_os_error() {
@@ -131,15 +136,14 @@ fn unusable(mountpoint: &Path, why: &io::Error) -> MountError {
     }
 }
 
-/// Whether somebody serves one of our mounts. The registry knows; for a mount
-/// that is not in it (another user's, another namespace's) its root is asked.
+/// Whether somebody serves one of our mounts. The registry of its user knows; for a mount
+/// that is not in it (another namespace's) its root is asked.
 fn is_alive(mount: &Mount, registry: &Registry) -> bool {
-    let mut registries = Registry::visible();
-    registries.push(registry.clone());
-    registries
-        .iter()
-        .any(|registry| registry.find(&mount.mountpoint).is_some())
-        || shows_life(&mount.mountpoint)
+    let daemon = match mount.user() == Some(effective_user()) {
+        true => registry.find(&mount.mountpoint),
+        false => Found::of(mount),
+    };
+    daemon.is_some() || shows_life(&mount.mountpoint)
 }
 
 /// Asks the root of a mount for its attributes, in a process of its own that

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::efs::Problem;
+use crate::quoting;
 
 /// Exit status: arguments, options, device; not our mount.
 pub const USAGE: u8 = 1;
@@ -96,7 +97,7 @@ impl MountError {
 
     /// mount(2), `fusermount3` or opening `/dev/fuse` said no.
     pub fn mounting(mountpoint: &Path, why: &io::Error) -> Self {
-        let what = format!("mounting on {}", mountpoint.display());
+        let what = format!("mounting on {}", quoting::path(mountpoint));
         let text = why.to_string();
         // fuser puts its arguments before the system's words.
         let words = match text
@@ -177,7 +178,7 @@ impl MountError {
     pub fn no_directory(path: &str) -> Self {
         Self::mount(
             "mounting",
-            format_args!("no such directory on the server: {path}"),
+            format_args!("no such directory on the server: {}", quoting::name(path)),
         )
         .remedy("check the part of the device after the colon, or the server's exports")
     }
@@ -186,7 +187,7 @@ impl MountError {
     pub fn not_a_directory(path: &str) -> Self {
         Self::mount(
             "mounting",
-            format_args!("{path} on the server is not a directory"),
+            format_args!("{} on the server is not a directory", quoting::name(path)),
         )
     }
 
@@ -199,7 +200,7 @@ impl MountError {
             access_point,
             skew,
         } = *asked;
-        let denied = format!("access to {path} denied by the server");
+        let denied = format!("access to {} denied by the server", quoting::name(path));
         let error = |why: String| Self::mount("mounting", format_args!("{denied}{why}"));
         if let Some(skew) = skew.filter(|skew| skew.abs() >= SKEW) {
             let direction = if skew > 0 { "ahead of" } else { "behind" };

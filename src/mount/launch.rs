@@ -14,6 +14,7 @@ use super::registry::Registry;
 use super::secrecy;
 use crate::efs::{Device, Settings};
 use crate::privilege;
+use crate::quoting;
 use crate::telemetry::{Metrics, log};
 
 /// Everything the assembly has to know.
@@ -82,7 +83,10 @@ pub fn confine(device: &Device, server: &Settings) -> Result<(), MountError> {
     }
     match &server.netns {
         Some(namespace) => secrecy::enter_network(namespace).map_err(|why| {
-            let what = format!("entering the network namespace {}", namespace.display());
+            let what = format!(
+                "entering the network namespace {}",
+                quoting::path(namespace)
+            );
             MountError::system(what, why).remedy("a path such as /run/netns/NAME, as root")
         }),
         None => Ok(()),
@@ -96,7 +100,7 @@ fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError>
     log::init(&destination, request.options.debug).map_err(|why| {
         let error = MountError::system("starting the log", why);
         match &request.options.log_file {
-            Some(file) => error.remedy(format_args!("another file than {}", file.display())),
+            Some(file) => error.remedy(format_args!("another file than {}", quoting::path(file))),
             None => error.remedy("-o log=FILE"),
         }
     })?;

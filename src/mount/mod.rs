@@ -8,20 +8,25 @@
 //! [`launch`] runs the first line; [`unmount`] is the second; [`remount`] and
 //! [`watchdog`] are for what happens in between. The kernel's
 //! mount table ([`mountinfo`]) is the truth about what is mounted, the
-//! [`registry`] adds who serves it, [`owner`] who that is to the server. No function here asks a mounted file system
+//! [`registry`] adds who serves it ([`found`]: as far as that is believed), [`owner`] who
+//! that is to the server. No function here asks a mounted file system
 //! anything that could hang ([`place`], [`checks`]).
 
 pub mod assembly;
 pub mod checks;
+mod claim;
 pub mod daemon;
 pub mod error;
+pub mod found;
 pub mod launch;
+mod litter;
 pub mod memory;
 pub mod mountinfo;
 pub mod notify;
 pub mod options;
 pub mod owner;
 pub mod place;
+mod private_dir;
 pub mod process;
 pub mod registry;
 pub mod remount;

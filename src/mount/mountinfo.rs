@@ -15,6 +15,8 @@ pub const FS_TYPE: &str = "fuse.efs-fuse";
 /// One line of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
+    /// The kernel's number of the mount, as `/proc/PID/fdinfo` has it.
+    pub id: u64,
     /// The device number of the file system; for FUSE the minor number names
     /// the connection in `/sys/fs/fuse/connections`.
     pub major: u32,
@@ -39,6 +41,14 @@ impl Mount {
     /// Whether it is one of ours.
     pub fn is_ours(&self) -> bool {
         self.fs_type == FS_TYPE
+    }
+
+    /// Whose it is: of a FUSE mount the kernel knows who mounted it, and `fusermount3`
+    /// lets nobody say it is another. `None` for other types.
+    pub fn user(&self) -> Option<u32> {
+        let shown = self.super_options.split(',');
+        let mut users = shown.filter_map(|option| option.strip_prefix("user_id="));
+        users.next()?.parse().ok()
     }
 }
 
@@ -81,6 +91,11 @@ impl MountTable {
         around.max_by_key(|mount| mount.mountpoint.components().count())
     }
 
+    /// The mount of this number.
+    pub fn by_id(&self, id: u64) -> Option<&Mount> {
+        self.0.iter().find(|mount| mount.id == id)
+    }
+
     /// What is mounted below `path`, whatever it is.
     pub fn below<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a Mount> {
         let below =
@@ -98,7 +113,8 @@ impl MountTable {
 /// number of optional fields, ended by a hyphen, stands before the type.
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let device = fields.nth(2)?;
+    let id = fields.next()?;
+    let device = fields.nth(1)?;
     let root = fields.next()?;
     let mountpoint = fields.next()?;
     let options = fields.next()?;
@@ -107,6 +123,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let super_options = fields.next().unwrap_or_default();
     let (major, minor) = str::from_utf8(device).ok()?.split_once(':')?;
     Some(Mount {
+        id: str::from_utf8(id).ok()?.parse().ok()?,
         major: major.parse().ok()?,
         minor: minor.parse().ok()?,
         mountpoint: OsString::from_vec(unescape(mountpoint)).into(),
@@ -194,6 +211,17 @@ rubbish
         assert_eq!(source("/volumesque"), Some("/dev/sda1"));
         let below = |path| table.below(Path::new(path)).count();
         assert_eq!((below("/volumes"), below("/")), (0, 4));
+    }
+
+    #[test]
+    fn the_kernel_tells_whose_a_mount_is() {
+        let table = MountTable::parse(TABLE);
+        let user = |id| table.by_id(id).and_then(Mount::user);
+        assert_eq!((user(101), user(103), user(30)), (Some(0), None, None));
+        // What a user calls the device comes before, and cannot be taken for it.
+        let line = br"7 1 0:9 / /m rw - fuse.efs-fuse x,user_id=0 rw,user_id=1000,group_id=0";
+        let table = MountTable::parse(line);
+        assert_eq!(table.by_id(7).and_then(Mount::user), Some(1000));
     }
 
     #[test]

@@ -18,8 +18,8 @@
 //!
 //! A file is left behind by a daemon that was killed, for its successor, and by one
 //! that could not tell the server that it goes. The others remove theirs, while they
-//! hold it. Files are empty; their directory is cleared at boot, as the
-//! [registry](super::registry) is.
+//! hold it. Files are empty; what is left of a place where nobody mounts again is removed
+//! when no server can remember it any more ([`litter`](super::litter)).
 
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
@@ -29,8 +29,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::litter;
 use super::registry::Registry;
 use crate::nfs::session::establish::Identity;
+use crate::quoting;
 
 /// Daemons of one place that live at the same time. Further ones are not told from
 /// their predecessors, which is only a matter of waiting for a lease.
@@ -58,7 +60,7 @@ impl Owner {
                 tracing::warn!(
                     "no lock file for {}: {why}; should this daemon be killed, what it has \
                      locked is free when its lease has run out, not before",
-                    mountpoint.display()
+                    quoting::path(mountpoint)
                 );
                 random()?
             }
@@ -209,6 +211,9 @@ impl fmt::Display for Held {
 
 /// The first file of the place that nobody holds.
 fn held(registry: &Registry, mountpoint: &Path) -> io::Result<Held> {
+    // Who clears the directory holds each file for a moment. Should it take too long, the
+    // owner is another one than it might be: a matter of waiting for a lease.
+    let _alone = registry.alone()?;
     for number in 0..AT_ONE_PLACE {
         let path = registry.private_file(mountpoint, &format!("owner-{number}"))?;
         if let Some(held) = hold(path)? {
@@ -247,6 +252,8 @@ fn hold(path: PathBuf) -> io::Result<Option<Held>> {
         let linked = fs::symlink_metadata(&path)
             .is_ok_and(|now| (now.dev(), now.ino()) == (about.dev(), about.ino()));
         if linked {
+            // It is in use again: what was noted of its last holder's death is void.
+            file.set_modified(litter::IN_LIFE)?;
             return Ok(Some(Held {
                 path,
                 device: about.dev(),

@@ -126,6 +126,17 @@ pub fn executable(pid: u32) -> Option<PathBuf> {
     }
 }
 
+/// The users of a process: real, effective, saved and of the file system, as the kernel
+/// tells everybody. (The owner of `/proc/PID` is root where a process keeps its memory to
+/// itself, as ours does where there are keys in it.)
+pub fn users(pid: u32) -> Option<[u32; 4]> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let mut users = line.split_whitespace().map(str::parse);
+    let mut next = || users.next()?.ok();
+    Some([next()?, next()?, next()?, next()?])
+}
+
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     parse_stat(&stat)
@@ -146,6 +157,7 @@ fn parse_stat(stat: &str) -> Option<u64> {
 mod tests {
     use std::process::Command;
 
+    use super::super::private_dir::effective_user;
     use super::*;
 
     #[test]
@@ -169,6 +181,7 @@ mod tests {
             ..own
         };
         assert!(!namesake.is_alive() && namesake.open().is_none());
+        assert_eq!(users(own.pid).map(|users| users[1]), Some(effective_user()));
         assert!(
             own.open()
                 .is_some_and(|process| process.runs(&std::env::current_exe().unwrap_or_default()))

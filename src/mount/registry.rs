@@ -2,33 +2,43 @@
 //! socket each, in `/run/efs-fuse` for root, `$XDG_RUNTIME_DIR/efs-fuse` for
 //! others.
 //!
-//! The kernel's mount table is the truth about what is mounted; the registry
-//! adds which process serves it. An entry is only believed while its process
+//! The kernel's mount table is the truth about what is mounted, and whose it is; the
+//! registry of that user adds which process serves it ([`found`](super::found) says what
+//! of it is believed). An entry is only believed while its process
 //! lives (pid and start time), so a daemon that was killed leaves nothing that
 //! has to be cleaned by hand. Pids mean something in their own pid namespace only: the
 //! daemon of another one, which shares the directory, lives if it answers at its socket.
 //! Files are named by a hash of the mount point:
 //! socket paths must stay below 108 bytes.
 //!
+//! Only who owns a registry changes it, root's hands included ([`litter`](super::litter)
+//! says what goes when), and by the directory's descriptor ([`private_dir`](super::private_dir)).
+//!
 //! [`StartLock`] makes mounting at one place exclusive from the first check
 //! until the mount is in the table, so that two mounts begun at the same time
 //! cannot end up on top of each other. It is a file lock, gone with its holder.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::claim::Claim;
+use super::found::Found;
+use super::litter;
+use super::private_dir::{PrivateDir, effective_user};
 use super::process::{self, Identity};
+use crate::quoting;
 
-/// Entries are a few hundred bytes.
-const MAX_ENTRY: u64 = 64 << 10;
+/// How long another process may take over a change of the directory.
+const CHANGING: Duration = Duration::from_secs(1);
 
 /// What is written about a mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,8 +91,13 @@ impl Entry {
         })
     }
 
+    /// What a file says; `None` for anything else.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
+    }
+
     /// Its pid is one of the namespace of this process.
-    fn is_near(&self) -> bool {
+    pub(super) fn is_near(&self) -> bool {
         self.pid_namespace == 0 || self.pid_namespace == process::own_pid_namespace()
     }
 
@@ -95,40 +110,7 @@ impl Entry {
     }
 }
 
-/// How long a daemon may take from its entry to its control socket.
-const STARTING: Duration = Duration::from_secs(60);
-
-/// An entry together with where its control socket is.
-#[derive(Debug, Clone)]
-pub struct Found {
-    /// What is written.
-    pub entry: Entry,
-    /// The control socket of the mount.
-    pub socket: PathBuf,
-}
-
-impl Found {
-    /// The process that serves the mount can be looked at from here.
-    fn is_near(&self) -> bool {
-        self.entry.is_near()
-    }
-
-    /// The process that serves the mount lives.
-    fn is_alive(&self) -> bool {
-        match self.is_near() {
-            true => self.entry.identity().is_alive(),
-            false => UnixStream::connect(&self.socket).is_ok() || self.is_starting(),
-        }
-    }
-
-    fn is_starting(&self) -> bool {
-        let began = UNIX_EPOCH + Duration::from_secs(self.entry.since);
-        let age = SystemTime::now().duration_since(began);
-        age.is_ok_and(|age| age < STARTING)
-    }
-}
-
-/// One directory of entries.
+/// The directory of entries of one user.
 #[derive(Debug, Clone)]
 pub struct Registry {
     dir: PathBuf,
@@ -137,8 +119,7 @@ pub struct Registry {
 impl Registry {
     /// The one of the current user.
     pub fn of_user() -> Self {
-        // SAFETY: geteuid cannot fail and has no memory effects.
-        let uid = unsafe { libc::geteuid() };
+        let uid = effective_user();
         let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
         Self::at(match runtime_dir {
             _ if uid == 0 => PathBuf::from("/run/efs-fuse"),
@@ -152,34 +133,25 @@ impl Registry {
         Self { dir: dir.into() }
     }
 
-    /// All that the current user may look into, the own one first: root also
-    /// sees the mounts of users that are logged in.
-    pub fn visible() -> Vec<Self> {
-        let mut visible = vec![Self::of_user()];
-        if visible[0].dir == Path::new("/run/efs-fuse") {
-            let users = fs::read_dir("/run/user").into_iter().flatten().flatten();
-            visible.extend(users.map(|user| Self::at(user.path().join("efs-fuse"))));
-        }
-        visible
-    }
-
     /// Makes the directory, for this user alone.
-    fn create(&self) -> io::Result<()> {
+    fn create(&self) -> io::Result<Arc<PrivateDir>> {
         match DirBuilder::new().mode(0o700).create(&self.dir) {
             Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
             _ => {}
         }
         // Others may write to what is above it (/tmp): what they put there is not ours.
-        let found = fs::symlink_metadata(&self.dir)?;
-        // SAFETY: geteuid cannot fail and has no memory effects.
-        if !found.is_dir() || found.uid() != unsafe { libc::geteuid() } {
-            let why = format!("{} belongs to somebody else", self.dir.display());
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-        }
-        if found.mode() & 0o077 != 0 {
-            fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))?;
-        }
-        Ok(())
+        let dir = PrivateDir::own(&self.dir).map_err(|why| {
+            let shown = quoting::path(&self.dir);
+            let text = format!("{shown} is not a directory of this user alone: {why}");
+            io::Error::new(io::ErrorKind::PermissionDenied, text)
+        })?;
+        dir.close_to_others()?;
+        Ok(Arc::new(dir))
+    }
+
+    /// The directory, if it is there and this user's alone.
+    fn open(&self) -> Option<Arc<PrivateDir>> {
+        PrivateDir::own(&self.dir).ok().map(Arc::new)
     }
 
     /// The path of a file about `mountpoint`, in the directory, which is made if there is
@@ -192,8 +164,17 @@ impl Registry {
         Ok(self.file(mountpoint, suffix))
     }
 
+    /// Keeps other processes from changing the directory for as long as what is returned
+    /// lives; `None` if one does, and takes longer than it may.
+    ///
+    /// # Errors
+    /// The directory cannot be made, or is somebody else's.
+    pub(super) fn alone(&self) -> io::Result<Option<OwnedFd>> {
+        self.create()?.alone(CHANGING)
+    }
+
     fn file(&self, mountpoint: &Path, suffix: &str) -> PathBuf {
-        self.dir.join(format!("{:032x}.{suffix}", hash(mountpoint)))
+        self.dir.join(file_name(mountpoint, suffix))
     }
 
     /// Takes the start lock of a place; waits at most `patience` for another
@@ -242,69 +223,62 @@ impl Registry {
     /// # Errors
     /// The directory cannot be made or written.
     pub fn register(&self, entry: &Entry) -> io::Result<Registration> {
-        self.create()?;
-        self.clean();
-        let path = self.file(&entry.mountpoint, "json");
-        let half_written = self.file(&entry.mountpoint, "new");
-        fs::write(&half_written, serde_json::to_vec(entry)?)?;
-        fs::rename(&half_written, &path)?;
+        let dir = self.create()?;
+        let alone = dir.alone(CHANGING)?;
+        if alone.is_some() {
+            litter::clear(&dir);
+        }
+        let name = file_name(&entry.mountpoint, "json");
+        let half_written = file_name(&entry.mountpoint, "new");
+        dir.write(&name, &half_written, &serde_json::to_vec(entry)?)?;
         Ok(Registration {
-            path,
             socket: self.file(&entry.mountpoint, "sock"),
             identity: entry.identity(),
+            dir,
+            name,
         })
     }
 
     /// The entry of a mount point, if its process lives.
     pub fn find(&self, mountpoint: &Path) -> Option<Found> {
-        let found = self.load(&self.file(mountpoint, "json"))?;
-        (found.entry.mountpoint == mountpoint && found.is_alive()).then_some(found)
+        Found::in_dir(&self.open()?, mountpoint)
     }
 
-    /// All entries whose process lives, oldest first.
-    pub fn list(&self) -> Vec<Found> {
-        let mut entries: Vec<_> = self
-            .entries()
-            .filter(|(_, found)| found.is_alive())
-            .collect();
-        entries.sort_by_key(|(_, found)| found.entry.since);
-        entries.into_iter().map(|(_, found)| found).collect()
-    }
-
-    /// Removes what dead daemons left behind.
+    /// Removes what dead daemons of this user left behind, unless somebody is at it.
     pub fn clean(&self) {
-        for (path, found) in self.entries() {
-            if !found.is_alive() {
-                // Somebody else may have been faster.
-                let _ = fs::remove_file(&path);
-                let _ = fs::remove_file(&found.socket);
-            }
+        if let Some(dir) = self.open()
+            && let Ok(Some(_alone)) = dir.alone(CHANGING)
+        {
+            litter::clear(&dir);
         }
     }
 
-    fn entries(&self) -> impl Iterator<Item = (PathBuf, Found)> {
-        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        files
-            .map(|file| file.path())
-            .filter(|path| path.extension().is_some_and(|suffix| suffix == "json"))
-            .filter_map(|path| Some((path.clone(), self.load(&path)?)))
+    /// Whether the socket at `path` was bound by a daemon of this user.
+    pub fn has_claimed(&self, path: &Path, socket: &fs::Metadata) -> bool {
+        let claim = self.open().and_then(|dir| {
+            let claim = Claim::read(&dir, &file_name(path, "claim"))?;
+            claim.is_of(path, socket).then_some(())
+        });
+        claim.is_some()
     }
 
-    /// Root reads entries that other users wrote: one is only believed if the
-    /// process it names belongs to its writer.
-    fn load(&self, path: &Path) -> Option<Found> {
-        let about = fs::symlink_metadata(path).ok()?;
-        if !about.is_file() || about.len() > MAX_ENTRY {
-            return None;
-        }
-        let entry: Entry = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        let owner = fs::metadata(format!("/proc/{}", entry.pid)).map(|process| process.uid());
-        if entry.is_near() && owner.is_ok_and(|uid| uid != about.uid()) {
-            return None;
-        }
-        let socket = path.with_extension("sock");
-        Some(Found { entry, socket })
+    /// Notes that the socket at `path` is this daemon's, for the next one to know if this
+    /// is killed.
+    ///
+    /// # Errors
+    /// The directory cannot be made or written.
+    pub fn claim(&self, path: &Path, socket: &fs::Metadata) -> io::Result<()> {
+        let dir = self.create()?;
+        let _alone = dir.alone(CHANGING)?;
+        let (name, half_written) = (file_name(path, "claim"), file_name(path, "new"));
+        let text = serde_json::to_vec(&Claim::of(path, socket))?;
+        dir.write(&name, &half_written, &text)
     }
+}
+
+/// The name of a file about a path.
+pub(super) fn file_name(path: &Path, suffix: &str) -> OsString {
+    format!("{:032x}.{suffix}", hash(path)).into()
 }
 
 /// The right to mount at one place. Ends when dropped, or with the process;
@@ -335,7 +309,8 @@ impl Drop for StartLock {
 /// mount has taken the place since.
 #[derive(Debug)]
 pub struct Registration {
-    path: PathBuf,
+    dir: Arc<PrivateDir>,
+    name: OsString,
     socket: PathBuf,
     identity: Identity,
 }
@@ -349,12 +324,15 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let written: Option<Entry> = fs::read(&self.path)
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok());
+        let _alone = self.dir.alone(CHANGING);
+        let written = Found::load(&self.dir, &self.name);
+        let written = written.as_ref().and_then(Found::written);
         if written.is_some_and(|entry| entry.identity() == self.identity) {
-            let _ = fs::remove_file(&self.path);
-            let _ = fs::remove_file(&self.socket);
+            // Both may be gone already.
+            let _ = self.dir.remove(&self.name);
+            if let Some(socket) = self.socket.file_name() {
+                let _ = self.dir.remove(socket);
+            }
         }
     }
 }
@@ -371,6 +349,8 @@ fn hash(path: &Path) -> u128 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn registry() -> io::Result<(tempfile::TempDir, Registry)> {
@@ -385,9 +365,9 @@ mod tests {
         let place = Path::new("/volumes");
         let registration = registry.register(&Entry::own(place, "h:/", "h:2049")?)?;
         let found = registry.find(place).ok_or(io::ErrorKind::NotFound)?;
-        assert_eq!(found.entry.device, "h:/");
-        assert_eq!(found.socket, registration.socket());
-        assert_eq!(registry.list().len(), 1);
+        let written = found.written().ok_or(io::ErrorKind::NotFound)?;
+        assert_eq!(written.device, "h:/");
+        assert_eq!(registration.socket(), registry.file(place, "sock"));
         assert!(registry.find(Path::new("/volume")).is_none());
         let mode = fs::metadata(&registry.dir)?.mode();
         assert_eq!(mode & 0o777, 0o700);
@@ -404,10 +384,9 @@ mod tests {
         let kept = std::mem::ManuallyDrop::new(registry.register(&dead)?);
         fs::write(kept.socket(), "")?;
         assert!(registry.find(Path::new("/dead")).is_none());
-        assert!(registry.list().is_empty());
         let _living = registry.register(&Entry::own(Path::new("/living"), "h:/", "h:2049")?)?;
-        assert!(!kept.path.exists() && !kept.socket.exists());
-        assert_eq!(registry.list().len(), 1);
+        assert!(!registry.dir.join(&kept.name).exists() && !kept.socket.exists());
+        assert!(registry.find(Path::new("/living")).is_some());
         Ok(())
     }
 
@@ -422,14 +401,15 @@ mod tests {
         let kept = std::mem::ManuallyDrop::new(registry.register(&far)?);
         registry.clean();
         assert!(registry.find(place).is_some(), "it may be about to listen");
-        far.since -= 2 * STARTING.as_secs();
-        fs::write(&kept.path, serde_json::to_vec(&far)?)?;
+        far.since -= 2 * super::super::found::STARTING.as_secs();
+        fs::write(registry.dir.join(&kept.name), serde_json::to_vec(&far)?)?;
         let listener = std::os::unix::net::UnixListener::bind(kept.socket())?;
         registry.clean();
         assert!(registry.find(place).is_some(), "it listens");
         drop(listener);
         registry.clean();
-        assert!(!kept.path.exists() && !kept.socket.exists(), "it is gone");
+        let path = registry.dir.join(&kept.name);
+        assert!(!path.exists() && !kept.socket.exists(), "it is gone");
         Ok(())
     }
 
@@ -463,10 +443,11 @@ mod tests {
     fn garbage_in_the_directory_is_ignored() -> io::Result<()> {
         let (_dir, registry) = registry()?;
         registry.create()?;
-        fs::write(registry.dir.join("x.json"), "{")?;
+        let place = Path::new("/p");
+        fs::write(registry.file(place, "json"), "{")?;
         fs::create_dir(registry.dir.join("y.json"))?;
         registry.clean();
-        assert!(registry.list().is_empty());
+        assert!(registry.find(place).is_none());
         Ok(())
     }
 
@@ -476,5 +457,48 @@ mod tests {
         let path = Registry::at("/run/user/4294967295/efs-fuse").file(&long, "sock");
         assert!(path.as_os_str().len() < 108, "{}", path.display());
         assert_ne!(hash(Path::new("/a")), hash(Path::new("/b")));
+    }
+
+    #[test]
+    fn a_registry_that_others_may_write_or_that_is_a_link_is_neither_read_nor_cleaned()
+    -> io::Result<()> {
+        let (dir, registry) = registry()?;
+        let mut dead = Entry::own(Path::new("/dead"), "h:/", "h:2049")?;
+        dead.start_time += 1;
+        std::mem::forget(registry.register(&dead)?);
+        let alive = Entry::own(Path::new("/alive"), "h:/", "h:2049")?;
+        let _alive = registry.register(&alive)?;
+        std::mem::forget(registry.register(&dead)?);
+        fs::set_permissions(&registry.dir, PermissionsExt::from_mode(0o1777))?;
+        registry.clean();
+        assert!(registry.file(Path::new("/dead"), "json").exists());
+        assert!(registry.find(Path::new("/alive")).is_none());
+        fs::set_permissions(&registry.dir, PermissionsExt::from_mode(0o700))?;
+        let link = Registry::at(dir.path().join("link"));
+        std::os::unix::fs::symlink(&registry.dir, &link.dir)?;
+        link.clean();
+        assert!(registry.file(Path::new("/dead"), "json").exists());
+        assert!(link.find(Path::new("/alive")).is_none() && link.create().is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_socket_is_claimed_as_long_as_it_is_the_one_that_was_bound() -> io::Result<()> {
+        let (dir, registry) = registry()?;
+        let path = dir.path().join("m");
+        let about = |path: &Path| fs::symlink_metadata(path);
+        drop(std::os::unix::net::UnixListener::bind(&path)?);
+        assert!(!registry.has_claimed(&path, &about(&path)?));
+        registry.claim(&path, &about(&path)?)?;
+        registry.clean();
+        assert!(registry.has_claimed(&path, &about(&path)?));
+        assert!(!registry.has_claimed(&dir.path().join("n"), &about(&path)?));
+        std::thread::sleep(Duration::from_millis(20));
+        fs::remove_file(&path)?;
+        drop(std::os::unix::net::UnixListener::bind(&path)?);
+        assert!(!registry.has_claimed(&path, &about(&path)?));
+        registry.clean();
+        assert_eq!(fs::read_dir(&registry.dir)?.count(), 0);
+        Ok(())
     }
 }

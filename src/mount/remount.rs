@@ -11,9 +11,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::error::{MOUNT, MountError, SYSTEM, USAGE};
+use super::found::Found;
 use super::mountinfo::{Mount, MountTable};
 use super::place;
-use super::registry::{Found, Registry};
+use crate::quoting;
 
 /// What is to change; `None` leaves it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -65,7 +66,11 @@ impl Remount {
     /// Nothing of ours is mounted there (status 1), or nobody serves it (32).
     pub fn of(path: &Path) -> Result<Self, MountError> {
         let error = |status, why: &str| {
-            MountError::new(status, format_args!("remounting {}", path.display()), why)
+            MountError::new(
+                status,
+                format_args!("remounting {}", quoting::path(path)),
+                why,
+            )
         };
         let canonical = place::canonical(path).map_err(|why| error(USAGE, &why.to_string()))?;
         let table =
@@ -78,20 +83,18 @@ impl Remount {
                 );
             }
         };
-        let daemon = Registry::visible()
-            .iter()
-            .find_map(|registry| registry.find(&canonical))
-            .ok_or_else(|| {
-                error(MOUNT, "its daemon is gone").remedy("to mount it again, which replaces it")
-            })?;
+        let daemon = Found::of(&mount).ok_or_else(|| {
+            error(MOUNT, "its daemon is gone").remedy("to mount it again, which replaces it")
+        })?;
         Ok(Self { mount, daemon })
     }
 
     /// Whether `option` is in force: it was mounted with it, or the mount table
     /// shows it, from where mount(8) takes it if there is no line in fstab.
     pub fn has(&self, option: &str) -> bool {
-        let written = &self.daemon.entry.options;
-        written.iter().any(|known| known == option)
+        let written = self.daemon.written().into_iter();
+        let mut written = written.flat_map(|entry| &entry.options);
+        written.any(|known| known == option)
             || self
                 .mount
                 .super_options
@@ -106,7 +109,11 @@ impl Remount {
     pub fn apply(&self, flags: Flags) -> Result<(), MountError> {
         let at = &self.mount.mountpoint;
         let failed = |status, why: &dyn std::fmt::Display| {
-            MountError::new(status, format_args!("remounting {}", at.display()), why)
+            MountError::new(
+                status,
+                format_args!("remounting {}", quoting::path(at)),
+                why,
+            )
         };
         let path = CString::new(at.as_os_str().as_bytes()).map_err(|why| failed(USAGE, &why))?;
         let flags = flags.over(&self.mount.options);
@@ -121,7 +128,7 @@ impl Remount {
         Err(match why.raw_os_error() {
             Some(libc::EBUSY) => failed(MOUNT, &"files are open for writing").remedy(format_args!(
                 "to end what writes (fuser -vm {})",
-                at.display()
+                quoting::path(at)
             )),
             Some(libc::EPERM) => failed(SYSTEM, &"not permitted").remedy("as root"),
             _ => failed(MOUNT, &why),

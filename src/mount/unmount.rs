@@ -15,10 +15,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::error::{MOUNT, MountError, SYSTEM, USAGE};
+use super::found::Found;
 use super::mountinfo::{Mount, MountTable};
 use super::place;
 use super::process::Process;
 use super::registry::Registry;
+use crate::quoting;
 
 /// How an unmount treats those who still use the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,29 +63,27 @@ pub fn unmount(path: &Path, mode: Mode) -> Result<Vec<String>, MountError> {
         MountTable::read().map_err(|why| MountError::system("reading the mount table", why))?;
     let canonical = find(path, &table)?;
     let mount = table.at(&canonical).cloned();
-    let registries = Registry::visible();
-    let daemon = registries
-        .iter()
-        .find_map(|registry| registry.find(&canonical))
-        .and_then(|found| {
-            let process = found.entry.identity().open()?;
-            process.runs(&found.entry.exe).then_some(process)
-        });
+    let daemon = mount.as_ref().and_then(Found::of);
+    let daemon = daemon.and_then(|found| found.process());
     let begun = Instant::now();
     take_out(&canonical, mount.as_ref(), mode, daemon.as_ref(), begun)?;
     let mut warnings = Vec::new();
     if let Some(daemon) = &daemon {
         see_off(daemon, mode, begun, &mut warnings);
     }
-    registries.iter().for_each(Registry::clean);
+    Registry::of_user().clean();
     Ok(warnings)
 }
 
 /// The canonical path of our mount that `path` names.
 fn find(path: &Path, table: &MountTable) -> Result<PathBuf, MountError> {
     let not_ours = |why: String| {
-        MountError::new(USAGE, format_args!("unmounting {}", path.display()), why)
-            .remedy("efs-fuse status")
+        MountError::new(
+            USAGE,
+            format_args!("unmounting {}", quoting::path(path)),
+            why,
+        )
+        .remedy("efs-fuse status")
     };
     let canonical = place::canonical(path).map_err(|why| not_ours(why.to_string()))?;
     match table.at(&canonical) {
@@ -212,7 +212,7 @@ fn fusermount(canonical: &Path, mode: Mode) -> io::Result<()> {
 }
 
 fn refused(canonical: &Path, why: &io::Error) -> MountError {
-    let shown = canonical.display();
+    let shown = quoting::path(canonical);
     let error = |status, why: &dyn std::fmt::Display| {
         MountError::new(status, format_args!("unmounting {shown}"), why)
     };

@@ -15,12 +15,14 @@
 //! Sizes, times and the number of clients are bounded: a client can neither
 //! make the daemon grow nor keep others out for longer than [`CLIENT_TIME`].
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs::Metadata;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -29,12 +31,12 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{Metrics, log};
+use super::{Metrics, log, unixsocket};
 
 /// The longest request line.
 const MAX_REQUEST: u64 = 4 << 10;
-/// The longest answer a client reads.
-const MAX_REPLY: u64 = 16 << 20;
+/// The longest answer a client reads: all histograms, many times over.
+pub const MAX_REPLY: u64 = 4 << 20;
 /// Clients served at once; the next ones wait in the listen queue.
 const MAX_CLIENTS: usize = 8;
 /// How long a client may take for one request or for reading one answer.
@@ -47,14 +49,15 @@ pub type StatusFn = Arc<dyn Fn() -> Value + Send + Sync>;
 #[derive(Debug)]
 pub struct ControlServer {
     path: PathBuf,
+    socket: Metadata,
     task: JoinHandle<()>,
 }
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
         self.task.abort();
-        // Gone already if the directory was cleaned; either way it is not ours any more.
-        let _ = std::fs::remove_file(&self.path);
+        // Gone already if the directory was cleaned; or a successor's.
+        let _ = unixsocket::remove(&self.path, &self.socket);
     }
 }
 
@@ -73,6 +76,7 @@ pub fn serve(path: &Path, metrics: Arc<Metrics>, status: StatusFn) -> io::Result
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(ControlServer {
         path: path.to_owned(),
+        socket: std::fs::symlink_metadata(path)?,
         task: {
             let listener = Arc::new(listener);
             let tasks = Arc::clone(&metrics.tasks);
@@ -167,31 +171,121 @@ fn answer(line: &[u8], metrics: &Metrics, status: &StatusFn) -> Value {
     }
 }
 
-/// Asks the daemon behind the socket `path` and waits at most `patience` for
-/// each step. For the commands, which have no runtime.
+/// Asks the daemon behind the socket `path`. The whole answer is there within `patience`.
+/// For the commands, which have no runtime.
 ///
 /// # Errors
-/// Nobody listens (`ConnectionRefused`, `NotFound`), no answer in time
-/// (`WouldBlock` or `TimedOut`), or an answer that is no JSON or an `error`.
+/// As [`connect`] and [`exchange`].
 pub fn ask(path: &Path, command: &str, patience: Duration) -> io::Result<Value> {
-    request(path, &json!({"cmd": command}), patience)
+    let deadline = Instant::now() + patience;
+    let stream = connect(path, deadline)?;
+    exchange(stream, &json!({"cmd": command}), deadline, MAX_REPLY)
 }
 
-/// The same for a request with more to it than its name.
+/// Connects to the socket `path`. Where nobody accepts, that waits like everything else.
 ///
 /// # Errors
-/// As [`ask`].
-pub fn request(path: &Path, request: &Value, patience: Duration) -> io::Result<Value> {
-    let mut stream = BlockingStream::connect(path)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    writeln!(stream, "{request}")?;
+/// Nobody listens (`ConnectionRefused`, `NotFound`), or nobody accepts in time (`TimedOut`).
+pub fn connect(path: &Path, deadline: Instant) -> io::Result<BlockingStream> {
+    use socket2::{Domain, SockAddr, Socket, Type};
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // That of connect(2) on such a socket, too.
+    socket.set_write_timeout(Some(left(deadline)?))?;
+    socket
+        .connect(&SockAddr::unix(path)?)
+        .map_err(named_timeout)?;
+    Ok(BlockingStream::from(OwnedFd::from(socket)))
+}
+
+/// The user whose process listens at the other end.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn peer_user(stream: &BlockingStream) -> io::Result<u32> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: a valid descriptor, and a struct of the length that is told.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    match done {
+        0 => Ok(peer.uid),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sends a request and reads the answer, of which all is there until `deadline`, however
+/// it comes, and which is no longer than `limit` bytes.
+///
+/// # Errors
+/// No answer in time (`TimedOut`), or one that is too long, no JSON, or an `error`.
+pub fn exchange(
+    mut stream: BlockingStream,
+    request: &Value,
+    deadline: Instant,
+    limit: u64,
+) -> io::Result<Value> {
+    let request = format!("{request}\n");
+    let mut rest = request.as_bytes();
+    while !rest.is_empty() {
+        stream.set_write_timeout(Some(left(deadline)?))?;
+        let sent = stream.write(rest).map_err(named_timeout)?;
+        rest = &rest[sent..];
+    }
     let mut line = Vec::new();
-    BufReader::new(stream.take(MAX_REPLY)).read_until(b'\n', &mut line)?;
-    let answer: Value = serde_json::from_slice(&line)?;
+    let mut buffer = [0; 8 << 10];
+    loop {
+        stream.set_read_timeout(Some(left(deadline)?))?;
+        let count = stream.read(&mut buffer).map_err(named_timeout)?;
+        let read = &buffer[..count];
+        let end = read.iter().position(|&byte| byte == b'\n');
+        line.extend_from_slice(&read[..end.unwrap_or(count)]);
+        if line.len() as u64 > limit {
+            let why = format!("an answer is at most {limit} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        if count == 0 || end.is_some() {
+            return parse(&line);
+        }
+    }
+}
+
+/// What an answer says.
+///
+/// # Errors
+/// It is no JSON, or an `error`.
+pub fn parse(line: &[u8]) -> io::Result<Value> {
+    let answer: Value = serde_json::from_slice(line)?;
     match answer["error"].as_str() {
         Some(why) => Err(io::Error::other(why.to_owned())),
         None => Ok(answer),
+    }
+}
+
+/// The time until then, which is not none: that would be for ever to the system.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    match left < Duration::from_millis(1) {
+        true => Err(io::ErrorKind::TimedOut.into()),
+        false => Ok(left),
+    }
+}
+
+/// A timeout of a socket is EAGAIN.
+fn named_timeout(why: io::Error) -> io::Error {
+    match why.kind() {
+        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+        _ => why,
     }
 }
 
@@ -253,6 +347,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_successors_socket_at_the_same_place_stays() -> io::Result<()> {
+        let fixture = fixture()?;
+        let status: StatusFn = Arc::new(|| json!({}));
+        let _successor = serve(&fixture.path, Arc::clone(&fixture.metrics), status)?;
+        drop(fixture._server);
+        assert!(fixture.path.exists());
+        Ok(())
+    }
+
+    #[tokio::test]
     async fn an_endless_request_is_refused_and_others_are_still_served() -> io::Result<()> {
         let fixture = fixture()?;
         let mut rude = UnixStream::connect(&fixture.path).await?;
@@ -277,6 +381,59 @@ mod tests {
             2,
             "{reply}"
         );
+        Ok(())
+    }
+
+    /// Answers as `speak` does, byte by byte, to whoever connects.
+    fn speaker(
+        speak: impl Fn(BlockingStream) + Send + 'static,
+    ) -> io::Result<(tempfile::TempDir, PathBuf)> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path)?;
+        std::thread::spawn(move || {
+            if let Ok((client, _)) = listener.accept() {
+                speak(client);
+            }
+        });
+        Ok((dir, path))
+    }
+
+    #[test]
+    fn an_answer_that_drips_is_over_when_its_time_is() -> io::Result<()> {
+        let (_dir, path) = speaker(|mut client| {
+            while client.write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })?;
+        let begun = Instant::now();
+        let outcome = ask(&path, "status", Duration::from_millis(300));
+        assert!(outcome.is_err_and(|why| why.kind() == io::ErrorKind::TimedOut));
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        Ok(())
+    }
+
+    #[test]
+    fn an_answer_without_end_is_refused_at_its_bound() -> io::Result<()> {
+        let (_dir, path) = speaker(|mut client| while client.write_all(&[b' '; 4096]).is_ok() {})?;
+        let outcome = ask(&path, "status", PATIENCE);
+        assert!(outcome.is_err_and(|why| why.kind() == io::ErrorKind::InvalidData));
+        Ok(())
+    }
+
+    #[test]
+    fn where_nobody_accepts_nobody_waits_for_ever() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("s");
+        let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+        listener.bind(&socket2::SockAddr::unix(&path)?)?;
+        listener.listen(0)?;
+        let deadline = || Instant::now() + Duration::from_millis(100);
+        let first = connect(&path, deadline())?;
+        let second = connect(&path, deadline());
+        assert!(second.is_err_and(|why| why.kind() == io::ErrorKind::TimedOut));
+        // SAFETY: geteuid cannot fail and has no memory effects.
+        assert_eq!(peer_user(&first)?, unsafe { libc::geteuid() });
         Ok(())
     }
 }

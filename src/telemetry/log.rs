@@ -11,10 +11,10 @@
 //! [`set_filter`] changes the choice of a running daemon.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,6 +27,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use super::harmless::Harmless;
+use super::logfile;
+use crate::quoting;
 
 /// The socket that is there if and only if journald listens.
 const JOURNAL: &str = "/run/systemd/journal/socket";
@@ -95,15 +99,11 @@ pub fn init(destination: &Destination, debug: bool) -> io::Result<()> {
         Destination::Nowhere => return Ok(()),
         Destination::Journal => {
             let journal = tracing_journald::layer()?.with_syslog_identifier("efs-fuse".to_owned());
-            registry.with(journal).try_init()
+            registry.with(Harmless).with(journal).try_init()
         }
         Destination::Stderr => registry.with(lines(PrefixedLine, io::stderr)).try_init(),
         Destination::File(path) => {
-            let file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .mode(0o640)
-                .open(path)?;
+            let file = logfile::open(path)?;
             registry
                 .with(lines(StampedLine, Mutex::new(file)))
                 .try_init()
@@ -327,8 +327,8 @@ where
     }
 }
 
-/// The event's fields and those of the spans it is in, on one line: a line
-/// break inside a message would look like a line of somebody else.
+/// The event's fields and those of the spans it is in, on one line and without control
+/// characters: a line break inside a message would look like a line of somebody else.
 fn fields<S, N>(ctx: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -348,7 +348,7 @@ where
             }
         }
     }
-    writeln!(out, "{}", text.replace('\n', " | "))
+    writeln!(out, "{}", quoting::plain(&text))
 }
 
 /// A UNIX time (seconds) as `2026-11-23T10:00:00Z`.
@@ -423,6 +423,19 @@ mod tests {
         assert_eq!(lines[1], "efs-fuse: warning: another zone zone=\"b\"");
         assert!(lines[2].starts_with("efs-fuse: debug: "), "{text}");
         assert_eq!(lines.len(), 3, "{text}");
+    }
+
+    #[test]
+    fn no_control_character_of_a_name_reaches_a_line() {
+        let name = "a\nefs-fuse: forged\r\u{1b}[2J\u{9b}2J\u{202e}";
+        let text = logged(|| {
+            tracing::warn!("the name {name}");
+            tracing::warn!(%name, "a name");
+            tracing::info_span!("of", %name).in_scope(|| tracing::info!("in it"));
+        });
+        assert_eq!(text.lines().count(), 3, "{text}");
+        let harmless = |c: char| c == '\n' || !(c.is_control() || c == '\u{202e}');
+        assert!(text.chars().all(harmless), "{text:?}");
     }
 
     #[test]

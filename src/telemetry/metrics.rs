@@ -35,6 +35,8 @@ pub struct Metrics {
     pub recoveries: Counter,
     /// FUSE requests that were ended by a signal of their caller.
     pub interrupts: Counter,
+    /// Entries of listings that were left out, since they were no names.
+    pub names_left_out: Counter,
     /// What took too long.
     pub slow: SlowLog,
     /// The tasks, and which of them have died.
@@ -101,6 +103,7 @@ impl Metrics {
             reconnects: Counter::default(),
             recoveries: Counter::default(),
             interrupts: Counter::default(),
+            names_left_out: Counter::default(),
             slow: SlowLog::default(),
             tasks: Tasks::telling(Arc::clone(&last_error)),
             last_error,
@@ -196,6 +199,7 @@ impl Metrics {
             "reconnects": self.reconnects.get(),
             "recoveries": self.recoveries.get(),
             "interrupts": self.interrupts.get(),
+            "names_left_out": self.names_left_out.get(),
             "slow_operations": self.slow.seen.get(),
             "last_error": self.last_error(),
         })
@@ -234,7 +238,7 @@ impl Metrics {
     }
 
     /// The counters that have no operation, by name.
-    pub(super) fn totals(&self) -> [(&'static str, u64); 7] {
+    pub(super) fn totals(&self) -> [(&'static str, u64); 8] {
         [
             ("round_trips", self.round_trips.get()),
             ("read_bytes", self.bytes_read.get()),
@@ -242,6 +246,7 @@ impl Metrics {
             ("reconnects", self.reconnects.get()),
             ("recoveries", self.recoveries.get()),
             ("interrupts", self.interrupts.get()),
+            ("names_left_out", self.names_left_out.get()),
             ("slow_operations", self.slow.seen.get()),
         ]
     }
@@ -265,6 +270,7 @@ impl Metrics {
             &self.reconnects,
             &self.recoveries,
             &self.interrupts,
+            &self.names_left_out,
             &self.slow.seen,
         ];
         counters.into_iter().for_each(Counter::reset);

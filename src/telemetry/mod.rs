@@ -9,14 +9,17 @@
 
 pub mod control;
 pub mod counters;
+mod harmless;
 pub mod histogram;
 pub mod log;
+mod logfile;
 pub mod metrics;
 pub mod operations;
 pub mod prometheus;
 pub mod repeats;
 pub mod serve;
 pub mod slow;
+mod unixsocket;
 
 pub use counters::{Counter, Gauge, Gauges};
 pub use metrics::Metrics;

@@ -159,6 +159,7 @@ fn explain(name: &str) -> &'static str {
         "reconnects_total" => "Connections made anew after a loss.",
         "recoveries_total" => "Recoveries of session, client id or state that were begun.",
         "interrupts_total" => "FUSE requests that were ended by a signal of their caller.",
+        "names_left_out_total" => "Entries of listings that were no names and left out.",
         "slow_operations_total" => "Operations that took longer than -o slow_op_ms=.",
         "fuse_in_flight" => "FUSE requests read from the kernel and not answered yet.",
         "rpc_in_flight" => "RPC calls sent and not answered yet.",

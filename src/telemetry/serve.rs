@@ -2,29 +2,40 @@
 //! socket, `GET /metrics` and nothing else.
 //!
 //! Whoever connects is a stranger: requests, times and the number of clients
-//! are bounded, and what is served holds no secret.
+//! are bounded, and what is served holds no secret. Nobody keeps others out by
+//! connecting and sending nothing: where there is no room, the one goes that has
+//! sent no request for the longest time.
 
+use std::collections::VecDeque;
+use std::fs::Metadata;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::PathBuf;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::control::StatusFn;
-use super::{Metrics, prometheus};
+use super::{Metrics, prometheus, unixsocket};
+use crate::quoting;
 
 /// The longest request head.
 const MAX_REQUEST: usize = 8 << 10;
 /// Clients served at once.
-const MAX_CLIENTS: usize = 4;
-/// How long a client may take.
+const MAX_CLIENTS: usize = 32;
+/// How long a client may take from its connection to the end of its request.
+const HEAD_TIME: Duration = Duration::from_secs(2);
+/// How long it may take for all.
 const CLIENT_TIME: Duration = Duration::from_secs(5);
+/// How long it is left in peace, however many others come: a request that is sent with the
+/// connection is answered in less.
+const PEACE: Duration = Duration::from_millis(50);
 
 /// Where the endpoint listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +68,7 @@ impl std::fmt::Display for Address {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tcp(address) => write!(out, "http://{address}/metrics"),
-            Self::Unix(path) => write!(out, "{}", path.display()),
+            Self::Unix(path) => quoting::path(path).fmt(out),
         }
     }
 }
@@ -67,6 +78,8 @@ impl std::fmt::Display for Address {
 pub struct Bound {
     listener: Listener,
     address: Address,
+    /// What was made in the file system.
+    socket: Option<Metadata>,
 }
 
 #[derive(Debug)]
@@ -79,6 +92,7 @@ enum Listener {
 #[derive(Debug)]
 pub struct Endpoint {
     address: Address,
+    socket: Option<Metadata>,
     task: JoinHandle<()>,
 }
 
@@ -92,43 +106,52 @@ impl Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         self.task.abort();
-        if let Address::Unix(path) = &self.address {
+        if let (Address::Unix(path), Some(socket)) = (&self.address, &self.socket) {
             // Gone already is as good.
-            let _ = std::fs::remove_file(path);
+            let _ = unixsocket::remove(path, socket);
         }
     }
 }
 
-/// Binds the address. Needs a tokio runtime.
+/// Binds the address. Needs a tokio runtime. A daemon that was killed leaves its socket;
+/// `is_ours` says whether what is found at a path is that, and only that is replaced.
 ///
 /// # Errors
 /// It is taken, not ours to take, or does not exist here.
-pub fn bind(address: &Address) -> io::Result<Bound> {
+pub fn bind(address: &Address, is_ours: impl Fn(&Path, &Metadata) -> bool) -> io::Result<Bound> {
     match address {
         Address::Tcp(address) => {
             let listener = std::net::TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
             let address = Address::Tcp(listener.local_addr()?);
             let listener = Listener::Tcp(tokio::net::TcpListener::from_std(listener)?);
-            Ok(Bound { listener, address })
+            Ok(Bound {
+                listener,
+                address,
+                socket: None,
+            })
         }
         Address::Unix(path) => {
-            // A daemon that was killed leaves its socket; anything else is not ours.
-            if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-                if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                    return Err(io::ErrorKind::AddrInUse.into());
-                }
-                std::fs::remove_file(path)?;
-            }
-            let listener = Listener::Unix(tokio::net::UnixListener::bind(path)?);
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-            let address = address.clone();
-            Ok(Bound { listener, address })
+            let (listener, socket) = unixsocket::bind(path, is_ours)?;
+            listener.set_nonblocking(true)?;
+            Ok(Bound {
+                listener: Listener::Unix(tokio::net::UnixListener::from_std(listener)?),
+                address: address.clone(),
+                socket: Some(socket),
+            })
         }
     }
 }
 
 impl Bound {
+    /// The socket in the file system, if it is one.
+    pub fn socket(&self) -> Option<(&Path, &Metadata)> {
+        match (&self.address, &self.socket) {
+            (Address::Unix(path), Some(socket)) => Some((path, socket)),
+            _ => None,
+        }
+    }
+
     /// Serves in a task of the current runtime.
     pub fn serve(self, metrics: Arc<Metrics>, status: StatusFn) -> Endpoint {
         let listener = Arc::new(self.listener);
@@ -142,33 +165,87 @@ impl Bound {
         });
         Endpoint {
             address: self.address,
+            socket: self.socket,
             task,
         }
     }
 }
 
+/// A client that is being served. Dropping it ends that.
+struct Client {
+    begun: Instant,
+    /// It has not sent a whole request.
+    idle: Arc<AtomicBool>,
+    end: oneshot::Sender<()>,
+}
+
+/// Those that are being served, the oldest first.
+#[derive(Default)]
+struct Clients {
+    served: VecDeque<Client>,
+    /// One has ended.
+    ended: Arc<Notify>,
+}
+
+impl Clients {
+    /// Waits until there is room for one more, and makes it: who has not sent a request
+    /// goes first, and nobody who has just come.
+    async fn room(&mut self) {
+        loop {
+            self.served.retain(|client| !client.end.is_closed());
+            if self.served.len() < MAX_CLIENTS {
+                return;
+            }
+            let idle = self
+                .served
+                .iter()
+                .position(|client| client.idle.load(Relaxed));
+            let oldest = idle.unwrap_or(0);
+            let age = self.served[oldest].begun.elapsed();
+            if age >= PEACE {
+                self.served.remove(oldest);
+                return;
+            }
+            // Either is news.
+            let _ = timeout(PEACE - age, self.ended.notified()).await;
+        }
+    }
+
+    /// Serves one more.
+    fn serve<C>(&mut self, client: C, metrics: &Arc<Metrics>, status: &StatusFn)
+    where
+        C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (end, mut told) = oneshot::channel();
+        let idle = Arc::new(AtomicBool::new(true));
+        self.served.push_back(Client {
+            begun: Instant::now(),
+            idle: Arc::clone(&idle),
+            end,
+        });
+        let (tasks, ended) = (Arc::clone(&metrics.tasks), Arc::clone(&self.ended));
+        let (metrics, status) = (Arc::clone(metrics), Arc::clone(status));
+        tasks.harmless("a client of metrics", async move {
+            tokio::select! {
+                () = answer(client, &metrics, &status, &idle) => {}
+                _ = &mut told => {}
+            }
+            drop(told);
+            ended.notify_one();
+        });
+    }
+}
+
 async fn accept(listener: Arc<Listener>, metrics: Arc<Metrics>, status: StatusFn) {
-    let room = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let mut clients = Clients::default();
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            return;
-        };
-        let (metrics, status) = (Arc::clone(&metrics), Arc::clone(&status));
-        let tasks = Arc::clone(&metrics.tasks);
-        tasks.point("metrics");
+        clients.room().await;
+        metrics.tasks.point("metrics");
         let accepted = match &*listener {
-            Listener::Tcp(listener) => listener.accept().await.map(|(client, _)| {
-                tasks.harmless("a client of metrics", async move {
-                    answer(client, &metrics, &status).await;
-                    drop(permit);
-                });
-            }),
-            Listener::Unix(listener) => listener.accept().await.map(|(client, _)| {
-                tasks.harmless("a client of metrics", async move {
-                    answer(client, &metrics, &status).await;
-                    drop(permit);
-                });
-            }),
+            Listener::Tcp(listener) => (listener.accept().await)
+                .map(|(client, _)| clients.serve(client, &metrics, &status)),
+            Listener::Unix(listener) => (listener.accept().await)
+                .map(|(client, _)| clients.serve(client, &metrics, &status)),
         };
         if let Err(why) = accepted {
             // Out of descriptors, most likely: try again when some are back.
@@ -182,9 +259,11 @@ async fn answer(
     mut client: impl AsyncRead + AsyncWrite + Unpin,
     metrics: &Metrics,
     status: &StatusFn,
+    idle: &AtomicBool,
 ) {
     let exchange = async {
-        let head = read_head(&mut client).await?;
+        let head = timeout(HEAD_TIME, read_head(&mut client)).await??;
+        idle.store(false, Relaxed);
         let page;
         let (line, kind, body) = match requested(&head) {
             Asked::Metrics => {
@@ -220,14 +299,19 @@ async fn read_head(client: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>>
     Ok(head)
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Asked {
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// The page.
     Metrics,
+    /// Something that is not here.
     Nothing,
+    /// No GET of HTTP.
     Garbage,
 }
 
-fn requested(head: &[u8]) -> Asked {
+/// What the head of a request asks for.
+pub fn requested(head: &[u8]) -> Asked {
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
     let mut words = line.split(|&byte| byte == b' ');
     match (words.next(), words.next(), words.next()) {
@@ -252,7 +336,7 @@ mod tests {
 
     fn serve(address: &Address) -> io::Result<Endpoint> {
         let status: StatusFn = Arc::new(|| json!({"session": {"state": "up"}}));
-        Ok(bind(address)?.serve(Metrics::new(), status))
+        Ok(bind(address, |_, _| true)?.serve(Metrics::new(), status))
     }
 
     async fn exchange(
@@ -305,16 +389,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_of_a_dead_daemon_is_replaced_and_a_living_one_is_not() -> io::Result<()> {
+    async fn a_socket_is_served_and_goes_with_the_endpoint() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("m");
         let address = Address::Unix(path.clone());
-        drop(std::os::unix::net::UnixListener::bind(&path)?);
         let endpoint = serve(&address)?;
-        assert_eq!(
-            std::fs::metadata(&path)?.permissions().mode() & 0o777,
-            0o660
-        );
         assert!(serve(&address).is_err_and(|why| why.kind() == io::ErrorKind::AddrInUse));
         let reply = exchange(
             UnixStream::connect(&path).await?,
@@ -324,9 +403,39 @@ mod tests {
         assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
         drop(endpoint);
         assert!(!path.exists());
+        // Nor is another that was put there removed with it.
+        let endpoint = serve(&address)?;
+        std::fs::remove_file(&path)?;
         std::fs::write(&path, "not ours")?;
-        assert!(serve(&address).is_err());
+        drop(endpoint);
         assert_eq!(std::fs::read(&path)?, b"not ours");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn who_sends_half_a_request_keeps_nobody_waiting() -> io::Result<()> {
+        let endpoint = serve(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0))))?;
+        let Address::Tcp(address) = *endpoint.address() else {
+            unreachable!("bound to TCP");
+        };
+        let mut half = Vec::new();
+        for _ in 0..3 * MAX_CLIENTS {
+            let mut client = TcpStream::connect(address).await?;
+            client.write_all(b"GET /metrics HTTP/1.1\r\nHost:").await?;
+            half.push(client);
+        }
+        let begun = Instant::now();
+        for _ in 0..5 {
+            let whole = TcpStream::connect(address).await?;
+            let reply = exchange(whole, b"GET /metrics HTTP/1.1\r\n\r\n").await?;
+            assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        }
+        assert!(begun.elapsed() < HEAD_TIME, "{:?}", begun.elapsed());
+        // Their time is up without anybody else, too.
+        let mut last = half.pop().ok_or(io::ErrorKind::NotFound)?;
+        let mut reply = Vec::new();
+        let _ = timeout(2 * HEAD_TIME, last.read_to_end(&mut reply)).await?;
+        assert!(reply.is_empty());
         Ok(())
     }
 

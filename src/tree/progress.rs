@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
+use crate::quoting;
+
 /// Errors that are kept with their text; of more than these only the number.
 const KEPT_ERRORS: usize = 100;
 
@@ -48,9 +50,7 @@ impl Progress {
         let mut errors = self.errors.lock();
         errors.all += 1;
         if errors.kept.len() < KEPT_ERRORS {
-            errors
-                .kept
-                .push(format!("{}: {why}", String::from_utf8_lossy(path)));
+            errors.kept.push(format!("{}: {why}", quoting::name(path)));
         }
     }
 

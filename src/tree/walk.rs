@@ -101,12 +101,12 @@ impl Walker {
         dir: &FileHandle,
         page: &DirResult,
     ) -> Result<Option<DirResult>, NfsError> {
-        let Some(last) = page.entries.last().filter(|_| !page.eof) else {
+        let Some(last) = page.last.filter(|_| !page.eof) else {
             return Ok(None);
         };
         let (_, next) = self
             .client
-            .read_dir(&self.cred, dir, last.cookie, page.verifier, u32::MAX)
+            .read_dir(&self.cred, dir, last, page.verifier, u32::MAX)
             .await?;
         Ok(Some(next))
     }

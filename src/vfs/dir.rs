@@ -497,7 +497,7 @@ impl Vfs {
             if self.is_removed(&dir) {
                 return Err(Errno(libc::ESTALE));
             }
-            let last = page.entries.last().map(|entry| entry.cookie);
+            let last = page.last;
             if last == Some(cookie) && !page.eof {
                 tracing::warn!(ino = handle.dir.ino, "the server's listing stands still");
                 return Err(Errno(libc::EIO));
@@ -506,7 +506,7 @@ impl Vfs {
             let mut given = Vec::with_capacity(page.entries.len());
             for entry in page.entries {
                 let hash = hash_name(&entry.name);
-                if skip.contains(&hash) || &entry.name[..] == b"." || &entry.name[..] == b".." {
+                if skip.contains(&hash) {
                     continue;
                 }
                 given.push((entry.cookie, hash));

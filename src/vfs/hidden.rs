@@ -134,7 +134,6 @@ impl Vfs {
         let (_, page) = listing.ok().filter(|(_, page)| page.eof)?;
         let names = page.entries.iter().map(|entry| &entry.name[..]);
         names
-            .filter(|name| !matches!(*name, b"." | b".."))
             .map(|name| Some((name.into(), self.silly.ours.file(dir, name)?)))
             .collect()
     }

@@ -27,6 +27,7 @@ use crate::nfs::NfsError;
 use crate::nfs::calls::{DirMoved, Moved, Renamed};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::FileHandle;
+use crate::quoting;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 
@@ -650,7 +651,7 @@ impl Vfs {
         if let Err(error) = back {
             tracing::error!(
                 "a file is left as {} in its directory: {error}",
-                String::from_utf8_lossy(&silly.name)
+                quoting::name(&silly.name)
             );
         }
         self.silly.ours.remove(&silly.dir, &silly.name);
@@ -681,10 +682,7 @@ impl Vfs {
                 Err(NfsError::Status(_, Status::ACCESS | Status::PERM))
                     if !Arc::ptr_eq(cred, &silly.cred) => {}
                 Err(error) => {
-                    tracing::warn!(
-                        "the hidden name {} stays: {error}",
-                        String::from_utf8_lossy(name)
-                    );
+                    tracing::warn!("the hidden name {} stays: {error}", quoting::name(name));
                     self.silly.ours.remove(dir, name);
                     return;
                 }

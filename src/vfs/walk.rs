@@ -152,7 +152,6 @@ impl Vfs {
     fn take_page(&self, dir: &Arc<Inode>, page: DirResult, sent: Instant) -> Option<Listed> {
         let entries = page.entries.into_iter();
         entries
-            .filter(|entry| !matches!(&entry.name[..], b"." | b".."))
             .map(|entry| {
                 let handle = entry.attrs.handle.as_ref()?;
                 self.listed(dir, &entry.name, handle, &entry.attrs, sent)

@@ -171,3 +171,28 @@ fn damaged_option_lists_and_devices_are_refused() {
         torment(decoders::device, device.as_bytes());
     }
 }
+
+#[test]
+fn damaged_registry_entries_and_control_answers_are_refused() {
+    let entry = r#"{"mountpoint":"/v","device":"h:/","server":"h:1","pid":7,"start_time":4711,
+        "pid_namespace":4026531836,"exe":"/x","since":1790000000,"version":"0","options":["ro"]}"#;
+    torment(decoders::registry_entry, entry.as_bytes());
+    let answer = r#"{"session":{"state":"up","lease_s":90},"connections":[{"peer":"h:1"}]}"#;
+    torment(decoders::control_answer, answer.as_bytes());
+    // Deeper than anybody would go.
+    let deep = [b'['; 100_000];
+    decoders::control_answer(&deep);
+    decoders::registry_entry(&deep);
+}
+
+#[test]
+fn damaged_requests_for_metrics_and_names_are_harmless() {
+    torment(
+        decoders::metrics_request,
+        b"GET /metrics?x HTTP/1.1\r\nHost: x\r\n\r\n",
+    );
+    torment(
+        decoders::shown,
+        "a\nb'\u{1b}[2J\u{202e}\u{9b}ä日".as_bytes(),
+    );
+}

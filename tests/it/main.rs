@@ -25,4 +25,5 @@ mod protocol;
 mod regressions;
 mod scale;
 mod soak;
+mod strangers;
 mod stress;

@@ -36,6 +36,20 @@ impl Client {
             .await?;
         reply.ok(Op::PutFh)?;
         let attrs = reply.attrs()?;
-        Ok((attrs, reply.dir()?))
+        Ok((attrs, self.listed(reply.dir()?)))
+    }
+
+    /// Counts what was no name in a page, and says it the first time.
+    pub(super) fn listed(&self, page: DirResult) -> DirResult {
+        if page.left_out > 0 {
+            if self.metrics.names_left_out.get() == 0 {
+                tracing::warn!(
+                    "the server lists names that cannot be names (empty, or with \"/\" or NUL \
+                     in them): they are left out"
+                );
+            }
+            self.metrics.names_left_out.add(page.left_out);
+        }
+        page
     }
 }

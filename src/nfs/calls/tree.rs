@@ -65,7 +65,7 @@ impl Client {
         let mut results = Vec::with_capacity(dirs.len());
         for _ in dirs {
             let result = match reply.ok(Op::PutFh) {
-                Ok(_) => reply.dir(),
+                Ok(_) => reply.dir().map(|page| self.listed(page)),
                 Err(error) => Err(error),
             };
             let failed = result.is_err();

@@ -134,13 +134,31 @@ pub struct DirEntry {
     pub attrs: Attributes,
 }
 
+/// The longest name that the kernel takes from a listing (FUSE_NAME_MAX); of a longer
+/// one it makes an error of the whole.
+const NAME_MAX: usize = 1024;
+
+/// Something that can be the name of an entry of a directory. A server that sends
+/// anything else (an empty one, "..", one with "/" or NUL in it) breaks RFC 8881
+/// §18.23.4 or leads elsewhere.
+pub fn is_name(name: &[u8]) -> bool {
+    let harmful = |byte: &u8| matches!(byte, b'/' | 0);
+    (1..=NAME_MAX).contains(&name.len())
+        && !matches!(name, b"." | b"..")
+        && !name.iter().any(harmful)
+}
+
 /// What READDIR returned.
 #[derive(Clone, Debug)]
 pub struct DirResult {
     /// To be sent with the next request.
     pub verifier: Verifier,
-    /// In the server's order.
+    /// In the server's order, without what is no name ([`is_name`]).
     pub entries: Vec<DirEntry>,
+    /// Where the listing goes on after this page; `None` if the server sent nothing.
+    pub last: Option<u64>,
+    /// So many entries were no names.
+    pub left_out: u64,
     /// There are no more.
     pub eof: bool,
 }
@@ -405,17 +423,25 @@ impl Reply {
         self.ok(Op::ReadDir)?;
         self.get(Op::ReadDir, |dec| {
             let verifier = dec.fixed("cookie verifier")?;
-            let mut entries = Vec::new();
+            let (mut entries, mut last, mut left_out) = (Vec::new(), None, 0);
             while dec.bool("next entry")? {
-                entries.push(DirEntry {
+                let entry = DirEntry {
                     cookie: dec.u64("cookie")?,
                     name: dec.opaque("entry name", 4096)?,
                     attrs: Attributes::decode(dec)?,
-                });
+                };
+                last = Some(entry.cookie);
+                if is_name(&entry.name) {
+                    entries.push(entry);
+                } else if !matches!(&entry.name[..], b"." | b"..") {
+                    left_out += 1;
+                }
             }
             Ok(DirResult {
                 verifier,
                 entries,
+                last,
+                left_out,
                 eof: dec.bool("eof")?,
             })
         })
@@ -434,6 +460,24 @@ mod tests {
     fn an_empty_result_array_is_an_error_of_the_whole_compound() {
         let error = Reply::parse(words(&[10021, 0, 0]), &[Op::ExchangeId]).unwrap_err();
         assert_eq!(error, NfsError::Compound(Status::MINOR_VERS_MISMATCH));
+    }
+
+    #[test]
+    fn what_is_no_name_is_left_out_of_a_page_and_counted() {
+        let mut enc = crate::xdr::Encoder::default();
+        enc.u32(0).opaque(b"").u32(1).u32(26).u32(0).fixed(&[9; 8]);
+        for (cookie, name) in [&b"good"[..], b"..", b"a/b", b"", b"."].iter().enumerate() {
+            enc.bool(true).u64(cookie as u64 + 3).opaque(name);
+            // No attributes.
+            enc.u32(0).opaque(b"");
+        }
+        enc.bool(false).bool(false);
+        let mut reply = Reply::parse(enc.into_vec().into(), &[Op::ReadDir]).unwrap();
+        let page = reply.dir().unwrap();
+        let names: Vec<_> = page.entries.iter().map(|entry| &entry.name[..]).collect();
+        assert_eq!(names, [b"good"]);
+        assert_eq!((page.left_out, page.last, page.eof), (2, Some(7), false));
+        assert!(!is_name(b"a\0") && !is_name(&[b'x'; 1025]) && is_name(&[b'x'; 255]));
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub(crate) struct PeerConfig {
     pub(crate) exclusive_in_times: bool,
     /// READDIR stops after this many entries.
     pub(crate) readdir_page_entries: u32,
+    /// READDIR lists the first of each under the name of the second.
+    pub(crate) disguised: Vec<(&'static str, &'static [u8])>,
     /// Cookies are hashes of this many bits (3 to 64).
     pub(crate) cookie_bits: u32,
     /// Names and link targets that are not UTF-8 are INVAL.
@@ -100,6 +102,7 @@ impl Default for PeerConfig {
             kills_privileges: true,
             exclusive_in_times: false,
             readdir_page_entries: u32::MAX,
+            disguised: Vec::new(),
             cookie_bits: 63,
             utf8_only: false,
             devices: false,

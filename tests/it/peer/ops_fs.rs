@@ -214,6 +214,9 @@ impl Server {
         let (mut given, mut eof) = (0, true);
         for (cookie, name, id) in dir.after(cookie) {
             let mut entry = Enc::new();
+            let mut disguised = self.cfg.disguised.iter();
+            let shown = disguised.find(|(real, _)| real.as_bytes() == name);
+            let name = shown.map_or(name, |(_, shown)| shown);
             entry.bool(true).u64(cookie).opaque(name);
             attr::encode(&mut entry, self.fs.node(id)?, asked, &self.cfg);
             let full = out.len() - start + entry.len() + 8 > room;

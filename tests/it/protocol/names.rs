@@ -701,3 +701,42 @@ async fn an_exclusive_create_over_what_is_no_file_says_that_it_is_there() {
         assert_eq!(made.await.map(drop), Err(Errno(libc::EEXIST)));
     }
 }
+
+/// The kernel makes EIO of a whole listing in which one name has a "/".
+#[tokio::test(start_paused = true)]
+async fn a_name_that_cannot_be_one_is_left_out_of_a_listing_and_nothing_else_is() {
+    const BAD: [(&str, &[u8]); 6] = [
+        ("bad0", b"a/b"),
+        ("bad1", b"a\0b"),
+        ("bad2", b""),
+        ("bad3", b".."),
+        ("bad4", b"."),
+        ("bad5", &[b'x'; 1025]),
+    ];
+    // Pages of one entry, too: some then hold nothing.
+    for readdir_page_entries in [1, 2, u32::MAX] {
+        let mount = mount(PeerConfig {
+            readdir_page_entries,
+            disguised: BAD.to_vec(),
+            ..PeerConfig::default()
+        })
+        .await;
+        let mut good: Vec<_> = (0..8).map(|number| format!("good{number}")).collect();
+        for name in good
+            .iter()
+            .map(String::as_str)
+            .chain(BAD.map(|(name, _)| name))
+        {
+            make(&mount, ROOT_INO, name).await;
+        }
+        // Another host, which has not made them.
+        let other = Mount::of(&mount.peer, "two", default_timeouts()).await;
+        for plus in [true, false] {
+            let mut listed = other.list(ROOT_INO, plus).await.expect("a listing");
+            listed.retain(|name| name != "." && name != "..");
+            listed.sort();
+            good.sort();
+            assert_eq!(listed, good, "{readdir_page_entries} a page");
+        }
+    }
+}
