@@ -132,7 +132,7 @@ pub fn start(
 ) -> io::Result<Running> {
     let (prober, tasks) = (adapter.prober(), adapter.tasks());
     // No thread is started within: fuser's begin with `spawn`.
-    let (mountpoint, session) = privilege::raised(|| {
+    let (mountpoint, session) = privilege::mounting(|| {
         let mountpoint = mountpoint.canonicalize()?;
         let session = Session::new(adapter, &mountpoint, &options.config())?;
         io::Result::Ok((mountpoint, session))
@@ -220,7 +220,7 @@ impl Running {
     /// # Errors
     /// The mount is gone or dead.
     pub fn probe(&self) -> io::Result<()> {
-        privilege::raised(|| self.prober.probe(self.place.mountpoint()))
+        privilege::mounting(|| self.prober.probe(self.place.mountpoint()))
     }
 
     /// Ends the mount for who uses it and leaves it there: ENOTCONN for everything, until

@@ -29,7 +29,7 @@ use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions,
 use crate::nfs::proto::ops::Op;
 use crate::nfs::proto::status::Status;
 use crate::nfs::{Client, ClientConfig, ConnectError, NfsError};
-use crate::privilege;
+use crate::privilege::{self, syscalls};
 use crate::rpc::auth::Credential;
 use crate::rpc::{Channel, RpcError, Tolerance};
 use crate::telemetry::{Metrics, control, serve};
@@ -160,6 +160,11 @@ async fn serve(
     if let Err(why) = &published {
         tracing::warn!("stats and status will not find this mount: {why}");
     }
+    if let Err(why) = syscalls::settle() {
+        tracing::warn!(%why, "mounting is not given up");
+    }
+    #[cfg(debug_assertions)]
+    syscalls::tell();
     ready.ready();
     tracing::info!(
         "{} is mounted on {}",
@@ -524,7 +529,7 @@ fn serve_metrics(
     metrics: Arc<Metrics>,
     status: &control::StatusFn,
 ) -> Option<serve::Endpoint> {
-    match privilege::raised(|| serve::bind(address)) {
+    match privilege::binding(|| serve::bind(address)) {
         Ok(bound) => {
             let endpoint = bound.serve(metrics, Arc::clone(status));
             tracing::info!("metrics at {}", endpoint.address());
