@@ -12,14 +12,13 @@
 //! | `CAP_SYS_ADMIN` | one thread ([`keep`]) | mount(2), umount2(2), fusectl's `abort` | while [`mounting`] runs |
 //! | `CAP_DAC_READ_SEARCH` | the same | the path of a mount point below a private directory | while [`mounting`] runs |
 //! | `CAP_NET_BIND_SERVICE` | the others, with `-o metrics=` on a port below 1024 | that port | while [`binding`] runs |
-//! | `CAP_SYS_PTRACE` | the others | the call that a caller is in: what it looks a name up for, by which call it waits in a deadlock; the groups of callers | while [`tracing_callers`] runs; always where `/proc` is mounted with `hidepid=` |
+//! | `CAP_SYS_PTRACE`, `CAP_DAC_READ_SEARCH` | the others | the call that a caller is in: what it looks a name up for, by which call it waits in a deadlock; the groups of callers | while [`tracing_callers`] runs; `CAP_SYS_PTRACE` always where `/proc` is mounted with `hidepid=` |
 //!
 //! A program that the daemon runs (`credential_process` of an AWS profile, and no other)
 //! gets none of them, although it runs as root:
 //!
 //! - the secure bits say that user 0 is nobody special to execve(2), and are locked;
-//!   setting them takes `CAP_SETPCAP`, which the systemd unit does not have: there systemd
-//!   sets them;
+//!   setting them takes `CAP_SETPCAP`, which the systemd unit does not have;
 //! - it is started by a thread that has given up even what is permitted ([`renounce`]),
 //!   which with `no_new_privs` is enough without the bits.
 //!
@@ -43,6 +42,8 @@ const SYS_PTRACE: Set = 1 << 19;
 const SYS_ADMIN: Set = 1 << 21;
 
 const MOUNTING: Set = SYS_ADMIN | DAC_READ_SEARCH;
+/// `/proc/TID/syscall` is readable for its owner only, and tells who may trace.
+const TRACING: Set = SYS_PTRACE | DAC_READ_SEARCH;
 
 /// What a mount needs by its options.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,7 +56,7 @@ impl Needs {
     /// What threads may need after the daemon has begun, beside the one that mounts.
     fn kept(self) -> Set {
         let port = if self.low_port { NET_BIND_SERVICE } else { 0 };
-        SYS_PTRACE | port
+        TRACING | port
     }
 }
 
@@ -241,7 +242,7 @@ pub fn mounting<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 /// Runs `work`, which looks at what a caller's thread is doing.
 pub fn tracing_callers<T>(work: impl FnOnce() -> T) -> T {
-    raised(SYS_PTRACE, work)
+    raised(TRACING, work)
 }
 
 /// Runs `work`, which binds a port below 1024.
@@ -307,7 +308,7 @@ mod tests {
             let within = mounting(|| Capabilities::own().unwrap());
             assert_eq!(within.effective, of(MOUNTING));
             let within = tracing_callers(|| Capabilities::own().unwrap());
-            assert_eq!(within.effective, of(SYS_PTRACE));
+            assert_eq!(within.effective, of(TRACING));
             let within = binding(|| Capabilities::own().unwrap());
             assert_eq!(within.effective, of(NET_BIND_SERVICE));
             assert_eq!(Capabilities::own().unwrap(), down);

@@ -31,9 +31,9 @@ pub enum Programs {
 
 /// Never done by a daemon that has begun.
 const NEVER: &[libc::c_long] = &[
-    // The memory and the descriptors of other processes. What a caller does is read from /proc.
+    // The memory and the descriptors of other processes. Reading a caller's memory stays:
+    // what it asks for by name stands there (`fuse::intent`).
     libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
     libc::SYS_pidfd_getfd,
     libc::SYS_kcmp,
@@ -135,10 +135,10 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
 /// What x32's numbers have beside those of x86_64, whose architecture they share.
 #[cfg(target_arch = "x86_64")]
 const X32: libc::c_long = 0x4000_0000;
-/// Calls that have another number there: ptrace, `process_vm_readv`, `process_vm_writev`,
-/// `kexec_load`, move_pages; and execve, execveat.
+/// Calls that have another number there: ptrace, `process_vm_writev`, `kexec_load`,
+/// `move_pages`; and execve, execveat.
 #[cfg(target_arch = "x86_64")]
-const NEVER_X32: &[libc::c_long] = &[521, 539, 540, 528, 533];
+const NEVER_X32: &[libc::c_long] = &[521, 540, 528, 533];
 #[cfg(target_arch = "x86_64")]
 const RUN_X32: &[libc::c_long] = &[520, 545];
 
@@ -279,7 +279,7 @@ pub fn tell() {
         ),
         ("clone3", libc::SYS_clone3, none),
         ("ptrace", libc::SYS_ptrace, nobody),
-        ("process_vm_readv", libc::SYS_process_vm_readv, nobody),
+        ("process_vm_writev", libc::SYS_process_vm_writev, nobody),
         ("open_by_handle_at", libc::SYS_open_by_handle_at, nobody),
         ("bpf", libc::SYS_bpf, nobody),
         ("keyctl", libc::SYS_keyctl, nobody),
