@@ -3,9 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::fixtures::aws::{Aws, KEY_ID, SECRET, TOKEN};
 use crate::fixtures::isolated::Isolated;
+use crate::fixtures::mount::{COMMAND_LIMIT, Mountpoint, umount_command};
+use crate::fixtures::process::run;
 
 /// A configuration whose default profile runs a program that notes its status and gives
 /// credentials.
@@ -37,6 +40,21 @@ impl Profile {
     fn has_run(&self) -> bool {
         self.noted.exists()
     }
+
+    /// The program has run as root, and had nothing of it.
+    fn ran_without_rights(&self) {
+        let status = fs::read_to_string(&self.noted).expect("the program has run");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            let line = status.lines().find_map(|line| line.strip_prefix(set));
+            let held = line.expect("the field").trim_start_matches(':').trim();
+            assert_eq!(held, "0000000000000000", "{set}: {status}");
+        }
+        for (name, value) in [("Uid:", "0"), ("NoNewPrivs:", "1"), ("Seccomp:", "2")] {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let found = line.and_then(|line| line.split_whitespace().next());
+            assert_eq!(found, Some(value), "{name} {status}");
+        }
+    }
 }
 
 #[test]
@@ -48,18 +66,35 @@ fn a_program_of_a_profile_regains_no_capability() {
         .env("AWS_CONFIG_FILE", profile.config.to_str().expect("UTF-8"))
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .mount();
-    let status = fs::read_to_string(&profile.noted).expect("the program has run");
-    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-        let line = status.lines().find_map(|line| line.strip_prefix(set));
-        let held = line.expect("the field").trim_start_matches(':').trim();
-        assert_eq!(held, "0000000000000000", "{set}: {status}");
-    }
-    for (name, value) in [("Uid:", "0"), ("NoNewPrivs:", "1"), ("Seccomp:", "2")] {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let found = line.and_then(|line| line.split_whitespace().next());
-        assert_eq!(found, Some(value), "{name} {status}");
-    }
+    profile.ran_without_rights();
     mount.unmount();
+}
+
+/// As in the systemd unit.
+#[test]
+fn it_regains_none_where_the_secure_bits_cannot_be_set() {
+    let aws = Aws::start();
+    let profile = Profile::of(&aws);
+    let at = Mountpoint::new();
+    let mount = aws
+        .request("iam")
+        .env("AWS_CONFIG_FILE", profile.config.to_str().expect("UTF-8"))
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .command(at.path());
+    let mut without = Command::new("setpriv");
+    without
+        .arg("--bounding-set=-setpcap")
+        .arg(mount.get_program());
+    without.args(mount.get_args());
+    for (name, value) in mount.get_envs() {
+        match value {
+            Some(value) => without.env(name, value),
+            None => without.env_remove(name),
+        };
+    }
+    run(&mut without, COMMAND_LIMIT).expect_success("mount");
+    profile.ran_without_rights();
+    run(&mut umount_command(at.path()), COMMAND_LIMIT).expect_success("umount");
 }
 
 #[test]
