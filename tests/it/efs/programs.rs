@@ -9,6 +9,7 @@ use crate::fixtures::aws::{Aws, KEY_ID, SECRET, TOKEN};
 use crate::fixtures::isolated::Isolated;
 use crate::fixtures::mount::{COMMAND_LIMIT, Mountpoint, umount_command};
 use crate::fixtures::process::run;
+use crate::lookalike::services::ROLE_ARN;
 
 /// A configuration whose default profile runs a program that notes its status and gives
 /// credentials.
@@ -160,4 +161,26 @@ fn without_iam_no_profile_is_read_also_where_names_do_not_resolve() {
     // With it, the profile is what the mount target is found by.
     request("iam").mount().unmount();
     assert!(profile.has_run());
+}
+
+/// A FIFO in the place of the configuration: who opened it to read would wait for ever.
+#[test]
+fn a_source_that_an_option_names_is_the_only_one_and_no_profile_is_read_for_it() {
+    let aws = Aws::start();
+    let fifo = aws.file("fifo", "");
+    fs::remove_file(&fifo).expect("remove");
+    run(Command::new("mkfifo").arg(&fifo), COMMAND_LIMIT).expect_success("mkfifo");
+    let fifo = fifo.to_str().expect("UTF-8");
+    let token = aws.world().web_token.clone();
+    let token = aws.file("token", &token);
+    let request = |options: &str| {
+        aws.request(options)
+            .env("AWS_CONFIG_FILE", fifo)
+            .env("AWS_SHARED_CREDENTIALS_FILE", fifo)
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+    };
+    let web = format!("iam,rolearn={ROLE_ARN},jwtpath={}", token.display());
+    request(&web).mount().unmount();
+    let refused = request("iam").fail();
+    assert!(refused.contains("it is no regular file"), "{refused}");
 }
