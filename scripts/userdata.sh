@@ -2,17 +2,26 @@
 # EC2 UserData: installs efs-fuse and mounts a file system on /volumes before
 # docker and ecs start, now and at every boot. Put the whole file into UserData
 # (or run it as root, again if you like: a second run changes nothing) after
-# setting these three. Each may also come from the environment.
+# setting these. Each may also come from the environment.
 set -euo pipefail
+umask 022
 
 # What to mount: fs-ID, fs-ID:/dir, or HOST:/dir.
 EFS_FUSE_DEVICE=${EFS_FUSE_DEVICE:-fs-0123abcd:/}
 # The options. wait=forever keeps docker (and logins of users other than root)
 # waiting until the volume is there; wait=600 lets the boot go on after that.
-EFS_FUSE_OPTIONS=${EFS_FUSE_OPTIONS:-tls,iam,wait=forever}
+# nosuid,nodev: who can write to the file system makes nobody root by it.
+EFS_FUSE_OPTIONS=${EFS_FUSE_OPTIONS:-tls,iam,nosuid,nodev,wait=forever}
 # Where the package or the program comes from: an s3:// or https:// address, or
 # a file in the image. Empty: it is in the image already.
 EFS_FUSE_PACKAGE=${EFS_FUSE_PACKAGE:-}
+# What comes over the network is installed only if it is what is meant. Either
+# its SHA-256 (64 digits; scripts/package writes SHA256SUMS beside packages) ...
+EFS_FUSE_SHA256=${EFS_FUSE_SHA256:-}
+# ... or a public key of yours, a PEM file in the image: SHA256SUMS and
+# SHA256SUMS.sig are then fetched from beside the package, and the signature
+# (openssl dgst -sha256 -sign) is by that key.
+EFS_FUSE_KEY=${EFS_FUSE_KEY:-}
 
 MOUNTPOINT=${EFS_FUSE_MOUNTPOINT:-/volumes}
 NAME=$(systemd-escape --path "$MOUNTPOINT")
@@ -31,23 +40,55 @@ write() {
     changed=1
 }
 
+fail() {
+    echo "userdata: $*" >&2
+    exit 1
+}
+
+# fetch ADDRESS FILE
+fetch() {
+    case $1 in
+    s3://*) aws s3 cp --only-show-errors "$1" "$2" ;;
+    https://*)
+        # The network is there when cloud-init runs this, but may be young.
+        curl --proto '=https' --proto-redir '=https' --fail --silent --show-error --location \
+            --retry 10 --retry-connrefused -o "$2" "$1"
+        ;;
+    esac
+}
+
+# verify FILE NAME ADDRESS DIRECTORY: ends here unless FILE is what is meant.
+verify() {
+    local file=$1 name=$2 address=$3 dir=$4 sum=$EFS_FUSE_SHA256
+    if [ -n "$EFS_FUSE_KEY" ]; then
+        fetch "${address%/*}/SHA256SUMS" "$dir/SHA256SUMS"
+        fetch "${address%/*}/SHA256SUMS.sig" "$dir/SHA256SUMS.sig"
+        openssl dgst -sha256 -verify "$EFS_FUSE_KEY" -signature "$dir/SHA256SUMS.sig" "$dir/SHA256SUMS" >/dev/null ||
+            fail "SHA256SUMS of $address is not signed by $EFS_FUSE_KEY"
+        sum=$(awk -v name="$name" '$2 == name || $2 == "*" name { print $1; exit }' "$dir/SHA256SUMS")
+        [ -n "$sum" ] || fail "SHA256SUMS of $address does not name $name"
+    fi
+    printf '%s  %s\n' "$sum" "$file" | sha256sum --check --status 2>/dev/null ||
+        fail "$address is not what is meant: its SHA-256 is $(sha256sum "$file" | cut -d' ' -f1), not $sum"
+}
+
 install_program() {
     if command -v efs-fuse >/dev/null; then return; fi
-    [ -n "$EFS_FUSE_PACKAGE" ] || {
-        echo "userdata: efs-fuse is not installed, and EFS_FUSE_PACKAGE names nothing to install" >&2
-        exit 1
-    }
-    local file=$EFS_FUSE_PACKAGE
+    [ -n "$EFS_FUSE_PACKAGE" ] ||
+        fail "efs-fuse is not installed, and EFS_FUSE_PACKAGE names nothing to install"
+    local file=$EFS_FUSE_PACKAGE name=${EFS_FUSE_PACKAGE##*/}
     case $file in
-    s3://*)
-        file=/var/tmp/${file##*/}
-        aws s3 cp "$EFS_FUSE_PACKAGE" "$file"
+    s3://* | https://*)
+        [ -n "$EFS_FUSE_SHA256$EFS_FUSE_KEY" ] ||
+            fail "$file is not installed unverified: set EFS_FUSE_SHA256 or EFS_FUSE_KEY"
+        # Nobody else can name, read or write what is in it.
+        downloads=$(mktemp -d)
+        trap 'rm -rf "$downloads"' EXIT
+        file=$downloads/$name
+        fetch "$EFS_FUSE_PACKAGE" "$file"
+        verify "$file" "$name" "$EFS_FUSE_PACKAGE" "$downloads"
         ;;
-    https://*)
-        file=/var/tmp/${file##*/}
-        # The network is there when cloud-init runs this, but may be young.
-        curl --fail --silent --show-error --location --retry 10 --retry-connrefused -o "$file" "$EFS_FUSE_PACKAGE"
-        ;;
+    *://*) fail "$file: only s3:// and https:// are fetched" ;;
     esac
     case $file in
     *.deb) DEBIAN_FRONTEND=noninteractive apt-get install -y "$file" || dpkg -i "$file" ;;

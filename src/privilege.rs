@@ -1,21 +1,37 @@
-//! Capabilities (capabilities(7)) of a daemon that root started: which it
-//! keeps, and when it uses them.
+//! What a daemon that root started may do: the capabilities (capabilities(7)) that it
+//! keeps and when it uses them, and the system calls that it gives up
+//! ([`syscalls`]). Any layer may ask for a capability; this module calls nobody.
 //!
 //! Capabilities belong to threads, and threads inherit them. So the daemon
-//! gives up what it never needs before it starts its first thread
+//! gives up what it never needs before it starts its threads
 //! ([`reduce`]), and lays down the rest: it stays permitted, but is in effect
-//! only while a call that needs it runs ([`raised`]).
+//! only while a call that needs it runs, and only that one.
 //!
-//! | kept | for |
-//! |---|---|
-//! | `CAP_SYS_ADMIN` | mount(2), umount2(2), entering a network namespace |
-//! | `CAP_DAC_READ_SEARCH` | the path of a mount point below a private directory |
-//! | `CAP_NET_BIND_SERVICE` | `-o metrics=` on a port below 1024 |
-//! | `CAP_SYS_PTRACE` | the call that a caller is in: what it looks a name up for, by which call it waits in a deadlock; the groups of callers, where `/proc` is mounted with `hidepid=`: in effect always then |
+//! | permitted | to | for | in effect |
+//! |---|---|---|---|
+//! | `CAP_SYS_ADMIN` | one thread ([`keep`]) | mount(2), umount2(2), fusectl's `abort` | while [`mounting`] runs |
+//! | `CAP_DAC_READ_SEARCH` | the same | the path of a mount point below a private directory | while [`mounting`] runs |
+//! | `CAP_NET_BIND_SERVICE` | the others, with `-o metrics=` on a port below 1024 | that port | while [`binding`] runs |
+//! | `CAP_SYS_PTRACE`, `CAP_DAC_READ_SEARCH` | the others | the call that a caller is in: what it looks a name up for, by which call it waits in a deadlock; the groups of callers | while [`tracing_callers`] runs; `CAP_SYS_PTRACE` always where `/proc` is mounted with `hidepid=` |
 //!
-//! Any layer may raise; this module calls nobody.
+//! A program that the daemon runs (`credential_process` of an AWS profile, and no other)
+//! gets none of them, although it runs as root:
+//!
+//! - the secure bits say that user 0 is nobody special to execve(2), and are locked;
+//!   setting them takes `CAP_SETPCAP`, which the systemd unit does not have;
+//! - it is started by a thread that has given up even what is permitted ([`renounce`]),
+//!   which with `no_new_privs` is enough without the bits.
+//!
+//! A process of another user has no capabilities to lose. It keeps its way to
+//! `fusermount3`, which is set-user-id: neither `no_new_privs` nor the filter of system
+//! calls is for it.
 
 use std::io;
+
+mod keeper;
+pub mod syscalls;
+
+pub use keeper::keep;
 
 /// A set of capabilities, by the kernel's numbers.
 type Set = u64;
@@ -25,8 +41,55 @@ const NET_BIND_SERVICE: Set = 1 << 10;
 const SYS_PTRACE: Set = 1 << 19;
 const SYS_ADMIN: Set = 1 << 21;
 
-/// What may be needed after the daemon has begun.
-const KEPT: Set = DAC_READ_SEARCH | NET_BIND_SERVICE | SYS_ADMIN | SYS_PTRACE;
+const MOUNTING: Set = SYS_ADMIN | DAC_READ_SEARCH;
+/// `/proc/TID/syscall` is readable for its owner only, and tells who may trace.
+const TRACING: Set = SYS_PTRACE | DAC_READ_SEARCH;
+
+/// What a mount needs by its options.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// It listens on a port below 1024.
+    pub low_port: bool,
+}
+
+impl Needs {
+    /// What threads may need after the daemon has begun, beside the one that mounts.
+    fn kept(self) -> Set {
+        let port = if self.low_port { NET_BIND_SERVICE } else { 0 };
+        TRACING | port
+    }
+}
+
+/// What [`reduce`] came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reduced {
+    /// The process has no capabilities.
+    Nothing,
+    /// It had, and has those that are needed.
+    Capabilities {
+        /// mount(2) is among what they are good for.
+        may_mount: bool,
+    },
+}
+
+/// Of securebits.h: user 0 is nobody special to execve(2); the bits on either side stay
+/// as they are (ids that change drop capabilities), no capability becomes ambient; all
+/// of it is locked, which programs that are run inherit.
+const SECURE_BITS: libc::c_ulong = NOROOT
+    | lock(NOROOT)
+    | lock(NO_SETUID_FIXUP)
+    | lock(KEEP_CAPS)
+    | NO_CAP_AMBIENT_RAISE
+    | lock(NO_CAP_AMBIENT_RAISE);
+const NOROOT: libc::c_ulong = 1 << 0;
+const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+const KEEP_CAPS: libc::c_ulong = 1 << 4;
+const NO_CAP_AMBIENT_RAISE: libc::c_ulong = 1 << 6;
+
+/// The bit that locks `bit` is the next one.
+const fn lock(bit: libc::c_ulong) -> libc::c_ulong {
+    bit << 1
+}
 
 const LAST: u32 = 63;
 
@@ -100,15 +163,15 @@ impl Capabilities {
 }
 
 /// Gives up what the daemon never needs, for good, and lays down the rest. For
-/// the one thread of a process that is about to become a daemon; a process
-/// without capabilities is left as it is.
+/// the one thread of a process that is about to become a daemon, beside [`keep`]'s; a
+/// process without capabilities is left as it is.
 ///
 /// # Errors
 /// The kernel refuses. The process has what it had, or less.
-pub fn reduce() -> io::Result<()> {
+pub fn reduce(needs: Needs) -> io::Result<Reduced> {
     let own = Capabilities::own()?;
     if own.permitted == 0 {
-        return Ok(());
+        return Ok(Reduced::Nothing);
     }
     let mount_info = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let always = if hides_processes(&mount_info) {
@@ -116,7 +179,22 @@ pub fn reduce() -> io::Result<()> {
     } else {
         0
     };
-    let kept = KEPT & own.permitted;
+    let kept = needs.kept() & own.permitted;
+    give_up(kept, always & kept)?;
+    Ok(Reduced::Capabilities {
+        may_mount: own.permitted & SYS_ADMIN != 0,
+    })
+}
+
+/// Leaves this thread, and those that it will start, `kept`, of which `effective` is in
+/// effect.
+fn give_up(kept: Set, effective: Set) -> io::Result<()> {
+    // SAFETY: prctl with these arguments has no memory effects. Without CAP_SETPCAP it
+    // fails, and what is then is said above.
+    let locked = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECURE_BITS, 0, 0, 0) } == 0;
+    if !locked {
+        tracing::debug!("the secure bits are as they were");
+    }
     // Programs that this one runs get no more than it has itself.
     for capability in (0..=LAST).filter(|capability| kept >> capability & 1 == 0) {
         // SAFETY: prctl with these arguments has no memory effects. It fails
@@ -124,20 +202,57 @@ pub fn reduce() -> io::Result<()> {
         // call is what counts.
         unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
     }
-    // SAFETY: as above.
-    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    no_new_privileges()?;
     Capabilities {
-        effective: always & kept,
+        effective,
         permitted: kept,
     }
     .set()
 }
 
-/// Runs `work` with everything in effect that this thread may use, and lays
-/// it down again. `work` must not start threads: they would keep it.
-pub fn raised<T>(work: impl FnOnce() -> T) -> T {
+/// No program that this thread, or one that it starts, runs has more than it has.
+fn no_new_privileges() -> io::Result<()> {
+    // SAFETY: prctl with these arguments has no memory effects.
+    match unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives up all that this thread has, for good: for one that runs programs of others,
+/// and threads that it starts.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn renounce() -> io::Result<()> {
+    no_new_privileges()?;
+    Capabilities {
+        effective: 0,
+        permitted: 0,
+    }
+    .set()
+}
+
+/// Has `work` done, which mounts or unmounts, or goes to a mount point by its path, by the
+/// thread that keeps what that takes ([`keep`]), if there is one. Blocks meanwhile.
+/// Like all of these, `work` must not start threads: they would keep what is in effect.
+pub fn mounting<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    keeper::hand_over(work)
+}
+
+/// Runs `work`, which looks at what a caller's thread is doing.
+pub fn tracing_callers<T>(work: impl FnOnce() -> T) -> T {
+    raised(TRACING, work)
+}
+
+/// Runs `work`, which binds a port below 1024.
+pub fn binding<T>(work: impl FnOnce() -> T) -> T {
+    raised(NET_BIND_SERVICE, work)
+}
+
+/// Runs `work` with that of `wanted` in effect which this thread may use, and lays
+/// it down again.
+fn raised<T>(wanted: Set, work: impl FnOnce() -> T) -> T {
     struct LayDown(Capabilities);
     impl Drop for LayDown {
         fn drop(&mut self) {
@@ -149,15 +264,15 @@ pub fn raised<T>(work: impl FnOnce() -> T) -> T {
     let Ok(own) = Capabilities::own() else {
         return work();
     };
-    if own.effective == own.permitted {
-        return work();
-    }
-    let all = Capabilities {
-        effective: own.permitted,
+    let up = Capabilities {
+        effective: own.effective | wanted & own.permitted,
         ..own
     };
+    if up == own {
+        return work();
+    }
     // Without them the call below says what is missing.
-    let _down = all.set().is_ok().then(|| LayDown(own));
+    let _down = up.set().is_ok().then(|| LayDown(own));
     work()
 }
 
@@ -181,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_laid_down_is_in_effect_only_while_it_is_needed() {
+    fn what_is_laid_down_is_in_effect_only_while_it_is_needed_and_only_what_is() {
         in_a_thread(|| {
             let before = Capabilities::own().unwrap();
             let down = Capabilities {
@@ -189,10 +304,36 @@ mod tests {
                 ..before
             };
             down.set().unwrap();
-            let within = raised(|| Capabilities::own().unwrap());
-            assert_eq!(within.effective, before.permitted);
+            let of = |wanted: Set| before.permitted & wanted;
+            let within = mounting(|| Capabilities::own().unwrap());
+            assert_eq!(within.effective, of(MOUNTING));
+            let within = tracing_callers(|| Capabilities::own().unwrap());
+            assert_eq!(within.effective, of(TRACING));
+            let within = binding(|| Capabilities::own().unwrap());
+            assert_eq!(within.effective, of(NET_BIND_SERVICE));
             assert_eq!(Capabilities::own().unwrap(), down);
         });
+    }
+
+    #[test]
+    fn what_is_renounced_does_not_come_back() {
+        in_a_thread(|| {
+            renounce().unwrap();
+            let none = Capabilities {
+                effective: 0,
+                permitted: 0,
+            };
+            assert_eq!(mounting(|| Capabilities::own().unwrap()), none);
+            let of_child = std::thread::spawn(|| Capabilities::own().unwrap());
+            assert_eq!(of_child.join().unwrap(), none);
+        });
+    }
+
+    #[test]
+    fn a_low_port_is_permitted_only_to_who_listens_there() {
+        assert_eq!(Needs::default().kept() & NET_BIND_SERVICE, 0);
+        let needs = Needs { low_port: true };
+        assert_ne!(needs.kept() & NET_BIND_SERVICE, 0);
     }
 
     #[test]

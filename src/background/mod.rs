@@ -47,6 +47,7 @@
 //! | a look at a caller's system call | its `JoinHandle` | it is not known: the server is asked |
 //! | a request of the kernel's | `fuse::dispatch` | EIO for that request |
 //! | the assembly | its `JoinHandle` | the daemon ends |
+//! | `efs-fuse-iam` (thread) | by its channel | no credentials: the connection says so |
 //! | the watch on the parent (thread) | none | only reads a pipe, until the mount is ready |
 //!
 //! The state is behind one mutex that is taken alone, and only when something dies.

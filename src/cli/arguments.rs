@@ -73,6 +73,10 @@ pub(super) struct Mount {
     /// Do not become a daemon; tell systemd when ready
     #[arg(long)]
     pub(super) foreground: bool,
+    /// Mount in this mount namespace, such as /proc/1/ns/mnt: for a service that has
+    /// one of its own
+    #[arg(long, value_name = "PATH", requires = "foreground")]
+    pub(super) mount_namespace: Option<PathBuf>,
     /// Ignore unknown mount options
     #[arg(short)]
     pub(super) sloppy: bool,

@@ -20,6 +20,7 @@ pub(super) struct Asked {
     options: Vec<String>,
     sloppy: bool,
     foreground: bool,
+    mount_namespace: Option<PathBuf>,
     /// Stop before anything is changed.
     fake: bool,
     verbose: bool,
@@ -33,6 +34,7 @@ impl From<Mount> for Asked {
             options: mount.options,
             sloppy: mount.sloppy,
             foreground: mount.foreground,
+            mount_namespace: mount.mount_namespace,
             fake: false,
             verbose: false,
         }
@@ -47,6 +49,7 @@ impl From<Helper> for Asked {
             options: helper.options,
             sloppy: helper.sloppy,
             foreground: false,
+            mount_namespace: None,
             fake: helper.fake,
             verbose: helper.verbose,
         }
@@ -76,6 +79,7 @@ pub(super) fn run(asked: &Asked) -> Result<(), Failure> {
         options,
         written: typed.iter().map(Typed::written).collect(),
         foreground: asked.foreground,
+        mount_namespace: asked.mount_namespace.clone(),
     };
     launch::mount(request, exit::warn)?;
     if asked.verbose {

@@ -489,6 +489,7 @@ mod tests {
     fn the_options_of_mount_efs_reach_their_fields() {
         let s = taken(
             "tls,iam,accesspoint=fsap-0123456789abcdef0,az=eu-west-1a,region=eu-west-1,mounttargetip=10.0.0.7,\
+             dns_suffix=amazonaws.example,\
              awsprofile=p,cafile=/ca.pem,verify=0,fips,tls_renew=5,netns=/run/netns/x,port=20049",
         )
         .server;
@@ -500,6 +501,7 @@ mod tests {
                 iam: true,
                 access_point: Some("fsap-0123456789abcdef0".to_owned()),
                 region: Some("eu-west-1".to_owned()),
+                dns_suffix: Some("amazonaws.example".to_owned()),
                 zone: Some("eu-west-1a".to_owned()),
                 mount_target: Some([10, 0, 0, 7].into()),
                 cross_account: false,

@@ -186,7 +186,7 @@ pub static TABLE: &[OptionSpec] = &[
     set(
         "cafile",
         "FILE",
-        "believe only certificates of these issuers (Amazon's, the system's)",
+        "believe only certificates of these issuers (EFS: Amazon's, else the system's)",
         |o, text| {
             o.server.ca_file = Some(absolute(text)?);
             Ok(())
@@ -236,6 +236,18 @@ pub static TABLE: &[OptionSpec] = &[
                 return Err("expected a region such as eu-west-1".to_owned());
             }
             o.server.region = Some(text.to_owned());
+            Ok(())
+        },
+    ),
+    set(
+        "dns_suffix",
+        "SUFFIX",
+        "what the names of mount targets end in (amazonaws.com, or as the region has it)",
+        |o, text| {
+            if !crate::efs::region::is_suffix(text) {
+                return Err("expected a domain in lower case such as amazonaws.com".to_owned());
+            }
+            o.server.dns_suffix = Some(text.to_owned());
             Ok(())
         },
     ),

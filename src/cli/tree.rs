@@ -75,6 +75,7 @@ impl Target {
                 options,
                 written: Vec::new(),
                 foreground: true,
+                mount_namespace: None,
             },
             name,
             shown,

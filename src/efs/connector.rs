@@ -70,7 +70,7 @@ const _: () = assert!(
 
 /// Connects to the server of a mount.
 ///
-/// What it has to find out first (region, zone, alias, key) it finds out when
+/// What it has to find out first (region, zone, key) it finds out when
 /// the first connection is asked for, and again if that failed: a machine that
 /// boots gets there in the end.
 #[derive(Debug)]
@@ -225,7 +225,7 @@ impl ServerConnector {
             let identity = match &target.file_system {
                 Some(file_system) => {
                     let source = match self.settings.iam {
-                        true => Some(Source::of(&self.settings, &file_system.region).await),
+                        true => Some(Source::of(&self.settings, &file_system.region)?),
                         false => None,
                     };
                     let claims = Claims {
@@ -239,7 +239,7 @@ impl ServerConnector {
                 }
                 None => None,
             };
-            let tls = Tls::new(&target.tls_name, &self.settings, identity.clone())?;
+            let tls = Tls::new(target, &self.settings, identity.clone())?;
             Ok(Secure { tls, identity })
         };
         self.tls.get_or_try_init(prepare).await

@@ -5,26 +5,36 @@
 //! | `awscredsuri=` | the container credential service |
 //! | `rolearn=` with `jwtpath=` | STS, for a web identity token |
 //! | `awsprofile=` | that profile of `~/.aws` |
-//! | none of them | the chain of the AWS SDKs: environment, profile, web identity, container (ECS, EKS Pod Identity), instance role |
+//! | `iam` with none of them | the chain of the AWS SDKs: environment, profile, web identity, container (ECS, EKS Pod Identity), instance role |
+//! | no `iam` | the same without profiles, for the EFS API where names do not resolve |
+//!
+//! The files of profiles are believed as [`super::profile`] says. A profile may name a
+//! program (`credential_process`): everything here runs in a thread of its own that has
+//! given up all capabilities for good ([`privilege::renounce`]), so that the program has
+//! none.
 //!
 //! Secrets are held by `aws_credential_types::Credentials`, which does not show
 //! them, and for as long as a signature takes.
 
 use std::time::Duration;
 
-use aws_config::Region;
-use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::web_identity_token::{StaticConfiguration, WebIdentityTokenCredentialsProvider};
+use aws_config::{BehaviorVersion, ConfigLoader, Region};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_credential_types::provider::{self, ProvideCredentials, SharedCredentialsProvider, future};
+use aws_runtime::env_config::file::EnvConfigFiles;
 use serde::Deserialize;
+use tokio::sync::{mpsc, oneshot};
 
+use super::connector::env;
 use super::http::{self, innermost};
 use super::problem::{Problem, Step};
+use super::profile;
 use super::settings::Settings;
+use crate::privilege;
 use crate::quoting;
 
 /// The container credential service.
@@ -34,11 +44,16 @@ const SESSION: &str = "efs-fuse";
 /// How long finding credentials may take: some answers come over the network.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Who waits for credentials at a time: those that mint a certificate, one by one, and
+/// the SDK's client.
+const WAITING: usize = 16;
+
 /// One source of credentials.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     provider: SharedCredentialsProvider,
     which: Which,
+    files: EnvConfigFiles,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,58 +61,38 @@ enum Which {
     Uri(String),
     WebIdentity { role: String, file: String },
     Profile(String),
-    Chain,
+    Chain { profiles: bool },
 }
 
 impl Source {
     /// The one that the options choose.
-    pub(super) async fn of(settings: &Settings, region: &str) -> Self {
-        let mut config =
-            ProviderConfig::default().with_region(Some(Region::new(region.to_owned())));
-        if settings.fips {
-            config = config.with_use_fips(Some(true));
-        }
-        if let Some(uri) = &settings.credentials_uri {
-            return Self {
-                provider: SharedCredentialsProvider::new(Container(format!("{CONTAINER}{uri}"))),
-                which: Which::Uri(uri.clone()),
-            };
-        }
-        if let (Some(role), Some(file)) = (&settings.role, &settings.token_file) {
-            let provider = WebIdentityTokenCredentialsProvider::builder()
-                .static_configuration(StaticConfiguration {
-                    web_identity_token_file: file.clone(),
-                    role_arn: role.clone(),
-                    session_name: SESSION.to_owned(),
-                })
-                .configure(&config)
-                .build();
-            return Self {
-                provider: SharedCredentialsProvider::new(provider),
-                which: Which::WebIdentity {
-                    role: role.clone(),
-                    file: quoting::path(file).to_string(),
-                },
-            };
-        }
-        if let Some(profile) = &settings.profile {
-            let provider = ProfileFileCredentialsProvider::builder()
-                .profile_name(profile)
-                .configure(&config)
-                .build();
-            return Self {
-                provider: SharedCredentialsProvider::new(provider),
-                which: Which::Profile(profile.clone()),
-            };
-        }
-        let chain = DefaultCredentialsChain::builder()
-            .configure(config)
-            .build()
-            .await;
-        Self {
-            provider: SharedCredentialsProvider::new(chain),
-            which: Which::Chain,
-        }
+    ///
+    /// # Errors
+    /// A configuration file is not to be believed, or there is no thread.
+    pub(super) fn of(settings: &Settings, region: &str) -> Result<Self, Problem> {
+        let which = Which::of(settings);
+        let files = match settings.may_read_profiles() {
+            true => profile::read(env)?,
+            false => profile::none(),
+        };
+        let plan = Plan {
+            which: which.clone(),
+            files: files.clone(),
+            region: Region::new(region.to_owned()),
+            fips: settings.fips,
+        };
+        let apart = Apart::start(plan).map_err(|why| {
+            Problem::new(
+                Step::Credentials,
+                "starting a thread for AWS credentials",
+                why,
+            )
+        })?;
+        Ok(Self {
+            provider: SharedCredentialsProvider::new(apart),
+            which,
+            files,
+        })
     }
 
     /// Any provider, where the chain would be.
@@ -105,13 +100,19 @@ impl Source {
     pub(super) fn for_tests(provider: impl ProvideCredentials + 'static) -> Self {
         Self {
             provider: SharedCredentialsProvider::new(provider),
-            which: Which::Chain,
+            which: Which::Chain { profiles: true },
+            files: profile::none(),
         }
     }
 
     /// For the SDK's own clients.
     pub(super) fn provider(&self) -> SharedCredentialsProvider {
         self.provider.clone()
+    }
+
+    /// A configuration of the SDK that reads no files but those that are believed.
+    pub(super) fn config(&self, region: &str) -> ConfigLoader {
+        loader(&self.which, &self.files, Region::new(region.to_owned()))
     }
 
     /// Credentials, as they are now.
@@ -130,11 +131,144 @@ impl Source {
     }
 }
 
+fn loader(which: &Which, files: &EnvConfigFiles, region: Region) -> ConfigLoader {
+    let loader = aws_config::defaults(BehaviorVersion::latest())
+        .region(region)
+        .profile_files(files.clone());
+    match which {
+        // AWS_PROFILE would name one that is not there.
+        Which::Chain { profiles: true } | Which::Profile(_) => loader,
+        _ => loader.profile_name("default"),
+    }
+}
+
+/// What the thread makes its provider of.
+#[derive(Debug)]
+struct Plan {
+    which: Which,
+    files: EnvConfigFiles,
+    region: Region,
+    fips: bool,
+}
+
+impl Plan {
+    async fn provider(self) -> Option<SharedCredentialsProvider> {
+        let mut config = ProviderConfig::default().with_region(Some(self.region.clone()));
+        if self.fips {
+            config = config.with_use_fips(Some(true));
+        }
+        Some(match self.which {
+            Which::Uri(uri) => {
+                SharedCredentialsProvider::new(Container(format!("{CONTAINER}{uri}")))
+            }
+            Which::WebIdentity { role, file } => {
+                let provider = WebIdentityTokenCredentialsProvider::builder()
+                    .static_configuration(StaticConfiguration {
+                        web_identity_token_file: file.into(),
+                        role_arn: role,
+                        session_name: SESSION.to_owned(),
+                    })
+                    .configure(&config)
+                    .build();
+                SharedCredentialsProvider::new(provider)
+            }
+            Which::Profile(name) => {
+                let provider = ProfileFileCredentialsProvider::builder()
+                    .profile_name(name)
+                    .profile_files(self.files)
+                    .configure(&config)
+                    .build();
+                SharedCredentialsProvider::new(provider)
+            }
+            Which::Chain { .. } => {
+                let loader = loader(&self.which, &self.files, self.region);
+                let loader = match self.fips {
+                    true => loader.use_fips(true),
+                    false => loader,
+                };
+                loader.load().await.credentials_provider()?
+            }
+        })
+    }
+}
+
+type Reply = oneshot::Sender<provider::Result>;
+
+/// A provider in a thread without capabilities, which ends with this.
+#[derive(Debug)]
+struct Apart(mpsc::Sender<Reply>);
+
+impl Apart {
+    fn start(plan: Plan) -> std::io::Result<Self> {
+        let (asking, asked) = mpsc::channel(WAITING);
+        std::thread::Builder::new()
+            .name("efs-fuse-iam".to_owned())
+            .spawn(move || {
+                if let Err(why) = provide(plan, asked) {
+                    tracing::error!("AWS credentials: {why}");
+                }
+            })?;
+        Ok(Self(asking))
+    }
+}
+
+/// Answers until nobody can ask any more.
+fn provide(plan: Plan, mut asked: mpsc::Receiver<Reply>) -> std::io::Result<()> {
+    privilege::renounce()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let provider = plan.provider().await;
+        while let Some(reply) = asked.recv().await {
+            let found = match &provider {
+                Some(provider) => provider.provide_credentials().await,
+                None => Err(CredentialsError::not_loaded_no_source()),
+            };
+            // Who asked may have given up.
+            let _ = reply.send(found);
+        }
+    });
+    Ok(())
+}
+
+impl ProvideCredentials for Apart {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let ended = || CredentialsError::unhandled("the thread that finds them has ended");
+            let (reply, found) = oneshot::channel();
+            self.0.send(reply).await.map_err(|_| ended())?;
+            found.await.map_err(|_| ended())?
+        })
+    }
+}
+
 impl Which {
+    fn of(settings: &Settings) -> Self {
+        if let Some(uri) = &settings.credentials_uri {
+            return Self::Uri(uri.clone());
+        }
+        if let (Some(role), Some(file)) = (&settings.role, &settings.token_file) {
+            return Self::WebIdentity {
+                role: role.clone(),
+                file: file.display().to_string(),
+            };
+        }
+        match &settings.profile {
+            Some(profile) => Self::Profile(profile.clone()),
+            None => Self::Chain {
+                profiles: settings.may_read_profiles(),
+            },
+        }
+    }
+
     fn problem(&self, why: &CredentialsError) -> Problem {
         let words = innermost(why);
         match (self, why) {
-            (Self::Chain, CredentialsError::CredentialsNotLoaded(_)) => self.failed(
+            (Self::Chain { .. }, CredentialsError::CredentialsNotLoaded(_)) => self.failed(
                 "there are none in the environment, in ~/.aws, from a web identity, a container or an instance role",
             ),
             _ => self.failed(&words),
@@ -148,14 +282,14 @@ impl Which {
                 "the value of AWS_CONTAINER_CREDENTIALS_RELATIVE_URI of an ECS task that has a task role".to_owned(),
             ),
             Self::WebIdentity { role, file } => (
-                format!("getting AWS credentials of {role} for the token in {file}"),
+                format!("getting AWS credentials of {role} for the token in {}", quoting::name(file)),
                 "check that the file is there and the token fresh, and that the role trusts its issuer".to_owned(),
             ),
             Self::Profile(name) => (
                 format!("getting AWS credentials of profile {name}"),
                 format!("check [{name}] in ~/.aws/credentials and [profile {name}] in ~/.aws/config, of the user who mounts"),
             ),
-            Self::Chain => (
+            Self::Chain { .. } => (
                 "getting AWS credentials for iam".to_owned(),
                 "attach a role to this instance or task, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or -o awsprofile=NAME"
                     .to_owned(),
@@ -228,8 +362,12 @@ mod tests {
             ),
         ];
         for (settings, what) in settings {
-            let problem = Source::of(&settings, "eu-west-1").await.get().await;
-            match problem {
+            let settings = Settings {
+                iam: true,
+                ..settings
+            };
+            let source = Source::of(&settings, "eu-west-1").unwrap_or_else(|why| panic!("{why}"));
+            match source.get().await {
                 Ok(credentials) => panic!("{credentials:?}"),
                 Err(problem) => {
                     assert!(problem.what.contains(what), "{problem:?}");

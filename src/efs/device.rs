@@ -3,12 +3,18 @@
 //! | written | means |
 //! |---|---|
 //! | `fs-f223e6bb`, `fs-f223e6bb:/dir` | an EFS file system of the region in force |
-//! | `fs-….efs.REGION.amazonaws.com[:/dir]`, also with a zone before it | the same, by its DNS name |
+//! | `fs-….efs.REGION.SUFFIX[:/dir]`, also with a zone before it | the same, by its DNS name |
 //! | `HOST[:/dir]`, `192.0.2.1:/dir` | any NFSv4.1 server |
 //! | `[2001:db8::1]:/dir`, `[fe80::1%eth0]` | the same by IPv6 address |
 //!
 //! The directory is relative to the server's root and defaults to it. Reading
 //! is pure: no name is resolved here.
+//!
+//! EFS is encrypted and other servers are not unless it is said, so a name that
+//! was meant for EFS must not be taken for another server's. A name whose first
+//! or second label begins with `fs-`, in any case, is one of EFS or in doubt
+//! ([`DeviceKind::Doubtful`]), which [`super::settings`] refuses until `tls` or
+//! `notls` says what it is.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -36,6 +42,14 @@ pub enum DeviceKind {
         fs_id: String,
         /// The region in the name.
         region: String,
+        /// What follows the region, without a dot at its end. Whether it is that
+        /// of the region is for [`super::settings`] to say: `dns_suffix=` counts.
+        suffix: String,
+    },
+    /// A host name that looks like one of EFS and is none.
+    Doubtful {
+        /// What is missing for it to be one.
+        why: &'static str,
     },
     /// Any other host name.
     Host,
@@ -48,7 +62,8 @@ pub enum DeviceKind {
 pub struct Device {
     /// What was named.
     pub kind: DeviceKind,
-    /// The name or address to connect to; an IPv6 address without brackets.
+    /// The name or address to connect to; an IPv6 address without brackets, the
+    /// name of a file system in lower case.
     /// A bare file system id has none before its region is known
     /// (`super::target`).
     pub host: String,
@@ -77,9 +92,6 @@ pub enum DeviceError {
         /// Which rule it breaks.
         why: &'static str,
     },
-    /// Looks like a file system id and is none.
-    #[error("{0:?} is no file system id (fs- and 8 to 40 hexadecimal digits in lower case)")]
-    BadFileSystemId(String),
     /// Brackets that do not hold an IPv6 address.
     #[error("{0:?} is no IPv6 address")]
     BadAddress(String),
@@ -118,9 +130,15 @@ impl Device {
             }
             None => (kind_of(host)?, host, host.to_owned()),
         };
+        // Ids are in lower case, and so is what is signed; in DNS it is the same.
+        let (host, shown) = match &kind {
+            DeviceKind::FileSystemId { fs_id } => (fs_id.clone(), fs_id.clone()),
+            DeviceKind::EfsName { .. } => (host.to_ascii_lowercase(), shown.to_ascii_lowercase()),
+            _ => (host.to_owned(), shown),
+        };
         Ok(Self {
             kind,
-            host: host.to_owned(),
+            host,
             spec: format!("{shown}:{path}"),
             path,
         })
@@ -234,24 +252,28 @@ fn kind_of(host: &str) -> Result<DeviceKind, DeviceError> {
     if host.parse::<Ipv4Addr>().is_ok() {
         return Ok(DeviceKind::Address);
     }
-    if let Some(name) = efs_name(&host.to_ascii_lowercase()) {
-        return Ok(name);
+    check_host(host)?;
+    let lower = host.to_ascii_lowercase();
+    let name = lower.strip_suffix('.').unwrap_or(&lower);
+    let mut labels = name.split('.');
+    let (first, second) = (labels.next().unwrap_or_default(), labels.next());
+    let marked = |label: &str| label.starts_with("fs-");
+    if !marked(first) && !second.is_some_and(marked) {
+        return Ok(DeviceKind::Host);
     }
-    if let Some(digits) = host.strip_prefix("fs-")
-        && !host.contains('.')
-    {
-        return if is_fs_id(host) {
-            Ok(DeviceKind::FileSystemId {
-                fs_id: host.to_owned(),
-            })
-        } else if digits.bytes().all(|c| c.is_ascii_hexdigit()) {
-            Err(DeviceError::BadFileSystemId(host.to_owned()))
-        } else {
-            // "fs-backup" is somebody's server.
-            check_host(host).map(|()| DeviceKind::Host)
-        };
+    if second.is_none() && is_fs_id(first) {
+        return Ok(DeviceKind::FileSystemId {
+            fs_id: first.to_owned(),
+        });
     }
-    check_host(host).map(|()| DeviceKind::Host)
+    let why = match efs_name(name) {
+        Some(name) => return Ok(name),
+        None if second.is_none() => {
+            "a file system id is fs- and 8 to 40 hexadecimal digits, and nothing else"
+        }
+        None => "a name of EFS is [ZONE.]fs-ID.efs.REGION.SUFFIX, with 8 to 40 hexadecimal digits",
+    };
+    Ok(DeviceKind::Doubtful { why })
 }
 
 fn is_fs_id(text: &str) -> bool {
@@ -263,7 +285,7 @@ fn is_fs_id(text: &str) -> bool {
     })
 }
 
-/// `[ZONE.]FSID.efs.REGION.SUFFIX`, if `host` is one, SUFFIX being the region's.
+/// `[ZONE.]FSID.efs.REGION.SUFFIX`, if `host` is one, whatever its suffix.
 pub(super) fn efs_name(host: &str) -> Option<DeviceKind> {
     let host = host.strip_suffix('.').unwrap_or(host);
     let (zone, rest) = match host.split_once('.')? {
@@ -273,12 +295,14 @@ pub(super) fn efs_name(host: &str) -> Option<DeviceKind> {
     let (fs_id, rest) = rest.split_once('.')?;
     let (region, suffix) = rest.strip_prefix("efs.")?.split_once('.')?;
     let zone_ok = zone.is_none_or(region::is_valid);
-    (is_fs_id(fs_id) && zone_ok && region::is_valid(region) && suffix == region::dns_suffix(region))
-        .then(|| DeviceKind::EfsName {
+    (is_fs_id(fs_id) && zone_ok && region::is_valid(region) && region::is_suffix(suffix)).then(
+        || DeviceKind::EfsName {
             zone: zone.map(str::to_owned),
             fs_id: fs_id.to_owned(),
             region: region.to_owned(),
-        })
+            suffix: suffix.to_owned(),
+        },
+    )
 }
 
 fn check_host(host: &str) -> Result<(), DeviceError> {
@@ -404,10 +428,12 @@ mod tests {
         }
         assert_eq!(parsed("fs-f223e6bb:/dir").path, "/dir");
         assert_eq!(parsed("fs-f223e6bb:").path, "/");
-        assert_eq!(parsed("fs-backup").kind, DeviceKind::Host);
-        refused("fs-12", "no file system id");
-        refused("fs-F223E6BB", "no file system id");
-        refused("fs-", "no file system id");
+        // In DNS upper case is the same, and a dot at the end is the root's.
+        for text in ["FS-0123ABCD", "Fs-0123aBcd:/", "fs-0123abcd.:/"] {
+            let device = parsed(text);
+            assert!(device.is_efs(), "{text}");
+            assert!(device.spec.starts_with("fs-0123abcd"), "{}", device.spec);
+        }
     }
 
     #[test]
@@ -418,18 +444,53 @@ mod tests {
             DeviceKind::EfsName {
                 zone: None,
                 fs_id: "fs-f223e6bb".to_owned(),
-                region: "us-east-1".to_owned()
+                region: "us-east-1".to_owned(),
+                suffix: "amazonaws.com".to_owned(),
             }
         );
-        let zoned = parsed("cn-north-1a.fs-f223e6bb.efs.cn-north-1.amazonaws.com.cn");
+        let zoned = parsed("CN-NORTH-1A.fs-f223e6bb.EFS.cn-north-1.amazonaws.com.cn.");
         assert!(
             matches!(&zoned.kind, DeviceKind::EfsName { zone: Some(zone), .. } if zone == "cn-north-1a")
         );
-        // The suffix of another partition: an ordinary host.
         assert_eq!(
-            parsed("fs-f223e6bb.efs.cn-north-1.amazonaws.com").kind,
-            DeviceKind::Host
+            zoned.host,
+            "cn-north-1a.fs-f223e6bb.efs.cn-north-1.amazonaws.com.cn."
         );
+    }
+
+    /// Each was mounted in plaintext once, without a word.
+    #[test]
+    fn what_looks_like_efs_is_never_just_a_host() {
+        for text in [
+            "fs-f223e6bb.efs.cn-north-1.amazonaws.com",
+            "fs-f223e6bb.efs.cn-south-9.amazonaws.com.cn",
+            "fs-f223e6bb.efs.mars-north-7.amazonaws.mars",
+            "fs-f223e6bb.efs.us-east-1.api.aws",
+            "fs-f223e6bb.efs.us-east-1.amazonaws.com.corp.example",
+            "us-east-1a.FS-F223E6BB.efs.us-east-1.amazonaws.com.corp.example",
+            "FS-0123ABCD",
+        ] {
+            assert!(parsed(text).is_efs(), "{text}");
+        }
+        for text in [
+            "fs-0123ABCDzz",
+            "fs-12",
+            "FS-backup",
+            "fs-backup.corp.example",
+            "fs-0123abcd.corp.example",
+            "a.fs-0123abcd",
+            "nfs.fs-eu.example",
+            "fs-0123abcd.efs.us-east-1",
+            "fs-0123abcd.elasticfilesystem.us-east-1.amazonaws.com",
+            "a_b.fs-0123abcd.efs.us-east-1.amazonaws.com",
+        ] {
+            let kind = parsed(text).kind;
+            assert_ne!(kind, DeviceKind::Host, "{text}");
+        }
+        for text in ["nfs-1", "fs1", "a.b.fs-1.example", "xfs-0123abcd", "fs"] {
+            assert_eq!(parsed(text).kind, DeviceKind::Host, "{text}");
+        }
+        refused("fs-", "hyphen");
     }
 
     #[test]

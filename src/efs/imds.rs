@@ -1,10 +1,10 @@
 //! The instance metadata service of EC2: where this machine is.
 //!
-//! Version 2 with a token; version 1 only if no token can be had, as in a
-//! container whose packets may not go far enough, and unless
-//! `AWS_EC2_METADATA_V1_DISABLED=true`. The other variables of the AWS SDKs
-//! count as well: `AWS_EC2_METADATA_DISABLED`,
-//! `AWS_EC2_METADATA_SERVICE_ENDPOINT` and its `_MODE`.
+//! Version 2 only, with a token: a version 1 that anybody can be talked into asking is
+//! nothing to fall back to. Where no token comes, as in a container whose packets may not
+//! go far enough, the region is said by an option or a variable. The variables of the AWS
+//! SDKs count: `AWS_EC2_METADATA_DISABLED`, `AWS_EC2_METADATA_SERVICE_ENDPOINT` and
+//! its `_MODE`.
 
 use std::time::Duration;
 
@@ -25,7 +25,6 @@ const DATA_TIME: Duration = Duration::from_secs(1);
 pub struct Imds {
     endpoint: String,
     enabled: bool,
-    version_1: bool,
 }
 
 /// Where this machine is, as far as it is known.
@@ -61,7 +60,6 @@ impl Imds {
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             enabled: !is_true("AWS_EC2_METADATA_DISABLED"),
-            version_1: !is_true("AWS_EC2_METADATA_V1_DISABLED"),
         }
     }
 
@@ -75,24 +73,14 @@ impl Imds {
                 "instance metadata are switched off (AWS_EC2_METADATA_DISABLED)".to_owned(),
             );
         }
-        let token = self.token().await;
-        if let (Err(why), false) = (&token, self.version_1) {
-            return Err(why.clone());
-        }
-        let token = token.ok();
+        let token = self.token().await?;
         let document = self
-            .get(
-                "/latest/dynamic/instance-identity/document",
-                token.as_deref(),
-            )
+            .get("/latest/dynamic/instance-identity/document", &token)
             .await?;
         let read: Document = serde_json::from_str(&document.body)
             .map_err(|_| "the instance identity document is malformed".to_owned())?;
         let zone_id = self
-            .get(
-                "/latest/meta-data/placement/availability-zone-id",
-                token.as_deref(),
-            )
+            .get("/latest/meta-data/placement/availability-zone-id", &token)
             .await;
         let known = |text: Option<String>| text.filter(|text| !text.is_empty());
         Ok(Instance {
@@ -133,10 +121,10 @@ impl Imds {
         Err(last)
     }
 
-    async fn get(&self, path: &str, token: Option<&str>) -> Result<Answer, String> {
+    async fn get(&self, path: &str, token: &str) -> Result<Answer, String> {
         let url = format!("{}{path}", self.endpoint);
-        let header = token.map(|token| ("X-aws-ec2-metadata-token", token));
-        match http::request("GET", &url, header.as_slice(), DATA_TIME).await {
+        let header = [("X-aws-ec2-metadata-token", token)];
+        match http::request("GET", &url, &header, DATA_TIME).await {
             Ok(answer) if answer.status == 200 => Ok(answer),
             Ok(answer) => Err(format!(
                 "instance metadata refuse {path} (HTTP status {})",
@@ -161,10 +149,7 @@ mod tests {
     #[test]
     fn the_variables_of_the_sdks_count_and_empty_ones_do_not() {
         let plain = of(&[]);
-        assert_eq!(
-            (plain.endpoint.as_str(), plain.enabled, plain.version_1),
-            (IPV4, true, true)
-        );
+        assert_eq!((plain.endpoint.as_str(), plain.enabled), (IPV4, true));
         let empty = of(&[
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT", ""),
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", ""),
@@ -175,17 +160,11 @@ mod tests {
             of(&[("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6")]).endpoint,
             IPV6
         );
-        let other = of(&[
-            (
-                "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-                "http://127.0.0.1:1338/",
-            ),
-            ("AWS_EC2_METADATA_V1_DISABLED", "true"),
-        ]);
-        assert_eq!(
-            (other.endpoint.as_str(), other.version_1),
-            ("http://127.0.0.1:1338", false)
-        );
+        let other = of(&[(
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+            "http://127.0.0.1:1338/",
+        )]);
+        assert_eq!(other.endpoint, "http://127.0.0.1:1338");
         assert!(!of(&[("AWS_EC2_METADATA_DISABLED", "TRUE")]).enabled);
     }
 

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! device, settings     what the user wrote, and whether it fits together (pure)
-//!   └─► target         the names: region, imds, DNS alias
+//!   └─► target         the names: region, imds
 //!         └─► resolve, mount_targets     the addresses, anew at every connection
 //! connector            TCP and, where wanted, TLS; asks all of them
 //!   ├─► partition, bind  several connections of one session, by the bind protocol
 //!   ├─► tls            whom to believe
 //!   └─► identity       the client certificate of the next connection
-//!         ├─► credentials                of the IAM principal
+//!         ├─► credentials ─► profile     of the IAM principal; whose files are believed
 //!         └─► certificate, sigv4, der    byte for byte as EFS wants it
 //! problem              every cause of failure with words and remedy
 //! ```
@@ -29,6 +29,7 @@ pub mod imds;
 pub mod mount_targets;
 mod partition;
 pub mod problem;
+mod profile;
 mod programs;
 pub mod region;
 pub mod resolve;

@@ -84,7 +84,7 @@ pub(super) enum Reason {
 impl Reason {
     /// To follow "…, and".
     pub(super) fn words(&self, file_system: &FileSystem) -> String {
-        let FileSystem { id, region } = file_system;
+        let FileSystem { id, region, .. } = file_system;
         match self {
             Self::NoFileSystem => format!("the EFS API knows no file system {id} in {region}"),
             Self::NoTarget => format!("{id} has no mount target"),
@@ -219,9 +219,10 @@ impl Api {
         &self,
         file_system: &FileSystem,
     ) -> Result<Vec<MountTarget>, Reason> {
-        let source = Source::of(&self.settings, &file_system.region).await;
-        let config = aws_config::defaults(aws_config::BehaviorVersion::latest())
-            .region(aws_config::Region::new(file_system.region.clone()))
+        let source = Source::of(&self.settings, &file_system.region)
+            .map_err(|problem| Reason::NoCredentials(problem.to_string()))?;
+        let config = source
+            .config(&file_system.region)
             .credentials_provider(source.provider())
             .timeout_config(
                 TimeoutConfig::builder()
@@ -389,6 +390,7 @@ mod tests {
         let file_system = FileSystem {
             id: "fs-f223e6bb".to_owned(),
             region: "eu-west-1".to_owned(),
+            suffix: "amazonaws.com".to_owned(),
         };
         let reasons = [
             Reason::NoFileSystem,

@@ -7,6 +7,9 @@
 
 /// The longest region name; AWS's own are at most 16 characters.
 const MAX_LEN: usize = 32;
+/// The longest suffix that leaves room for what comes before it in a DNS name
+/// (253 characters, RFC 1035 section 2.3.4).
+const MAX_SUFFIX: usize = 128;
 
 /// The region that the variables `env` name, if they name one.
 pub fn of_env(env: impl Fn(&str) -> Option<String>) -> Option<String> {
@@ -25,22 +28,88 @@ pub fn is_valid(name: &str) -> bool {
         && name.bytes().last().is_some_and(inner)
 }
 
-/// The DNS suffix of the partition that `region` belongs to.
-pub fn dns_suffix(region: &str) -> &'static str {
-    match region {
-        "cn-north-1" | "cn-northwest-1" => "amazonaws.com.cn",
-        "eusc-de-east-1" => "amazonaws.eu",
-        "eu-isoe-west-1" => "cloud.adc-e.uk",
-        "us-iso-east-1" | "us-iso-west-1" => "c2s.ic.gov",
-        "us-isob-east-1" | "us-isob-west-1" => "sc2s.sgov.gov",
-        "us-isof-east-1" | "us-isof-south-1" => "csp.hci.ic.gov",
-        _ => "amazonaws.com",
+/// Whose certificates the mount targets of a partition have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Issuers {
+    /// Amazon Root CA 1 to 4, which are built in.
+    Amazon,
+    /// Those that the machine images of the partition bring, so this system's.
+    System,
+}
+
+/// A partition of AWS whose names differ from the usual.
+struct Partition {
+    /// What the names of all its regions begin with, so that a region is known
+    /// that is younger than this program.
+    regions: &'static str,
+    /// What its DNS names end in.
+    suffix: &'static str,
+    issuers: Issuers,
+}
+
+const fn apart(regions: &'static str, suffix: &'static str) -> Partition {
+    Partition {
+        regions,
+        suffix,
+        issuers: Issuers::System,
     }
 }
 
+/// The suffix of all partitions that are not among the exceptions, GovCloud's too.
+const USUAL: &str = "amazonaws.com";
+
+/// The exceptions, and only those (the official client's configuration has the
+/// same, region by region).
+const EXCEPTIONS: [Partition; 6] = [
+    Partition {
+        regions: "cn-",
+        suffix: "amazonaws.com.cn",
+        issuers: Issuers::Amazon,
+    },
+    apart("eusc-", "amazonaws.eu"),
+    apart("eu-isoe-", "cloud.adc-e.uk"),
+    apart("us-iso-", "c2s.ic.gov"),
+    apart("us-isob-", "sc2s.sgov.gov"),
+    apart("us-isof-", "csp.hci.ic.gov"),
+];
+
+/// The DNS suffix of the partition that `region` belongs to.
+pub fn dns_suffix(region: &str) -> &'static str {
+    let partition = EXCEPTIONS
+        .iter()
+        .find(|partition| region.starts_with(partition.regions));
+    partition.map_or(USUAL, |partition| partition.suffix)
+}
+
+/// Who issues the certificates of mount targets whose names end in `suffix`:
+/// Amazon, unless it is that of a partition with issuers of its own.
+pub fn issuers(suffix: &str) -> Issuers {
+    let partition = EXCEPTIONS
+        .iter()
+        .find(|partition| partition.suffix == suffix);
+    partition.map_or(Issuers::Amazon, |partition| partition.issuers)
+}
+
+/// Whether `text` can be what DNS names end in: at least two labels of letters,
+/// digits and hyphens in lower case, and no address.
+pub fn is_suffix(text: &str) -> bool {
+    let label = |label: &str| {
+        let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|c| inner(c) || c == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let last = text.rsplit('.').next().unwrap_or_default();
+    text.len() <= MAX_SUFFIX
+        && text.contains('.')
+        && text.split('.').all(label)
+        && !last.bytes().all(|c| c.is_ascii_digit())
+}
+
 /// The name of a file system's mount target in the zone of the resolver.
-pub fn dns_name(fs_id: &str, region: &str) -> String {
-    format!("{fs_id}.efs.{region}.{}", dns_suffix(region))
+pub fn dns_name(fs_id: &str, region: &str, suffix: &str) -> String {
+    format!("{fs_id}.efs.{region}.{suffix}")
 }
 
 #[cfg(test)]
@@ -66,17 +135,50 @@ mod tests {
     }
 
     #[test]
-    fn every_partition_has_its_own_suffix() {
+    fn every_partition_has_its_own_suffix_also_for_regions_that_are_younger_than_this() {
+        for (region, suffix) in [
+            ("us-east-1", "amazonaws.com"),
+            ("us-gov-west-1", "amazonaws.com"),
+            ("mars-north-7", "amazonaws.com"),
+            ("us-isolation-1", "amazonaws.com"),
+            ("cn-north-1", "amazonaws.com.cn"),
+            ("cn-south-9", "amazonaws.com.cn"),
+            ("eusc-de-east-1", "amazonaws.eu"),
+            ("eusc-fr-west-2", "amazonaws.eu"),
+            ("eu-isoe-west-1", "cloud.adc-e.uk"),
+            ("us-iso-north-3", "c2s.ic.gov"),
+            ("us-isob-west-1", "sc2s.sgov.gov"),
+            ("us-isof-south-1", "csp.hci.ic.gov"),
+        ] {
+            assert_eq!(dns_suffix(region), suffix, "{region}");
+        }
         assert_eq!(
-            dns_name("fs-f223e6bb", "us-east-1"),
-            "fs-f223e6bb.efs.us-east-1.amazonaws.com"
-        );
-        assert_eq!(
-            dns_name("fs-1", "cn-north-1"),
+            dns_name("fs-1", "cn-north-1", dns_suffix("cn-north-1")),
             "fs-1.efs.cn-north-1.amazonaws.com.cn"
         );
-        assert_eq!(dns_suffix("us-gov-west-1"), "amazonaws.com");
-        assert_eq!(dns_suffix("eusc-de-east-1"), "amazonaws.eu");
+    }
+
+    #[test]
+    fn the_issuers_of_the_system_are_for_partitions_that_have_no_others() {
+        for suffix in ["amazonaws.com", "amazonaws.com.cn", "corp.example"] {
+            assert_eq!(issuers(suffix), Issuers::Amazon, "{suffix}");
+        }
+        for suffix in ["c2s.ic.gov", "amazonaws.eu"] {
+            assert_eq!(issuers(suffix), Issuers::System, "{suffix}");
+        }
+    }
+
+    #[test]
+    fn malformed_suffixes_are_refused() {
+        for good in ["amazonaws.com", "a.b-c.d1"] {
+            assert!(is_suffix(good), "{good}");
+        }
+        for bad in [
+            "", "com", ".com", "a.", "a..b", "A.com", "a_b.com", "-a.com", "10.0.0.1", "a.b/c",
+        ] {
+            assert!(!is_suffix(bad), "{bad}");
+        }
+        assert!(!is_suffix(&"a.".repeat(90)));
     }
 
     #[test]

@@ -85,39 +85,6 @@ pub(super) fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     }
 }
 
-/// The name that `host` is an alias of (DNS CNAME), if the resolver says so.
-pub async fn canonical_name(host: &str) -> Option<String> {
-    let host = host.to_owned();
-    let asked = tokio::task::spawn_blocking(move || ask_canonical_name(&host));
-    timeout(PATIENCE, asked).await.ok()?.ok()?
-}
-
-fn ask_canonical_name(host: &str) -> Option<String> {
-    let name = std::ffi::CString::new(host).ok()?;
-    // SAFETY: all-zero is a valid addrinfo of hints.
-    let mut hints: libc::addrinfo = unsafe { std::mem::zeroed() };
-    hints.ai_flags = libc::AI_CANONNAME;
-    hints.ai_socktype = libc::SOCK_STREAM;
-    let mut found = std::ptr::null_mut();
-    // SAFETY: name and hints live through the call, which fills in `found`.
-    let status =
-        unsafe { libc::getaddrinfo(name.as_ptr(), std::ptr::null(), &hints, &raw mut found) };
-    if status != 0 || found.is_null() {
-        return None;
-    }
-    // SAFETY: the list is ours until it is freed; a name in it is a C string.
-    let canonical = unsafe {
-        let first = &*found;
-        (!first.ai_canonname.is_null()).then(|| {
-            let name = std::ffi::CStr::from_ptr(first.ai_canonname);
-            name.to_string_lossy().into_owned()
-        })
-    };
-    // SAFETY: it came from getaddrinfo and is not used any more.
-    unsafe { libc::freeaddrinfo(found) };
-    canonical.map(|name| name.trim_end_matches('.').to_ascii_lowercase())
-}
-
 async fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, ResolveError> {
     let addresses: Vec<_> = match lookup_host((host, port)).await {
         Ok(addresses) => addresses.collect(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::device::{Device, DeviceKind};
+use super::region;
 
 /// How to find the server and how to talk to it. The names in code type are
 /// those of the mount options.
@@ -20,6 +21,9 @@ pub struct Settings {
     pub access_point: Option<String>,
     /// `region=`, of the file system.
     pub region: Option<String>,
+    /// `dns_suffix=`: what the names of mount targets end in, where it is not
+    /// what follows from the region.
+    pub dns_suffix: Option<String>,
     /// `az=`: the name of the zone whose mount target is wanted.
     pub zone: Option<String>,
     /// `mounttargetip=`
@@ -55,6 +59,7 @@ impl Default for Settings {
             iam: false,
             access_point: None,
             region: None,
+            dns_suffix: None,
             zone: None,
             mount_target: None,
             cross_account: false,
@@ -85,9 +90,24 @@ pub struct Unfit {
 
 impl Settings {
     /// Whether the connection is by TLS: as `tls` and `notls` say, else for
-    /// EFS file systems and not for other servers.
+    /// EFS file systems, what might be one, and not for other servers.
     pub fn uses_tls(&self, device: &Device) -> bool {
-        self.tls.unwrap_or_else(|| device.is_efs())
+        let in_doubt = matches!(device.kind, DeviceKind::Doubtful { .. });
+        self.tls.unwrap_or_else(|| device.is_efs() || in_doubt)
+    }
+
+    /// Whether credentials are looked for in the profiles of the AWS configuration
+    /// files, which may name a program to run. Without `iam` nothing is.
+    pub fn may_read_profiles(&self) -> bool {
+        self.iam && self.credentials_uri.is_none() && self.role.is_none()
+    }
+
+    /// What the names of mount targets of `region` end in.
+    pub fn suffix_of(&self, region: &str) -> String {
+        let given = self.dns_suffix.as_deref();
+        given
+            .unwrap_or_else(|| region::dns_suffix(region))
+            .to_owned()
     }
 
     /// Checks the options against the device.
@@ -101,6 +121,16 @@ impl Settings {
                 remedy: remedy.to_owned(),
             })
         };
+        if let (DeviceKind::Doubtful { why }, None) = (&device.kind, self.tls) {
+            let why = format!(
+                "{} looks like a file system of EFS and is none: {why}",
+                device.host
+            );
+            return unfit(
+                why,
+                "the id, fs-…, as the device; or -o tls or -o notls for a server of that name that is not EFS",
+            );
+        }
         let identity = match (&self.access_point, self.iam) {
             (Some(_), _) => Some("accesspoint="),
             (None, true) => Some("iam"),
@@ -114,11 +144,13 @@ impl Settings {
                     None => unfit(why, "add tls, or name the file system by its id, fs-…"),
                 };
             }
-            if device.kind == DeviceKind::Address {
+            if !device.is_efs() {
+                // A DNS alias of it will not do: who makes DNS answer would choose the
+                // file system that is trusted.
                 let why = format!("option {option} needs to know which file system is meant");
                 return unfit(
                     why,
-                    "fs-… as the device, with -o mounttargetip= for its address",
+                    "fs-… as the device, with -o mounttargetip= for its address if need be",
                 );
             }
         }
@@ -126,6 +158,7 @@ impl Settings {
             ("az=", self.zone.is_some()),
             ("mounttargetip=", self.mount_target.is_some()),
             ("crossaccount", self.cross_account),
+            ("dns_suffix=", self.dns_suffix.is_some()),
         ];
         if let Some((option, _)) = of_efs.iter().find(|(_, given)| *given)
             && !device.is_efs()
@@ -139,7 +172,26 @@ impl Settings {
                 &format!("leave out {option}, or name the file system by its id, fs-…"),
             );
         }
-        if let DeviceKind::EfsName { zone, region, .. } = &device.kind {
+        if let DeviceKind::EfsName {
+            zone,
+            region,
+            suffix,
+            ..
+        } = &device.kind
+        {
+            let expected = self.suffix_of(region);
+            if *suffix != expected {
+                let why = format!(
+                    "{} is no name of EFS: those of {region} end in {expected}, not in {suffix}",
+                    device.host
+                );
+                return unfit(
+                    why,
+                    &format!(
+                        "the id, fs-…, with -o region={region}; or -o dns_suffix={suffix} if that is where its names are"
+                    ),
+                );
+            }
             if let Some(wanted) = &self.region
                 && wanted != region
             {
@@ -163,6 +215,8 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn device(text: &str) -> Device {
@@ -177,6 +231,8 @@ mod tests {
         for (text, expected) in [
             ("fs-f223e6bb", true),
             (NAME, true),
+            ("fs-F223E6BB", true),
+            ("fs-backup", true),
             ("h", false),
             ("[::1]", false),
         ] {
@@ -191,7 +247,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_together_is_said_with_a_way_out() {
         type Change = fn(&mut Settings);
-        let cases: [(&str, Change, &str); 10] = [
+        let cases: [(&str, Change, &str); 13] = [
             (
                 "fs-f223e6bb",
                 |s| (s.iam, s.tls) = (true, Some(false)),
@@ -208,7 +264,22 @@ mod tests {
                 |s| (s.iam, s.tls) = (true, Some(true)),
                 "which file system",
             ),
+            (
+                "volumes.example",
+                |s| (s.iam, s.tls) = (true, Some(true)),
+                "which file system",
+            ),
             ("h", |s| s.zone = Some("a".to_owned()), "az= is for EFS"),
+            (
+                "h",
+                |s| s.dns_suffix = Some("a.b".to_owned()),
+                "dns_suffix= is for EFS",
+            ),
+            (
+                NAME,
+                |s| s.dns_suffix = Some("a.b".to_owned()),
+                "end in a.b, not in amazonaws.com",
+            ),
             ("h", |s| s.cross_account = true, "crossaccount is for EFS"),
             (
                 "h",
@@ -236,6 +307,111 @@ mod tests {
                     assert!(unfit.why.contains(because), "{unfit:?}");
                     assert!(!unfit.remedy.is_empty());
                 }
+            }
+        }
+    }
+
+    /// What the review mounted in plaintext, exit 0 and nothing on stderr.
+    const LOOKALIKES: [&str; 9] = [
+        "fs-0123abcd.efs.cn-north-1.amazonaws.com",
+        "fs-0123abcd.efs.mars-north-7.amazonaws.mars",
+        "fs-0123abcd.efs.us-east-1.api.aws",
+        "fs-0123abcd.efs.us-east-1.amazonaws.com.corp.example",
+        "us-east-1a.fs-0123abcd.efs.us-east-1.amazonaws.com.corp.example",
+        "fs-0123ABCDzz",
+        "fs-12",
+        "fs-backup",
+        "us-east-1a.FS-0123abcd.example",
+    ];
+
+    #[test]
+    fn what_looks_like_efs_and_is_none_is_an_error_that_names_the_doubt() {
+        for text in LOOKALIKES {
+            let device = device(text);
+            let settings = Settings::default();
+            assert!(settings.uses_tls(&device), "{text}");
+            match settings.check(&device) {
+                Ok(()) => panic!("{text} would be mounted"),
+                Err(unfit) => {
+                    assert!(unfit.why.contains(&device.host), "{unfit:?}");
+                    assert!(!unfit.remedy.is_empty());
+                }
+            }
+        }
+        // These are EFS, in a region that is not in the table and in upper case.
+        for text in ["fs-0123abcd.efs.cn-south-9.amazonaws.com.cn", "FS-0123ABCD"] {
+            let device = device(text);
+            let settings = Settings::default();
+            assert_eq!(settings.check(&device), Ok(()), "{text}");
+            assert!(settings.uses_tls(&device) && device.is_efs(), "{text}");
+        }
+    }
+
+    #[test]
+    fn somebodys_server_that_looks_like_efs_is_mounted_as_it_is_said() {
+        for (text, tls) in [("fs-backup", false), ("fs-1.example", true)] {
+            let settings = Settings {
+                tls: Some(tls),
+                ..Settings::default()
+            };
+            let device = device(text);
+            assert_eq!(settings.check(&device), Ok(()));
+            assert_eq!((settings.uses_tls(&device), device.is_efs()), (tls, false));
+        }
+    }
+
+    #[test]
+    fn a_suffix_that_is_given_is_the_one_that_counts() {
+        let text = "fs-0123abcd.efs.mars-north-7.amazonaws.mars";
+        let settings = Settings {
+            dns_suffix: Some("amazonaws.mars".to_owned()),
+            ..Settings::default()
+        };
+        assert_eq!(settings.check(&device(text)), Ok(()));
+        assert!(settings.uses_tls(&device(text)));
+    }
+
+    /// The label of a name: anything that DNS allows, `fs-` before some of it.
+    fn label(marked: bool) -> impl Strategy<Value = String> {
+        let rest = prop_oneof!["[0-9a-fA-F]{1,20}", "[a-zA-Z0-9_-]{0,12}"];
+        let mark = match marked {
+            true => prop_oneof!["fs-", "FS-", "Fs-", "fS-"].boxed(),
+            false => Just(String::new()).boxed(),
+        };
+        (mark, rest).prop_map(|(mark, rest)| format!("{mark}{rest}"))
+    }
+
+    fn lookalike() -> impl Strategy<Value = String> {
+        let tail = prop_oneof![
+            Just(String::new()),
+            Just(".efs.eu-west-1.amazonaws.com".to_owned()),
+            "(\\.[a-z0-9-]{1,8}){1,5}",
+            "\\.efs\\.[a-z]{2}-[a-z]{4,5}-[1-9](\\.[a-z]{2,9}){1,3}",
+        ];
+        let path = prop_oneof![Just(""), Just(":"), Just(":/dir"), Just(".:/")];
+        (prop::option::of(label(false)), label(true), tail, path).prop_map(
+            |(zone, name, tail, path)| {
+                let zone = zone.map(|zone| format!("{zone}.")).unwrap_or_default();
+                format!("{zone}{name}{tail}{path}")
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn no_name_with_a_label_of_efs_is_mounted_in_plaintext_unless_notls_is_written(
+            text in lookalike(),
+            region in prop::option::of("[a-z]{2}-[a-z]{4,5}-[1-9]"),
+            dns_suffix in prop::option::of("[a-z]{2,5}\\.[a-z]{2,3}"),
+            verify: bool,
+        ) {
+            let settings = Settings { region, dns_suffix, verify, ..Settings::default() };
+            if let Ok(device) = Device::parse(&text) {
+                prop_assert!(settings.uses_tls(&device), "{:?}", device);
+                let mountable = settings.check(&device).is_ok();
+                prop_assert!(device.is_efs() || !mountable, "{:?}", device);
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::device::{self, Device, DeviceKind};
+use super::device::{Device, DeviceKind};
 use super::imds::{Imds, Instance};
 use super::mount_targets::{self, Reason};
 use super::problem::Problem;
@@ -18,6 +18,8 @@ pub struct FileSystem {
     pub id: String,
     /// Its region.
     pub region: String,
+    /// What the names of its mount targets end in.
+    pub suffix: String,
 }
 
 /// What a mount connects to. Names in it are resolved at every connection.
@@ -50,7 +52,7 @@ pub struct Found {
 
 impl Target {
     /// Completes what the user wrote: the region by options, environment or
-    /// `imds`, the zone's id likewise, an alias by DNS.
+    /// `imds`, the zone's id likewise.
     ///
     /// # Errors
     /// Something is missing that nothing supplies.
@@ -85,52 +87,44 @@ impl Target {
                     )
                     .remedy("a region such as eu-west-1"));
                 }
-                let name = region::dns_name(fs_id, &region);
+                let suffix = settings.suffix_of(&region);
+                let name = region::dns_name(fs_id, &region, &suffix);
                 target.host = match (&settings.zone, settings.cross_account) {
                     (_, true) => format!("{}.{name}", zone_id(imds.instance().await)?),
                     (Some(zone), false) => format!("{zone}.{name}"),
                     (None, false) => name,
                 };
-                target.of_efs(fs_id, region);
+                target.of_efs(fs_id, region, suffix);
             }
             DeviceKind::EfsName {
                 zone,
                 fs_id,
                 region,
+                suffix,
             } => {
-                let name = region::dns_name(fs_id, region);
+                let name = region::dns_name(fs_id, region, suffix);
                 if settings.cross_account {
                     target.host = format!("{}.{name}", zone_id(imds.instance().await)?);
                 } else if let (None, Some(zone)) = (zone, &settings.zone) {
                     target.host = format!("{zone}.{name}");
                 }
                 target.zone = target.zone.or_else(|| zone.clone());
-                target.of_efs(fs_id, region.clone());
+                target.of_efs(fs_id, region.clone(), suffix.clone());
             }
-            DeviceKind::Host if settings.uses_tls(device) => {
-                let canonical = resolve::canonical_name(&device.host).await;
-                match canonical.as_deref().and_then(device::efs_name) {
-                    Some(DeviceKind::EfsName { fs_id, region, .. }) => {
-                        target.may_ask_api = false;
-                        target.of_efs(&fs_id, region);
-                    }
-                    _ if settings.iam || settings.access_point.is_some() => {
-                        return Err(Problem::not_an_alias(&device.host, canonical.as_deref()));
-                    }
-                    _ => {}
-                }
-            }
-            DeviceKind::Host | DeviceKind::Address => {}
+            // What the user wrote is what the certificate must name. A DNS alias
+            // (CNAME) decides nothing: who can answer it would choose who is believed.
+            DeviceKind::Doubtful { .. } | DeviceKind::Host | DeviceKind::Address => {}
         }
         Ok(target)
     }
 
     /// The certificate never names the zone.
-    fn of_efs(&mut self, fs_id: &str, region: String) {
-        self.tls_name = region::dns_name(fs_id, &region);
+    fn of_efs(&mut self, fs_id: &str, region: String, suffix: String) {
+        self.tls_name = region::dns_name(fs_id, &region, &suffix);
         self.file_system = Some(FileSystem {
             id: fs_id.to_owned(),
             region,
+            suffix,
         });
     }
 
@@ -191,21 +185,6 @@ fn zone_id(instance: Result<Instance, String>) -> Result<String, Problem> {
         Ok(Some(zone)) => Ok(zone),
         Ok(None) => Err(Problem::no_zone("instance metadata name none")),
         Err(why) => Err(Problem::no_zone(&why)),
-    }
-}
-
-impl Problem {
-    /// IAM or an access point is wanted of a name that is no alias of EFS.
-    fn not_an_alias(host: &str, canonical: Option<&str>) -> Self {
-        let why = match canonical {
-            Some(name) if name != host => {
-                format!("{host} is an alias of {name}, which is no EFS file system")
-            }
-            _ => format!("{host} does not lead to the name of an EFS file system"),
-        };
-        Self::new(super::problem::Step::Name, format_args!("resolving {host}"), why).remedy(
-            "let it be a CNAME of fs-….efs.REGION.amazonaws.com, or give the id, fs-…, with -o mounttargetip= if need be",
-        )
     }
 }
 
@@ -295,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_plain_host_may_have_tls_but_is_nobodys_file_system() -> Result<(), Problem> {
-        let mut settings = Settings {
+        let settings = Settings {
             tls: Some(true),
             ..Settings::default()
         };
@@ -304,9 +283,24 @@ mod tests {
             (target.tls_name.as_str(), target.file_system),
             ("localhost", None)
         );
-        settings.iam = true;
-        let why = found("localhost", &settings).await;
-        assert!(why.is_err_and(|problem| problem.remedy.is_some_and(|it| it.contains("CNAME"))));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn the_suffix_follows_from_the_region_unless_it_is_given() -> Result<(), Problem> {
+        let mut settings = Settings {
+            region: Some("cn-south-9".to_owned()),
+            ..Settings::default()
+        };
+        let target = found("FS-F223E6BB", &settings).await?;
+        let name = "fs-f223e6bb.efs.cn-south-9.amazonaws.com.cn";
+        assert_eq!(
+            (target.host.as_str(), target.tls_name.as_str()),
+            (name, name)
+        );
+        settings.dns_suffix = Some("efs.example".to_owned());
+        let target = found("fs-f223e6bb", &settings).await?;
+        assert_eq!(target.tls_name, "fs-f223e6bb.efs.cn-south-9.efs.example");
         Ok(())
     }
 

@@ -4,6 +4,17 @@
 //! TLS is there from the first byte, on the same port that plain NFS has.
 //! Sessions are never resumed: a resumed one would not show a renewed client
 //! certificate. TLS 1.2 is the least.
+//!
+//! | server | believed issuers | verified name |
+//! |---|---|---|
+//! | EFS | Amazon Root CA 1 to 4, built in; the system's in partitions of AWS that have others ([`super::region::issuers`]) | `fs-ID.efs.REGION.SUFFIX`, of the device and the options |
+//! | another | the system's | the host of the device, as it is written |
+//! | any, with `cafile=` | those of the file, and no others | as above |
+//!
+//! `roots/amazon.pem` has the four roots that the official client ships
+//! (`efs-utils.crt`), as Amazon Trust Services publishes them; a test holds their
+//! fingerprints. What is said when TLS with EFS fails never recommends `notls`: who
+//! can make the handshake fail could then read along.
 
 use std::io;
 use std::path::Path;
@@ -32,7 +43,9 @@ use tokio_rustls::client::TlsStream;
 use super::clock::Utc;
 use super::identity::Identity;
 use super::problem::{Problem, Step};
+use super::region::{self, Issuers};
 use super::settings::Settings;
+use super::target::Target;
 use crate::quoting;
 use crate::telemetry::log;
 
@@ -48,6 +61,8 @@ pub(super) struct Tls {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
     certificate: Arc<ClientCertificate>,
+    /// The server is EFS.
+    efs: bool,
 }
 
 /// What a handshake came to.
@@ -77,16 +92,17 @@ impl Agreed {
 }
 
 impl Tls {
-    /// For a server whose certificate must have `name` (or be for that
+    /// For a server whose certificate must have the name of `target` (or be for that
     /// address), showing it the certificates of `identity`.
     ///
     /// # Errors
     /// There is nobody to believe: the CA file cannot be used.
     pub(super) fn new(
-        name: &str,
+        target: &Target,
         settings: &Settings,
         identity: Option<Arc<Identity>>,
     ) -> Result<Self, Problem> {
+        let name = target.tls_name.as_str();
         let failed = |why: &dyn std::fmt::Display| {
             Problem::new(Step::Tls, format_args!("setting up TLS for {name}"), why)
         };
@@ -95,7 +111,7 @@ impl Tls {
         let name = ServerName::try_from(bare.to_owned()).map_err(|why| failed(&why))?;
         let provider = Arc::new(provider(settings.fips));
         let verifier: Arc<dyn ServerCertVerifier> = if settings.verify {
-            let roots = roots(settings.ca_file.as_deref())?;
+            let roots = roots(settings.ca_file.as_deref(), issuers_of(target))?;
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
                 .build()
                 .map_err(|why| failed(&why))?
@@ -117,7 +133,19 @@ impl Tls {
             config: Arc::new(config),
             name,
             certificate,
+            efs: target.file_system.is_some(),
         })
+    }
+
+    /// What to try where the peer may not be a TLS server at all.
+    fn no_tls(&self, check: &str) -> String {
+        match self.efs {
+            true => format!(
+                "{check}, that this is a mount target of the file system and that nothing between here and it \
+                 ends connections; EFS speaks TLS"
+            ),
+            false => format!("{check}, or -o notls for an unencrypted connection"),
+        }
     }
 
     /// Shakes hands on a fresh connection to `peer`.
@@ -137,9 +165,8 @@ impl Tls {
             Ok(Err(why)) => return Err(self.problem(&why, peer)),
             Err(_) => {
                 let why = format!("no answer within {} s", PATIENCE.as_secs());
-                return Err(Problem::new(Step::Tls, what(peer), why).remedy(
-                    "check that the server speaks TLS, or -o notls if that is acceptable",
-                ));
+                let remedy = self.no_tls("check the network on the way");
+                return Err(Problem::new(Step::Tls, what(peer), why).remedy(remedy));
             }
         };
         let (_, session) = stream.get_ref();
@@ -182,7 +209,13 @@ impl Tls {
             Some(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => problem(format!("the certificate of the server is not for {name}")).remedy(
-                "check that this address is a mount target of this file system, and the region",
+                match self.efs {
+                    true => "check that this address is a mount target of this file system, and the region",
+                    false => {
+                        "check that this is the server that you mean; a file system of EFS is named by its id, fs-…, \
+                         not by a DNS alias"
+                    }
+                },
             ),
             Some(Error::InvalidCertificate(
                 CertificateError::Expired
@@ -196,9 +229,8 @@ impl Tls {
             .remedy("set the clock (timedatectl, chronyc tracking)"),
             Some(Error::AlertReceived(alert)) => refused(peer, *alert),
             Some(Error::InvalidMessage(_)) => {
-                problem("what listens there does not speak TLS".to_owned()).remedy(
-                    "check host and -o port=, or -o notls for an unencrypted connection",
-                )
+                problem("what listens there does not speak TLS".to_owned())
+                    .remedy(self.no_tls("check host and -o port="))
             }
             Some(other) => problem(other.to_string()),
             None => problem(match error.kind() {
@@ -207,7 +239,7 @@ impl Tls {
                 }
                 _ => error.to_string(),
             })
-            .remedy("check that the server speaks TLS there, or -o notls for an unencrypted connection"),
+            .remedy(self.no_tls("check the network on the way")),
         }
     }
 }
@@ -271,17 +303,34 @@ fn provider(fips: bool) -> CryptoProvider {
     provider
 }
 
-/// The issuers to believe: those of `file` only, or Amazon's and the system's.
-fn roots(file: Option<&Path>) -> Result<RootCertStore, Problem> {
+/// Whose certificates are believed of `target`, without `cafile=`.
+fn issuers_of(target: &Target) -> Issuers {
+    let file_system = target.file_system.as_ref();
+    file_system.map_or(Issuers::System, |of| region::issuers(&of.suffix))
+}
+
+/// The issuers to believe: those of `file` only, else `issuers`.
+fn roots(file: Option<&Path>, issuers: Issuers) -> Result<RootCertStore, Problem> {
     let mut roots = RootCertStore::empty();
     let Some(file) = file else {
-        roots.add_parsable_certificates(certificates(AMAZON));
+        if issuers == Issuers::Amazon {
+            roots.add_parsable_certificates(certificates(AMAZON));
+            return Ok(roots);
+        }
         let system = rustls_native_certs::load_native_certs();
         for why in &system.errors {
             tracing::debug!("certificates of the system: {why}");
         }
         roots.add_parsable_certificates(system.certs);
-        return Ok(roots);
+        return match roots.is_empty() {
+            true => Err(Problem::new(
+                Step::Tls,
+                "reading the CA certificates of this machine",
+                "there are none",
+            )
+            .remedy("install ca-certificates, or -o cafile=FILE")),
+            false => Ok(roots),
+        };
     };
     let failed = |why: &dyn std::fmt::Display| {
         Problem::new(
@@ -289,7 +338,7 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, Problem> {
             format_args!("reading the CA file {}", quoting::path(file)),
             why,
         )
-        .remedy("a file of PEM certificates as -o cafile=, or leave it out: Amazon's are built in")
+        .remedy("a file of PEM certificates as -o cafile=; or leave it out for EFS: Amazon's are built in")
     };
     let text = std::fs::read(file).map_err(|why| failed(&why))?;
     let (added, _) = roots.add_parsable_certificates(certificates(&text));
@@ -453,10 +502,10 @@ mod tests {
 
     #[test]
     fn a_ca_file_that_cannot_be_used_is_named() -> io::Result<()> {
-        let missing = roots(Some(Path::new("/nonexistent/ca.pem")));
+        let missing = roots(Some(Path::new("/nonexistent/ca.pem")), Issuers::Amazon);
         assert!(missing.is_err_and(|why| why.what.contains("/nonexistent/ca.pem")));
         let file = tempfile::NamedTempFile::new()?;
-        let empty = roots(Some(file.path()));
+        let empty = roots(Some(file.path()), Issuers::Amazon);
         assert!(empty.is_err_and(|why| why.why.contains("no certificate")));
         Ok(())
     }
@@ -475,6 +524,22 @@ mod tests {
         );
     }
 
+    fn target(name: &str, file_system: Option<&str>) -> Target {
+        Target {
+            host: name.to_owned(),
+            port: 2049,
+            address: None,
+            file_system: file_system.map(|suffix| super::super::target::FileSystem {
+                id: "fs-0123abcd".to_owned(),
+                region: "eu-west-1".to_owned(),
+                suffix: suffix.to_owned(),
+            }),
+            tls_name: name.to_owned(),
+            zone: None,
+            may_ask_api: false,
+        }
+    }
+
     #[test]
     fn every_kind_of_name_can_be_checked() -> Result<(), Problem> {
         for name in [
@@ -483,8 +548,81 @@ mod tests {
             "::1",
             "fe80::1%lo",
         ] {
-            Tls::new(name, &Settings::default(), None)?;
+            Tls::new(
+                &target(name, Some("amazonaws.com")),
+                &Settings::default(),
+                None,
+            )?;
         }
+        Ok(())
+    }
+
+    #[test]
+    fn efs_is_believed_on_the_word_of_amazons_roots_only() -> Result<(), Problem> {
+        let of = |suffix| issuers_of(&target("x", suffix));
+        assert_eq!(of(Some("amazonaws.com")), Issuers::Amazon);
+        assert_eq!(of(Some("amazonaws.com.cn")), Issuers::Amazon);
+        assert_eq!(of(Some("c2s.ic.gov")), Issuers::System);
+        assert_eq!(of(None), Issuers::System);
+        assert_eq!(roots(None, Issuers::Amazon)?.len(), 4);
+        Ok(())
+    }
+
+    /// As Amazon Trust Services and the official client publish them.
+    #[test]
+    fn the_built_in_roots_are_amazons() {
+        use sha2::{Digest, Sha256};
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let found: Vec<String> = certificates(AMAZON)
+            .iter()
+            .map(|root| hex(Sha256::digest(root).as_slice()))
+            .collect();
+        assert_eq!(found, FINGERPRINTS);
+    }
+
+    const FINGERPRINTS: [&str; 4] = [
+        "8ecde6884f3d87b1125ba31ac3fcb13d7016de7f57cc904fe1cb97c6ae98196e",
+        "1ba5b2aa8c65401a82960118f80bec4f62304d83cec4713a19c39c011ea46db4",
+        "18ce6cfe7bf14e60b2e347b8dfe868cb31d02ebb3ada271569f50343b46db3a4",
+        "e35d28419ed02025cfa69038cd623962458da5c695fbdea3c22b0bfb25897092",
+    ];
+
+    #[test]
+    fn what_is_said_when_tls_with_efs_fails_never_recommends_notls() -> Result<(), Problem> {
+        let errors = || {
+            [
+                io::Error::from(io::ErrorKind::UnexpectedEof),
+                io::Error::from(io::ErrorKind::ConnectionReset),
+                io::Error::other("x"),
+                io::Error::other(Error::InvalidMessage(
+                    rustls::InvalidMessage::InvalidContentType,
+                )),
+                io::Error::other(Error::InvalidCertificate(CertificateError::UnknownIssuer)),
+                io::Error::other(Error::InvalidCertificate(CertificateError::NotValidForName)),
+                io::Error::other(Error::InvalidCertificate(CertificateError::Expired)),
+                io::Error::other(Error::InvalidCertificate(CertificateError::BadEncoding)),
+                io::Error::other(Error::AlertReceived(AlertDescription::HandshakeFailure)),
+                io::Error::other(Error::AlertReceived(AlertDescription::AccessDenied)),
+            ]
+        };
+        let efs = Tls::new(
+            &target("x.y", Some("amazonaws.com")),
+            &Settings::default(),
+            None,
+        )?;
+        for error in errors() {
+            let problem = efs.problem(&error, "peer:2049");
+            assert!(!format!("{problem:?}").contains("notls"), "{problem:?}");
+        }
+        assert!(!efs.no_tls("").contains("notls"));
+        let settings = Settings {
+            verify: false,
+            ..Settings::default()
+        };
+        let other = Tls::new(&target("x.y", None), &settings, None)?;
+        let [hung_up, ..] = errors();
+        let problem = other.problem(&hung_up, "peer:2049");
+        assert!(format!("{problem:?}").contains("notls"), "{problem:?}");
         Ok(())
     }
 }

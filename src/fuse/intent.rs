@@ -35,7 +35,7 @@
 //! taken for such: what is known is the answer, as old as it may be believed.
 //!
 //! Reading needs the rights of ptrace(2) over the caller: CAP_SYS_PTRACE, in effect for
-//! the two reads alone ([`privilege::raised`]); without it nothing is known, and names are
+//! the two reads alone ([`privilege::tracing_callers`]); without it nothing is known, and names are
 //! asked for. What is read is five pages of memory at most, and of it nothing but a path
 //! is looked at. It may fault pages in, so it runs on a thread that may wait,
 //! [`AT_ONCE`] at a time; who finds no place asks the server.
@@ -309,7 +309,7 @@ fn line_of(tid: u32) -> Option<String> {
 
 /// Looks at the call of thread `tid`, which `judge` knows what to make of.
 fn look<T>(tid: u32, judge: impl FnOnce(&Syscall) -> Option<T>) -> Option<T> {
-    privilege::raised(|| judge(&Syscall::parse(&line_of(tid)?)?))
+    privilege::tracing_callers(|| judge(&Syscall::parse(&line_of(tid)?)?))
 }
 
 /// Whether thread `tid` may be in a call that fails if a name is there. No memory of the
@@ -318,7 +318,7 @@ pub(super) fn glance(tid: u32) -> Glance {
     if tid == 0 {
         return Glance::Finds;
     }
-    let refusal = privilege::raised(|| line_of(tid)).map(|line| refusal_of(&line));
+    let refusal = privilege::tracing_callers(|| line_of(tid)).map(|line| refusal_of(&line));
     match refusal {
         None | Some(Refusal::Never) => Glance::Finds,
         Some(Refusal::Always(_) | Refusal::Unknown) => Glance::MayRefuse,
@@ -328,7 +328,7 @@ pub(super) fn glance(tid: u32) -> Glance {
 /// Whether thread `tid` may want attributes that the server has now, as
 /// [`Intents::forces`], at the first glance.
 pub(super) fn may_force(tid: u32) -> bool {
-    tid != 0 && privilege::raised(|| line_of(tid)).is_some_and(|text| forces(&text))
+    tid != 0 && privilege::tracing_callers(|| line_of(tid)).is_some_and(|text| forces(&text))
 }
 
 /// What a line of proc says. A thread that is about to sleep may still be seen running.
@@ -413,7 +413,8 @@ impl Intents {
             return true;
         };
         let name = name.to_vec();
-        let looked = tokio::task::spawn_blocking(move || privilege::raised(|| refuses(tid, &name)));
+        let looked =
+            tokio::task::spawn_blocking(move || privilege::tracing_callers(|| refuses(tid, &name)));
         looked.await.is_ok_and(|refuses| refuses.is_some())
     }
 
@@ -427,7 +428,7 @@ impl Intents {
             return false;
         };
         let looked = tokio::task::spawn_blocking(move || {
-            privilege::raised(|| line_of(tid)).is_some_and(|text| forces(&text))
+            privilege::tracing_callers(|| line_of(tid)).is_some_and(|text| forces(&text))
         });
         looked.await.unwrap_or(false)
     }

@@ -41,7 +41,7 @@ pub(super) struct Place {
 impl Place {
     /// The place of the FUSE mount that was just made at `mountpoint`.
     pub(super) fn find(mountpoint: PathBuf) -> Self {
-        let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let table = mount_table().unwrap_or_default();
         let device = fuse_devices_at(&table, &mountpoint).pop().flatten();
         Self {
             mountpoint,
@@ -59,10 +59,11 @@ impl Place {
     /// megabytes. The setting goes with the mount.
     pub(super) fn set_read_ahead(&self, kib: u32) {
         let set = match &self.device {
-            Some(device) => fs::write(
-                format!("/sys/class/bdi/{device}/read_ahead_kb"),
-                kib.to_string(),
-            ),
+            Some(device) => {
+                let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
+                // A service may see /sys read-only; where it mounts it is not.
+                privilege::mounting(|| fs::write(setting, kib.to_string()))
+            }
             None => Err(io::ErrorKind::NotFound.into()),
         };
         if let Err(error) = set {
@@ -104,7 +105,7 @@ impl Place {
             // Where it cannot be done, the end of this process does the same: as soon
             // as none of its threads waits in the kernel for an answer of its own.
             let abort = format!("/sys/fs/fuse/connections/{connection}/abort");
-            let _ = privilege::raised(|| fs::write(abort, "1"));
+            let _ = privilege::mounting(|| fs::write(abort, "1"));
         }
     }
 
@@ -140,7 +141,7 @@ impl Place {
             return false;
         };
         let mut answer = std::mem::MaybeUninit::uninit();
-        privilege::raised(|| {
+        privilege::mounting(|| {
             // SAFETY: `path` is a C string and `answer` has room for the answer;
             // both live through the call.
             let failed = unsafe { libc::statfs(path.as_ptr(), answer.as_mut_ptr()) } != 0;
@@ -150,7 +151,7 @@ impl Place {
 
     fn umount2(&self, flags: i32) -> io::Result<()> {
         let path = CString::new(self.mountpoint.as_os_str().as_bytes())?;
-        privilege::raised(|| {
+        privilege::mounting(|| {
             // SAFETY: `path` is a C string that lives through the call.
             match unsafe { libc::umount2(path.as_ptr(), libc::UMOUNT_NOFOLLOW | flags) } {
                 0 => Ok(()),
@@ -163,7 +164,7 @@ impl Place {
         let Some(device) = &self.device else {
             return Ok(Seen::OnTop);
         };
-        let table = fs::read("/proc/self/mountinfo")?;
+        let table = mount_table()?;
         let stack = fuse_devices_at(&table, &self.mountpoint);
         let ours = |found: &Option<String>| found.as_ref() == Some(device);
         Ok(if stack.last().is_some_and(ours) {
@@ -201,6 +202,11 @@ enum Seen {
     Covered,
     /// Something else; the mount is not there.
     Gone,
+}
+
+/// mountinfo of the namespace that is mounted in.
+fn mount_table() -> io::Result<Vec<u8>> {
+    privilege::mounting(|| fs::read("/proc/thread-self/mountinfo"))
 }
 
 /// `major:minor` of each mount at `mountpoint`, the topmost last, from the

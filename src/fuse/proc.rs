@@ -120,7 +120,7 @@ pub(super) fn lock_call(tid: u32) -> Option<LockCall> {
     }
     let path = format!("/proc/{tid}/syscall");
     while Instant::now() < until {
-        let text = privilege::raised(|| fs::read_to_string(&path)).ok()?;
+        let text = privilege::tracing_callers(|| fs::read_to_string(&path)).ok()?;
         if !text.starts_with("running") {
             return parse_call(&text);
         }

@@ -134,7 +134,7 @@ pub fn start(
 ) -> io::Result<Running> {
     let (prober, tasks) = (adapter.prober(), adapter.tasks());
     // No thread is started within: fuser's begin with `spawn`.
-    let session = privilege::raised(|| mounted(adapter, mountpoint, options.config()))?;
+    let session = privilege::mounting(|| mounted(adapter, mountpoint, options.config()))?;
     let place = Place::find(mountpoint.to_owned());
     notify.connect(session.notifier(), tasks)?;
     let serving = session.spawn().inspect_err(|_| notify.close())?;
@@ -239,7 +239,7 @@ impl Running {
     /// # Errors
     /// The mount is gone or dead.
     pub fn probe(&self) -> io::Result<()> {
-        privilege::raised(|| self.prober.probe(self.place.mountpoint()))
+        privilege::mounting(|| self.prober.probe(self.place.mountpoint()))
     }
 
     /// Ends the mount for who uses it and leaves it there: ENOTCONN for everything, until

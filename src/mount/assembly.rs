@@ -29,7 +29,7 @@ use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions,
 use crate::nfs::proto::ops::Op;
 use crate::nfs::proto::status::Status;
 use crate::nfs::{Client, ClientConfig, ConnectError, NfsError};
-use crate::privilege;
+use crate::privilege::{self, syscalls};
 use crate::quoting;
 use crate::rpc::auth::Credential;
 use crate::rpc::{Channel, RpcError, Tolerance};
@@ -163,6 +163,11 @@ async fn serve(
     if let Err(why) = &published {
         tracing::warn!("stats and status will not find this mount: {why}");
     }
+    if let Err(why) = syscalls::settle() {
+        tracing::warn!(%why, "mounting is not given up");
+    }
+    #[cfg(debug_assertions)]
+    syscalls::tell();
     ready.ready();
     tracing::info!(
         "{} is mounted on {}",
@@ -530,7 +535,7 @@ fn serve_metrics(
 ) -> Option<serve::Endpoint> {
     let registry = Registry::of_user();
     let is_ours = |path: &Path, socket: &_| registry.has_claimed(path, socket);
-    match privilege::raised(|| serve::bind(address, is_ours)) {
+    match privilege::binding(|| serve::bind(address, is_ours)) {
         Ok(bound) => {
             if let Some((path, socket)) = bound.socket()
                 && let Err(why) = registry.claim(path, socket)

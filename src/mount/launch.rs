@@ -13,8 +13,10 @@ use super::options::MountOptions;
 use super::registry::Registry;
 use super::secrecy;
 use crate::efs::{Device, Settings};
-use crate::privilege;
+use crate::privilege::syscalls::{self, Programs};
+use crate::privilege::{self, Reduced};
 use crate::quoting;
+use crate::telemetry::serve::Address;
 use crate::telemetry::{Metrics, log};
 
 /// Everything the assembly has to know.
@@ -30,6 +32,8 @@ pub struct MountRequest {
     pub written: Vec<String>,
     /// Stay in the foreground (`--foreground`).
     pub foreground: bool,
+    /// Mount in this namespace (`--mount-namespace`), in the foreground.
+    pub mount_namespace: Option<PathBuf>,
 }
 
 /// Checks this machine and mounts. In the foreground it returns when the mount
@@ -39,7 +43,13 @@ pub struct MountRequest {
 /// # Errors
 /// The one line that the user sees.
 pub fn mount(mut request: MountRequest, warn: impl Fn(&str)) -> Result<(), MountError> {
-    let place = checks::prepare(&request.mountpoint, &Registry::of_user())?;
+    if let Some(namespace) = &request.mount_namespace {
+        privilege::keep(Some(namespace)).map_err(|why| {
+            let what = format!("entering the mount namespace {}", namespace.display());
+            MountError::system(what, why).remedy("a path such as /proc/1/ns/mnt, as root")
+        })?;
+    }
+    let place = privilege::mounting(|| checks::prepare(&request.mountpoint, &Registry::of_user()))?;
     place.warnings.iter().for_each(|warning| warn(warning));
     checks::fuse_device()?;
     let Place {
@@ -106,9 +116,7 @@ fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError>
     })?;
     confine(&request.device, &request.options.server)?;
     // Before the first thread, which all others would inherit from.
-    if let Err(why) = privilege::reduce() {
-        tracing::warn!(%why, "running with more privileges than needed");
-    }
+    give_up_privileges(&request.options);
     announcer
         .watch_parent()
         .map_err(|why| MountError::system("starting a thread", why))?;
@@ -135,4 +143,31 @@ fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError>
     });
     runtime.shutdown_background();
     outcome
+}
+
+/// Gives up what a daemon with these options never needs. Where the kernel does not
+/// take it, the mount goes on: it was mounted so before there was a way to.
+fn give_up_privileges(options: &MountOptions) {
+    let low =
+        |address: &Address| matches!(address, Address::Tcp(at) if (1..1024).contains(&at.port()));
+    let needs = privilege::Needs {
+        low_port: options.metrics.as_ref().is_some_and(low),
+    };
+    if let Err(why) = privilege::keep(None) {
+        return tracing::warn!(%why, "running with more privileges than needed");
+    }
+    let may_mount = match privilege::reduce(needs) {
+        Ok(Reduced::Nothing) => return,
+        Ok(Reduced::Capabilities { may_mount }) => may_mount,
+        Err(why) => return tracing::warn!(%why, "running with more privileges than needed"),
+    };
+    // A profile may name a program that knows the credentials, and only a profile.
+    // Who may not mount has fusermount3 do it.
+    let programs = match options.server.may_read_profiles() || !may_mount {
+        true => Programs::Some,
+        false => Programs::None,
+    };
+    if let Err(why) = syscalls::begin(programs) {
+        tracing::warn!(%why, "running without a filter of system calls");
+    }
 }

@@ -1,4 +1,4 @@
-//! `/proc/self/mountinfo` (proc_pid_mountinfo(5)): what is mounted where.
+//! `/proc/thread-self/mountinfo` (proc_pid_mountinfo(5)): what is mounted where.
 //!
 //! The kernel's own list, read without touching any mount: asking a mount
 //! itself would hang when its server does.
@@ -62,7 +62,8 @@ impl MountTable {
     /// # Errors
     /// `/proc` is not there.
     pub fn read() -> io::Result<Self> {
-        Ok(Self::parse(&fs::read("/proc/self/mountinfo")?))
+        // Of this thread, which may mount in another namespace than its process is in.
+        Ok(Self::parse(&fs::read("/proc/thread-self/mountinfo")?))
     }
 
     fn parse(text: &[u8]) -> Self {

@@ -5,6 +5,8 @@ mod connections;
 mod doctor;
 mod errors;
 mod identity;
+mod plaintext;
+mod programs;
 mod renewal;
 mod secrets;
 mod whole;

@@ -3,6 +3,7 @@
 
 mod files;
 mod helper;
+mod namespace;
 mod observe;
 mod privileges;
 mod trees;

@@ -9,10 +9,20 @@ use crate::fixtures::mount::{COMMAND_LIMIT, MountRequest, Mountpoint, umount_com
 use crate::fixtures::process::{eventually, run};
 use crate::fixtures::sys;
 
-/// CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SYS_ADMIN; and CAP_SYS_PTRACE,
-/// which is in effect where /proc hides processes.
-const KEPT: u64 = 1 << 2 | 1 << 10 | 1 << 21;
+/// Of the thread that mounts: CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN.
+const MOUNTS: u64 = 1 << 2 | 1 << 21;
+/// Of the others: CAP_DAC_READ_SEARCH, and CAP_SYS_PTRACE, which is in effect where /proc
+/// hides processes.
+const LOOKS: u64 = 1 << 2 | PTRACE;
 const PTRACE: u64 = 1 << 19;
+const NET_BIND: u64 = 1 << 10;
+
+/// The status of each thread of a process.
+fn threads(pid: i32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
+    let status = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("status")).ok();
+    threads.flatten().filter_map(status).collect()
+}
 
 fn field(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -24,22 +34,88 @@ fn field(status: &str, name: &str) -> u64 {
 fn no_thread_of_the_daemon_has_a_capability_in_effect() {
     let world = World::new();
     fs::write(world.path("file"), "x").expect("write");
-    let pid = world.mount.pid();
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
-    let mut seen = 0;
-    for thread in threads.flatten() {
-        let Ok(status) = fs::read_to_string(thread.path().join("status")) else {
-            continue;
-        };
-        seen += 1;
-        assert_eq!(field(&status, "CapEff") & !PTRACE, 0, "{status}");
+    let threads = threads(world.mount.pid());
+    let mut keepers = 0;
+    for status in &threads {
+        assert_eq!(field(status, "CapEff") & !PTRACE, 0, "{status}");
+        // One thread keeps what mounting takes, the others look at callers.
+        let keeper = status.starts_with("Name:\tefs-fuse-mount");
+        keepers += usize::from(keeper);
+        let kept = if keeper { MOUNTS } else { LOOKS };
         for set in ["CapPrm", "CapBnd"] {
-            assert_eq!(field(&status, set) & !(KEPT | PTRACE), 0, "{set}: {status}");
+            assert_eq!(field(status, set) & !kept, 0, "{set}: {status}");
         }
-        assert_eq!(field(&status, "CapInh"), 0, "{status}");
-        assert_eq!(field(&status, "NoNewPrivs"), 1, "{status}");
+        for set in ["CapInh", "CapAmb"] {
+            assert_eq!(field(status, set), 0, "{set}: {status}");
+        }
+        assert_eq!(field(status, "NoNewPrivs"), 1, "{status}");
     }
-    assert!(seen > 3, "{seen} threads");
+    assert!(threads.len() > 3, "{} threads", threads.len());
+    assert_eq!(keepers, 1);
+}
+
+#[test]
+fn a_low_port_is_permitted_only_where_metrics_are_served_on_one() {
+    let world = World::new();
+    let permitted = |option: &str| {
+        let mount = MountRequest::of(&world.server).option(option).mount();
+        let status = fs::read_to_string(format!("/proc/{}/status", mount.pid()));
+        let permitted = field(&status.expect("status"), "CapPrm");
+        mount.unmount();
+        permitted & NET_BIND
+    };
+    assert_eq!(permitted("metrics=127.0.0.1:0"), 0);
+    assert_eq!(permitted("metrics=127.0.0.1:9"), NET_BIND);
+    assert_eq!(
+        permitted(&format!("metrics={}", crate::fixtures::port::closed())),
+        0
+    );
+}
+
+#[test]
+fn every_thread_has_the_filter_and_what_a_daemon_never_does_is_denied_to_it() {
+    let world = World::new();
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let log = dir.path().join("log");
+    let mount = MountRequest::of(&world.server)
+        .option(&format!("log={}", log.display()))
+        .env("EFS_FUSE_TEST_SYSCALLS", "1")
+        .mount();
+    fs::write(mount.join("file"), "x").expect("write");
+    for status in threads(mount.pid()) {
+        assert_eq!(field(&status, "Seccomp"), 2, "{status}");
+    }
+    let said = fs::read_to_string(&log).expect("log");
+    let answer = |call: &str| {
+        let words = format!("test: {call} answers ");
+        let rest = said.split_once(&words).map(|(_, rest)| rest);
+        let number = rest.and_then(|rest| rest.lines().next()?.trim().parse::<i32>().ok());
+        number.unwrap_or_else(|| panic!("{call} is not in {said}"))
+    };
+    for denied in [
+        "mount",
+        "fsopen",
+        "open_tree",
+        "move_mount",
+        "setns",
+        "unshare",
+        "clone",
+        "ptrace",
+        "process_vm_writev",
+        "open_by_handle_at",
+        "bpf",
+        "keyctl",
+        "io_uring_setup",
+        "mknodat",
+        "setuid",
+        "execve",
+    ] {
+        assert_eq!(answer(denied), libc::EPERM, "{denied}");
+    }
+    assert_eq!(answer("clone3"), libc::ENOSYS);
+    // What it does at its end.
+    assert_eq!(answer("umount2"), libc::EFAULT);
+    mount.unmount();
 }
 
 #[test]
