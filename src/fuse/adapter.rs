@@ -262,7 +262,10 @@ impl Filesystem for Adapter {
         }
         let at = (parent.0, name.as_bytes());
         let standing = self.vfs.standing(at.0, at.1);
-        let cached = attempt(|| lookup::cached(&self.vfs, &self.reopens, call.tid, at, standing));
+        let cached = attempt(|| {
+            let may = self.vfs.may_search(|| self.who(req), parent.0);
+            may.then(|| lookup::cached(&self.vfs, &self.reopens, call.tid, at, standing))?
+        });
         if let Some(found) = cached {
             let ok = found.is_ok();
             match found {

@@ -80,6 +80,7 @@ impl Asker {
             ttl: Duration::ZERO,
         };
         let vfs = &self.vfs;
+        vfs.search(cred, parent).await?;
         let known_will_do = match standing {
             Standing::Believed(FileKind::Directory) => false,
             // RENAME says what it replaces, and whether it may.

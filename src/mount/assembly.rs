@@ -132,6 +132,7 @@ async fn serve(
             NameCache::Positive | NameCache::None => MissingNames::None,
         },
         max_inodes: options.cache_inodes,
+        asks_who_searches: !options.default_permissions,
     };
     let vfs = Vfs::new(Arc::clone(client), config, sent, Arc::clone(metrics));
     let notify = Notify::new();

@@ -4,7 +4,8 @@
 //! (`nodefault_permissions`, access points). An answer is good for the same user
 //! as long as the object's attributes are believed and its time of change is the
 //! one that came with the answer: chmod, chown and a new ACL move that, wherever
-//! they are done. Owned by the cache's own locks; nothing else is locked with it.
+//! they are done. By what may be searched names are answered from the caches
+//! ([`Vfs::may_search`]). Owned by the cache's own locks; nothing else is locked with it.
 
 use std::sync::Arc;
 
@@ -110,6 +111,52 @@ impl Vfs {
         }
     }
 
+    /// Whether names in this directory may be answered to this user from what is known.
+    pub fn may_search(&self, who: impl FnOnce() -> Arc<Credential>, dir: Ino) -> bool {
+        if !self.config.asks_who_searches {
+            return true;
+        }
+        let Some(inode) = self.inodes.get(dir) else {
+            return false;
+        };
+        let question = Question {
+            ino: dir,
+            generation: inode.generation,
+            who: who(),
+        };
+        let known = self.access.0.get(&question);
+        known.is_some_and(|known| {
+            believed_at(&inode) == Some(known.ctime) && known.granted & ops::CAN_LOOKUP != 0
+        })
+    }
+
+    /// Asks whether this user may search the directory, if that is not known and the
+    /// kernel does not look.
+    ///
+    /// # Errors
+    /// EACCES, and whatever the server answers.
+    pub async fn search(self: &Arc<Self>, cred: &Arc<Credential>, dir: Ino) -> Result<(), Errno> {
+        match self.config.asks_who_searches {
+            true => self.access(cred, dir, libc::X_OK as u32).await,
+            false => Ok(()),
+        }
+    }
+
+    /// The same of listing it: what it holds is known to who has asked before.
+    ///
+    /// # Errors
+    /// EACCES, and whatever the server answers.
+    pub(super) async fn list(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: Ino,
+    ) -> Result<(), Errno> {
+        match self.config.asks_who_searches {
+            true => self.access(cred, dir, libc::R_OK as u32).await,
+            false => Ok(()),
+        }
+    }
+
     async fn ask_access(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -118,6 +165,11 @@ impl Vfs {
         known: Option<Answer>,
         wanted: u32,
     ) -> Result<u32, Errno> {
+        // Who is asked about a directory for one of these is asked for the other next.
+        let wanted = match inode.kind {
+            FileKind::Directory => wanted | ops::CAN_READ | ops::CAN_LOOKUP,
+            _ => wanted,
+        };
         let sent = Instant::now();
         let (granted, attrs) = self
             .client

@@ -154,6 +154,7 @@ impl Vfs {
         if dir.kind != FileKind::Directory {
             return Err(Errno(libc::ENOTDIR));
         }
+        self.list(cred, ino).await?;
         let handle = Arc::new(DirHandle {
             dir: Arc::clone(&dir),
             cred: Arc::clone(cred),

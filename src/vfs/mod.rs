@@ -120,6 +120,9 @@ pub struct VfsConfig {
     pub missing_names: types::MissingNames,
     /// Inodes that the kernel may hold before it is asked to forget some.
     pub max_inodes: usize,
+    /// The kernel does not look who may search a directory (`nodefault_permissions`): a
+    /// name is answered as the server allows its caller, each time.
+    pub asks_who_searches: bool,
 }
 
 /// A mounted file system.
@@ -541,6 +544,10 @@ impl Vfs {
         if inode.kind == FileKind::Regular && stat.nlink > 1 {
             // An open has to find the very name that it was asked for still leading
             // there, so that has to be known.
+            entry_ttl = Duration::ZERO;
+        }
+        if self.config.asks_who_searches {
+            // What the kernel believes it gives to everybody.
             entry_ttl = Duration::ZERO;
         }
         if inode.is_elsewhere() {

@@ -224,7 +224,8 @@ impl Vfs {
     /// The kernel takes setuid and setgid rights from a file that somebody who
     /// does not own it writes to. The server would refuse that user the change,
     /// so it is made as the owner: a mode that only loses these bits widens
-    /// nobody's rights, and no chmod(2) of a stranger comes this far.
+    /// nobody's rights. Where the kernel does not check, a chmod(2) of a stranger looks the
+    /// same: so only for who has the file open for writing, and might take them by that.
     fn drops_privileges(
         inode: &Inode,
         cred: &Credential,
@@ -236,10 +237,11 @@ impl Vfs {
             && set.atime.is_none()
             && set.mtime.is_none();
         let mode = set.mode.filter(|_| only_mode)? & 0o7777;
+        let writes = inode.opened().is_some_and(|file| file.is_written_by(cred));
         let attr = inode.attr.lock();
         let stat = attr.stat();
         let loses_only = loses_only_rights(stat.perm.into(), mode);
-        if !loses_only || cred.uid == 0 || cred.uid == stat.uid {
+        if !loses_only || cred.uid == 0 || cred.uid == stat.uid || !writes {
             return None;
         }
         Some(owner_of(stat))

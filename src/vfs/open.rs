@@ -233,6 +233,14 @@ impl FileState {
         inner.pages.lost();
     }
 
+    /// This identity has the file open for writing.
+    pub(super) fn is_written_by(&self, cred: &Credential) -> bool {
+        let inner = self.inner.lock();
+        let writes = |shared: &SharedOpen| shared.open.access() & ACCESS_WRITE != 0;
+        let mut opens = inner.opens.iter();
+        opens.any(|shared| *shared.open.cred == *cred && writes(shared))
+    }
+
     /// An open of the file that allows writing, for SETATTR of the size. It has one more
     /// user, who is to leave.
     pub(super) fn join_writable(&self, cred: &Credential) -> Option<Arc<OpenState>> {

@@ -66,6 +66,7 @@ impl Host {
             max_names: 1000,
             missing_names: MissingNames::AskedFor,
             max_inodes: usize::MAX,
+            asks_who_searches: false,
         };
         let vfs = Vfs::new(client, config, sent, metrics);
         Self { vfs, cred }

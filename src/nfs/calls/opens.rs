@@ -198,15 +198,10 @@ impl Client {
                 Ok(reply) => reply.handle()?,
                 Err(NfsError::Status(
                     Op::PutFh | Op::Lookup,
-                    Status::NOENT | Status::STALE | Status::NOTDIR,
+                    // Or not for this user, who may have the file by other means (a descriptor
+                    // passed on, or /proc): whether it was by name, the second walk shows.
+                    Status::NOENT | Status::STALE | Status::NOTDIR | Status::ACCESS,
                 )) => return Ok(None),
-                // Who has the file by other means (a descriptor passed on, or
-                // /proc) need not be able to search its directory.
-                Err(NfsError::Status(Op::Lookup, Status::ACCESS)) => {
-                    let along = along.map(|(along, _)| along);
-                    let again = self.open_handle(open, access, truncate, None, along);
-                    return Box::pin(again).await;
-                }
                 Err(error) => return Err(error),
             };
             leads_here = found == open.handle;

@@ -329,6 +329,7 @@ impl Mount {
             max_names: 10_000,
             missing_names,
             max_inodes: usize::MAX,
+            asks_who_searches: false,
         };
         Self {
             vfs: Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new()),

@@ -53,6 +53,7 @@ async fn mount() -> (Mount, Arc<Metrics>) {
         max_names: 10_000,
         missing_names: MissingNames::AskedFor,
         max_inodes: usize::MAX,
+        asks_who_searches: false,
     };
     let mount = Mount {
         vfs: Vfs::new(rig.client, config, Instant::now(), Arc::clone(&metrics)),

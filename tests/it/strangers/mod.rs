@@ -4,3 +4,4 @@
 mod files;
 mod names;
 mod registry;
+mod search;
