@@ -48,7 +48,6 @@ const NEVER: &[libc::c_long] = &[
     libc::SYS_acct,
     // Other namespaces. netns= has been entered by then.
     libc::SYS_setns,
-    libc::SYS_unshare,
     libc::SYS_chroot,
     libc::SYS_pivot_root,
     // Other users: requests say who asks, the process stays who it is.
@@ -123,7 +122,8 @@ const MOUNT: &[libc::c_long] = &[
     libc::SYS_mount_setattr,
 ];
 
-/// Namespaces that clone(2) could make.
+/// Namespaces that clone(2) could make, and unshare(2), which is only to give a thread a
+/// umask of its own (`telemetry::serve`).
 const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -172,11 +172,14 @@ fn filter(programs: Programs, flags: libc::c_ulong) -> io::Result<()> {
         deny(&mut rules, &by_number(NEVER));
         deny(&mut rules, &by_number(NEVER_X32));
         deny(&mut rules, &by_number(MOUNT));
+        deny(&mut rules, &by_number(&[libc::SYS_unshare]));
         if programs == Programs::None {
             deny(&mut rules, &by_number(RUN_X32));
         }
     }
-    rules.insert(libc::SYS_clone, making_namespaces()?);
+    rules.insert(libc::SYS_clone, with_any_of(NAMESPACES)?);
+    let and_time = NAMESPACES | libc::CLONE_NEWTIME as u64;
+    rules.insert(libc::SYS_unshare, with_any_of(and_time)?);
     install(rules, libc::EPERM, flags)?;
     // Its flags are in memory, where a filter cannot look. ENOSYS makes the C library
     // fall back to clone(2).
@@ -203,11 +206,10 @@ fn deny(rules: &mut Rules, calls: &[libc::c_long]) {
     rules.extend(calls.iter().map(|call| (*call, Vec::new())));
 }
 
-fn making_namespaces() -> io::Result<Vec<SeccompRule>> {
+/// Matches where the first argument has any of these bits.
+fn with_any_of(flags: u64) -> io::Result<Vec<SeccompRule>> {
     // One bit a rule: a masked comparison wants all of its bits.
-    let bits = (0..64)
-        .map(|bit| 1 << bit)
-        .filter(|bit| NAMESPACES & bit != 0);
+    let bits = (0..64).map(|bit| 1 << bit).filter(|bit| flags & bit != 0);
     let rule = |bit| {
         let masked = SeccompCmpOp::MaskedEq(bit);
         let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, masked, bit)?;

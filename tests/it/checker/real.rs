@@ -199,7 +199,17 @@ fn judge_renames(mut history: Vec<Event>, judge: &dyn Fn(&[Event]) -> Verdict) -
 }
 
 /// Breaks lines and the server until the run is over.
-fn fail(run: &Run, server: &Mutex<Server>, lines: &mut [Proxy], mut chance: Chance) {
+///
+/// A host that is cut off while the server has its grace period loses its locks, and is told
+/// so (EIO): that is another promise. So the server is killed when every mount of `places`
+/// has just been answered.
+fn fail(
+    run: &Run,
+    server: &Mutex<Server>,
+    lines: &mut [Proxy],
+    places: &[PathBuf],
+    mut chance: Chance,
+) {
     while !run.is_over() {
         sleep(Duration::from_millis(200 + chance.below(2500)));
         let hold = Duration::from_millis(100 + chance.below(3000));
@@ -216,6 +226,9 @@ fn fail(run: &Run, server: &Mutex<Server>, lines: &mut [Proxy], mut chance: Chan
                 drop(stopped);
             }
             _ => {
+                for place in places {
+                    std::fs::read_dir(place).expect("a mount").for_each(drop);
+                }
                 let mut server = server.lock();
                 run.lost.lock().push((clock(), Time::MAX));
                 server.kill();
@@ -270,7 +283,12 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
             }
         }
         let faults = chance.split();
-        scope.spawn(|| fail(&run, &server, &mut lines, faults));
+        let places = mounts.iter().flat_map(|(_, mounts)| mounts);
+        let places: Vec<_> = places.map(|mount| mount.path().to_owned()).collect();
+        scope.spawn({
+            let (run, server, lines) = (&run, &server, &mut lines);
+            move || fail(run, server, lines, &places, faults)
+        });
         let until = Instant::now() + Duration::from_secs(seconds);
         while Instant::now() < until && !run.is_over() {
             sleep(Duration::from_millis(100));
