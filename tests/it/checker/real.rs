@@ -7,8 +7,7 @@
 //! is wrong is printed with its whole history, as soon as it is seen.
 //!
 //! - `EFS_FUSE_CHECKER_SECONDS`: how long (`scripts/checker --real`)
-//! - `EFS_FUSE_CHECKER_SETS`: so many sets of times; in the suite two of three, since the
-//!   times of a default mount are longer than a short run, which they only slow down
+//! - `EFS_FUSE_CHECKER_SETS`: so many sets of times, of three
 //! - `EFS_FUSE_SEED`: repeats what is drawn, not when it happens
 
 use std::path::{Path, PathBuf};
@@ -141,6 +140,9 @@ impl Run {
         let lost = self.lost.lock().clone();
         let (began, ended) = (round.began, round.ended);
         for event in &mut round.history {
+            if is_ganeshas(event) {
+                event.answer = None;
+            }
             let (from, to) = (began + event.began, began + event.ended);
             event.unsure = lost.iter().any(|lost| from <= lost.1 && lost.0 <= to);
         }
@@ -166,6 +168,13 @@ impl Run {
             self.wrong.lock().len()
         )
     }
+}
+
+/// nfs-ganesha makes a file, looks for its handle by the name, and says NOENT if somebody
+/// has renamed it meanwhile: then it is there, under the other name.
+fn is_ganeshas(event: &Event) -> bool {
+    matches!(event.call, Call::Open { how, .. } if how.create)
+        && event.answer == Some(Answer::Refused(libc::ENOENT))
 }
 
 /// Whether rename(2) has found two names of one file and done nothing, it does not say. Where
@@ -243,6 +252,7 @@ fn fail(
 }
 
 #[test]
+#[ignore = "for as long as somebody likes: scripts/checker --real"]
 fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
     let seconds = setting("EFS_FUSE_CHECKER_SECONDS", 25);
     let seed = setting("EFS_FUSE_SEED", u64::from(std::process::id()));

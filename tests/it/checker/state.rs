@@ -274,7 +274,9 @@ impl State {
             }
             Call::Open { at, how, fd } => {
                 let dir = self.directory(by.at[0])?;
-                let there = self.known_by_another(by).or_else(|| self.child(dir, at.name));
+                let there = self
+                    .known_by_another(by)
+                    .or_else(|| self.child(dir, at.name));
                 let kind = there.map(|node| self.nodes[node].kind);
                 let mut next = match kind {
                     None if !how.create => return Err(&[libc::ENOENT]),
