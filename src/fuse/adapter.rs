@@ -36,7 +36,6 @@ use super::interrupt::{InterruptWatcher, Patience, Soft};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::lookup::{self, Asker};
-use super::notify::Notify;
 use super::prober::{self, Prober};
 use super::proc;
 use super::reopen::{Refused, Reopens};
@@ -58,7 +57,6 @@ pub struct Adapter {
     options: KernelOptions,
     prober: Prober,
     tasks: Arc<Tasks>,
-    notify: Arc<Notify>,
 }
 
 type VfsResult<T> = Result<T, types::Errno>;
@@ -70,7 +68,7 @@ fn owned(name: &OsStr) -> Box<[u8]> {
 
 impl Adapter {
     /// Requests that no cache answers run as tasks of `runtime`; their callers wait
-    /// as long as it takes, or as `soft` says. `notify` is what `vfs` tells the kernel by.
+    /// as long as it takes, or as `soft` says.
     ///
     /// # Errors
     /// The thread that watches for signals could not be made.
@@ -80,7 +78,6 @@ impl Adapter {
         metrics: Arc<Metrics>,
         options: KernelOptions,
         soft: Option<Soft>,
-        notify: Arc<Notify>,
     ) -> io::Result<Self> {
         if !proc::is_ours() {
             tracing::warn!(
@@ -105,7 +102,6 @@ impl Adapter {
             watcher,
             options,
             prober: Prober::default(),
-            notify,
         })
     }
 
@@ -159,6 +155,20 @@ impl Adapter {
         }
     }
 
+    /// The same result, when the kernel has dropped what it makes old.
+    fn settled<T: Send + 'static>(
+        &self,
+        ino: types::Ino,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> impl Future<Output = T> + Send + 'static {
+        let vfs = self.vfs();
+        async move {
+            let result = work.await;
+            vfs.nothing_to_tell(ino).await;
+            result
+        }
+    }
+
     /// An operation by path that makes one name; it counts as a lookup. `tell` hears what
     /// that leads to.
     fn entry(
@@ -177,7 +187,12 @@ impl Adapter {
             tell(entry.ino, entry.entry_ttl);
             answer::entry(reply, entry);
         };
-        let work = self.by_path(call.tid, work);
+        let (vfs, work) = (self.vfs(), self.by_path(call.tid, work));
+        let work = async move {
+            let made = work.await?;
+            vfs.nothing_to_tell(made.ino).await;
+            Ok(made)
+        };
         self.dispatch.run(call, reply, work, answer, undo);
     }
 
@@ -266,9 +281,14 @@ impl Filesystem for Adapter {
             let may = self.vfs.may_search(|| self.who(req), parent.0);
             may.then(|| lookup::cached(&self.vfs, &self.reopens, call.tid, at, standing))?
         });
+        // What is known, unless pages have to go first.
+        let mut known = None;
         if let Some(found) = cached {
             let ok = found.is_ok();
             match found {
+                Ok(Lookup::Found(entry)) if self.vfs.is_telling(entry.ino) => {
+                    known = Some(Lookup::Found(entry));
+                }
                 Ok(found) => {
                     if let Lookup::Found(entry) = &found {
                         self.vfs.tells(at.0, at.1, entry.ino, entry.entry_ttl);
@@ -277,7 +297,9 @@ impl Filesystem for Adapter {
                 }
                 Err(error) => reply.error(convert::errno(error)),
             }
-            return self.dispatch.answered(&call, ok);
+            if known.is_none() {
+                return self.dispatch.answered(&call, ok);
+            }
         }
         let tell = self.tell(parent.0, name.as_bytes());
         let answer = move |reply, found: Lookup| {
@@ -293,7 +315,16 @@ impl Filesystem for Adapter {
             tid: call.tid,
         };
         let (cred, name) = (self.who(req), owned(name));
-        let work = async move { asker.find(&cred, parent.0, &name, standing).await };
+        let work = async move {
+            let found = match known {
+                Some(known) => known,
+                None => asker.find(&cred, parent.0, &name, standing).await?,
+            };
+            if let Lookup::Found(entry) = &found {
+                asker.vfs.nothing_to_tell(entry.ino).await;
+            }
+            Ok(found)
+        };
         let undo = self.forgets();
         self.dispatch.run(call, reply, work, answer, undo);
     }
@@ -314,8 +345,8 @@ impl Filesystem for Adapter {
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let call = Call::new(FuseOp::GetAttr, req, ino.0);
         let fh = fh.map(|fh| fh.0);
-        let asked = fh.map(|_| self.notify.asked(ino.0));
         let cached = attempt(|| self.vfs.getattr_cached(ino.0, fh));
+        let cached = cached.filter(|_| !self.vfs.is_telling(ino.0));
         // What the kernel may believe it asks for again if the server is to be asked, but
         // also after a read or a change: who asks tells. With a handle it is the kernel
         // itself; what may not be believed nobody but this host knows yet.
@@ -337,12 +368,8 @@ impl Filesystem for Adapter {
             }
             vfs.getattr(&cred, ino.0, fh).await
         };
-        let work = self.on_the_way(call.tid, work);
-        let answer = move |reply, attr| {
-            answer::attr(reply, attr);
-            drop(asked);
-        };
-        self.dispatch.run(call, reply, work, answer, keep);
+        let work = self.settled(ino.0, self.on_the_way(call.tid, work));
+        self.dispatch.run(call, reply, work, answer::attr, keep);
     }
 
     fn setattr(
@@ -374,7 +401,7 @@ impl Filesystem for Adapter {
         };
         let (vfs, cred, fh) = (self.vfs(), self.who(req), fh.map(|fh| fh.0));
         let work = async move { vfs.setattr(&cred, ino.0, fh, set).await };
-        let work = self.by_path(call.tid, work);
+        let work = self.settled(ino.0, self.by_path(call.tid, work));
         self.dispatch.run(call, reply, work, answer::attr, keep);
     }
 

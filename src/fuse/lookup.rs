@@ -49,7 +49,7 @@ pub(super) struct Asker {
 impl Asker {
     /// The answer otherwise.
     pub(super) async fn find(
-        self,
+        &self,
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],

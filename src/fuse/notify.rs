@@ -12,22 +12,27 @@
 //! An invalidation has a side effect that is worse than being late: a GETATTR that
 //! the kernel has under way meanwhile is ignored when its answer comes, and the read
 //! that it was for ends at the old size. So none may be left over from before an
-//! OPEN or a LOCK when that is answered ([`KernelCache::settle`]), and none is sent while
-//! a GETATTR of that inode is in our hands ([`Notify::asked`]): most often it is that one
-//! which has found out. What is left is an invalidation that meets a GETATTR on its way
-//! from the kernel to us.
+//! OPEN or a LOCK when that is answered ([`KernelCache::settle`]).
+//!
+//! The other order is worse still. The kernel fills what lies beyond the end of a file in
+//! the last page with zeros; if it hears of a larger size while it has that page, a read is
+//! answered with zeros that nobody has written. So no answer that brings attributes goes out
+//! while an invalidation of that inode is queued or being sent
+//! ([`Vfs::nothing_to_tell`](crate::vfs::Vfs::nothing_to_tell)): pages go before the size
+//! comes. That makes the kernel ignore the answer of a GETATTR that found out itself; it
+//! asks again, and a read up to the old size is one from before the change.
 //!
 //! Bounds: inodes by the number the kernel knows, which is that of the vfs's
 //! table, so no inode invalidation is ever lost. Names by [`MAX_NAMES`]; one
 //! beyond is dropped and counted, and its staleness ends with the entry's TTL.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fuser::INodeNo;
 use parking_lot::{Condvar, Mutex};
@@ -37,10 +42,6 @@ use crate::vfs::types::{Ino, KernelCache};
 
 /// Names queued at the same time.
 const MAX_NAMES: usize = 16_384;
-
-/// An OPEN or a LOCK waits so long for a GETATTR to be answered first. A server that is away
-/// answers neither.
-const ANSWERED: Duration = Duration::from_millis(50);
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Stale {
@@ -81,10 +82,6 @@ struct State {
     queued: HashSet<Stale>,
     /// The inode whose invalidation the thread is in.
     sending: Option<Ino>,
-    /// GETATTRs of reads in our hands, as many as there are FUSE requests at most.
-    asked: HashMap<Ino, usize>,
-    /// Queued, and in no order while they are asked for.
-    held: HashSet<Ino>,
     names: usize,
     dropped: u64,
 }
@@ -97,8 +94,6 @@ pub struct Notify {
     wake: Condvar,
     /// The thread has sent one.
     sent: Condvar,
-    /// The last GETATTR of an inode was answered.
-    answered: Condvar,
     /// For what the kernel must know at once.
     direct: Mutex<Option<Arc<dyn Kernel>>>,
 }
@@ -154,34 +149,6 @@ impl Notify {
         self.sent.notify_all();
     }
 
-    /// The kernel has asked for the attributes of this inode, for a read: until the
-    /// result is dropped, which is when it has been answered, nothing is sent of it.
-    pub(super) fn asked(self: &Arc<Self>, ino: Ino) -> Asked {
-        *self.state.lock().asked.entry(ino).or_default() += 1;
-        Asked {
-            queue: Arc::clone(self),
-            ino,
-        }
-    }
-
-    fn was_answered(&self, ino: Ino) {
-        let mut state = self.state.lock();
-        // None are counted any more after `close`.
-        let Some(count) = state.asked.get_mut(&ino) else {
-            return;
-        };
-        *count -= 1;
-        if *count > 0 {
-            return;
-        }
-        state.asked.remove(&ino);
-        if state.held.remove(&ino) {
-            state.order.push_back(Stale::Inode(ino));
-            self.wake.notify_one();
-        }
-        self.answered.notify_all();
-    }
-
     fn direct(&self) -> Option<Arc<dyn Kernel>> {
         self.direct.lock().clone()
     }
@@ -218,12 +185,6 @@ impl Notify {
                 return None;
             }
             if let Some(stale) = state.order.pop_front() {
-                if let Stale::Inode(ino) = stale
-                    && state.asked.contains_key(&ino)
-                {
-                    state.held.insert(ino);
-                    continue;
-                }
                 state.queued.remove(&stale);
                 match stale {
                     Stale::Name(..) => state.names -= 1,
@@ -285,21 +246,15 @@ impl KernelCache for Notify {
 
     fn is_telling(&self, ino: Ino) -> bool {
         let state = self.state.lock();
-        state.sending == Some(ino)
-            || state.queued.contains(&Stale::Inode(ino))
-            || state.asked.contains_key(&ino)
+        state.sending == Some(ino) || state.queued.contains(&Stale::Inode(ino))
     }
 
     fn settle(&self, ino: Ino) {
         let queued = {
             let mut state = self.state.lock();
-            let until = Instant::now() + ANSWERED;
-            while state.asked.contains_key(&ino)
-                && !self.answered.wait_until(&mut state, until).timed_out()
-            {}
             let stale = Stale::Inode(ino);
             let queued = state.queued.remove(&stale);
-            if queued && !state.held.remove(&ino) {
+            if queued {
                 state.order.retain(|other| *other != stale);
             }
             while state.sending == Some(ino) {
@@ -325,18 +280,6 @@ impl KernelCache for Notify {
 
     fn backlog(&self) -> usize {
         self.state.lock().names
-    }
-}
-
-/// See [`Notify::asked`].
-pub(super) struct Asked {
-    queue: Arc<Notify>,
-    ino: Ino,
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        self.queue.was_answered(self.ino);
     }
 }
 
@@ -387,39 +330,6 @@ mod tests {
         let kernel = Arc::new(Slow { sent, go });
         queue.connect_to(kernel, Tasks::new()).unwrap();
         (queue, seen, let_go)
-    }
-
-    #[test]
-    fn nothing_is_told_of_an_inode_while_a_read_asks_for_its_attributes() {
-        let (queue, seen, go) = slow();
-        let (first, second) = (queue.asked(5), queue.asked(5));
-        queue.inval_inode(5);
-        queue.inval_inode(6);
-        let told = |ino| assert_eq!(seen.recv_timeout(SOON).unwrap().0, ino);
-        told(6);
-        go.send(()).unwrap();
-        drop(first);
-        assert!(seen.recv_timeout(Duration::from_millis(50)).is_err());
-        drop(second);
-        told(5);
-        go.send(()).unwrap();
-        assert!(!queue.is_telling(5) || queue.state.lock().sending == Some(5));
-    }
-
-    #[test]
-    fn an_open_tells_what_was_held_when_the_read_was_answered() {
-        let (queue, seen, go) = slow();
-        go.send(()).unwrap();
-        let asked = queue.asked(5);
-        queue.inval_inode(5);
-        // The thread has met it.
-        queue.inval_inode(6);
-        assert_eq!(seen.recv_timeout(SOON).unwrap().0, 6);
-        assert!(queue.is_telling(5));
-        drop(asked);
-        go.send(()).unwrap();
-        queue.settle(5);
-        assert_eq!(seen.recv_timeout(SOON).unwrap().0, 5);
     }
 
     #[test]

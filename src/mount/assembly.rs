@@ -147,7 +147,6 @@ async fn serve(
             flock_locks: options.locks.flock == LocksOf::Server,
         },
         soft(options, client),
-        Arc::clone(&notify),
     )
     .map_err(|why| MountError::system("starting a thread", why))?;
     let session = session_options(request, root);

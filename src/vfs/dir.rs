@@ -165,7 +165,7 @@ impl Vfs {
             changes: AtomicU64::new(0),
         });
         let edits = Box::pin(self.begin(&handle)).await?;
-        self.tell_settled(&dir).await;
+        self.nothing_to_tell(ino).await;
         let keep_cache = dir.names().lock().begin_listing(edits);
         let fh = self.new_fh();
         self.dirs.insert(fh, handle);
@@ -405,6 +405,11 @@ impl Vfs {
         sink: &mut dyn DirSink,
     ) -> bool {
         let mut plus = self.entry(inode, dir);
+        if self.is_telling(inode.ino) {
+            // Nothing can be waited for here: the name alone.
+            self.forget(inode.ino, 1);
+            return sink.add(entry);
+        }
         if late {
             (plus.entry_ttl, plus.attr_ttl) = (Duration::ZERO, Duration::ZERO);
         }

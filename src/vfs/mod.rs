@@ -336,19 +336,19 @@ impl Vfs {
     fn learn(&self, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) -> Seen {
         let timeouts = self.inodes.timeouts();
         let now = Instant::now();
-        let mut seen = Self::with_attr(inode, |attr| attr.learn(attrs, sent, now, timeouts));
+        let mut seen = self.with_attr_told(inode, |attr| attr.learn(attrs, sent, now, timeouts));
         if inode.kind == FileKind::Directory {
             // Late attributes are left alone; but names that were seen with them may be
             // newer than those known.
             let heard = inode.names().lock().observed(attrs.change, sent, now);
             if seen != Seen::Late || heard != Heard::Same {
                 seen = said(heard);
+                self.heed(inode, seen);
             }
         }
         if self.is_removed(attrs) {
             inode.mark_stale();
         }
-        self.heed(inode, seen);
         seen
     }
 
@@ -406,8 +406,7 @@ impl Vfs {
             return self.dir_moved(inode, &moved, sent);
         }
         let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
-        let seen = Self::with_attr(inode, |attr| attr.moved(moved, sent, now, timeouts));
-        self.heed(inode, seen);
+        let seen = self.with_attr_told(inode, |attr| attr.moved(moved, sent, now, timeouts));
     }
 
     /// The same of a directory.
@@ -502,6 +501,21 @@ impl Vfs {
             }
         }
         result
+    }
+
+    /// The same for what the server says. Whoever sees a foreign change finds what the kernel
+    /// is to be told of it queued (see [`Vfs::nothing_to_tell`]), so both happen under the
+    /// attributes' lock.
+    fn with_attr_told(
+        &self,
+        inode: &Arc<Inode>,
+        change: impl FnOnce(&mut AttrState) -> Seen,
+    ) -> Seen {
+        Self::with_attr(inode, |attr| {
+            let seen = change(attr);
+            self.heed(inode, seen);
+            seen
+        })
     }
 
     /// The attributes, and how long they may be believed: not at all while

@@ -92,9 +92,6 @@ pub(super) struct FileInner {
     /// Counts what made data old that were read ahead, but no pages: new sizes,
     /// restarts of the server.
     pub(super) cuts: Moves,
-    /// Foreign changes that the kernel's attributes are known not to be older
-    /// than.
-    told: Moves,
     /// Counts the writes of this host.
     pub(super) writes: u64,
     /// The kernel has read pages since it last dropped them, and nothing was
@@ -206,7 +203,6 @@ impl FileState {
                 pages: Pages::default(),
                 losses: 0,
                 cuts: 0,
-                told: 0,
                 writes: 0,
                 filled: false,
                 unread: 0,
@@ -378,7 +374,7 @@ impl Vfs {
         let inode = &kept.inode;
         self.publish(inode).await;
         self.learn_at_open(inode, &kept.attrs, kept.sent);
-        self.tell_attr(inode).await;
+        self.nothing_to_tell(inode.ino).await;
         let open = Arc::clone(&kept.open);
         Ok(self.opened(inode, open, (access_of(flags), flags), None))
     }
@@ -460,7 +456,7 @@ impl Vfs {
                     self.was_cut(&inode, own.after.as_ref());
                 } else {
                     let seen = self.learn_at_open(&inode, &opened.attrs, sent);
-                    self.tell_attr(&inode).await;
+                    self.nothing_to_tell(inode.ino).await;
                     let moved_on = u64::from(seen == attr::Seen::Foreign);
                     came = opened
                         .data
@@ -487,33 +483,24 @@ impl Vfs {
         sent: Instant,
     ) -> attr::Seen {
         let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
-        // The kernel is told by the caller, before the answer and not after it.
-        Self::with_attr(inode, |attr| attr.learn_at_open(attrs, sent, now, timeouts))
+        self.with_attr_told(inode, |attr| attr.learn_at_open(attrs, sent, now, timeouts))
     }
 
-    /// Makes the kernel forget attributes that a foreign change has made old,
-    /// whoever saw that: they may be on their way to it still, but not after
-    /// this. Nor is there anything left to tell it that was found before: that
-    /// would come between the read after this open and its GETATTR.
-    async fn tell_attr(&self, inode: &Arc<Inode>) {
-        self.tell_settled(inode).await;
-        let foreign = inode.attr.lock().foreign();
-        if self.file_state(inode).inner.lock().told >= foreign {
-            return;
-        }
-        if let Some(kernel) = self.kernel.get() {
-            kernel.inval_attr(inode.ino);
-        }
-        let mut inner = self.file_state(inode).inner.lock();
-        inner.told = inner.told.max(foreign);
+    /// Something is queued for the kernel of this inode, or being told.
+    pub fn is_telling(&self, ino: Ino) -> bool {
+        let kernel = self.kernel.get();
+        kernel.is_some_and(|kernel| kernel.is_telling(ino))
     }
 
-    /// Waits until the kernel was told what is queued for it of the inode.
-    pub(super) async fn tell_settled(&self, inode: &Arc<Inode>) {
+    /// Waits until the kernel was told what is queued for it of the inode. Whatever answers
+    /// with attributes, or opens, has read them before this, and answers after it: the kernel
+    /// drops pages before it hears of a size that they are too old for, and nothing comes
+    /// between a read after the open and its GETATTR.
+    pub async fn nothing_to_tell(&self, ino: Ino) {
         if let Some(kernel) = self.kernel.get()
-            && kernel.is_telling(inode.ino)
+            && kernel.is_telling(ino)
         {
-            let (kernel, ino) = (Arc::clone(kernel), inode.ino);
+            let kernel = Arc::clone(kernel);
             let tasks = Arc::clone(&self.metrics.tasks);
             let settle = move || {
                 tasks.point("settle");
@@ -559,7 +546,7 @@ impl Vfs {
         inode.found_at(&dir, name);
         let target = Target::Inode(Arc::clone(&inode));
         self.named(&dir, name, &file.dir, target, sent);
-        self.tell_attr(&inode).await;
+        self.nothing_to_tell(inode.ino).await;
         let state = self.file_state(&inode);
         {
             let mut inner = state.inner.lock();

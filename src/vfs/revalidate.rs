@@ -16,9 +16,12 @@
 //! (`Opened::direct_io`).
 //!
 //! One task, which owns no state: what is due is read from the table of open files each
-//! time. It holds no lock while it waits for the server.
+//! time. It holds no lock while it waits for the server. While the server does not answer
+//! ([`PATIENCE`]), what is too old is not to be read: the pages go, and a read waits for the
+//! server as the kernel's client does.
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +34,9 @@ use crate::rpc::auth::Credential;
 
 /// How often it is looked which files are due, at most and at least.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// What is due is believed for so long while its GETATTR is under way.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 impl Vfs {
     /// Begins to ask for the attributes of open files, for the life of the mount.
@@ -68,7 +74,15 @@ impl Vfs {
             while !due.is_empty() {
                 let handles: Vec<_> = due.iter().map(|inode| &inode.handle).collect();
                 let sent = Instant::now();
-                let answered = match self.client.get_attrs_of(&cred, &handles).await {
+                let mut asked = pin!(self.client.get_attrs_of(&cred, &handles));
+                let answer = match tokio::time::timeout(PATIENCE, &mut asked).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        due.iter().for_each(|inode| self.lose_pages(inode));
+                        asked.await
+                    }
+                };
+                let answered = match answer {
                     Ok(all) => {
                         for (inode, attrs) in due.iter().zip(&all) {
                             self.learn(inode, attrs, sent);

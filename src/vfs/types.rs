@@ -357,8 +357,8 @@ pub trait KernelCache: Send + Sync {
     fn settle(&self, ino: Ino);
 
     /// The attributes of the inode are old, its size among them. The kernel knows
-    /// it when this returns, which takes no lock that a request could hold: for
-    /// OPEN, whose answer must not be followed by a read up to the old size.
+    /// it when this returns, which takes no lock that a request could hold. Pages stay:
+    /// for what this host itself has changed.
     fn inval_attr(&self, ino: Ino);
 
     /// The name may lead elsewhere now, or is to be forgotten.

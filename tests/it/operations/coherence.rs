@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::fixtures::mount::Mount;
@@ -138,6 +139,51 @@ fn what_is_written_in_place_is_seen_by_who_has_the_file_open_within_the_cache_ti
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
+    }
+}
+
+/// The kernel fills the last page of a file with zeros beyond its end. If it learns of a larger
+/// size while it has that page, it shows them.
+#[test]
+fn a_growing_file_is_never_seen_with_bytes_that_nobody_has_written() {
+    const APPENDS: usize = 100;
+    for option in ["actimeo=0", "actimeo=1", "acregmin=0"] {
+        let world = World::with(|request| request.option(option));
+        let other = Mount::new(&world.server);
+        let log = other.join("log");
+        fs::write(&log, [b'x'; 16]).expect("write");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = OpenOptions::new().append(true).open(&log);
+                let mut file = file.expect("open");
+                for _ in 0..APPENDS {
+                    file.write_all(&[b'x'; 16]).expect("append");
+                    file.sync_all().expect("fsync");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                done.store(true, Ordering::SeqCst);
+            });
+            // Who asks for the size, and who opens the file meanwhile.
+            scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    fs::metadata(world.path("log")).expect("stat");
+                }
+            });
+            scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    drop(File::open(world.path("log")).expect("open"));
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let file = File::open(world.path("log")).expect("open");
+            let mut seen = vec![0; 16 * (APPENDS + 2)];
+            while !done.load(Ordering::SeqCst) {
+                let length = file.read_at(&mut seen, 0).expect("read");
+                let zero = seen[..length].iter().position(|byte| *byte == 0);
+                assert_eq!(zero, None, "{option}: of {length} bytes");
+            }
+        });
     }
 }
 
