@@ -281,26 +281,22 @@ impl Filesystem for Adapter {
             let may = self.vfs.may_search(|| self.who(req), parent.0);
             may.then(|| lookup::cached(&self.vfs, &self.reopens, call.tid, at, standing))?
         });
-        // What is known, unless pages have to go first.
-        let mut known = None;
-        if let Some(found) = cached {
-            let ok = found.is_ok();
-            match found {
-                Ok(Lookup::Found(entry)) if self.vfs.is_telling(entry.ino) => {
-                    known = Some(Lookup::Found(entry));
-                }
-                Ok(found) => {
-                    if let Lookup::Found(entry) = &found {
-                        self.vfs.tells(at.0, at.1, entry.ino, entry.entry_ttl);
-                    }
-                    answer::lookup(reply, found);
-                }
-                Err(error) => reply.error(convert::errno(error)),
+        let known = match cached {
+            None => None,
+            Some(Err(error)) => {
+                reply.error(convert::errno(error));
+                return self.dispatch.answered(&call, false);
             }
-            if known.is_none() {
-                return self.dispatch.answered(&call, ok);
+            // Pages have to go first.
+            Some(Ok(Lookup::Found(entry))) if self.vfs.is_telling(entry.ino) => Some(entry),
+            Some(Ok(found)) => {
+                if let Lookup::Found(entry) = &found {
+                    self.vfs.tells(at.0, at.1, entry.ino, entry.entry_ttl);
+                }
+                answer::lookup(reply, found);
+                return self.dispatch.answered(&call, true);
             }
-        }
+        };
         let tell = self.tell(parent.0, name.as_bytes());
         let answer = move |reply, found: Lookup| {
             if let Lookup::Found(entry) = &found {
@@ -317,7 +313,7 @@ impl Filesystem for Adapter {
         let (cred, name) = (self.who(req), owned(name));
         let work = async move {
             let found = match known {
-                Some(known) => known,
+                Some(entry) => Lookup::Found(entry),
                 None => asker.find(&cred, parent.0, &name, standing).await?,
             };
             if let Lookup::Found(entry) = &found {

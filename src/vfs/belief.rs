@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use super::Vfs;
 use super::inode::Inode;
+use super::namecache::Name;
 use super::types::{FileKind, Ino};
 
 /// What time is counted in here.
@@ -108,6 +109,24 @@ impl Vfs {
     /// The kernel believes that this name leads to the inode.
     pub(super) fn is_told(&self, parent: Ino, name: &[u8], inode: &Inode) -> bool {
         inode.belief.holds(Belief::tag(parent, name), self.ticks())
+    }
+
+    /// The object was found by this name. An open(2) of a file is only told which file, not by
+    /// which name; a name that the kernel believes, and that another host may have
+    /// given to something else since, would be opened by the one that still leads there.
+    pub(super) fn found_at(
+        &self,
+        inode: &Arc<Inode>,
+        dir: &Arc<Inode>,
+        name: impl AsRef<[u8]> + Into<Name>,
+    ) {
+        if let Some(before) = inode.found_at(dir, name)
+            && inode.kind == FileKind::Regular
+            && self.is_told(before.dir.ino, &before.name, inode)
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.inval_entry(before.dir.ino, &before.name);
+        }
     }
 
     /// Has the kernel forget a name.

@@ -386,7 +386,7 @@ impl Vfs {
         };
         if plus && !inode.is_stale() && self.inodes.look_up_again(&inode) {
             if !late {
-                inode.found_at(dir, Arc::clone(name));
+                self.found_at(&inode, dir, Arc::clone(name));
             }
             self.offer_plus(dir, &inode, &entry, late, sink)
         } else {

@@ -141,7 +141,7 @@ impl Vfs {
         self.learn(dir, &dir_attrs, sent);
         let late = dir.attr.lock().overtook(sent);
         let inode = self.known(&open.handle, &attrs, sent);
-        inode.found_at(dir, name);
+        self.found_at(&inode, dir, name);
         if !late {
             if known.is_some_and(|known| !Arc::ptr_eq(&known, &inode)) {
                 self.names.stranger_was_here();

@@ -343,8 +343,8 @@ impl Vfs {
             let heard = inode.names().lock().observed(attrs.change, sent, now);
             if seen != Seen::Late || heard != Heard::Same {
                 seen = said(heard);
-                self.heed(inode, seen);
             }
+            self.heed(inode, seen);
         }
         if self.is_removed(attrs) {
             inode.mark_stale();
@@ -406,7 +406,7 @@ impl Vfs {
             return self.dir_moved(inode, &moved, sent);
         }
         let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
-        let seen = self.with_attr_told(inode, |attr| attr.moved(moved, sent, now, timeouts));
+        self.with_attr_told(inode, |attr| attr.moved(moved, sent, now, timeouts));
     }
 
     /// The same of a directory.
@@ -503,9 +503,9 @@ impl Vfs {
         result
     }
 
-    /// The same for what the server says. Whoever sees a foreign change finds what the kernel
-    /// is to be told of it queued (see [`Vfs::nothing_to_tell`]), so both happen under the
-    /// attributes' lock.
+    /// The same for what the server says. Whoever sees a foreign change of a file finds
+    /// what the kernel is to be told of it queued (see [`Vfs::nothing_to_tell`]), so both
+    /// happen under the attributes' lock. What is old of a directory its names know.
     fn with_attr_told(
         &self,
         inode: &Arc<Inode>,
@@ -513,7 +513,9 @@ impl Vfs {
     ) -> Seen {
         Self::with_attr(inode, |attr| {
             let seen = change(attr);
-            self.heed(inode, seen);
+            if inode.kind != FileKind::Directory {
+                self.heed(inode, seen);
+            }
             seen
         })
     }

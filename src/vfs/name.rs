@@ -57,7 +57,7 @@ impl Vfs {
                 if inode.is_stale() || !self.inodes.look_up_again(&inode) {
                     return None;
                 }
-                inode.found_at(dir, name);
+                self.found_at(&inode, dir, name);
                 // Its attributes may be too old; the kernel asks for them if
                 // it needs them.
                 Lookup::Found(self.entry(&inode, dir))
@@ -161,7 +161,7 @@ impl Vfs {
         match found.object {
             Some((handle, attrs)) => {
                 let inode = self.known(&handle, &attrs, sent);
-                inode.found_at(dir, name);
+                self.found_at(&inode, dir, name);
                 if !late {
                     let target = Target::Inode(Arc::clone(&inode));
                     self.put_name(dir, name, target, Some((found.dir.change, sent)));
@@ -217,7 +217,7 @@ impl Vfs {
     ) -> Arc<Inode> {
         let inode = self.known(&made.handle, &made.attrs, sent);
         // By its name it is known which directory a path leads to, that makes names in it.
-        inode.found_at(dir, name);
+        self.found_at(&inode, dir, name);
         self.named(
             dir,
             name,

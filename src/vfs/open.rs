@@ -543,7 +543,7 @@ impl Vfs {
             Err(error) => return Err(self.refused_in(cred, &error, &dir, name).await),
         };
         let inode = self.known(&file.open.handle, &file.attrs, sent);
-        inode.found_at(&dir, name);
+        self.found_at(&inode, &dir, name);
         let target = Target::Inode(Arc::clone(&inode));
         self.named(&dir, name, &file.dir, target, sent);
         self.nothing_to_tell(inode.ino).await;

@@ -183,7 +183,7 @@ impl Vfs {
             self.learn(&inode, attrs, sent);
         }
         let key = key.unwrap_or_else(|| name.into());
-        inode.found_at(dir, Arc::clone(&key));
+        self.found_at(&inode, dir, Arc::clone(&key));
         Some((key, inode))
     }
 

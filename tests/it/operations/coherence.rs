@@ -187,6 +187,23 @@ fn a_growing_file_is_never_seen_with_bytes_that_nobody_has_written() {
     }
 }
 
+/// open(2) is told which file, and not by which name it was looked up.
+#[test]
+fn a_name_that_was_replaced_is_not_opened_by_the_other_name_of_what_it_led_to() {
+    let world = World::with(|request| request.option("actimeo=60"));
+    let other = Mount::new(&world.server);
+    for round in 0..20 {
+        let (name, moved) = (format!("name{round}"), format!("moved{round}"));
+        fs::write(other.join(&name), b"old").expect("write");
+        assert_eq!(fs::read(world.path(&name)).expect("read"), b"old");
+        fs::write(other.join("new"), b"new").expect("write");
+        fs::rename(other.join(&name), other.join(&moved)).expect("rename");
+        fs::rename(other.join("new"), other.join(&name)).expect("rename");
+        assert_eq!(fs::metadata(world.path(&moved)).expect("stat").len(), 3);
+        assert_eq!(fs::read(world.path(&name)).expect("read"), b"new");
+    }
+}
+
 #[test]
 fn a_host_sees_its_own_changes_at_once() {
     let world = World::with(|request| request.option("actimeo=3600"));
