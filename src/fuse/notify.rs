@@ -26,7 +26,7 @@
 //! table, so no inode invalidation is ever lost. Names by [`MAX_NAMES`]; one
 //! beyond is dropped and counted, and its staleness ends with the entry's TTL.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -80,10 +80,28 @@ struct State {
     open: bool,
     order: VecDeque<Stale>,
     queued: HashSet<Stale>,
-    /// The inode whose invalidation the thread is in.
-    sending: Option<Ino>,
+    /// The inodes whose invalidation is being sent, by how many threads.
+    sending: HashMap<Ino, usize>,
     names: usize,
     dropped: u64,
+}
+
+impl State {
+    fn begin(&mut self, ino: Ino) {
+        *self.sending.entry(ino).or_default() += 1;
+    }
+}
+
+/// Says that one was sent when it is dropped, however that went.
+struct Sent<'a> {
+    queue: &'a Notify,
+    ino: Ino,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        self.queue.was_sent(self.ino);
+    }
 }
 
 /// The queue. It is made before the mount, so that the vfs can be given it,
@@ -92,7 +110,7 @@ struct State {
 pub struct Notify {
     state: Mutex<State>,
     wake: Condvar,
-    /// The thread has sent one.
+    /// One of an inode was sent.
     sent: Condvar,
     /// For what the kernel must know at once.
     direct: Mutex<Option<Arc<dyn Kernel>>>,
@@ -188,12 +206,25 @@ impl Notify {
                 state.queued.remove(&stale);
                 match stale {
                     Stale::Name(..) => state.names -= 1,
-                    Stale::Inode(ino) => state.sending = Some(ino),
+                    Stale::Inode(ino) => state.begin(ino),
                 }
                 return Some(stale);
             }
             self.wake.wait(&mut state);
         }
+    }
+
+    /// One that had begun.
+    fn was_sent(&self, ino: Ino) {
+        let mut state = self.state.lock();
+        if let Some(threads) = state.sending.get_mut(&ino) {
+            *threads -= 1;
+            if *threads == 0 {
+                state.sending.remove(&ino);
+            }
+        }
+        drop(state);
+        self.sent.notify_all();
     }
 
     fn send_all(&self, kernel: &dyn Kernel, tasks: &Tasks) {
@@ -212,9 +243,8 @@ impl Notify {
                 // Behind the others, and before it is said that it is not being sent.
                 self.push(stale.clone());
             }
-            if matches!(stale, Stale::Inode(_)) {
-                self.state.lock().sending = None;
-                self.sent.notify_all();
+            if let Stale::Inode(ino) = stale {
+                self.was_sent(ino);
             }
             match sent {
                 Ok((Ok(()), _)) => {}
@@ -246,24 +276,24 @@ impl KernelCache for Notify {
 
     fn is_telling(&self, ino: Ino) -> bool {
         let state = self.state.lock();
-        state.sending == Some(ino) || state.queued.contains(&Stale::Inode(ino))
+        state.sending.contains_key(&ino) || state.queued.contains(&Stale::Inode(ino))
     }
 
     fn settle(&self, ino: Ino) {
-        let queued = {
-            let mut state = self.state.lock();
-            let stale = Stale::Inode(ino);
-            let queued = state.queued.remove(&stale);
-            if queued {
-                state.order.retain(|other| *other != stale);
-            }
-            while state.sending == Some(ino) {
-                self.sent.wait(&mut state);
-            }
-            queued
-        };
-        if queued {
+        let stale = Stale::Inode(ino);
+        let mut state = self.state.lock();
+        if state.queued.remove(&stale) {
+            state.order.retain(|other| *other != stale);
+            // It is being told from here on, without a moment between.
+            state.begin(ino);
+            drop(state);
+            let sent = Sent { queue: self, ino };
             self.inval_inode_now(ino);
+            drop(sent);
+            state = self.state.lock();
+        }
+        while state.sending.contains_key(&ino) {
+            self.sent.wait(&mut state);
         }
     }
 
@@ -377,7 +407,10 @@ mod tests {
         while queue.state.lock().order.len() == 2 {
             thread::yield_now();
         }
-        assert!(!settling.is_finished());
+        assert!(
+            !settling.is_finished() && queue.is_telling(5),
+            "all the time"
+        );
         go.send(()).unwrap();
         let mut next = [(); 2].map(|()| seen.recv_timeout(SOON).unwrap());
         next.sort();

@@ -11,6 +11,11 @@
 //! files with several are told to be asked for each time. It is looked for where
 //! the name leads by what is known here; where nothing is, the server is asked anyway.
 //!
+//! An open(2) of a file that is found by two names at the same time is another matter: it says
+//! which file, not by which name, and a name that the kernel still believes may lead
+//! elsewhere by now, while the other does not. As long as the kernel may believe the name
+//! of before, such an open has to find out ([`Vfs::may_mean_another_name`]).
+//!
 //! What is not believed any more: what this side has told the kernel to forget
 //! ([`KernelCache::inval_entry`](super::types::KernelCache)), what it has removed or
 //! moved at the kernel's own request, and names of inodes that the kernel has given back
@@ -33,10 +38,24 @@ const TICK: Duration = Duration::from_millis(10);
 /// The longest that is counted: half of what 32 bits hold is 248 days.
 const LONGEST: u32 = 100 * 24 * 3600 * 100;
 
-/// A name of an inode, and until when the kernel believes it: 32 bits of the name's hash, and
+/// Names of an inode, and until when the kernel believes them: 32 bits of the name's hash, and
 /// ticks since the mount began. Zero: none.
 #[derive(Debug, Default)]
-pub(super) struct Belief(AtomicU64);
+pub(super) struct Belief {
+    told: AtomicU64,
+    /// One that was told before, of an inode that has been found by another since; if there
+    /// are more, without its hash.
+    apart: AtomicU64,
+}
+
+/// The name's half.
+fn tag_of(belief: u64) -> u64 {
+    belief >> 32 << 32
+}
+
+fn is_good(belief: u64, now: u32) -> bool {
+    belief != 0 && ((belief as u32).wrapping_sub(now) as i32) > 0
+}
 
 impl Belief {
     /// Other names are taken for this one once in 2^32 times: that costs a round trip.
@@ -55,13 +74,40 @@ impl Belief {
         } else {
             tag | u64::from(until)
         };
-        self.0.store(belief, Ordering::Relaxed);
+        let before = self.told.swap(belief, Ordering::AcqRel);
+        if is_good(before, now) && tag_of(before) != tag {
+            self.set_apart(before, now);
+        }
     }
 
     fn holds(&self, tag: u64, now: u32) -> bool {
-        let belief = self.0.load(Ordering::Relaxed);
-        let (of, until) = (belief >> 32 << 32, belief as u32);
-        belief != 0 && of == tag && (until.wrapping_sub(now) as i32) > 0
+        let belief = self.told.load(Ordering::Acquire);
+        tag_of(belief) == tag && is_good(belief, now)
+    }
+
+    /// The inode was found by another name than this, which the kernel believes.
+    fn set_apart(&self, before: u64, now: u32) {
+        let joined = |apart: u64| {
+            if !is_good(apart, now) || tag_of(apart) == tag_of(before) {
+                return Some(before);
+            }
+            let left = |belief: u64| (belief as u32).wrapping_sub(now);
+            let longer = if left(apart) > left(before) {
+                apart
+            } else {
+                before
+            };
+            Some(u64::from(longer as u32))
+        };
+        let _ = (self.apart).fetch_update(Ordering::AcqRel, Ordering::Acquire, joined);
+    }
+
+    /// This host has taken the name away, or given it to another inode: the kernel knows.
+    fn lost(&self, tag: u64) {
+        for belief in [&self.told, &self.apart] {
+            let of_it = |belief| (tag_of(belief) == tag).then_some(0);
+            let _ = belief.fetch_update(Ordering::AcqRel, Ordering::Acquire, of_it);
+        }
     }
 }
 
@@ -111,21 +157,38 @@ impl Vfs {
         inode.belief.holds(Belief::tag(parent, name), self.ticks())
     }
 
-    /// The object was found by this name. An open(2) of a file is only told which file, not by
-    /// which name; a name that the kernel believes, and that another host may have
-    /// given to something else since, would be opened by the one that still leads there.
+    /// The object was found by this name: an open of a file has to find it still leading
+    /// there, see [`Inode::found_at`].
     pub(super) fn found_at(
         &self,
-        inode: &Arc<Inode>,
+        inode: &Inode,
         dir: &Arc<Inode>,
         name: impl AsRef<[u8]> + Into<Name>,
     ) {
-        if let Some(before) = inode.found_at(dir, name)
-            && inode.kind == FileKind::Regular
-            && self.is_told(before.dir.ino, &before.name, inode)
-            && let Some(kernel) = self.kernel.get()
-        {
-            kernel.inval_entry(before.dir.ino, &before.name);
+        let tag = Belief::tag(dir.ino, name.as_ref());
+        if inode.found_at(dir, name) {
+            let (told, now) = (inode.belief.told.load(Ordering::Acquire), self.ticks());
+            if is_good(told, now) && tag_of(told) != tag {
+                inode.belief.set_apart(told, now);
+            }
+        }
+    }
+
+    /// An open of the inode may be one of a name that the kernel believes to lead there,
+    /// and that is not the one it was found by.
+    pub(super) fn may_mean_another_name(&self, inode: &Inode) -> bool {
+        is_good(inode.belief.apart.load(Ordering::Acquire), self.ticks())
+    }
+
+    /// The name does not lead to the inode any more. What another host (`foreign`) has made
+    /// of it the kernel hears when this host does; of this host's own changes it knows.
+    pub(super) fn leads_elsewhere(&self, parent: Ino, name: &[u8], inode: &Inode, foreign: bool) {
+        match self.kernel.get() {
+            Some(kernel) if foreign && self.is_told(parent, name, inode) => {
+                kernel.inval_entry(parent, name);
+            }
+            _ if foreign => {}
+            _ => inode.belief.lost(Belief::tag(parent, name)),
         }
     }
 
@@ -165,5 +228,29 @@ mod tests {
         assert!(belief.holds(a, LONGEST));
         belief.set(a, 0, Duration::ZERO);
         assert!(!belief.holds(a, 0), "told not to believe it");
+    }
+
+    #[test]
+    fn an_earlier_name_is_remembered_for_its_time_unless_this_host_took_it() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let [a, b, c] = [b"a", b"b", b"c"].map(|name| Belief::tag(1, name));
+        let is_apart = |belief: &Belief, now| is_good(belief.apart.load(Ordering::Relaxed), now);
+        let belief = Belief::default();
+        belief.set(a, 5, SECOND);
+        belief.set(a, 50, SECOND);
+        assert!(!is_apart(&belief, 50), "one name");
+        // Of a file with two names none is believed.
+        belief.set(b, 60, Duration::ZERO);
+        assert!(is_apart(&belief, 150) && !is_apart(&belief, 152));
+        belief.lost(b);
+        assert!(is_apart(&belief, 100));
+        belief.lost(a);
+        assert!(!is_apart(&belief, 60));
+        // Of three the longest counts, and no single one ends it.
+        belief.set(a, 0, 9 * SECOND);
+        belief.set(b, 0, SECOND);
+        belief.set(c, 0, SECOND);
+        belief.lost(a);
+        assert!(is_apart(&belief, 899) && !is_apart(&belief, 902));
     }
 }

@@ -76,18 +76,18 @@ pub struct Place {
 
 impl Inode {
     /// The object was found by this name: an open of a file has to find it still
-    /// leading there, and what lies beside it is asked for together with it. Where it was
-    /// found last, if that was elsewhere.
-    pub fn found_at(&self, dir: &Arc<Inode>, name: impl AsRef<[u8]> + Into<Name>) -> Option<Place> {
+    /// leading there, and what lies beside it is asked for together with it. Whether that
+    /// is another name than the one before.
+    pub fn found_at(&self, dir: &Arc<Inode>, name: impl AsRef<[u8]> + Into<Name>) -> bool {
         let mut place = self.place.lock();
         let known = place
             .as_ref()
             .is_some_and(|place| Arc::ptr_eq(&place.dir, dir) && *place.name == *name.as_ref());
         if known {
-            return None;
+            return false;
         }
         let (dir, name) = (Arc::clone(dir), name.into());
-        place.replace(Place { dir, name })
+        place.replace(Place { dir, name }).is_some()
     }
 
     /// What is known of the names in this directory.

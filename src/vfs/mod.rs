@@ -464,15 +464,10 @@ impl Vfs {
             if !names.chain.takes(seen) {
                 return;
             }
-            // What another host has made of a name the kernel hears when this host does. Of
-            // its own changes it knows.
-            if seen.is_some()
-                && let Answer::Inode(before) = names.get(name.as_ref())
+            if let Answer::Inode(before) = names.get(name.as_ref())
                 && !matches!(&target, Target::Inode(now) if Arc::ptr_eq(now, &before))
-                && self.is_told(dir.ino, name.as_ref(), &before)
-                && let Some(kernel) = self.kernel.get()
             {
-                kernel.inval_entry(dir.ino, name.as_ref());
+                self.leads_elsewhere(dir.ino, name.as_ref(), &before, seen.is_some());
             }
             match target {
                 Target::Missing if self.names.has_missing() => names.put(name.into(), target),

@@ -402,6 +402,10 @@ impl Vfs {
             FileKind::Directory => return Err(Errno(libc::EISDIR)),
             _ => return Err(Errno(libc::ENXIO)),
         }
+        if check && self.may_mean_another_name(&inode) {
+            // Upon which the kernel asks for the name.
+            return Err(Errno(libc::ESTALE));
+        }
         let access = access_of(flags);
         // O_TRUNC with O_RDONLY is left undefined by POSIX; Linux truncates if
         // the caller may write.
