@@ -164,7 +164,7 @@ impl Adapter {
         let vfs = self.vfs();
         async move {
             let result = work.await;
-            vfs.nothing_to_tell(ino).await;
+            vfs.pages_go_first(ino).await;
             result
         }
     }
@@ -190,7 +190,7 @@ impl Adapter {
         let (vfs, work) = (self.vfs(), self.by_path(call.tid, work));
         let work = async move {
             let made = work.await?;
-            vfs.nothing_to_tell(made.ino).await;
+            vfs.pages_go_first(made.ino).await;
             Ok(made)
         };
         self.dispatch.run(call, reply, work, answer, undo);
@@ -317,7 +317,7 @@ impl Filesystem for Adapter {
                 None => asker.find(&cred, parent.0, &name, standing).await?,
             };
             if let Lookup::Found(entry) = &found {
-                asker.vfs.nothing_to_tell(entry.ino).await;
+                asker.vfs.pages_go_first(entry.ino).await;
             }
             Ok(found)
         };

@@ -18,7 +18,7 @@
 //! the last page with zeros; if it hears of a larger size while it has that page, a read is
 //! answered with zeros that nobody has written. So no answer that brings attributes goes out
 //! while an invalidation of that inode is queued or being sent
-//! ([`Vfs::nothing_to_tell`](crate::vfs::Vfs::nothing_to_tell)): pages go before the size
+//! ([`Vfs::pages_go_first`](crate::vfs::Vfs::pages_go_first)): pages go before the size
 //! comes. That makes the kernel ignore the answer of a GETATTR that found out itself; it
 //! asks again, and a read up to the old size is one from before the change.
 //!

@@ -136,6 +136,9 @@ struct Item {
     dir_change: u64,
 }
 
+/// The kernel has yet to drop what it has of this file, before it hears of its size.
+struct Telling(Ino);
+
 impl Vfs {
     /// Opens a directory, for thread `by`. The kernel has checked the permission; what
     /// the server lists it lists for the caller, and names that are known are shown to
@@ -316,6 +319,13 @@ impl Vfs {
                     }
                 }
             };
+            let taken = match taken {
+                Ok(taken) => taken,
+                Err(Telling(ino)) => {
+                    self.nothing_to_tell(ino).await;
+                    continue;
+                }
+            };
             if !taken {
                 self.ask_early(&handle, position);
                 return Ok(());
@@ -340,7 +350,7 @@ impl Vfs {
         offset: u64,
         plus: bool,
         sink: &mut dyn DirSink,
-    ) -> bool {
+    ) -> Result<bool, Telling> {
         let entry = DirEntry {
             ino: item.ino,
             offset,
@@ -349,18 +359,18 @@ impl Vfs {
         };
         let inode = match &item.inode {
             Some(inode) if plus && self.inodes.look_up_listed(inode) => inode,
-            _ => return sink.add(&entry),
+            _ => return Ok(sink.add(&entry)),
         };
         // Read before a change of ours, it may be a name that we have removed: the kernel
         // is to ask for it, and learns no more than which it was.
         let late = dir.attr.lock().overtook(item.sent);
-        let taken = self.offer_plus(dir, inode, &entry, late, sink);
+        let taken = self.offer_plus(dir, inode, &entry, late, sink)?;
         if taken && !late {
             let target = Target::Inode(Arc::clone(inode));
             let name = Arc::clone(&item.name);
             self.put_name(dir, name, target, Some((item.dir_change, item.sent)));
         }
-        taken
+        Ok(taken)
     }
 
     fn offer_known(
@@ -371,11 +381,11 @@ impl Vfs {
         offset: u64,
         plus: bool,
         sink: &mut dyn DirSink,
-    ) -> bool {
+    ) -> Result<bool, Telling> {
         // It may lead elsewhere since the listing was begun, or nowhere.
         let (inode, late) = match dir.names().lock().get(name) {
             Answer::Inode(now) => (now, false),
-            Answer::Missing => return true,
+            Answer::Missing => return Ok(true),
             Answer::Absent | Answer::Unknown => (Arc::clone(inode), true),
         };
         let entry = DirEntry {
@@ -390,7 +400,7 @@ impl Vfs {
             }
             self.offer_plus(dir, &inode, &entry, late, sink)
         } else {
-            sink.add(&entry)
+            Ok(sink.add(&entry))
         }
     }
 
@@ -403,12 +413,11 @@ impl Vfs {
         entry: &DirEntry<'_>,
         late: bool,
         sink: &mut dyn DirSink,
-    ) -> bool {
+    ) -> Result<bool, Telling> {
         let mut plus = self.entry(inode, dir);
         if self.is_telling(inode.ino) {
-            // Nothing can be waited for here: the name alone.
             self.forget(inode.ino, 1);
-            return sink.add(entry);
+            return Err(Telling(inode.ino));
         }
         if late {
             (plus.entry_ttl, plus.attr_ttl) = (Duration::ZERO, Duration::ZERO);
@@ -417,7 +426,7 @@ impl Vfs {
         if !taken {
             self.forget(inode.ino, 1);
         }
-        taken
+        Ok(taken)
     }
 
     /// Asks for the page that follows, if half of this one has been given out.

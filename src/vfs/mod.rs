@@ -499,7 +499,7 @@ impl Vfs {
     }
 
     /// The same for what the server says. Whoever sees a foreign change of a file finds
-    /// what the kernel is to be told of it queued (see [`Vfs::nothing_to_tell`]), so both
+    /// what the kernel is to be told of it queued (see [`Vfs::pages_go_first`]), so both
     /// happen under the attributes' lock. What is old of a directory its names know.
     fn with_attr_told(
         &self,

@@ -490,17 +490,26 @@ impl Vfs {
         self.with_attr_told(inode, |attr| attr.learn_at_open(attrs, sent, now, timeouts))
     }
 
-    /// Something is queued for the kernel of this inode, or being told.
+    /// Something is queued for the kernel of this file, or being told. What other objects
+    /// than files have in the kernel no size makes wrong.
     pub fn is_telling(&self, ino: Ino) -> bool {
         let kernel = self.kernel.get();
         kernel.is_some_and(|kernel| kernel.is_telling(ino))
+            && (self.inodes.get(ino)).is_some_and(|inode| inode.kind == FileKind::Regular)
     }
 
-    /// Waits until the kernel was told what is queued for it of the inode. Whatever answers
-    /// with attributes, or opens, has read them before this, and answers after it: the kernel
-    /// drops pages before it hears of a size that they are too old for, and nothing comes
-    /// between a read after the open and its GETATTR.
-    pub async fn nothing_to_tell(&self, ino: Ino) {
+    /// Waits until the kernel was told what is queued for it of a file. Whatever answers with
+    /// attributes has read them before this, and answers after it: the kernel drops pages
+    /// before it hears of a size that they are too old for.
+    pub async fn pages_go_first(&self, ino: Ino) {
+        if self.is_telling(ino) {
+            self.nothing_to_tell(ino).await;
+        }
+    }
+
+    /// Waits until the kernel was told what is queued for it of the inode: what opens is
+    /// answered after it, and nothing comes between a read after the open and its GETATTR.
+    pub(super) async fn nothing_to_tell(&self, ino: Ino) {
         if let Some(kernel) = self.kernel.get()
             && kernel.is_telling(ino)
         {
