@@ -23,7 +23,7 @@
 //! next lookup costs a round trip that it need not; nothing worse.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -38,23 +38,36 @@ const TICK: Duration = Duration::from_millis(10);
 /// The longest that is counted: half of what 32 bits hold is 248 days.
 const LONGEST: u32 = 100 * 24 * 3600 * 100;
 
-/// Names of an inode, and until when the kernel believes them: 32 bits of the name's hash, and
-/// ticks since the mount began. Zero: none.
+/// Names of an inode, and until when the kernel believes them, in ticks since the mount began.
+/// Zero: none.
+///
+/// There is one in each of many inodes, so what goes with it ([`Apart`]) is a field of its own
+/// there, where it fills a gap.
 #[derive(Debug, Default)]
 pub(super) struct Belief {
+    /// The one that was told last and is to be believed: 32 bits of its hash, and until when.
     told: AtomicU64,
-    /// One that was told before, of an inode that has been found by another since; if there
-    /// are more, without its hash.
-    apart: AtomicU64,
 }
+
+/// Until when the kernel may believe another name than the one that the inode was found by.
+pub(super) type Apart = AtomicU32;
 
 /// The name's half.
 fn tag_of(belief: u64) -> u64 {
     belief >> 32 << 32
 }
 
-fn is_good(belief: u64, now: u32) -> bool {
-    belief != 0 && ((belief as u32).wrapping_sub(now) as i32) > 0
+fn is_good(until: u32, now: u32) -> bool {
+    until != 0 && (until.wrapping_sub(now) as i32) > 0
+}
+
+/// Not before either.
+fn put_off(apart: &Apart, until: u32, now: u32) {
+    let later = |known: u32| {
+        let longer = !is_good(known, now) || (until.wrapping_sub(known) as i32) > 0;
+        longer.then_some(until)
+    };
+    let _ = apart.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
 }
 
 impl Belief {
@@ -64,50 +77,50 @@ impl Belief {
         HASHER.get_or_init(RandomState::new).hash_one((dir, name)) >> 32 << 32
     }
 
-    fn set(&self, tag: u64, now: u32, ttl: Duration) {
+    fn set(&self, apart: &Apart, tag: u64, now: u32, ttl: Duration) {
+        let before = self.told.load(Ordering::Acquire);
+        let other = tag_of(before) != tag && is_good(before as u32, now);
+        if other {
+            put_off(apart, before as u32, now);
+        }
+        if ttl.is_zero() {
+            if !other {
+                self.told.store(0, Ordering::Release);
+            }
+            return;
+        }
         let ticks = u32::try_from(ttl.as_millis().div_ceil(TICK.as_millis())).unwrap_or(LONGEST);
         // The kernel counts from when it has read the answer, in jiffies (a tick at the
-        // most), rounded up.
-        let until = now.wrapping_add(ticks.min(LONGEST) + 1);
-        let belief = if ttl.is_zero() {
-            0
-        } else {
-            tag | u64::from(until)
-        };
-        let before = self.told.swap(belief, Ordering::AcqRel);
-        if is_good(before, now) && tag_of(before) != tag {
-            self.set_apart(before, now);
-        }
+        // most), rounded up. Zero means none.
+        let until = now.wrapping_add(ticks.min(LONGEST) + 1).max(1);
+        self.told.store(tag | u64::from(until), Ordering::Release);
     }
 
     fn holds(&self, tag: u64, now: u32) -> bool {
         let belief = self.told.load(Ordering::Acquire);
-        tag_of(belief) == tag && is_good(belief, now)
+        tag_of(belief) == tag && is_good(belief as u32, now)
     }
 
-    /// The inode was found by another name than this, which the kernel believes.
-    fn set_apart(&self, before: u64, now: u32) {
-        let joined = |apart: u64| {
-            if !is_good(apart, now) || tag_of(apart) == tag_of(before) {
-                return Some(before);
-            }
-            let left = |belief: u64| (belief as u32).wrapping_sub(now);
-            let longer = if left(apart) > left(before) {
-                apart
-            } else {
-                before
-            };
-            Some(u64::from(longer as u32))
-        };
-        let _ = (self.apart).fetch_update(Ordering::AcqRel, Ordering::Acquire, joined);
+    /// The inode was found by this name.
+    fn found(&self, apart: &Apart, tag: u64, now: u32) {
+        let told = self.told.load(Ordering::Acquire);
+        if tag_of(told) != tag && is_good(told as u32, now) {
+            put_off(apart, told as u32, now);
+        }
     }
 
     /// This host has taken the name away, or given it to another inode: the kernel knows.
-    fn lost(&self, tag: u64) {
-        for belief in [&self.told, &self.apart] {
-            let of_it = |belief| (tag_of(belief) == tag).then_some(0);
-            let _ = belief.fetch_update(Ordering::AcqRel, Ordering::Acquire, of_it);
+    fn lost(&self, apart: &Apart, tag: u64) {
+        let told = self.told.load(Ordering::Acquire);
+        if tag_of(told) == tag {
+            let (taken, none) = (Ordering::AcqRel, Ordering::Relaxed);
+            let _ = self.told.compare_exchange(told, 0, taken, none);
+            let _ = apart.compare_exchange(told as u32, 0, taken, none);
         }
+    }
+
+    fn forget(&self) {
+        self.told.store(0, Ordering::Release);
     }
 }
 
@@ -132,9 +145,8 @@ impl Vfs {
     /// The kernel is about to be told that this name leads to `ino`, for so long.
     pub fn tells(&self, parent: Ino, name: &[u8], ino: Ino, ttl: Duration) {
         if let Some(inode) = self.inodes.get(ino) {
-            inode
-                .belief
-                .set(Belief::tag(parent, name), self.ticks(), ttl);
+            let tag = Belief::tag(parent, name);
+            inode.belief.set(&inode.apart, tag, self.ticks(), ttl);
         }
     }
 
@@ -167,17 +179,14 @@ impl Vfs {
     ) {
         let tag = Belief::tag(dir.ino, name.as_ref());
         if inode.found_at(dir, name) {
-            let (told, now) = (inode.belief.told.load(Ordering::Acquire), self.ticks());
-            if is_good(told, now) && tag_of(told) != tag {
-                inode.belief.set_apart(told, now);
-            }
+            inode.belief.found(&inode.apart, tag, self.ticks());
         }
     }
 
     /// An open of the inode may be one of a name that the kernel believes to lead there,
     /// and that is not the one it was found by.
     pub(super) fn may_mean_another_name(&self, inode: &Inode) -> bool {
-        is_good(inode.belief.apart.load(Ordering::Acquire), self.ticks())
+        is_good(inode.apart.load(Ordering::Acquire), self.ticks())
     }
 
     /// The name does not lead to the inode any more. What another host (`foreign`) has made
@@ -188,7 +197,7 @@ impl Vfs {
                 kernel.inval_entry(parent, name);
             }
             _ if foreign => {}
-            _ => inode.belief.lost(Belief::tag(parent, name)),
+            _ => inode.belief.lost(&inode.apart, Belief::tag(parent, name)),
         }
     }
 
@@ -199,7 +208,7 @@ impl Vfs {
         };
         let dir = self.inodes.get(parent);
         if let Some(inode) = dir.and_then(|dir| self.remembered_inode(&dir, name)) {
-            inode.belief.set(0, 0, Duration::ZERO);
+            inode.belief.forget();
         }
         kernel.inval_entry(parent, name);
     }
@@ -212,21 +221,21 @@ mod tests {
     #[test]
     fn a_name_is_believed_for_its_time_and_no_other_is() {
         let (a, b) = (Belief::tag(1, b"a"), Belief::tag(1, b"b"));
-        let belief = Belief::default();
+        let (belief, apart) = (Belief::default(), Apart::default());
         assert!(
             !belief.holds(0, 0) && !belief.holds(a, 0),
             "nothing was told"
         );
         // At the turn of the count, too.
         for now in [0, 5, u32::MAX - 50] {
-            belief.set(a, now, Duration::from_secs(1));
+            belief.set(&apart, a, now, Duration::from_secs(1));
             assert!(belief.holds(a, now) && belief.holds(a, now.wrapping_add(100)));
             assert!(!belief.holds(a, now.wrapping_add(101)), "its time is over");
             assert!(!belief.holds(b, now) && !belief.holds(Belief::tag(2, b"a"), now));
         }
-        belief.set(a, 0, Duration::MAX);
+        belief.set(&apart, a, 0, Duration::MAX);
         assert!(belief.holds(a, LONGEST));
-        belief.set(a, 0, Duration::ZERO);
+        belief.set(&apart, a, 0, Duration::ZERO);
         assert!(!belief.holds(a, 0), "told not to believe it");
     }
 
@@ -234,23 +243,24 @@ mod tests {
     fn an_earlier_name_is_remembered_for_its_time_unless_this_host_took_it() {
         const SECOND: Duration = Duration::from_secs(1);
         let [a, b, c] = [b"a", b"b", b"c"].map(|name| Belief::tag(1, name));
-        let is_apart = |belief: &Belief, now| is_good(belief.apart.load(Ordering::Relaxed), now);
-        let belief = Belief::default();
-        belief.set(a, 5, SECOND);
-        belief.set(a, 50, SECOND);
-        assert!(!is_apart(&belief, 50), "one name");
-        // Of a file with two names none is believed.
-        belief.set(b, 60, Duration::ZERO);
-        assert!(is_apart(&belief, 150) && !is_apart(&belief, 152));
-        belief.lost(b);
-        assert!(is_apart(&belief, 100));
-        belief.lost(a);
-        assert!(!is_apart(&belief, 60));
-        // Of three the longest counts, and no single one ends it.
-        belief.set(a, 0, 9 * SECOND);
-        belief.set(b, 0, SECOND);
-        belief.set(c, 0, SECOND);
-        belief.lost(a);
-        assert!(is_apart(&belief, 899) && !is_apart(&belief, 902));
+        let (belief, apart) = (Belief::default(), Apart::default());
+        let is_apart = |now| is_good(apart.load(Ordering::Relaxed), now);
+        belief.set(&apart, a, 5, SECOND);
+        belief.set(&apart, a, 50, SECOND);
+        belief.found(&apart, a, 50);
+        assert!(!is_apart(50), "one name");
+        // Of a file with two names none is believed from here on.
+        belief.set(&apart, b, 60, Duration::ZERO);
+        assert!(is_apart(150) && !is_apart(152) && belief.holds(a, 150));
+        belief.lost(&apart, b);
+        assert!(is_apart(100));
+        belief.lost(&apart, a);
+        assert!(!is_apart(60));
+        // Of several the longest counts.
+        belief.set(&apart, a, 0, 9 * SECOND);
+        belief.set(&apart, b, 0, SECOND);
+        belief.found(&apart, c, 0);
+        belief.lost(&apart, b);
+        assert!(is_apart(899) && !is_apart(902));
     }
 }

@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::attr::{AttrState, Timeouts, kind_of};
-use super::belief::Belief;
+use super::belief::{Apart, Belief};
 use super::evict::Told;
 use super::namecache::{Name, Names};
 use super::open::FileState;
@@ -63,6 +63,7 @@ pub struct Inode {
     place: Mutex<Option<Place>>,
     /// The name that the kernel was told of last.
     pub(super) belief: Belief,
+    pub(super) apart: Apart,
 }
 
 /// Where an object was found.
@@ -191,6 +192,7 @@ impl InodeTable {
             stale: AtomicBool::new(false),
             place: Mutex::new(None),
             belief: Belief::default(),
+            apart: Apart::default(),
         });
         Self {
             inodes: DashMap::new(),
@@ -339,6 +341,7 @@ impl InodeTable {
             stale: AtomicBool::new(false),
             place: Mutex::new(None),
             belief: Belief::default(),
+            apart: Apart::default(),
         })
     }
 

@@ -87,6 +87,10 @@ pub(super) struct FileInner {
     opens: Vec<SharedOpen>,
     pub(super) pipeline: Pipeline<Origin>,
     pub(super) pages: Pages,
+    /// Foreign changes that there were at the last look, and those after which the
+    /// pages were dropped a second time (see `revalidate`).
+    looked: Moves,
+    dropped_again: Moves,
     /// Counts what made pages old although no foreign change was seen.
     losses: Moves,
     /// Counts what made data old that were read ahead, but no pages: new sizes,
@@ -133,6 +137,17 @@ impl FileInner {
     /// attribute finds the count moved.
     pub(super) fn moves(&self, attr: &AttrState) -> Moves {
         self.losses + attr.foreign()
+    }
+
+    /// Looks at how many foreign changes there are: true, once, if there have been some
+    /// and none since the last look, and the kernel has read pages.
+    pub(super) fn left_alone(&mut self, foreign: Moves) -> bool {
+        let still = std::mem::replace(&mut self.looked, foreign) == foreign;
+        let again = still && self.dropped_again != foreign;
+        if again {
+            self.dropped_again = foreign;
+        }
+        again && self.filled
     }
 
     /// What was read ahead under another count is old.
@@ -195,12 +210,14 @@ struct SharedOpen {
 }
 
 impl FileState {
-    fn new(vfs: &Vfs) -> Self {
+    fn new(vfs: &Vfs, foreign: Moves) -> Self {
         Self {
             inner: Mutex::new(FileInner {
                 opens: Vec::new(),
                 pipeline: Pipeline::new(Arc::clone(&vfs.pipeline)),
                 pages: Pages::default(),
+                looked: foreign,
+                dropped_again: foreign,
                 losses: 0,
                 cuts: 0,
                 writes: 0,
@@ -294,7 +311,7 @@ pub(super) fn access_of(flags: i32) -> u32 {
 
 impl Vfs {
     pub(super) fn file_state<'a>(&self, inode: &'a Inode) -> &'a FileState {
-        inode.file(|| FileState::new(self))
+        inode.file(|| FileState::new(self, inode.attr.lock().foreign()))
     }
 
     pub(super) fn handle(&self, fh: u64) -> Result<Arc<OpenHandle>, Errno> {

@@ -15,6 +15,12 @@
 //! `acregmax=0` (`noac`) nothing may be believed: reads go past the pages instead
 //! (`Opened::direct_io`).
 //!
+//! A kernel's thread that was given a new size cuts the pages at that size some time later,
+//! without a lock (fuse_change_attributes): if it is not scheduled in between, and the file grows
+//! once more, it clears bytes of a page that was read since. So when a file has been left
+//! alone by others from one look to the next, its pages are dropped once more
+//! ([`Vfs::drop_cut_pages`]).
+//!
 //! One task, which owns no state: what is due is read from the table of open files each
 //! time. It holds no lock while it waits for the server. While the server does not answer
 //! ([`PATIENCE`]), what is too old is not to be read: the pages go, and a read waits for the
@@ -54,6 +60,7 @@ impl Vfs {
                     tokio::time::sleep(every).await;
                     let Some(vfs) = weak.upgrade() else { return };
                     vfs.metrics.tasks.point("revalidate");
+                    vfs.drop_cut_pages();
                     vfs.revalidate_due().await;
                 }
             }
@@ -96,6 +103,24 @@ impl Vfs {
                     }
                 };
                 due = &due[answered..];
+            }
+        }
+    }
+
+    /// Has the kernel drop the pages of files that others have changed, and not since the
+    /// last look, for a second time: the first came before it heard of the new size.
+    fn drop_cut_pages(&self) {
+        for file in &self.files {
+            let inode = &file.inode;
+            let Some(state) = inode.opened().filter(|_| file.reads_pages) else {
+                continue;
+            };
+            let mut inner = state.inner.lock();
+            let foreign = inode.attr.lock().foreign();
+            if inner.left_alone(foreign)
+                && let Some(kernel) = self.kernel.get()
+            {
+                kernel.inval_inode(inode.ino);
             }
         }
     }
