@@ -2,6 +2,8 @@
 //! panic, hang or allocate from a length it has not checked, whatever it is
 //! given. Used by the fuzz targets beside it and by `tests/it/hostile.rs`.
 
+mod answers;
+
 use bytes::Bytes;
 use efs_fuse::cli::option_list;
 use efs_fuse::efs::Device;
@@ -14,6 +16,12 @@ use efs_fuse::rpc::call;
 use efs_fuse::rpc::record::RecordReader;
 use efs_fuse::telemetry::{control, serve};
 use efs_fuse::xdr::Decoder;
+
+#[allow(unused_imports)]
+pub(super) use answers::{
+    bind_reply, ca_file, certificate, container_credentials, efs_answer, http_answer,
+    instance_metadata, role_credentials, sts_answer, tls_answer,
+};
 
 /// A record may be this long, here.
 pub(super) const MAX_RECORD: usize = 1 << 16;

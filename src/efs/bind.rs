@@ -29,8 +29,10 @@ pub(super) type PartitionId = [u8; 64];
 
 /// The two programs that are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Generation {
+pub enum Generation {
+    /// 100200
     One,
+    /// 400123
     Two,
 }
 
@@ -57,7 +59,7 @@ pub(super) enum Bound {
 
 /// The reply to a bind call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Reply {
+pub struct Reply {
     pub(super) bound: Bound,
     /// max_multiplexed_connections
     pub(super) connections: u32,
@@ -82,7 +84,11 @@ impl fmt::Display for Reply {
 }
 
 impl Reply {
-    fn decode(body: Bytes, generation: Generation) -> Result<Self, DecodeError> {
+    /// The body of a reply.
+    ///
+    /// # Errors
+    /// It is shorter than what it says, or its text is too long.
+    pub fn decode(body: Bytes, generation: Generation) -> Result<Self, DecodeError> {
         let mut dec = Decoder::new(body);
         let kind = dec.u32("bind status")?;
         let bound = match kind {

@@ -164,7 +164,12 @@ impl Claims {
         ])
     }
 
-    fn extensions(&self, public_key: &[u8], credentials: Option<&Credentials>, at: Utc) -> Vec<u8> {
+    pub(super) fn extensions(
+        &self,
+        public_key: &[u8],
+        credentials: Option<&Credentials>,
+        at: Utc,
+    ) -> Vec<u8> {
         let private = |number: u32| [&EFS[..], &[number]].concat();
         let hash = public_key_hash(public_key);
         let mut all = vec![extension(&KEY_IDENTIFIER, &der::octets(&hash))];

@@ -29,7 +29,7 @@ impl Utc {
         let mut words = text.split_once(", ")?.1.split(' ');
         let day: u64 = words.next()?.parse().ok()?;
         let month = words.next().filter(|month| month.len() == 3)?;
-        let month = MONTHS.find(month)? as u64 / 3 + 1;
+        let month = MONTHS.find(month).filter(|at| at % 3 == 0)? as u64 / 3 + 1;
         let year: u64 = words.next()?.parse().ok()?;
         let mut clock = words.next()?.split(':').map(str::parse::<u64>);
         let mut part = |limit| clock.next()?.ok().filter(|part| *part < limit);
@@ -78,6 +78,7 @@ mod tests {
             "",
             "Sun, 06 Nov 1994",
             "Sun, 06 Xyz 1994 08:49:37 GMT",
+            "Sun, 06 ovD 1994 08:49:37 GMT",
             "Sun, 6 Nov 1994 25:49:37 GMT",
         ] {
             assert_eq!(read(bad), None, "{bad}");

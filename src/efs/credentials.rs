@@ -222,7 +222,7 @@ fn provide(plan: Plan, mut asked: mpsc::Receiver<Reply>) -> std::io::Result<()> 
         let provider = plan.provider().await;
         while let Some(reply) = asked.recv().await {
             let found = match &provider {
-                Some(provider) => provider.provide_credentials().await,
+                Some(provider) => provider.provide_credentials().await.and_then(usable),
                 None => Err(CredentialsError::not_loaded_no_source()),
             };
             // Who asked may have given up.
@@ -324,23 +324,81 @@ impl ProvideCredentials for Container {
                 let why = format!("HTTP status {}", answer.status);
                 return Err(CredentialsError::provider_error(why));
             }
-            // serde's words would quote what it read.
-            let read: Answer = serde_json::from_str(&answer.body)
-                .map_err(|_| CredentialsError::provider_error("the answer holds no credentials"))?;
-            Ok(Credentials::new(
-                read.access_key_id,
-                read.secret_access_key,
-                read.token,
-                None,
-                "awscredsuri",
-            ))
+            read(&answer.body)
         })
     }
+}
+
+/// What the container credential service has answered.
+///
+/// # Errors
+/// No credentials.
+pub fn read(body: &str) -> provider::Result {
+    // serde's words would quote what it read.
+    let read: Answer = serde_json::from_str(body)
+        .map_err(|_| CredentialsError::provider_error("the answer holds no credentials"))?;
+    Ok(Credentials::new(
+        read.access_key_id,
+        read.secret_access_key,
+        read.token,
+        None,
+        "awscredsuri",
+    ))
+}
+
+/// Credentials that requests can carry. The SDK puts key id and token into headers, and
+/// panics where they do not fit.
+///
+/// # Errors
+/// There are characters in them that none has.
+pub fn usable(credentials: Credentials) -> provider::Result {
+    let id = credentials.access_key_id();
+    let token = credentials.session_token().unwrap_or_default();
+    let fits = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+    match !id.is_empty() && fits(id) && fits(token) {
+        true => Ok(credentials),
+        false => Err(CredentialsError::provider_error(
+            "the access key id or the session token is malformed",
+        )),
+    }
+}
+
+/// What is said of it that the source which `settings` choose has no credentials.
+pub fn none_found(settings: &Settings, why: &CredentialsError) -> Problem {
+    Which::of(settings).problem(why)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Found by the fuzzer.
+    #[test]
+    fn what_no_request_can_carry_is_no_credentials() {
+        let of = |id: &str, token: Option<&str>| {
+            usable(Credentials::new(
+                id,
+                "s3cret",
+                token.map(str::to_owned),
+                None,
+                "test",
+            ))
+        };
+        assert!(of("AKIDEXAMPLE", None).is_ok());
+        assert!(of("AKIDEXAMPLE", Some("IQoJb3JpZ2lu//+/=")).is_ok());
+        for (id, token) in [
+            ("", None),
+            ("AKID\n", None),
+            ("AKID\u{1b}[2J", None),
+            ("AKID", Some("a b")),
+            ("AKID", Some("\u{202e}ä")),
+        ] {
+            let why = of(id, token).expect_err("usable");
+            let problem = none_found(&Settings::default(), &why).to_string();
+            assert!(problem.contains("malformed"), "{problem}");
+            assert!(!problem.contains("s3cret"), "{problem}");
+        }
+    }
 
     #[tokio::test]
     async fn an_option_is_the_only_source_and_its_absence_is_said() {

@@ -5,21 +5,23 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::TokioExecutor;
 
 /// No answer of theirs is longer.
-const MAX_BODY: usize = 64 << 10;
+pub const MAX_BODY: usize = 64 << 10;
+/// Of others' words in a message of ours, characters.
+const MAX_WORDS: usize = 500;
 
 /// What came back.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub struct Answer {
     /// The HTTP status.
-    pub(super) status: u16,
+    pub status: u16,
     /// The server's clock, as its `Date` header says.
-    pub(super) date: Option<String>,
+    pub date: Option<String>,
     /// The body, if it is text.
-    pub(super) body: String,
+    pub body: String,
 }
 
 /// One request to `url` (`http://…`), answered within `limit`.
@@ -44,6 +46,21 @@ async fn exchange(
     headers: &[(&str, &str)],
     limit: Duration,
 ) -> Result<Answer, String> {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(limit));
+    over(connector, method, url, headers).await
+}
+
+/// The same over what `connector` makes, however long that takes.
+///
+/// # Errors
+/// One line that says why there is no answer.
+pub async fn over(
+    connector: impl Connect + Clone + Send + Sync + 'static,
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+) -> Result<Answer, String> {
     let mut request = http::Request::builder().method(method).uri(url);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -51,8 +68,6 @@ async fn exchange(
     let request = request
         .body(Empty::<bytes::Bytes>::new())
         .map_err(|why| why.to_string())?;
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(limit));
     let client = Client::builder(TokioExecutor::new())
         // Nothing is asked twice in a row.
         .pool_max_idle_per_host(0)
@@ -85,5 +100,29 @@ pub(super) fn innermost(why: &(dyn std::error::Error + 'static)) -> String {
     }
     let text = cause.to_string();
     let words = text.split(" (os error").next().unwrap_or(&text);
-    words.to_lowercase()
+    in_short(&words.to_lowercase())
+}
+
+/// Others' words in a message of ours: as many of them as a person would read.
+pub(super) fn in_short(words: &str) -> String {
+    match words.char_indices().nth(MAX_WORDS) {
+        Some((end, _)) => format!("{}…", &words[..end]),
+        None => words.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_others_words_there_are_no_more_than_a_person_would_read() {
+        assert_eq!(in_short("no such role"), "no such role");
+        let long = "ä".repeat(MAX_WORDS + 1);
+        let short = in_short(&long);
+        assert_eq!(short.chars().count(), MAX_WORDS + 1);
+        assert!(short.ends_with("ä…"));
+        let error = std::io::Error::other(long);
+        assert_eq!(innermost(&error), short);
+    }
 }

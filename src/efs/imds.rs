@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::http::{self, Answer};
+use super::region;
 
 /// Where it listens.
 const IPV4: &str = "http://169.254.169.254";
@@ -47,6 +48,30 @@ struct Document {
     availability_zone: Option<String>,
 }
 
+impl Instance {
+    /// From an instance identity document and the answer to the question for the zone's
+    /// id. They become parts of DNS names and of messages: what cannot be the name of a
+    /// region or a zone is as good as none.
+    ///
+    /// # Errors
+    /// One line: the document is no such document.
+    pub fn read(
+        document: &str,
+        zone_id: Option<&str>,
+        date: Option<String>,
+    ) -> Result<Self, String> {
+        let read: Document = serde_json::from_str(document)
+            .map_err(|_| "the instance identity document is malformed".to_owned())?;
+        let known = |text: Option<String>| text.filter(|text| region::is_valid(text));
+        Ok(Self {
+            region: known(read.region),
+            zone: known(read.availability_zone),
+            zone_id: known(zone_id.map(|text| text.trim().to_owned())),
+            date,
+        })
+    }
+}
+
 impl Imds {
     /// By the variables of `env`.
     pub fn from_env(env: impl Fn(&str) -> Option<String>) -> Self {
@@ -77,18 +102,11 @@ impl Imds {
         let document = self
             .get("/latest/dynamic/instance-identity/document", &token)
             .await?;
-        let read: Document = serde_json::from_str(&document.body)
-            .map_err(|_| "the instance identity document is malformed".to_owned())?;
         let zone_id = self
             .get("/latest/meta-data/placement/availability-zone-id", &token)
             .await;
-        let known = |text: Option<String>| text.filter(|text| !text.is_empty());
-        Ok(Instance {
-            region: known(read.region),
-            zone: known(read.availability_zone),
-            zone_id: known(zone_id.ok().map(|answer| answer.body.trim().to_owned())),
-            date: document.date,
-        })
+        let zone_id = zone_id.ok().map(|answer| answer.body);
+        Instance::read(&document.body, zone_id.as_deref(), document.date)
     }
 
     async fn token(&self) -> Result<String, String> {
@@ -166,6 +184,30 @@ mod tests {
         )]);
         assert_eq!(other.endpoint, "http://127.0.0.1:1338");
         assert!(!of(&[("AWS_EC2_METADATA_DISABLED", "TRUE")]).enabled);
+    }
+
+    #[test]
+    fn what_cannot_be_the_name_of_a_region_or_a_zone_is_as_good_as_none() {
+        let read = |document: &str, zone_id: &str| {
+            Instance::read(document, Some(zone_id), None).unwrap_or_else(|why| panic!("{why}"))
+        };
+        let good =
+            r#"{"region":"eu-west-1","availabilityZone":"eu-west-1a","version":"2017-09-30"}"#;
+        let known = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            read(good, "euw1-az1\n"),
+            Instance {
+                region: known("eu-west-1"),
+                zone: known("eu-west-1a"),
+                zone_id: known("euw1-az1"),
+                date: None,
+            }
+        );
+        let bad = r#"{"region":"eu-west-1.evil.example/","availabilityZone":"a\n\u001b[2J"}"#;
+        for zone_id in ["", "a b", "<html><title>Sign in</title>", &"a".repeat(64)] {
+            assert_eq!(read(bad, zone_id), Instance::default(), "{zone_id}");
+        }
+        assert!(Instance::read("<html>", None, None).is_err());
     }
 
     #[tokio::test]

@@ -27,6 +27,7 @@ mod http;
 pub mod identity;
 pub mod imds;
 pub mod mount_targets;
+pub mod outside;
 mod partition;
 pub mod problem;
 mod profile;

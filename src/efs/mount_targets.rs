@@ -10,14 +10,18 @@ use aws_sdk_efs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_efs::types::MountTargetDescription;
 
 use super::credentials::Source;
-use super::http::innermost;
+use super::http::{in_short, innermost};
 use super::imds::Instance;
+use super::region;
 use super::settings::Settings;
 use super::target::FileSystem;
 
 /// One call with its repetitions.
 const PATIENCE: Duration = Duration::from_secs(10);
 const ATTEMPT: Duration = Duration::from_secs(4);
+/// Of a list of mount targets, of which a file system has one in a zone and a page a
+/// hundred.
+const MAX_PAGES: usize = 4;
 
 /// A mount target.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -152,13 +156,13 @@ pub(super) fn choose(
     usable.sort_by(|one, other| one.zone_id.cmp(&other.zone_id));
     let places = |targets: &[&MountTarget]| {
         let places: Vec<_> = targets.iter().map(|target| target.place()).collect();
-        places.join(", ")
+        in_short(&places.join(", "))
     };
     let Some(first) = usable.first() else {
         let mut states: Vec<_> = targets.iter().map(|target| target.state.as_str()).collect();
         states.sort_unstable();
         states.dedup();
-        return Err(Reason::NotReady(states.join(", ")));
+        return Err(Reason::NotReady(in_short(&states.join(", "))));
     };
     let chosen = |target: &MountTarget, warning| Chosen {
         target: target.clone(),
@@ -235,32 +239,46 @@ impl Api {
             false => config,
         };
         let client = aws_sdk_efs::Client::new(&config.load().await);
-        let mut targets = Vec::new();
-        let mut marker = None;
-        loop {
-            let page = client
-                .describe_mount_targets()
-                .file_system_id(&file_system.id)
-                .set_marker(marker)
-                .send()
-                .await
-                .map_err(|why| reason(&why))?;
-            targets.extend(page.mount_targets().iter().map(read));
-            marker = page.next_marker().map(str::to_owned);
-            if marker.is_none() {
-                return Ok(targets);
-            }
-        }
+        all(&client, file_system).await
     }
 }
 
+/// All mount targets, page by page. A list without an end is none.
+pub(super) async fn all(
+    client: &aws_sdk_efs::Client,
+    file_system: &FileSystem,
+) -> Result<Vec<MountTarget>, Reason> {
+    let mut targets = Vec::new();
+    let mut marker = None;
+    for _ in 0..MAX_PAGES {
+        let page = client
+            .describe_mount_targets()
+            .file_system_id(&file_system.id)
+            .set_marker(marker)
+            .send()
+            .await
+            .map_err(|why| reason(&why))?;
+        targets.extend(page.mount_targets().iter().map(read));
+        marker = page.next_marker().map(str::to_owned);
+        if marker.is_none() {
+            return Ok(targets);
+        }
+    }
+    Err(Reason::Failed("its list has no end".to_owned()))
+}
+
+/// Zones become parts of messages: what cannot be the name of one is as good as none.
 fn read(target: &MountTargetDescription) -> MountTarget {
     let address = |text: Option<&str>| text.and_then(|text| text.parse().ok());
+    let zone = |text: Option<&str>| {
+        let name = text.filter(|text| region::is_valid(text));
+        name.map(str::to_owned)
+    };
     MountTarget {
         ipv4: address(target.ip_address()),
         ipv6: address(target.ipv6_address()),
-        zone_id: target.availability_zone_id().map(str::to_owned),
-        zone: target.availability_zone_name().map(str::to_owned),
+        zone_id: zone(target.availability_zone_id()),
+        zone: zone(target.availability_zone_name()),
         state: target.life_cycle_state().as_str().to_owned(),
     }
 }
@@ -276,10 +294,10 @@ where
             "AccessDeniedException" | "AccessDenied" | "UnauthorizedOperation" => {
                 Reason::NotAllowed
             }
-            _ => Reason::Failed(match why.message() {
+            _ => Reason::Failed(in_short(&match why.message() {
                 Some(message) => format!("{code}: {message}"),
                 None => code.to_owned(),
-            }),
+            })),
         };
     }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(why);
@@ -294,6 +312,16 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use aws_credential_types::Credentials;
+    use aws_smithy_runtime_api::client::http::{
+        HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+    };
+    use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+    use aws_smithy_types::body::SdkBody;
+
     use super::*;
 
     fn target(zone: &str, id: &str, state: &str, last: u8) -> MountTarget {
@@ -372,6 +400,70 @@ mod tests {
                 "eu-west-1c".to_owned(),
                 "euw1-az1 (eu-west-1b), euw1-az2 (eu-west-1a)".to_owned()
             ))
+        );
+    }
+
+    /// Answers every request with the same body.
+    #[derive(Debug)]
+    struct Always {
+        body: &'static str,
+        asked: Arc<AtomicUsize>,
+    }
+
+    impl HttpConnector for Always {
+        fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let ok = 200.try_into().unwrap_or_else(|why| panic!("{why}"));
+            HttpConnectorFuture::ready(Ok(HttpResponse::new(ok, SdkBody::from(self.body))))
+        }
+    }
+
+    async fn listed(body: &'static str) -> (Result<Vec<MountTarget>, Reason>, usize) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let connector = SharedHttpConnector::new(Always {
+            body,
+            asked: Arc::clone(&asked),
+        });
+        let config = aws_sdk_efs::Config::builder()
+            .behavior_version(aws_config::BehaviorVersion::latest())
+            .region(aws_config::Region::new("eu-west-1"))
+            .credentials_provider(Credentials::new("AKID", "SECRET", None, None, "test"))
+            .http_client(http_client_fn(move |_, _| connector.clone()))
+            .build();
+        let file_system = FileSystem {
+            id: "fs-f223e6bb".to_owned(),
+            region: "eu-west-1".to_owned(),
+            suffix: "amazonaws.com".to_owned(),
+        };
+        let targets = all(&aws_sdk_efs::Client::from_conf(config), &file_system).await;
+        (targets, asked.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn a_list_without_an_end_is_not_followed() {
+        let (targets, asked) = listed(
+            r#"{"MountTargets":[{"MountTargetId":"fsmt-1","FileSystemId":"fs-f223e6bb",
+            "SubnetId":"subnet-1","LifeCycleState":"available"}],"NextMarker":"m"}"#,
+        )
+        .await;
+        assert!(matches!(&targets, Err(Reason::Failed(why)) if why.contains("no end")));
+        assert_eq!(asked, MAX_PAGES);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_the_name_of_a_zone_is_as_good_as_none() {
+        let (targets, _) = listed(
+            r#"{"MountTargets":[{"MountTargetId":"fsmt-1","FileSystemId":"fs-f223e6bb",
+            "SubnetId":"subnet-1","LifeCycleState":"available","IpAddress":"10.0.0.1",
+            "AvailabilityZoneId":"a\n","AvailabilityZoneName":"eu-west-1a"}]}"#,
+        )
+        .await;
+        assert_eq!(
+            targets,
+            Ok(vec![MountTarget {
+                zone_id: None,
+                ..target("eu-west-1a", "", "available", 1)
+            }])
         );
     }
 

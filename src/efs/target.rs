@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::device::{Device, DeviceKind};
 use super::imds::{Imds, Instance};
-use super::mount_targets::{self, Reason};
+use super::mount_targets::{self, MountTarget, Reason};
 use super::problem::Problem;
 use super::region;
 use super::resolve;
@@ -155,19 +155,31 @@ impl Target {
             return Err(Problem::resolving(&self.host, unresolved, efs));
         };
         let (targets, instance) = tokio::join!(api.describe(file_system), imds.instance());
-        let chosen = targets.and_then(|targets| {
-            mount_targets::choose(
-                &targets,
-                self.zone.as_deref(),
-                &instance.unwrap_or_default(),
-            )
-        });
+        self.among(
+            targets,
+            &instance.unwrap_or_default(),
+            file_system,
+            &unresolved.to_string(),
+        )
+    }
+
+    /// The addresses of the mount target to use, where the name did not resolve for the
+    /// reason `unresolved` and the API has said `targets`.
+    pub(super) fn among(
+        &self,
+        targets: Result<Vec<MountTarget>, Reason>,
+        here: &Instance,
+        file_system: &FileSystem,
+        unresolved: &str,
+    ) -> Result<Found, Problem> {
+        let chosen =
+            targets.and_then(|targets| mount_targets::choose(&targets, self.zone.as_deref(), here));
         match chosen {
             Ok(chosen) => Ok(Found {
                 addresses: chosen.addresses(self.port),
                 warning: chosen.warning,
             }),
-            Err(reason) => Err(reason.problem(&self.host, &unresolved.to_string(), file_system)),
+            Err(reason) => Err(reason.problem(&self.host, unresolved, file_system)),
         }
     }
 }

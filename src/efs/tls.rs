@@ -25,7 +25,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
+use rustls::client::{ResolvesClientCert, Resumption, VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
@@ -36,7 +36,6 @@ use rustls::{
     ProtocolVersion, RootCertStore, SignatureScheme,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -57,7 +56,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What every handshake of a mount has in common.
 #[derive(Debug, Clone)]
-pub(super) struct Tls {
+pub struct Tls {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
     certificate: Arc<ClientCertificate>,
@@ -112,9 +111,7 @@ impl Tls {
         let provider = Arc::new(provider(settings.fips));
         let verifier: Arc<dyn ServerCertVerifier> = if settings.verify {
             let roots = roots(settings.ca_file.as_deref(), issuers_of(target))?;
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                .build()
-                .map_err(|why| failed(&why))?
+            verifier(roots, &provider).map_err(|why| failed(&why))?
         } else {
             Arc::new(Anybody(Arc::clone(&provider)))
         };
@@ -153,11 +150,11 @@ impl Tls {
     /// # Errors
     /// The server is not who it should be, does not want us, or is no TLS
     /// server at all.
-    pub(super) async fn handshake(
+    pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        stream: TcpStream,
+        stream: S,
         peer: &str,
-    ) -> Result<(Secured, Agreed), Problem> {
+    ) -> Result<(Secured<S>, Agreed), Problem> {
         let connector = TlsConnector::from(Arc::clone(&self.config));
         let handshake = connector.connect(self.name.clone(), stream);
         let stream = match tokio::time::timeout(PATIENCE, handshake).await {
@@ -197,7 +194,8 @@ impl Tls {
         Ok((secured, agreed))
     }
 
-    fn problem(&self, error: &io::Error, peer: &str) -> Problem {
+    /// What is said of it that TLS with `peer` came to `error`.
+    pub fn problem(&self, error: &io::Error, peer: &str) -> Problem {
         let problem = |why: String| Problem::new(Step::Tls, what(peer), why);
         let name = self.name.to_str();
         match inner(error) {
@@ -286,7 +284,7 @@ fn refused(peer: &str, alert: AlertDescription) -> Problem {
 
 /// The cipher suites and key exchanges offered: TLS 1.2 and 1.3 with AES-GCM
 /// and ChaCha20; `fips` leaves only approved ones.
-fn provider(fips: bool) -> CryptoProvider {
+pub fn provider(fips: bool) -> CryptoProvider {
     let mut provider = default_provider();
     provider.kx_groups = vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
     if fips {
@@ -341,11 +339,25 @@ fn roots(file: Option<&Path>, issuers: Issuers) -> Result<RootCertStore, Problem
         .remedy("a file of PEM certificates as -o cafile=; or leave it out for EFS: Amazon's are built in")
     };
     let text = std::fs::read(file).map_err(|why| failed(&why))?;
-    let (added, _) = roots.add_parsable_certificates(certificates(&text));
-    match added {
-        0 => Err(failed(&"there is no certificate in it")),
-        _ => Ok(roots),
-    }
+    issuers_in(&text).ok_or_else(|| failed(&"there is no certificate in it"))
+}
+
+/// The issuers in the text of a CA file, if there are any.
+pub fn issuers_in(pem: &[u8]) -> Option<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(certificates(pem));
+    (added > 0).then_some(roots)
+}
+
+/// Who believes what `roots` have issued.
+///
+/// # Errors
+/// There are none.
+pub fn verifier(
+    roots: RootCertStore,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, VerifierBuilderError> {
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build()
 }
 
 fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
@@ -353,7 +365,7 @@ fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
 }
 
 /// The DNS names in a certificate; those that are none are left out.
-fn names_of(certificate: &CertificateDer<'_>) -> Vec<String> {
+pub fn names_of(certificate: &CertificateDer<'_>) -> Vec<String> {
     let read = webpki::EndEntityCert::try_from(certificate);
     read.map(|read| read.valid_dns_names().map(str::to_owned).collect())
         .unwrap_or_default()
@@ -423,14 +435,14 @@ impl ServerCertVerifier for Anybody {
 
 /// A connection by TLS. Its errors are told apart from garbage in NFS.
 #[derive(Debug)]
-pub(super) struct Secured {
-    stream: TlsStream<TcpStream>,
+pub struct Secured<S> {
+    stream: TlsStream<S>,
     peer: String,
     /// See [`Agreed::tickets`].
     tickets: Arc<AtomicU32>,
 }
 
-impl Secured {
+impl<S> Secured<S> {
     fn explain<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         result.map_err(|error| match inner(&error) {
             Some(Error::AlertReceived(alert)) => refused(&self.peer, *alert).into(),
@@ -440,7 +452,7 @@ impl Secured {
     }
 }
 
-impl AsyncRead for Secured {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Secured<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -453,7 +465,7 @@ impl AsyncRead for Secured {
     }
 }
 
-impl AsyncWrite for Secured {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Secured<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -166,7 +166,9 @@ fn nowhere() -> io::Error {
 
 /// Libraries that see secrets (requests and answers with credentials, headers,
 /// handshakes) and would write them into a debug log. However loud `RUST_LOG`
-/// makes everything, of these only warnings are heard.
+/// makes everything, of these only warnings are heard, and none that shows an error:
+/// those of the SDK show the answer that could not be read, with the secret in it. What
+/// has failed is said by who asked.
 const SEE_SECRETS: [&str; 9] = [
     "aws_",
     "hyper",
@@ -180,14 +182,21 @@ const SEE_SECRETS: [&str; 9] = [
 ];
 
 fn discreet() -> FilterFn<impl Fn(&tracing::Metadata<'_>) -> bool> {
-    FilterFn::new(|event| {
-        let sees_secrets = SEE_SECRETS
-            .iter()
-            .any(|start| event.target().starts_with(start));
-        !sees_secrets || *event.level() <= Level::WARN
-    })
-    // Nothing is cached that it says: it depends on nothing else.
-    .with_max_level_hint(Level::TRACE)
+    FilterFn::new(is_discreet)
+        // Nothing is cached that it says: it depends on nothing else.
+        .with_max_level_hint(Level::TRACE)
+}
+
+/// Whether an event may be heard, whatever is in it.
+pub fn is_discreet(event: &tracing::Metadata<'_>) -> bool {
+    let sees_secrets = SEE_SECRETS
+        .iter()
+        .any(|start| event.target().starts_with(start));
+    let shows_an_error = || {
+        let mut names = event.fields().iter().map(|field| field.name());
+        names.any(|name| ["err", "error"].contains(&name))
+    };
+    !sees_secrets || (*event.level() <= Level::WARN && !shows_an_error())
 }
 
 /// Leaves out what is no news: the answers to requests that the kernel does not have any
@@ -399,10 +408,17 @@ mod tests {
     }
 
     fn logged(act: impl FnOnce()) -> String {
+        logged_by(tracing_subscriber::registry(), act)
+    }
+
+    fn logged_by<S>(subscriber: S, act: impl FnOnce()) -> String
+    where
+        S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+    {
         let captured = Captured::default();
         let writer = captured.clone();
         let layer = lines(PrefixedLine, move || writer.clone());
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), act);
+        tracing::subscriber::with_default(subscriber.with(layer), act);
         let bytes = captured
             .0
             .lock()
@@ -423,6 +439,22 @@ mod tests {
         assert_eq!(lines[1], "efs-fuse: warning: another zone zone=\"b\"");
         assert!(lines[2].starts_with("efs-fuse: debug: "), "{text}");
         assert_eq!(lines.len(), 3, "{text}");
+    }
+
+    #[test]
+    fn of_libraries_that_see_secrets_neither_errors_nor_what_is_below_warnings_are_heard() {
+        let text = logged_by(tracing_subscriber::registry().with(discreet()), || {
+            tracing::warn!(target: "aws_config::meta", error = "s3cret", "failed");
+            tracing::warn!(target: "aws_config::imds", err = %"s3cret", "failed");
+            tracing::error!(target: "aws_smithy_runtime", error = ?"s3cret", "failed");
+            tracing::info!(target: "hyper::proto", "s3cret");
+            tracing::warn!(target: "aws_config::imds", "no role");
+            tracing::warn!(error = "no route", "ours");
+        });
+        assert_eq!(
+            text,
+            "efs-fuse: warning: no role\nefs-fuse: warning: ours error=\"no route\"\n"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Bytes that no honest server sends: nothing that decodes them panics, hangs
 //! or runs over. The same functions as the fuzz targets call, on whole replies,
-//! on every prefix of them, and on many small damages; always the same ones.
+//! on every prefix of them, and on many small damages; always the same ones. The seeds of
+//! the fuzz targets are treated in the same way.
 
 #[path = "../../fuzz/decoders.rs"]
 mod decoders;
@@ -56,6 +57,58 @@ fn torment(decode: impl Fn(&[u8]), input: &[u8]) {
     }
     for _ in 0..ROUNDS {
         decode(&damage(input, &mut chance));
+    }
+}
+
+type Decode = fn(&[u8]);
+
+/// Every fuzz target with its decoder.
+const TARGETS: [(&str, Decode); 21] = [
+    ("attributes", decoders::attributes),
+    ("bind_reply", decoders::bind_reply),
+    ("ca_file", decoders::ca_file),
+    ("certificate", decoders::certificate),
+    ("compound_reply", decoders::compound_reply),
+    ("container_credentials", decoders::container_credentials),
+    ("control_answer", decoders::control_answer),
+    ("device", decoders::device),
+    ("efs_answer", decoders::efs_answer),
+    ("http_answer", decoders::http_answer),
+    ("instance_metadata", decoders::instance_metadata),
+    ("metrics_request", decoders::metrics_request),
+    ("options", decoders::options),
+    ("readdir", decoders::readdir),
+    ("records", decoders::records),
+    ("registry_entry", decoders::registry_entry),
+    ("role_credentials", decoders::role_credentials),
+    ("rpc_reply", decoders::rpc_reply),
+    ("shown", decoders::shown),
+    ("sts_answer", decoders::sts_answer),
+    ("tls_answer", decoders::tls_answer),
+];
+
+/// A target that is added has seeds, and they are run here.
+#[test]
+fn no_seed_of_a_fuzz_target_does_harm_whole_or_damaged() {
+    let fuzz = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let names = |dir: &std::path::Path| -> Vec<String> {
+        let entries = std::fs::read_dir(dir).expect("directory");
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.expect("entry").file_name())
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    let known: Vec<_> = TARGETS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names(&fuzz.join("seeds")), known);
+    let sources: Vec<_> = known.iter().map(|name| format!("{name}.rs")).collect();
+    assert_eq!(names(&fuzz.join("fuzz_targets")), sources);
+    for (name, decode) in TARGETS {
+        let seeds = fuzz.join("seeds").join(name);
+        for seed in names(&seeds) {
+            torment(decode, &std::fs::read(seeds.join(seed)).expect("seed"));
+        }
     }
 }
 

@@ -1,0 +1,5 @@
+#![no_main]
+#[path = "../decoders.rs"]
+#[allow(dead_code, missing_docs)]
+mod decoders;
+libfuzzer_sys::fuzz_target!(|data: &[u8]| decoders::ca_file(data));
