@@ -243,7 +243,9 @@ impl Vfs {
     }
 
     /// A change of one name of a directory failed. If that contradicts what is
-    /// known of the name, that is not good any more.
+    /// known of the name, that is not good any more. Nor is what the kernel believes of a name
+    /// that it asked to be changed and that is gone, or of another kind: older kernels keep the
+    /// entry of what unlink(2) finds gone.
     pub(super) fn refused(&self, error: &NfsError, dir: &Arc<Inode>, name: &[u8]) -> Errno {
         let errno = self.failed(error, dir);
         let known = dir.names().lock().get(name);
@@ -253,6 +255,9 @@ impl Vfs {
             libc::ENOTDIR | libc::EISDIR => true,
             _ => false,
         };
+        if matches!(errno.0, libc::ENOENT | libc::ENOTDIR | libc::EISDIR) {
+            self.forget_entry(dir.ino, name);
+        }
         if surprise {
             self.doubt(dir);
             self.names.stranger_was_here();

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::inode::Inode;
 use super::open::OpenHandle;
 use super::readahead::{CHUNK, Chunk, ChunkCache, Fetch, Readahead};
 use super::readmemory::{Holder, Share};
@@ -195,7 +196,33 @@ impl Vfs {
         {
             return Ok(data);
         }
-        self.read_through(&handle.open, handle, offset, size).await
+        let data = self
+            .read_through(&handle.open, handle, offset, size)
+            .await?;
+        if open_flags & libc::O_DIRECT != 0 {
+            self.doubt_size(inode, offset, size, data.len() as u64);
+        }
+        Ok(data)
+    }
+
+    /// Data that have just been read past the kernel's pages end elsewhere than the file
+    /// does by its attributes: those are older. The kernel draws no conclusion itself, as
+    /// it does where it fills a page.
+    fn doubt_size(&self, inode: &Arc<Inode>, offset: u64, size: u64, got: u64) {
+        if Self::is_changing(inode) {
+            return;
+        }
+        let end = offset + got;
+        let mut attr = inode.attr.lock();
+        let known = attr.stat().size;
+        let is_older = end > known || got < size && end < known;
+        if is_older && !attr.ttl(Instant::now()).is_zero() {
+            attr.expire();
+            drop(attr);
+            if let Some(kernel) = self.kernel.get() {
+                kernel.inval_attr(inode.ino);
+            }
+        }
     }
 
     /// READs until the request is satisfied or the file ends.

@@ -140,7 +140,7 @@ impl Run {
         let lost = self.lost.lock().clone();
         let (began, ended) = (round.began, round.ended);
         for event in &mut round.history {
-            if is_ganeshas(event) {
+            if is_ganeshas(event) || is_skipped(event) {
                 event.answer = None;
             }
             let (from, to) = (began + event.began, began + event.ended);
@@ -175,6 +175,17 @@ impl Run {
 fn is_ganeshas(event: &Event) -> bool {
     matches!(event.call, Call::Open { how, .. } if how.create)
         && event.answer == Some(Answer::Refused(libc::ENOENT))
+}
+
+/// The kernel's client does not send a change of size to what it believes the size to be.
+/// `EFS_FUSE_CHECKER_KERNELS`: the hosts that are of it, by their number, with commas.
+fn is_skipped(event: &Event) -> bool {
+    let kernels = std::env::var("EFS_FUSE_CHECKER_KERNELS").unwrap_or_default();
+    matches!(event.call, Call::Truncate(_) | Call::Ftruncate(_))
+        && event.answer == Some(Answer::Done)
+        && kernels
+            .split(',')
+            .any(|host| host == event.host.to_string())
 }
 
 /// Whether rename(2) has found two names of one file and done nothing, it does not say. Where

@@ -154,6 +154,16 @@ impl<'a> Rules<'a> {
         first.unwrap_or(this.began).clamp(oldest, this.began)
     }
 
+    /// This host has asked for it at any time: whoever asks for the directory again, and finds
+    /// it unchanged, knows of all names that he has asked for there.
+    fn knew(&self, event: usize, about: impl Fn(usize) -> bool) -> bool {
+        let this = &self.history[event];
+        (0..self.history.len()).any(|number| {
+            let other = &self.history[number];
+            number != event && other.host == this.host && other.began < this.ended && about(number)
+        })
+    }
+
     /// A name on the way of a call: since when it may have led somewhere, and nowhere.
     /// ("A name that was never asked for is asked for"; a listing tells what is there,
     /// and not what is missing.)
@@ -168,10 +178,11 @@ impl<'a> Rules<'a> {
             lists || self.paths[number].iter().any(beside)
         };
         let it = |number: usize| self.paths[number].iter().any(|path| path.touches(at));
-        (
-            self.asked(event, self.names, near),
-            self.asked(event, self.names, it),
-        )
+        let missing = match self.knew(event, it) {
+            true => self.asked(event, self.names, near),
+            false => self.asked(event, self.names, it),
+        };
+        (self.asked(event, self.names, near), missing)
     }
 
     /// What a call does, or says that it may not do.
@@ -200,6 +211,9 @@ impl<'a> Rules<'a> {
             (Call::Fstat(_), _) => self.data_since(event),
             // "A call that must not find the name there is told of it by the server."
             (_, Some(Answer::Refused(libc::EEXIST | libc::ENOTEMPTY))) => this.began,
+            (_, Some(Answer::Refused(libc::ENOENT))) if self.knew(event, same) => {
+                self.asked(event, self.names, near)
+            }
             (_, Some(Answer::Refused(libc::ENOENT))) => self.asked(event, self.names, same),
             // That something is there, and what.
             (_, Some(Answer::Refused(_))) => self.asked(event, self.names, near),

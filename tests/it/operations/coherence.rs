@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -199,6 +199,32 @@ fn a_growing_file_is_never_seen_with_bytes_that_nobody_has_written() {
             }
             assert!(!read(), "{option}: at the end");
         });
+    }
+}
+
+/// Whoever reads past the kernel's pages sees the file as it is now; fstat(2) must not tell him
+/// that it is not.
+#[test]
+fn a_direct_read_that_finds_another_size_is_believed_before_the_attributes() {
+    let world = World::with(|request| request.option("actimeo=60"));
+    let other = Mount::new(&world.server);
+    for (before, after) in [(0, 4096), (4096, 0), (4096, 8192), (8192, 100)] {
+        fs::write(world.path("file"), vec![1; before]).expect("write");
+        let direct = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(world.path("file"))
+            .expect("open");
+        assert_eq!(direct.metadata().expect("fstat").len(), before as u64);
+        fs::write(other.join("file"), vec![2; after]).expect("write");
+        let mut data = vec![0; 16384];
+        let read = direct.read_at(&mut data, 0).expect("read");
+        assert_eq!(read, after);
+        assert_eq!(direct.metadata().expect("fstat").len(), after as u64);
+        assert_eq!(
+            fs::metadata(world.path("file")).expect("stat").len(),
+            after as u64
+        );
     }
 }
 

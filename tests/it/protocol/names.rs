@@ -2,12 +2,12 @@
 //! saves, and that it breaks no promise. The other host is the server's own
 //! file system, which tells nobody.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::vfs::attr::Timeouts;
-use efs_fuse::vfs::types::{Errno, Ino, Lookup, MissingNames, ROOT_INO, SetAttr};
+use efs_fuse::vfs::types::{Errno, Ino, KernelCache, Lookup, MissingNames, ROOT_INO, SetAttr};
 
 use super::rig::{Mount, connect, default_timeouts, join_all, millis, once_at, seconds, within};
 use crate::peer::proto::{op, st};
@@ -574,9 +574,31 @@ async fn files_are_removed_for_one_round_trip_each() {
     assert_eq!(spent, 101);
 }
 
+/// What the kernel was told to forget.
+#[derive(Default)]
+struct Forgotten(Mutex<Vec<Vec<u8>>>);
+
+impl KernelCache for Forgotten {
+    fn inval_inode(&self, _: Ino) {}
+    fn inval_inode_now(&self, _: Ino) {}
+    fn is_telling(&self, _: Ino) -> bool {
+        false
+    }
+    fn settle(&self, _: Ino) {}
+    fn inval_attr(&self, _: Ino) {}
+    fn inval_entry(&self, _: Ino, name: &[u8]) {
+        self.0.lock().unwrap().push(name.to_vec());
+    }
+    fn backlog(&self) -> usize {
+        0
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refusal_that_contradicts_what_is_known_ends_the_belief() {
     let mount = mount(PeerConfig::default()).await;
+    let kernel = Arc::new(Forgotten::default());
+    mount.vfs.set_kernel(Arc::clone(&kernel) as _);
     let dir = mount.mkdir(ROOT_INO, "dir").await.unwrap();
     make(&mount, dir, "gone").await;
     let fs = mount.peer.fs();
@@ -591,6 +613,8 @@ async fn a_refusal_that_contradicts_what_is_known_ends_the_belief() {
     let refused = mount.unlink(dir, "gone").await.unwrap_err();
     assert_eq!(refused.0, libc::ENOENT);
     assert!(!is_there(&mount, dir, "gone").await);
+    // Else it answers stat(2) from its own entry, and older kernels do.
+    assert_eq!(*kernel.0.lock().unwrap(), [b"gone"]);
 }
 
 #[tokio::test(start_paused = true)]
