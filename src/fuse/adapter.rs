@@ -148,8 +148,9 @@ impl Adapter {
         let reopens = Arc::clone(&self.reopens);
         async move {
             let result = work.await;
-            if matches!(&result, Err(error) if error.0 == libc::ESTALE) {
-                reopens.refused(tid, None);
+            match &result {
+                Err(error) if error.0 == libc::ESTALE => reopens.refused(tid, None),
+                _ => reopens.goes_on(tid),
             }
             result
         }

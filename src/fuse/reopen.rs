@@ -5,8 +5,9 @@
 //! walks the path once more, asking for every name, and does the same with what it
 //! finds; a second ESTALE goes to the program. Names that the kernel does not believe
 //! any more look like any others, so it is kept here, per thread, since that is what walks, that
-//! they must be asked for: until the call is through, for [`WHILE`] at most. GETATTR and
-//! READLINK do not end it: permissions are checked, and links followed, on the way.
+//! they must be asked for: until the call is through, or nothing has come of the thread for
+//! [`WHILE`]. How long the server takes for an answer does not count. GETATTR and READLINK do
+//! not end it: permissions are checked, and links followed, on the way.
 //!
 //! The file that an open has found on its second walk is opened even if the name has
 //! moved on again in the meantime: it had the name after open(2) was called,
@@ -37,6 +38,7 @@ pub(super) struct Refused {
 
 #[derive(Debug)]
 struct Retry {
+    /// When the thread was answered last.
     since: Instant,
     open: Option<Refused>,
     /// What the walk came to last.
@@ -107,9 +109,19 @@ impl Reopens {
             Some(_) => {
                 if let Some(retry) = self.retries.lock().get_mut(&tid) {
                     retry.found = ino;
+                    retry.since = Instant::now();
                 }
             }
             None => self.ended(tid),
+        }
+    }
+
+    /// A call on the way was answered.
+    pub(super) fn goes_on(&self, tid: u32) {
+        if !self.none()
+            && let Some(retry) = self.retries.lock().get_mut(&tid)
+        {
+            retry.since = Instant::now();
         }
     }
 
@@ -175,6 +187,22 @@ mod tests {
         assert!(reopens.is_second(5));
         reopens.ended(5);
         assert!(!reopens.is_second(5) && reopens.none());
+    }
+
+    #[test]
+    fn an_answer_that_takes_long_does_not_end_the_walk_and_silence_does() {
+        let reopens = Reopens::default();
+        let long_ago = || reopens.retries.lock().get_mut(&5).unwrap().since -= 2 * WHILE;
+        reopens.refused(5, OPEN);
+        long_ago();
+        assert!(!reopens.is_second(5), "nothing came of it");
+        reopens.refused(5, OPEN);
+        long_ago();
+        reopens.found(5, Some(7));
+        assert!(reopens.is_second(5));
+        long_ago();
+        reopens.goes_on(5);
+        assert!(reopens.opens(5, 7));
     }
 
     #[test]
