@@ -586,6 +586,7 @@ impl Vfs {
     /// [`AttrState::explains`]: super::attr::AttrState::explains
     async fn revalidate(self: &Arc<Self>, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) {
         self.learn_at_open(inode, attrs, sent);
+        self.believe_nothing_beside(inode);
         // What was read ahead is as old.
         self.file_state(inode).lose_pages();
         let Some(kernel) = self.kernel.get().map(Arc::clone) else {
@@ -601,6 +602,32 @@ impl Vfs {
             kernel.inval_inode_now(ino);
         };
         self.metrics.tasks.blocking("settle", settle).await;
+    }
+
+    /// Another host has changed the file since this one locked it last, or ever: what it
+    /// has made, cut or removed beside it is to be seen under the lock. SQLite rolls back
+    /// by a journal there, whose name is the database's and more; if that is not seen, half
+    /// a transaction is.
+    ///
+    /// Names in the file's directory are asked for again, and the attributes of files whose
+    /// names begin with the file's.
+    fn believe_nothing_beside(&self, inode: &Arc<Inode>) {
+        let foreign = inode.attr.lock().foreign();
+        let seen = {
+            let mut inner = self.file_state(inode).inner.lock();
+            std::mem::replace(&mut inner.beside, foreign)
+        };
+        let Some(place) = inode.place().filter(|_| seen != foreign) else {
+            return;
+        };
+        let beside = place.dir.names().lock().beginning_with(&place.name);
+        self.doubt(&place.dir);
+        for other in beside.iter().filter(|other| !Arc::ptr_eq(other, inode)) {
+            other.attr.lock().expire();
+            if let Some(kernel) = self.kernel.get() {
+                kernel.inval_attr(other.ino);
+            }
+        }
     }
 
     fn failed_lock(&self, error: &crate::nfs::NfsError, inode: &Inode) -> Errno {

@@ -184,6 +184,16 @@ impl Names {
         (names.collect(), self.edits)
     }
 
+    /// The inodes that names which begin with this one lead to.
+    pub fn beginning_with(&self, name: &[u8]) -> Vec<Arc<Inode>> {
+        let begins = self.map.iter().filter(|(other, _)| other.starts_with(name));
+        let inodes = begins.filter_map(|(_, target)| match target {
+            Target::Inode(inode) => Some(Arc::clone(inode)),
+            Target::Missing => None,
+        });
+        inodes.collect()
+    }
+
     /// The inodes that names from this one on lead to, and then those before.
     pub fn around<'a>(&'a self, name: &[u8]) -> impl Iterator<Item = &'a Arc<Inode>> {
         let at = self.map.get_index_of(name).unwrap_or(0);

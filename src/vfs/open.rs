@@ -91,6 +91,9 @@ pub(super) struct FileInner {
     /// pages were dropped a second time (see `revalidate`).
     looked: Moves,
     dropped_again: Moves,
+    /// Foreign changes after which nothing is believed any more of what lies beside the
+    /// file (see `lock`).
+    pub(super) beside: Moves,
     /// Counts what made pages old although no foreign change was seen.
     losses: Moves,
     /// Counts what made data old that were read ahead, but no pages: new sizes,
@@ -218,6 +221,7 @@ impl FileState {
                 pages: Pages::default(),
                 looked: foreign,
                 dropped_again: foreign,
+                beside: 0,
                 losses: 0,
                 cuts: 0,
                 writes: 0,

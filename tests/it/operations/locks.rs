@@ -205,6 +205,41 @@ fn a_lock_shows_what_was_written_before_the_last_unlock() {
     }
 }
 
+/// A database and its journal: who has the lock and does not see the journal of one who died
+/// with it takes half a transaction for a whole one.
+#[test]
+fn what_lies_beside_a_file_that_another_host_has_changed_is_seen_under_its_lock() {
+    let (world, other) = two();
+    for (here, there) in [
+        (world.mount.path(), other.path()),
+        (other.path(), world.mount.path()),
+    ] {
+        fs::write(here.join("db"), [1; 4096]).expect("write");
+        for round in 0..10 {
+            // What this host knows of the journal: that it has removed it, or cut it.
+            let journal = here.join("db-journal");
+            fs::write(&journal, b"mine").expect("write");
+            match round % 2 {
+                0 => fs::remove_file(&journal).expect("unlink"),
+                _ => drop(File::create(&journal).expect("truncate")),
+            }
+            let size = || fs::metadata(&journal).map_or(0, |meta| meta.len());
+            assert_eq!(size(), 0);
+            let theirs = open(&there.join("db"));
+            ofd(&theirs, libc::F_WRLCK, 0, 1).expect("lock");
+            fs::write(there.join("db-journal"), b"theirs").expect("write");
+            theirs.write_all_at(&[round; 100], 0).expect("write");
+            ofd(&theirs, libc::F_UNLCK, 0, 1).expect("unlock");
+            drop(theirs);
+            let ours = open(&here.join("db"));
+            ofd(&ours, libc::F_RDLCK, 0, 1).expect("lock");
+            assert_eq!(size(), 6, "round {round}");
+            drop(ours);
+            fs::remove_file(there.join("db-journal")).expect("unlink");
+        }
+    }
+}
+
 #[test]
 fn a_waiter_on_the_same_host_is_woken_at_once_and_in_line() {
     let world = World::new();
