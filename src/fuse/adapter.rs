@@ -66,6 +66,14 @@ fn owned(name: &OsStr) -> Box<[u8]> {
     name.as_bytes().into()
 }
 
+/// What a lookup has found.
+fn found_ino(found: &Lookup) -> Option<types::Ino> {
+    match found {
+        Lookup::Found(entry) => Some(entry.ino),
+        Lookup::Missing { .. } => None,
+    }
+}
+
 impl Adapter {
     /// Requests that no cache answers run as tasks of `runtime`; their callers wait
     /// as long as it takes, or as `soft` says.
@@ -146,27 +154,32 @@ impl Adapter {
         work: impl Future<Output = VfsResult<T>> + Send + 'static,
     ) -> impl Future<Output = VfsResult<T>> + Send + 'static {
         let reopens = Arc::clone(&self.reopens);
+        let is_second = reopens.is_second(tid);
         async move {
             let result = work.await;
             match &result {
                 Err(error) if error.0 == libc::ESTALE => reopens.refused(tid, None),
-                _ => reopens.goes_on(tid),
+                _ if is_second => reopens.goes_on(tid),
+                _ => {}
             }
             result
         }
     }
 
-    /// The same result, when the kernel has dropped what it makes old.
+    /// The same result, when the kernel has dropped what its attributes make old: those of the
+    /// inode that `of` finds in it. The undoing is that of `work`.
     fn settled<T: Send + 'static>(
         &self,
-        ino: types::Ino,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> impl Future<Output = T> + Send + 'static {
+        of: impl Fn(&T) -> Option<types::Ino> + Send + 'static,
+        work: impl Future<Output = VfsResult<T>> + Send + 'static,
+    ) -> impl Future<Output = VfsResult<T>> + Send + 'static {
         let vfs = self.vfs();
         async move {
-            let result = work.await;
-            vfs.pages_go_first(ino).await;
-            result
+            let result = work.await?;
+            if let Some(ino) = of(&result) {
+                vfs.pages_go_first(ino).await;
+            }
+            Ok(result)
         }
     }
 
@@ -188,12 +201,7 @@ impl Adapter {
             tell(entry.ino, entry.entry_ttl);
             answer::entry(reply, entry);
         };
-        let (vfs, work) = (self.vfs(), self.by_path(call.tid, work));
-        let work = async move {
-            let made = work.await?;
-            vfs.pages_go_first(made.ino).await;
-            Ok(made)
-        };
+        let work = self.settled(|made: &Entry| Some(made.ino), self.by_path(call.tid, work));
         self.dispatch.run(call, reply, work, answer, undo);
     }
 
@@ -245,7 +253,7 @@ impl Adapter {
                 false => vfs.lookup_itself(&cred, ino).await,
             }
         };
-        let undo = self.forgets();
+        let (work, undo) = (self.settled(found_ino, work), self.forgets());
         self.dispatch.run(call, reply, work, answer::lookup, undo);
     }
 
@@ -312,16 +320,12 @@ impl Filesystem for Adapter {
             tid: call.tid,
         };
         let (cred, name) = (self.who(req), owned(name));
-        let work = async move {
-            let found = match known {
-                Some(entry) => Lookup::Found(entry),
-                None => asker.find(&cred, parent.0, &name, standing).await?,
-            };
-            if let Lookup::Found(entry) = &found {
-                asker.vfs.pages_go_first(entry.ino).await;
+        let work = self.settled(found_ino, async move {
+            match known {
+                Some(entry) => Ok(Lookup::Found(entry)),
+                None => asker.find(&cred, parent.0, &name, standing).await,
             }
-            Ok(found)
-        };
+        });
         let undo = self.forgets();
         self.dispatch.run(call, reply, work, answer, undo);
     }
@@ -343,14 +347,14 @@ impl Filesystem for Adapter {
         let call = Call::new(FuseOp::GetAttr, req, ino.0);
         let fh = fh.map(|fh| fh.0);
         let cached = attempt(|| self.vfs.getattr_cached(ino.0, fh));
-        let cached = cached.filter(|_| !self.vfs.is_telling(ino.0));
+        let telling = self.vfs.is_telling(ino.0);
         // What the kernel may believe it asks for again if the server is to be asked, but
         // also after a read or a change: who asks tells. With a handle it is the kernel
         // itself; what may not be believed nobody but this host knows yet.
         let told = fh.is_none() && cached.as_ref().is_some_and(|(_, ttl)| !ttl.is_zero());
         let listed = told && self.vfs.is_listed_since(ino.0);
         let forced = told && !listed && intent::may_force(call.tid);
-        if let Some((stat, ttl)) = cached.filter(|_| !forced && !listed) {
+        if let Some((stat, ttl)) = cached.filter(|_| !forced && !listed && !telling) {
             reply.attr(&ttl, &convert::attr_of_node(&stat));
             return self.dispatch.answered(&call, true);
         }
@@ -365,7 +369,7 @@ impl Filesystem for Adapter {
             }
             vfs.getattr(&cred, ino.0, fh).await
         };
-        let work = self.settled(ino.0, self.on_the_way(call.tid, work));
+        let work = self.settled(move |_| Some(ino.0), self.on_the_way(call.tid, work));
         self.dispatch.run(call, reply, work, answer::attr, keep);
     }
 
@@ -398,7 +402,7 @@ impl Filesystem for Adapter {
         };
         let (vfs, cred, fh) = (self.vfs(), self.who(req), fh.map(|fh| fh.0));
         let work = async move { vfs.setattr(&cred, ino.0, fh, set).await };
-        let work = self.settled(ino.0, self.by_path(call.tid, work));
+        let work = self.settled(move |_| Some(ino.0), self.by_path(call.tid, work));
         self.dispatch.run(call, reply, work, answer::attr, keep);
     }
 
@@ -558,6 +562,7 @@ impl Filesystem for Adapter {
         let work = async move { vfs.create(&cred, parent.0, &name, mode, flags).await };
         // After ESTALE the kernel walks once more, and is told what is there.
         let work = self.by_path(call.tid, work);
+        let work = self.settled(|made: &(Entry, Opened)| Some(made.0.ino), work);
         let answer = move |reply, created: (Entry, Opened)| {
             tell(created.0.ino, convert::joint_ttl(&created.0));
             answer::created(reply, created);

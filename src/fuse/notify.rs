@@ -31,6 +31,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -112,6 +113,9 @@ pub struct Notify {
     wake: Condvar,
     /// One of an inode was sent.
     sent: Condvar,
+    /// Inodes in `state` that are queued or being sent: most often none, which whoever
+    /// answers from a cache sees without the lock.
+    telling: AtomicUsize,
     /// For what the kernel must know at once.
     direct: Mutex<Option<Arc<dyn Kernel>>>,
 }
@@ -161,6 +165,7 @@ impl Notify {
             dropped: state.dropped,
             ..State::default()
         };
+        self.count(&state);
         drop(state);
         *self.direct.lock() = None;
         self.wake.notify_all();
@@ -191,6 +196,7 @@ impl Notify {
         }
         state.queued.insert(stale.clone());
         state.order.push_back(stale);
+        self.count(&state);
         drop(state);
         self.wake.notify_one();
     }
@@ -208,10 +214,17 @@ impl Notify {
                     Stale::Name(..) => state.names -= 1,
                     Stale::Inode(ino) => state.begin(ino),
                 }
+                self.count(&state);
                 return Some(stale);
             }
             self.wake.wait(&mut state);
         }
+    }
+
+    /// After every change of `state`, before it is let go.
+    fn count(&self, state: &State) {
+        let inodes = state.queued.len() - state.names + state.sending.len();
+        self.telling.store(inodes, Ordering::Release);
     }
 
     /// One that had begun.
@@ -223,6 +236,7 @@ impl Notify {
                 state.sending.remove(&ino);
             }
         }
+        self.count(&state);
         drop(state);
         self.sent.notify_all();
     }
@@ -275,6 +289,9 @@ impl KernelCache for Notify {
     }
 
     fn is_telling(&self, ino: Ino) -> bool {
+        if self.telling.load(Ordering::Acquire) == 0 {
+            return false;
+        }
         let state = self.state.lock();
         state.sending.contains_key(&ino) || state.queued.contains(&Stale::Inode(ino))
     }
@@ -286,6 +303,7 @@ impl KernelCache for Notify {
             state.order.retain(|other| *other != stale);
             // It is being told from here on, without a moment between.
             state.begin(ino);
+            self.count(&state);
             drop(state);
             let sent = Sent { queue: self, ino };
             self.inval_inode_now(ino);

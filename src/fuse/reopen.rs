@@ -116,7 +116,8 @@ impl Reopens {
         }
     }
 
-    /// A call on the way was answered.
+    /// A call on the way was answered, and the thread was on its second walk when it
+    /// made it: a walk that has ended in silence does not come back to life.
     pub(super) fn goes_on(&self, tid: u32) {
         if !self.none()
             && let Some(retry) = self.retries.lock().get_mut(&tid)

@@ -78,13 +78,9 @@ impl Belief {
     }
 
     fn set(&self, apart: &Apart, tag: u64, now: u32, ttl: Duration) {
-        let before = self.told.load(Ordering::Acquire);
-        let other = tag_of(before) != tag && is_good(before as u32, now);
-        if other {
-            put_off(apart, before as u32, now);
-        }
         if ttl.is_zero() {
-            if !other {
+            self.found(apart, tag, now);
+            if self.holds(tag, now) {
                 self.told.store(0, Ordering::Release);
             }
             return;
@@ -93,7 +89,11 @@ impl Belief {
         // The kernel counts from when it has read the answer, in jiffies (a tick at the
         // most), rounded up. Zero means none.
         let until = now.wrapping_add(ticks.min(LONGEST) + 1).max(1);
-        self.told.store(tag | u64::from(until), Ordering::Release);
+        // Of two names that are told at the same time each sees the other.
+        let before = self.told.swap(tag | u64::from(until), Ordering::AcqRel);
+        if tag_of(before) != tag && is_good(before as u32, now) {
+            put_off(apart, before as u32, now);
+        }
     }
 
     fn holds(&self, tag: u64, now: u32) -> bool {
@@ -119,8 +119,12 @@ impl Belief {
         }
     }
 
-    fn forget(&self) {
-        self.told.store(0, Ordering::Release);
+    /// The kernel is being told to forget the name: it may believe it a little longer.
+    fn forget(&self, apart: &Apart, now: u32) {
+        let told = self.told.swap(0, Ordering::AcqRel);
+        if is_good(told as u32, now) {
+            put_off(apart, told as u32, now);
+        }
     }
 }
 
@@ -208,7 +212,7 @@ impl Vfs {
         };
         let dir = self.inodes.get(parent);
         if let Some(inode) = dir.and_then(|dir| self.remembered_inode(&dir, name)) {
-            inode.belief.forget();
+            inode.belief.forget(&inode.apart, self.ticks());
         }
         kernel.inval_entry(parent, name);
     }

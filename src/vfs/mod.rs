@@ -17,14 +17,15 @@
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
 //! | what is cached | [`attr`], [`pages`], [`inode`], [`namecache`], [`chain`] |
 //! | what is asked for together | `walk`, `flight` |
-//! | what the kernel is asked to forget, and believes | `evict`, `belief` |
+//! | what the kernel is asked to forget, is told, and believes | `evict`, `telling`, `belief` |
 //! | names that an open is on its way through | `awaited`, `kept` |
 //! | writes whose tasks have died | `unanswered` |
 //!
 //! Ownership and order of locks: the inode table's shards, then the line for file locks
 //! ([`lock`]), then an inode's
 //! `FileState` lock, then its `attr`, its `names`, a lock state's or the
-//! window's. No two inodes are locked at once and nothing is locked across an await; what
+//! window's, and under any of them the lock of the kernel's queue
+//! ([`KernelCache`](types::KernelCache)). No two inodes are locked at once and nothing is locked across an await; what
 //! has to be waited for is waited for by `Notify`, with the condition checked
 //! again after each wake-up.
 //!
@@ -60,6 +61,7 @@ pub mod readahead;
 mod readmemory;
 mod revalidate;
 pub mod small;
+mod telling;
 pub mod together;
 pub mod types;
 mod unanswered;
@@ -498,23 +500,6 @@ impl Vfs {
         result
     }
 
-    /// The same for what the server says. Whoever sees a foreign change of a file finds
-    /// what the kernel is to be told of it queued (see [`Vfs::pages_go_first`]), so both
-    /// happen under the attributes' lock. What is old of a directory its names know.
-    fn with_attr_told(
-        &self,
-        inode: &Arc<Inode>,
-        change: impl FnOnce(&mut AttrState) -> Seen,
-    ) -> Seen {
-        Self::with_attr(inode, |attr| {
-            let seen = change(attr);
-            if inode.kind != FileKind::Directory {
-                self.heed(inode, seen);
-            }
-            seen
-        })
-    }
-
     /// The attributes, and how long they may be believed: not at all while
     /// there are data on their way, which will move them.
     fn known_stat(inode: &Inode) -> (Stat, Duration) {
@@ -526,24 +511,6 @@ impl Vfs {
             attr.ttl(Instant::now())
         };
         (attr.stat().clone(), ttl)
-    }
-
-    fn heed(&self, inode: &Arc<Inode>, seen: Seen) {
-        if seen == Seen::Foreign
-            && let Some(kernel) = self.kernel.get()
-        {
-            kernel.inval_inode(inode.ino);
-        }
-    }
-
-    /// The kernel may have pages that the server will never have.
-    fn lose_pages(&self, inode: &Arc<Inode>) {
-        if let Some(file) = inode.opened() {
-            file.lose_pages();
-        }
-        if let Some(kernel) = self.kernel.get() {
-            kernel.inval_inode(inode.ino);
-        }
     }
 
     /// The answer for a name that leads to `inode`, which has been counted as

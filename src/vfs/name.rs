@@ -243,9 +243,7 @@ impl Vfs {
     }
 
     /// A change of one name of a directory failed. If that contradicts what is
-    /// known of the name, that is not good any more. Nor is what the kernel believes of a name
-    /// that it asked to be changed and that is gone, or of another kind: older kernels keep the
-    /// entry of what unlink(2) finds gone.
+    /// known of the name, that is not good any more.
     pub(super) fn refused(&self, error: &NfsError, dir: &Arc<Inode>, name: &[u8]) -> Errno {
         let errno = self.failed(error, dir);
         let known = dir.names().lock().get(name);
@@ -255,9 +253,6 @@ impl Vfs {
             libc::ENOTDIR | libc::EISDIR => true,
             _ => false,
         };
-        if matches!(errno.0, libc::ENOENT | libc::ENOTDIR | libc::EISDIR) {
-            self.forget_entry(dir.ino, name);
-        }
         if surprise {
             self.doubt(dir);
             self.names.stranger_was_here();
@@ -265,7 +260,9 @@ impl Vfs {
         errno
     }
 
-    /// The same, if ENOENT may be about the directory, too.
+    /// The same, if ENOENT may be about the directory, too. If it is not, nor is what the
+    /// kernel believes of the name good any more: Linux 6.1 keeps the entry of what unlink(2)
+    /// has found gone, or of another kind.
     pub(super) async fn refused_in(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -274,7 +271,11 @@ impl Vfs {
         name: &[u8],
     ) -> Errno {
         let errno = self.refused(error, dir, name);
-        self.blamed(cred, &[dir], errno).await
+        let errno = self.blamed(cred, &[dir], errno).await;
+        if matches!(errno.0, libc::ENOENT | libc::ENOTDIR | libc::EISDIR) {
+            self.forget_entry(dir.ino, name);
+        }
+        errno
     }
 
     async fn make(

@@ -23,7 +23,7 @@ use super::inode::{Inode, Place};
 use super::kept::KeptOpen;
 use super::locktable::LockTable;
 use super::namecache::Target;
-use super::pages::{FileAt, Moves, Pages};
+use super::pages::{FileAt, LateCut, Moves, Pages};
 use super::pipeline::Pipeline;
 use super::read::Ahead;
 use super::small::Standing;
@@ -87,10 +87,8 @@ pub(super) struct FileInner {
     opens: Vec<SharedOpen>,
     pub(super) pipeline: Pipeline<Origin>,
     pub(super) pages: Pages,
-    /// Foreign changes that there were at the last look, and those after which the
-    /// pages were dropped a second time (see `revalidate`).
-    looked: Moves,
-    dropped_again: Moves,
+    /// Whether pages are to be dropped a second time (see `revalidate`).
+    late_cut: LateCut,
     /// Foreign changes after which nothing is believed any more of what lies beside the
     /// file (see `lock`).
     pub(super) beside: Moves,
@@ -142,15 +140,9 @@ impl FileInner {
         self.losses + attr.foreign()
     }
 
-    /// Looks at how many foreign changes there are: true, once, if there have been some
-    /// and none since the last look, and the kernel has read pages.
-    pub(super) fn left_alone(&mut self, foreign: Moves) -> bool {
-        let still = std::mem::replace(&mut self.looked, foreign) == foreign;
-        let again = still && self.dropped_again != foreign;
-        if again {
-            self.dropped_again = foreign;
-        }
-        again && self.filled
+    /// The kernel has pages that a thread of its own may have cut too late.
+    pub(super) fn may_be_cut_late(&mut self, foreign: Moves) -> bool {
+        self.late_cut.look(foreign) && self.filled
     }
 
     /// What was read ahead under another count is old.
@@ -219,8 +211,7 @@ impl FileState {
                 opens: Vec::new(),
                 pipeline: Pipeline::new(Arc::clone(&vfs.pipeline)),
                 pages: Pages::default(),
-                looked: foreign,
-                dropped_again: foreign,
+                late_cut: LateCut::since(foreign),
                 beside: 0,
                 losses: 0,
                 cuts: 0,
@@ -509,39 +500,6 @@ impl Vfs {
     ) -> attr::Seen {
         let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
         self.with_attr_told(inode, |attr| attr.learn_at_open(attrs, sent, now, timeouts))
-    }
-
-    /// Something is queued for the kernel of this file, or being told. What other objects
-    /// than files have in the kernel no size makes wrong.
-    pub fn is_telling(&self, ino: Ino) -> bool {
-        let kernel = self.kernel.get();
-        kernel.is_some_and(|kernel| kernel.is_telling(ino))
-            && (self.inodes.get(ino)).is_some_and(|inode| inode.kind == FileKind::Regular)
-    }
-
-    /// Waits until the kernel was told what is queued for it of a file. Whatever answers with
-    /// attributes has read them before this, and answers after it: the kernel drops pages
-    /// before it hears of a size that they are too old for.
-    pub async fn pages_go_first(&self, ino: Ino) {
-        if self.is_telling(ino) {
-            self.nothing_to_tell(ino).await;
-        }
-    }
-
-    /// Waits until the kernel was told what is queued for it of the inode: what opens is
-    /// answered after it, and nothing comes between a read after the open and its GETATTR.
-    pub(super) async fn nothing_to_tell(&self, ino: Ino) {
-        if let Some(kernel) = self.kernel.get()
-            && kernel.is_telling(ino)
-        {
-            let kernel = Arc::clone(kernel);
-            let tasks = Arc::clone(&self.metrics.tasks);
-            let settle = move || {
-                tasks.point("settle");
-                kernel.settle(ino);
-            };
-            self.metrics.tasks.blocking("settle", settle).await;
-        }
     }
 
     /// OPEN with creation: one round trip.

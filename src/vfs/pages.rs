@@ -62,6 +62,32 @@ impl Pages {
     }
 }
 
+/// Foreign changes of a file, looked at from time to time: once others have left it alone
+/// from one look to the next, what the kernel was told of its sizes has had its effect.
+#[derive(Debug)]
+pub struct LateCut {
+    /// How many there were at the last look.
+    looked: Moves,
+    /// After how many this was said.
+    said: Moves,
+}
+
+impl LateCut {
+    /// Those so far do not count.
+    pub fn since(foreign: Moves) -> Self {
+        Self {
+            looked: foreign,
+            said: foreign,
+        }
+    }
+
+    /// There have been some, and none since the last look. Said once.
+    pub fn look(&mut self, foreign: Moves) -> bool {
+        let still = std::mem::replace(&mut self.looked, foreign) == foreign;
+        still && std::mem::replace(&mut self.said, foreign) != foreign
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +109,17 @@ mod tests {
         assert!(pages.open(at(1, 0), nothing));
         assert!(!pages.open(at(2, 0), nothing), "moved");
         assert!(!pages.open(at(1, 0), nothing), "nor back");
+    }
+
+    #[test]
+    fn a_file_that_others_have_left_alone_from_look_to_look_is_said_once() {
+        let mut cut = LateCut::since(3);
+        assert!(!cut.look(3) && !cut.look(3), "nothing has happened since");
+        assert!(!cut.look(4), "just now");
+        assert!(!cut.look(5), "again");
+        assert!(cut.look(5));
+        assert!(!cut.look(5), "once");
+        assert!(!cut.look(6) && cut.look(6));
     }
 
     #[test]

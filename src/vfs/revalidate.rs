@@ -19,7 +19,7 @@
 //! without a lock (fuse_change_attributes): if it is not scheduled in between, and the file grows
 //! once more, it clears bytes of a page that was read since. So when a file has been left
 //! alone by others from one look to the next, its pages are dropped once more
-//! ([`Vfs::drop_cut_pages`]).
+//! ([`Vfs::drop_cut_pages`]): two looks after the change, that is 2 s at most.
 //!
 //! One task, which owns no state: what is due is read from the table of open files each
 //! time. It holds no lock while it waits for the server. While the server does not answer
@@ -117,7 +117,7 @@ impl Vfs {
             };
             let mut inner = state.inner.lock();
             let foreign = inode.attr.lock().foreign();
-            if inner.left_alone(foreign)
+            if inner.may_be_cut_late(foreign)
                 && let Some(kernel) = self.kernel.get()
             {
                 kernel.inval_inode(inode.ino);

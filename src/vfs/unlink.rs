@@ -345,7 +345,11 @@ impl Vfs {
                     self.doubt(&to);
                 }
                 let errno = self.refused(&error, &from, name);
-                return Err(self.blamed(cred, &[&from, &to], errno).await);
+                let errno = self.blamed(cred, &[&from, &to], errno).await;
+                if errno.0 == libc::ENOENT {
+                    self.forget_entry(from.ino, name);
+                }
+                return Err(errno);
             }
         };
         if let (Some(hidden), Some(victim)) = (&hidden, &victim) {

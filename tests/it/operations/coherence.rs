@@ -142,6 +142,31 @@ fn what_is_written_in_place_is_seen_by_who_has_the_file_open_within_the_cache_ti
     }
 }
 
+/// Linux's NFS client would ask, and wait.
+#[test]
+fn what_is_too_old_is_not_read_while_the_server_does_not_answer() {
+    let world = World::with(|request| request.option("actimeo=1"));
+    fs::write(world.path("file"), [7; 8192]).expect("write");
+    let reader = File::open(world.path("file")).expect("open");
+    let read = || {
+        let mut data = [0; 100];
+        reader.read_exact_at(&mut data, 4000).expect("read");
+        data[0]
+    };
+    assert_eq!(read(), 7);
+    std::thread::scope(|scope| {
+        // Goes before the scope waits for the reader, whatever is found.
+        let stopped = world.server.stopped();
+        // Its time, a quarter of it, and what a GETATTR under way is waited for.
+        std::thread::sleep(Duration::from_secs(4));
+        let reading = scope.spawn(read);
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(!reading.is_finished(), "from pages that nobody vouches for");
+        drop(stopped);
+        assert_eq!(reading.join().expect("read"), 7);
+    });
+}
+
 /// The kernel fills the last page of a file with zeros beyond its end. If it learns of a larger
 /// size while it has that page, it shows them. What is left is a thread of the kernel that cuts
 /// pages long after it was told of a size: seldom, and mended when they are dropped once more.
