@@ -11,6 +11,8 @@
 //! there is an order at all, there is one with it in this place. So only changes are
 //! tried in every order, and what was tried once is not tried again.
 
+mod shown;
+
 use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -75,6 +77,8 @@ struct Search<'a> {
     /// Of each event, the walks in the order of its paths, and all pieces.
     ways: Vec<Vec<Option<usize>>>,
     all: Vec<u128>,
+    /// Of each event, the host's own writes that it shows whatever else it knows.
+    own: Vec<Vec<usize>>,
     volatile: bool,
     tried: HashSet<u64>,
     steps: usize,
@@ -167,6 +171,16 @@ fn is_direct(history: &[Event], event: &Event) -> bool {
         .any(|other| matches!(other.call, Call::Open { fd, how, .. } if fd == mine && how.direct))
 }
 
+/// A rename that was refused because a directory and something else cannot replace each
+/// other: the kernel says so by what it believes of both.
+fn is_unlike(event: &Event) -> bool {
+    let refused = matches!(
+        event.answer,
+        Some(Answer::Refused(libc::ENOTDIR | libc::EISDIR))
+    );
+    refused && matches!(event.call, Call::Rename { .. })
+}
+
 fn is_read(call: &Call) -> bool {
     matches!(
         call,
@@ -183,6 +197,7 @@ impl<'a> Search<'a> {
             walks: Vec::new(),
             ways: Vec::new(),
             all: vec![0; history.len()],
+            own: vec![Vec::new(); history.len()],
             volatile: rules.volatile,
             tried: HashSet::new(),
             steps: 0,
@@ -244,6 +259,9 @@ impl<'a> Search<'a> {
             let ways = self.walk(event, rules);
             self.ways.push(ways);
         }
+        for event in 0..self.history.len() {
+            self.own[event] = self.own_writes(event, rules);
+        }
         for bit in 0..self.pieces.len() {
             let Piece { event, part, .. } = self.pieces[bit];
             let since = match part {
@@ -252,7 +270,9 @@ impl<'a> Search<'a> {
                 Part::Cut | Part::Flush => self.history[event].began,
                 Part::Slot(_) | Part::Size => rules.data_since(event),
             };
-            let mut after = self.before(event, since, |other| rules.informs(other, event));
+            let tells =
+                |other| rules.informs(other, event) && !self.is_laid_over(other, event, part);
+            let mut after = self.before(event, since, tells);
             let follows = match part {
                 Part::Cut | Part::Flush => true,
                 Part::Act => bit > 0 && self.pieces[bit - 1].part == Part::First,
@@ -288,7 +308,7 @@ impl<'a> Search<'a> {
         };
         let done = matches!(self.history[event].answer, Some(Answer::Done) | None);
         let same = self.history[event].answer == Some(Answer::Same);
-        for (number, path) in paths.into_iter().enumerate() {
+        for (number, &path) in paths.iter().enumerate() {
             let above = path
                 .dir
                 .map(|name| step(self, None, Path { dir: None, name }));
@@ -307,6 +327,15 @@ impl<'a> Search<'a> {
             });
             // "A file that is known by two names."
             if done && matches!(call, Call::Open { how, .. } if !how.exclusive) {
+                ways.push(Some(step(self, above, path)));
+            }
+        }
+        // What either name leads to is believed by itself, and may be of another moment.
+        if is_unlike(&self.history[event]) {
+            for path in paths {
+                let above = path
+                    .dir
+                    .map(|name| step(self, None, Path { dir: None, name }));
                 ways.push(Some(step(self, above, path)));
             }
         }
@@ -344,11 +373,16 @@ impl<'a> Search<'a> {
     /// Where the walks of an event may have led: one list for each way to combine them.
     fn led(&self, state: &State, event: usize) -> Vec<Vec<Led>> {
         let mut led = vec![Vec::new()];
-        for way in &self.ways[event] {
-            let to = match way {
+        let unlike = is_unlike(&self.history[event]);
+        for (number, way) in self.ways[event].iter().enumerate() {
+            let mut to = match way {
                 None => vec![Ok(PLOT)],
                 Some(walk) => state.found[*walk].clone(),
             };
+            // Nothing need be believed of what two names lead to for one to be refused.
+            if to.is_empty() && unlike && number >= 2 {
+                to.push(Err(libc::ENOENT));
+            }
             led = led
                 .into_iter()
                 .flat_map(|before: Vec<Led>| {
@@ -380,98 +414,6 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Whether a piece that changes nothing agrees with the state.
-    fn agrees(&self, state: &State, event: usize, part: Part) -> bool {
-        let this = &self.history[event];
-        let Some(answer) = &this.answer else {
-            return false;
-        };
-        if part == Part::First {
-            return false;
-        }
-        let host = this.host;
-        match (&this.call, answer, part) {
-            (Call::Read(fd), Answer::Data(data), Part::Slot(slot)) => {
-                let Some(_) = state.opened(*fd) else {
-                    return false;
-                };
-                let slot = usize::from(slot);
-                self.views(state, *fd, host)
-                    .iter()
-                    .any(|view| view.get(slot).copied().unwrap_or(0) == data[slot])
-            }
-            (Call::Read(fd), Answer::Data(data), _) => {
-                state.opened(*fd).is_some()
-                    && self
-                        .views(state, *fd, host)
-                        .iter()
-                        .any(|view| view.len() == data.len())
-            }
-            (Call::Fstat(fd), Answer::Seen(seen), _) => {
-                state.opened(*fd).is_some() && {
-                    let now = state.seen_by(*fd, host);
-                    now.mode == seen.mode && (self.volatile || now.size == seen.size)
-                }
-            }
-            // Of an open file that is gone.
-            (call, Answer::Refused(libc::ESTALE), _) if call.paths().is_empty() => {
-                let fd = call.fd();
-                fd.is_some_and(|fd| state.opened(fd).is_some() && state.is_nameless(fd))
-            }
-            (Call::Stat(_), _, _) => {
-                let ways = self.led(state, event);
-                ways.iter()
-                    .any(|at| match (answer, state.seen(at[0], host)) {
-                        (Answer::Seen(seen), Ok(now)) => {
-                            // Hosts that have it open may keep hidden names.
-                            let hidden = now.links..=now.links + 3;
-                            let links = seen.kind == super::history::Kind::Directory
-                                || hidden.contains(&seen.links);
-                            let size = self.volatile || seen.size == now.size;
-                            links && size && (seen.kind, seen.mode) == (now.kind, now.mode)
-                        }
-                        (Answer::Refused(errno), Err(right)) => right.contains(errno),
-                        (Answer::Refused(errno), Ok(_)) => self.missed(state, at, *errno),
-                        _ => false,
-                    })
-            }
-            (Call::List(name), _, _) => {
-                let ways = match name {
-                    None => vec![vec![Ok(PLOT)]],
-                    Some(_) => self.led(state, event),
-                };
-                ways.iter().any(|at| match (answer, state.names(at[0])) {
-                    (Answer::Listed(names), Ok(now)) => *names == now,
-                    (Answer::Refused(errno), Err(right)) => right.contains(errno),
-                    _ => false,
-                })
-            }
-            (Call::Readlink(_), _, _) => {
-                let ways = self.led(state, event);
-                ways.iter().any(|at| match (answer, state.text(at[0])) {
-                    (Answer::Text(text), Ok(now)) => *text == now,
-                    (Answer::Refused(errno), Err(right)) => right.contains(errno),
-                    _ => false,
-                })
-            }
-            (Call::Rename { .. }, Answer::Same, _) => {
-                let ways = self.led(state, event);
-                ways.iter().any(|at| at[0].is_ok() && at[0] == at[1])
-            }
-            (call, Answer::Refused(errno), Part::Act) => self.refuses(state, event, call, *errno),
-            _ => false,
-        }
-    }
-
-    /// What a host may see of a file now.
-    fn views(&self, state: &State, fd: super::history::Fd, host: u8) -> Vec<Vec<u32>> {
-        let mut views = vec![state.view(fd, host)];
-        if self.volatile && host != OBSERVER {
-            views.push(state.full_view(fd));
-        }
-        views
-    }
-
     /// A change that was refused, and rightly so.
     fn refuses(&self, state: &State, event: usize, call: &Call, errno: i32) -> bool {
         if call
@@ -490,7 +432,12 @@ impl<'a> Search<'a> {
                 Err(right) => right.contains(&errno),
                 Ok(_) => hides && errno == libc::ENOTEMPTY,
             };
-            right || self.missed(state, at, errno)
+            let unlike = is_unlike(&self.history[event])
+                && match errno {
+                    libc::ENOTDIR => state.is_directory(at[2]) && state.is_other(at[3]),
+                    _ => state.is_other(at[2]) && state.is_directory(at[3]),
+                };
+            right || unlike || self.missed(state, at, errno)
         })
     }
 
@@ -544,7 +491,7 @@ impl<'a> Search<'a> {
             let before = *done;
             for (bit, piece) in self.pieces.iter().enumerate() {
                 let free = *done & 1 << bit == 0 && piece.after & !*done == 0;
-                if free && self.agrees(state, piece.event, piece.part) {
+                if free && self.agrees(state, *done, piece.event, piece.part) {
                     *done |= 1 << bit;
                 }
             }

@@ -8,6 +8,7 @@
 //!
 //! - [`plan`]: what a process does next
 //! - [`memory`], [`kernel`]: histories on the scripted server, each from its seed
+//! - [`judged`]: the judge, rule by rule
 //! - [`real`], [`round`], [`worker`]: histories of processes on real mounts, or on those of
 //!   another client
 //!
@@ -15,6 +16,7 @@
 
 mod history;
 mod judge;
+mod judged;
 mod kernel;
 mod memory;
 mod plan;

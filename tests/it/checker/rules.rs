@@ -94,9 +94,9 @@ impl<'a> Rules<'a> {
             Some(Answer::Refused(errno)) if errno != libc::EEXIST && errno != libc::ENOTEMPTY
         );
         if refused && self.opens[other].is_none_or(|open| open == other) {
-            // Which of two names the refusal is about is not known.
-            let paths = &self.paths[other];
-            return paths.len() == 1 && self.names(one, paths[0]);
+            // Which of two names the refusal is about is not always known.
+            let about = self.refused_name(other);
+            return about.is_some_and(|path| self.names(one, path));
         }
         let silent = matches!(
             self.history[one].call,
@@ -110,6 +110,23 @@ impl<'a> Rules<'a> {
         !silent
             && self.related(one, other)
             && (same_open || stable() || of_names && by_name && !self.is_looking(other))
+    }
+
+    /// The name that a refusal is about.
+    fn refused_name(&self, event: usize) -> Option<Path> {
+        let this = &self.history[event];
+        match (this.call, &this.answer) {
+            // The plot is always there.
+            (Call::Rename { from, to, .. }, Some(Answer::Refused(libc::ENOENT)))
+                if to.dir.is_none() =>
+            {
+                Some(from)
+            }
+            _ => match self.paths[event][..] {
+                [path] => Some(path),
+                _ => None,
+            },
+        }
     }
 
     /// The server has told a call where this name leads, or it has changed that.
@@ -174,7 +191,8 @@ impl<'a> Rules<'a> {
                 Call::List(name) => name == at.dir,
                 _ => false,
             };
-            let beside = |path: &Path| path.dir == at.dir || path.touches(at);
+            // Every walk begins in the plot, and asks there.
+            let beside = |path: &Path| at.dir.is_none() || path.dir == at.dir || path.touches(at);
             lists || self.paths[number].iter().any(beside)
         };
         let it = |number: usize| self.paths[number].iter().any(|path| path.touches(at));
@@ -192,7 +210,7 @@ impl<'a> Rules<'a> {
             let mine = &self.paths[event];
             let beside = |path: &Path| {
                 mine.iter()
-                    .any(|own| own.dir == path.dir || own.touches(*path))
+                    .any(|own| own.dir.is_none() || own.dir == path.dir || own.touches(*path))
             };
             self.paths[number].iter().any(beside)
                 || matches!(self.history[number].call, Call::List(_))

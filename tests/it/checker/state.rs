@@ -145,6 +145,15 @@ impl State {
         }
     }
 
+    pub(super) fn is_directory(&self, at: Led) -> bool {
+        at.is_ok_and(|node| self.nodes[node].kind == Kind::Directory)
+    }
+
+    /// Something that is no directory.
+    pub(super) fn is_other(&self, at: Led) -> bool {
+        at.is_ok_and(|node| self.nodes[node].kind != Kind::Directory)
+    }
+
     fn child(&self, dir: NodeId, name: Name) -> Option<NodeId> {
         self.entry(Ok(dir), name).ok()
     }
@@ -316,10 +325,13 @@ impl State {
     }
 
     /// The file that the walk of an open has led to, and that has gone to another name since:
-    /// an open finds it by any.
+    /// an open finds it by any. One that has no name any more the server may still have for
+    /// whoever has it open.
     fn known_by_another(&self, by: &Caller<'_>) -> Option<NodeId> {
         let node = by.at.get(1)?.ok()?;
-        (self.nodes[node].kind == Kind::File && !self.is_gone(node)).then_some(node)
+        let is_open = || self.fds.values().any(|&open| open == node);
+        let is_known = !self.is_gone(node) || is_open();
+        (self.nodes[node].kind == Kind::File && is_known).then_some(node)
     }
 
     fn makes(&self, at: Path, by: &Caller<'_>, node: Node) -> Outcome {

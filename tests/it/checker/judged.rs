@@ -1,0 +1,392 @@
+//! The judge judged: for the rules of the book a history that it allows beside one that it
+//! does not, the two as alike as can be.
+
+use super::history::{Answer, Call, Event, Fd, How, Kind, OBSERVER, Path, Seen, Time};
+use super::judge::{Verdict, judge};
+use super::rules::Rules;
+
+const MS: Time = 1000;
+
+/// What hosts may believe in these histories.
+const BELIEVED: Time = 100 * MS;
+
+/// A history in which one call follows the other, a millisecond each.
+#[derive(Default)]
+struct Told {
+    events: Vec<Event>,
+    now: Time,
+}
+
+impl Told {
+    fn call(self, host: u8, call: Call, answer: Answer) -> Self {
+        self.put(host, call, Some(answer))
+    }
+
+    fn done(self, host: u8, call: Call) -> Self {
+        self.call(host, call, Answer::Done)
+    }
+
+    /// The caller is killed in the middle of it.
+    fn killed(self, host: u8, call: Call) -> Self {
+        self.put(host, call, None)
+    }
+
+    fn put(mut self, host: u8, call: Call, answer: Option<Answer>) -> Self {
+        let began = self.now;
+        self.now += MS;
+        self.events.push(Event {
+            host,
+            process: host.into(),
+            call,
+            began,
+            ended: began + MS / 2,
+            answer,
+            unsure: false,
+        });
+        self
+    }
+
+    /// The call before goes on until now.
+    fn slow(mut self) -> Self {
+        let last = self.events.last_mut().expect("a call");
+        last.ended = self.now + 20 * MS;
+        self
+    }
+
+    /// The server has lost its sessions while the call before ran.
+    fn unsure(mut self) -> Self {
+        self.events.last_mut().expect("a call").unsure = true;
+        self
+    }
+
+    fn later(mut self, time: Time) -> Self {
+        self.now += time;
+        self
+    }
+
+    fn verdict(&self) -> Verdict {
+        let rules = Rules::new(&self.events, BELIEVED, BELIEVED);
+        judge(&self.events, &rules)
+    }
+
+    #[track_caller]
+    fn is_allowed(&self) {
+        assert_eq!(self.verdict(), Verdict::Allowed);
+    }
+
+    #[track_caller]
+    fn is_wrong(&self) {
+        let said = self.verdict();
+        assert!(matches!(said, Verdict::Wrong(_)), "{said:?}");
+    }
+}
+
+fn at(name: u8) -> Path {
+    Path { dir: None, name }
+}
+
+fn open(fd: Fd) -> Call {
+    let how = How {
+        create: true,
+        ..How::default()
+    };
+    Call::Open {
+        at: at(b'a'),
+        how,
+        fd,
+    }
+}
+
+fn write(fd: Fd, slot: u8, token: u32) -> Call {
+    Call::Write { fd, slot, token }
+}
+
+fn append(fd: Fd, token: u32) -> Call {
+    Call::Append { fd, token }
+}
+
+fn data(tokens: &[u32]) -> Answer {
+    Answer::Data(tokens.to_vec())
+}
+
+fn lock(fd: Fd) -> Call {
+    Call::Lock {
+        fd,
+        exclusive: true,
+    }
+}
+
+fn file(mode: u16, size: u32) -> Answer {
+    Answer::Seen(Seen {
+        kind: Kind::File,
+        mode,
+        links: 1,
+        size,
+    })
+}
+
+fn rename(from: u8, to: u8) -> Call {
+    Call::Rename {
+        from: at(from),
+        to: at(to),
+        replaces: true,
+    }
+}
+
+/// Host 0 has the file open, and host 1 has written to it and closed it.
+fn written_elsewhere() -> Told {
+    Told::default()
+        .done(0, open(1))
+        .done(1, open(2))
+        .done(1, write(2, 0, 7))
+        .done(1, write(2, 1, 8))
+        .done(1, Call::Close(2))
+}
+
+#[test]
+fn what_was_closed_is_seen_by_who_opens_after_it() {
+    let told = || written_elsewhere().done(2, open(3));
+    told().call(2, Call::Read(3), data(&[7, 8])).is_allowed();
+    told().call(2, Call::Read(3), data(&[])).is_wrong();
+    told().call(2, Call::Read(3), data(&[7])).is_wrong();
+}
+
+#[test]
+fn an_open_file_may_be_shown_as_of_its_open_for_as_long_as_it_is_believed() {
+    let told = written_elsewhere;
+    told().call(0, Call::Read(1), data(&[])).is_allowed();
+    let later = || told().later(BELIEVED);
+    later().call(0, Call::Read(1), data(&[])).is_wrong();
+    later().call(0, Call::Read(1), data(&[7, 8])).is_allowed();
+}
+
+#[test]
+fn own_writes_lie_on_top_of_what_is_believed() {
+    let told = || written_elsewhere().done(0, write(1, 0, 9));
+    told().call(0, Call::Read(1), data(&[9])).is_allowed();
+    told().call(0, Call::Read(1), data(&[9, 8])).is_allowed();
+    told().call(0, Call::Fstat(1), file(0o644, 1)).is_allowed();
+    // Its own write is never missing, and nothing is shown that nobody has written.
+    told().call(0, Call::Read(1), data(&[])).is_wrong();
+    told().call(0, Call::Read(1), data(&[7, 8])).is_wrong();
+    told().call(0, Call::Read(1), data(&[9, 0, 0])).is_wrong();
+    told().call(0, Call::Fstat(1), file(0o644, 0)).is_wrong();
+}
+
+#[test]
+fn own_writes_lie_on_top_only_until_what_is_believed_is_too_old() {
+    let told = || written_elsewhere().done(0, write(1, 0, 9)).later(BELIEVED);
+    told().call(0, Call::Read(1), data(&[9])).is_wrong();
+    told().call(0, Call::Read(1), data(&[9, 8])).is_allowed();
+}
+
+#[test]
+fn what_was_cut_off_on_this_host_does_not_come_back() {
+    let told = || {
+        Told::default()
+            .done(0, open(1))
+            .done(0, write(1, 1, 9))
+            .done(0, Call::Ftruncate(1))
+    };
+    told().call(0, Call::Read(1), data(&[])).is_allowed();
+    told().call(0, Call::Read(1), data(&[0, 9])).is_wrong();
+    told().call(0, Call::Read(1), data(&[0, 0])).is_wrong();
+}
+
+#[test]
+fn who_locks_a_file_sees_it_as_the_last_holder_left_it() {
+    let told = || {
+        Told::default()
+            .done(0, open(1))
+            .done(1, open(2))
+            .done(1, lock(2))
+            .done(1, write(2, 0, 7))
+            .done(1, Call::Unlock(2))
+            .done(0, lock(1))
+    };
+    told().call(0, Call::Read(1), data(&[7])).is_allowed();
+    told().call(0, Call::Read(1), data(&[])).is_wrong();
+}
+
+#[test]
+fn two_hosts_do_not_hold_one_lock() {
+    let told = || {
+        Told::default()
+            .done(0, open(1))
+            .done(1, open(2))
+            .done(1, lock(2))
+    };
+    told()
+        .done(1, Call::Unlock(2))
+        .done(0, lock(1))
+        .is_allowed();
+    told().done(0, lock(1)).is_wrong();
+}
+
+#[test]
+fn appends_of_one_host_do_not_meet() {
+    let told = || {
+        Told::default()
+            .done(0, open(1))
+            .done(0, append(1, 7))
+            .done(0, append(1, 8))
+    };
+    told().call(0, Call::Read(1), data(&[7, 8])).is_allowed();
+    told().call(0, Call::Read(1), data(&[8])).is_wrong();
+}
+
+#[test]
+fn an_append_goes_behind_what_was_closed_before_its_open() {
+    let told = || {
+        written_elsewhere()
+            .done(2, open(3))
+            .done(2, append(3, 9))
+            .done(2, Call::Close(3))
+    };
+    told()
+        .call(OBSERVER, Call::Read(1), data(&[7, 8, 9]))
+        .is_allowed();
+    told()
+        .call(OBSERVER, Call::Read(1), data(&[9, 8]))
+        .is_wrong();
+}
+
+#[test]
+fn a_name_that_was_never_asked_for_is_asked_for() {
+    let told = || Told::default().done(1, Call::Mkdir(at(b'a')));
+    let missing = || Answer::Refused(libc::ENOENT);
+    told().call(0, Call::Stat(at(b'a')), missing()).is_wrong();
+    let asked = |told: Told| told.call(0, Call::Stat(at(b'a')), missing());
+    asked(asked(Told::default()).done(1, Call::Mkdir(at(b'a')))).is_allowed();
+    let too_old = asked(Told::default())
+        .done(1, Call::Mkdir(at(b'a')))
+        .later(BELIEVED);
+    asked(too_old).is_wrong();
+}
+
+#[test]
+fn a_call_that_must_not_find_the_name_is_told_of_it_by_the_server() {
+    let told = || {
+        Told::default().done(1, Call::Mkdir(at(b'a'))).call(
+            0,
+            Call::Mkdir(at(b'a')),
+            Answer::Refused(libc::EEXIST),
+        )
+    };
+    told().is_allowed();
+    let freed = told().done(1, Call::Rmdir(at(b'a')));
+    freed
+        .call(0, Call::Mkdir(at(b'a')), Answer::Refused(libc::EEXIST))
+        .is_wrong();
+}
+
+#[test]
+fn two_hosts_do_not_both_make_or_take_one_name() {
+    let told = || Told::default().done(0, Call::Mkdir(at(b'a')));
+    told().done(1, Call::Mkdir(at(b'a'))).is_wrong();
+    let taken = || told().done(0, Call::Rmdir(at(b'a')));
+    taken().done(1, Call::Rmdir(at(b'a'))).is_wrong();
+}
+
+#[test]
+fn a_listing_shows_what_the_directory_held_during_the_call() {
+    let told = || Told::default().done(1, Call::Mkdir(at(b'a')));
+    let listed = |names: &[u8]| Answer::Listed(names.to_vec());
+    told().call(0, Call::List(None), listed(b"a")).is_allowed();
+    told().call(0, Call::List(None), listed(b"")).is_wrong();
+}
+
+#[test]
+fn a_change_of_mode_is_seen_by_others_when_it_was_answered() {
+    let chmod = Call::Chmod(at(b'a'), 0o600);
+    let told = || {
+        Told::default()
+            .done(1, open(2))
+            .done(1, Call::Close(2))
+            .done(2, chmod)
+    };
+    told()
+        .call(0, Call::Stat(at(b'a')), file(0o600, 0))
+        .is_allowed();
+    told()
+        .call(0, Call::Stat(at(b'a')), file(0o644, 0))
+        .is_wrong();
+}
+
+#[test]
+fn what_waits_for_an_unpublished_file_is_seen_on_its_host_and_by_all_after_the_close() {
+    let told = || {
+        Told::default()
+            .done(1, open(2))
+            .done(1, Call::Chmod(at(b'a'), 0o600))
+    };
+    let stat = Call::Stat(at(b'a'));
+    told().call(0, stat, file(0o644, 0)).is_allowed();
+    told().call(1, stat, file(0o644, 0)).is_wrong();
+    told()
+        .done(1, Call::Close(2))
+        .call(0, stat, file(0o600, 0))
+        .is_allowed();
+}
+
+#[test]
+fn what_was_killed_is_done_before_its_host_begins_anything_else_or_never() {
+    let told = || Told::default().killed(0, Call::Mkdir(at(b'a')));
+    let listed = |names: &[u8]| Answer::Listed(names.to_vec());
+    let look = |told: Told, host, names| told.call(host, Call::List(None), listed(names));
+    look(told(), 0, b"").is_allowed();
+    look(told(), 0, b"a").is_allowed();
+    look(look(told(), 0, b""), 0, b"a").is_wrong();
+}
+
+#[test]
+fn what_two_names_of_a_rename_lead_to_may_be_believed_from_two_moments() {
+    let found = |kind| {
+        Answer::Seen(Seen {
+            kind,
+            mode: 0o755,
+            links: 1,
+            size: 0,
+        })
+    };
+    let told = || {
+        Told::default()
+            .done(1, Call::Mkdir(at(b'b')))
+            .call(0, Call::Stat(at(b'b')), found(Kind::Directory))
+            .done(1, Call::Rmdir(at(b'b')))
+            .done(1, open(2))
+    };
+    let refused = Answer::Refused(libc::ENOTDIR);
+    told()
+        .call(0, rename(b'b', b'a'), refused.clone())
+        .is_allowed();
+    let later = told().later(BELIEVED);
+    later.call(0, rename(b'b', b'a'), refused).is_wrong();
+}
+
+#[test]
+fn what_was_sent_to_a_lost_session_may_be_done_twice_and_other_calls_once() {
+    let told = || {
+        Told::default().done(0, Call::Mkdir(at(b'a'))).call(
+            0,
+            rename(b'a', b'b'),
+            Answer::Refused(libc::ENOENT),
+        )
+    };
+    told().is_wrong();
+    told().unsure().is_allowed();
+}
+
+#[test]
+fn calls_at_the_same_time_may_be_in_any_order() {
+    let told = || Told::default().done(0, Call::Mkdir(at(b'a'))).slow();
+    let listed = |names: &[u8]| Answer::Listed(names.to_vec());
+    for names in [&b""[..], &b"a"[..]] {
+        told().call(1, Call::List(None), listed(names)).is_allowed();
+    }
+    // But all hosts agree on it.
+    told()
+        .call(1, Call::List(None), listed(b"a"))
+        .call(2, Call::List(None), listed(b""))
+        .is_wrong();
+}
