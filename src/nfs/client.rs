@@ -212,6 +212,7 @@ impl Client {
         // What listens there may be no NFS server at all. A channel would try
         // for ever; a mount must not.
         let mut client_id = tokio::select! {
+            biased;
             client_id = exchange_id_patiently(&channel, &config.identity) => client_id?,
             link = channel.fruitless(FRUITLESS) => {
                 return Err(ConnectError::NotNfs {

@@ -73,6 +73,7 @@ pub(super) async fn renew(client: Weak<Client>) {
             }
         };
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause.min(LOOK)) => {}
             // The server has told its lease time, which may be shorter than
             // what we went by; or the client is gone.

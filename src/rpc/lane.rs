@@ -98,6 +98,7 @@ pub(super) async fn serve(
     let mut useful = false;
     let mut end = signals.end.subscribe();
     let error = tokio::select! {
+        biased;
         error = read_replies(&shared, lane, &signals, rx, &mut useful) => Some(error),
         error = write_calls(&shared, lane, &signals, tx) => Some(error),
         error = silence(&shared, lane, &signals) => Some(error),

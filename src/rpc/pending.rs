@@ -302,10 +302,9 @@ impl<T> Pending<T> {
             lane.unsent.clear();
             (lane.small, lane.bulk) = (0, 0);
         }
-        self.calls
-            .drain()
-            .map(|(_, waiting)| waiting.owed)
-            .collect()
+        let mut left: Vec<_> = self.calls.drain().map(|(_, waiting)| waiting).collect();
+        left.sort_unstable_by_key(|waiting| waiting.order);
+        left.into_iter().map(|waiting| waiting.owed).collect()
     }
 
     /// When the call was submitted that has waited longest.

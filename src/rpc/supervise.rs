@@ -131,6 +131,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
             // What they looked for a companion to is no more.
             attempts = JoinSet::new();
             let connected = tokio::select! {
+                biased;
                 _ = closing.wait_for(|closing| *closing) => return,
                 stream = async {
                     tokio::time::sleep(backoff).await;
@@ -158,6 +159,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
             });
         }
         tokio::select! {
+            biased;
             _ = closing.wait_for(|closing| *closing) => return,
             Some(ended) = lanes.running.join_next() => {
                 let ended = match ended {
@@ -326,6 +328,7 @@ pub(super) async fn watch_responses(shared: Arc<Shared>) {
             }
         }
         tokio::select! {
+            biased;
             _ = closing.wait_for(|closing| *closing) => return,
             () = tokio::time::sleep(rest) => {}
         }

@@ -377,6 +377,7 @@ impl Vfs {
                 }
             }
             tokio::select! {
+                biased;
                 () = caller.gave_up() => return Err(Errno(libc::EINTR)),
                 () = &mut progress => {}
             }
@@ -418,6 +419,7 @@ impl Vfs {
                 },
             };
             tokio::select! {
+                biased;
                 () = request.caller.gave_up() => return Err(Errno(libc::EINTR)),
                 () = place.ticket.wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
@@ -444,6 +446,7 @@ impl Vfs {
         let call = match is_process {
             true => Some(LockCall::Process),
             false => tokio::select! {
+                biased;
                 call = request.caller.call() => call,
                 () = request.caller.gave_up() => return Err(Errno(libc::EINTR)),
             },
@@ -481,6 +484,7 @@ impl Vfs {
         self.drain(inode).await;
         self.publish(inode).await;
         let turn = tokio::select! {
+            biased;
             turn = lock.turn() => turn,
             () = waiting.gave_up() => return Err(Errno(libc::EINTR)),
         };

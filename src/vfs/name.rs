@@ -246,6 +246,12 @@ impl Vfs {
     /// known of the name, that is not good any more.
     pub(super) fn refused(&self, error: &NfsError, dir: &Arc<Inode>, name: &[u8]) -> Errno {
         let errno = self.failed(error, dir);
+        self.heed_refusal(errno, dir, name);
+        errno
+    }
+
+    /// The same, where the server's word for it is not the caller's.
+    pub(super) fn heed_refusal(&self, errno: Errno, dir: &Arc<Inode>, name: &[u8]) {
         let known = dir.names().lock().get(name);
         let surprise = match errno.0 {
             libc::EEXIST => !matches!(known, Answer::Inode(_)),
@@ -257,7 +263,6 @@ impl Vfs {
             self.doubt(dir);
             self.names.stranger_was_here();
         }
-        errno
     }
 
     /// The same, if ENOENT may be about the directory, too. If it is not, nor is what the
@@ -406,10 +411,10 @@ impl Vfs {
         let (own, moved) = match linked {
             Ok(linked) => linked,
             Err(error) => {
-                if error.errno() == libc::EEXIST {
-                    self.doubt(&dir);
-                }
                 let errno = self.failed(&error, &inode);
+                if errno.0 == libc::EEXIST {
+                    self.heed_refusal(errno, &dir, new_name);
+                }
                 return Err(self.blamed(cred, &[&dir], errno).await);
             }
         };

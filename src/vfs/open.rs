@@ -531,7 +531,11 @@ impl Vfs {
         let file = match file {
             Ok(file) => file,
             // The server tells what it is that is there; open(2) that something is.
-            Err(error) if exclusive && is_no_file(&error) => return Err(Errno(libc::EEXIST)),
+            Err(error) if exclusive && is_no_file(&error) => {
+                let errno = Errno(libc::EEXIST);
+                self.heed_refusal(errno, &dir, name);
+                return Err(errno);
+            }
             Err(error) => return Err(self.refused_in(cred, &error, &dir, name).await),
         };
         let inode = self.known(&file.open.handle, &file.attrs, sent);

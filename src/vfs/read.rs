@@ -199,16 +199,17 @@ impl Vfs {
         let data = self
             .read_through(&handle.open, handle, offset, size)
             .await?;
-        if open_flags & libc::O_DIRECT != 0 {
-            self.doubt_size(inode, offset, size, data.len() as u64);
-        }
+        let is_direct = open_flags & libc::O_DIRECT != 0;
+        self.doubt_size(inode, (offset, size), data.len() as u64, is_direct);
         Ok(data)
     }
 
-    /// Data that have just been read past the kernel's pages end elsewhere than the file
-    /// does by its attributes: those are older. The kernel draws no conclusion itself, as
-    /// it does where it fills a page.
-    fn doubt_size(&self, inode: &Arc<Inode>, offset: u64, size: u64, got: u64) {
+    /// Data that have just been read end elsewhere than the file does by its attributes:
+    /// those are older. Where the kernel fills a page it cuts the file itself at the end that
+    /// it has found, and must not be disturbed in that: whom it asks next is told the
+    /// truth. Of what is read past its pages it draws no conclusion, so it is told.
+    fn doubt_size(&self, inode: &Arc<Inode>, asked: (u64, u64), got: u64, is_direct: bool) {
+        let (offset, size) = asked;
         if Self::is_changing(inode) {
             return;
         }
@@ -219,7 +220,7 @@ impl Vfs {
         if is_older && !attr.ttl(Instant::now()).is_zero() {
             attr.expire();
             drop(attr);
-            if let Some(kernel) = self.kernel.get() {
+            if is_direct && let Some(kernel) = self.kernel.get() {
                 kernel.inval_attr(inode.ino);
             }
         }

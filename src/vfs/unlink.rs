@@ -141,6 +141,21 @@ impl Drop for Removing<'_> {
 /// renameat2(2) flags: nothing of it can be said in NFS.
 const NO_FLAGS: u32 = 0;
 
+/// RFC 8881 §18.26.3 has EXIST for a target that cannot be replaced; rename(2) tells
+/// more. Two that are no directories can replace each other: one of them is not what is
+/// known of it, and after ESTALE the kernel finds out which.
+fn not_replaced(source: Option<&Inode>, target: Option<&Inode>) -> Errno {
+    let is_directory = |inode: &Inode| inode.kind == FileKind::Directory;
+    let source = source.map(is_directory);
+    Errno(match (source, target.map(is_directory)) {
+        (_, None) => libc::EEXIST,
+        (Some(false), Some(true)) => libc::EISDIR,
+        (Some(false), Some(false)) => libc::ESTALE,
+        (Some(true) | None, Some(true)) => libc::ENOTEMPTY,
+        (Some(true) | None, Some(false)) => libc::ENOTDIR,
+    })
+}
+
 impl Vfs {
     /// REMOVE of a file: one round trip, or RENAME if it is open here.
     pub async fn unlink(
@@ -309,12 +324,13 @@ impl Vfs {
             sent = Instant::now();
             renamed = rename().await;
         }
-        let (left, entered, leads_to) = match renamed {
-            Ok(Renamed {
-                left,
-                entered,
-                leads_to,
-            }) => (left, entered, leads_to),
+        let Renamed {
+            left,
+            entered,
+            leads_to,
+            links,
+        } = match renamed {
+            Ok(renamed) => renamed,
             Err(error) => {
                 if let (Some(hidden), Some(victim)) = (hidden, &victim) {
                     caller::apart(async {
@@ -326,20 +342,14 @@ impl Vfs {
                 if error.abandoned().is_some() {
                     self.doubt(&to);
                 }
-                // RFC 8881 §18.26.3 has EXIST for a target that cannot be
-                // replaced; rename(2) tells more.
                 if error.status() == Some(Status::EXIST) {
-                    let errno = match victim.as_ref().map(|victim| victim.kind) {
-                        Some(FileKind::Directory)
-                            if source.is_none_or(|source| source.kind == FileKind::Directory) =>
-                        {
-                            libc::ENOTEMPTY
-                        }
-                        Some(FileKind::Directory) => libc::EISDIR,
-                        Some(_) => libc::ENOTDIR,
-                        None => libc::EEXIST,
-                    };
-                    return Err(Errno(errno));
+                    let errno = not_replaced(source.as_deref(), victim.as_deref());
+                    self.heed_refusal(errno, &to, new_name);
+                    if errno.0 == libc::ESTALE {
+                        self.doubt(&from);
+                        self.doubt(&to);
+                    }
+                    return Err(errno);
                 }
                 if error.errno() == libc::ENOENT {
                     self.doubt(&to);
@@ -405,6 +415,11 @@ impl Vfs {
         }
         if let Some(victim) = victim.as_ref().filter(|v| v.kind == FileKind::Directory) {
             self.lost_dir(victim);
+        }
+        let is_directory = |source: &Arc<Inode>| source.kind == FileKind::Directory;
+        if !source.as_ref().is_some_and(is_directory) && links != Some(1) {
+            // Another host may have given the file the new name before: then it has both.
+            from.names().lock().forget(name);
         }
         if let Some(source) = source {
             source.found_at(&to, new_name);

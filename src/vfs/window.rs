@@ -6,7 +6,7 @@
 //! asked to commit them, and so is each that comes to hold some: nothing else
 //! would free those.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -25,7 +25,7 @@ pub struct Window {
     /// How many wait for room.
     waiting: AtomicUsize,
     /// Files that hold something.
-    busy: Mutex<HashMap<Ino, Weak<Inode>>>,
+    busy: Mutex<BTreeMap<Ino, Weak<Inode>>>,
 }
 
 impl Window {
@@ -36,7 +36,7 @@ impl Window {
             used: AtomicUsize::new(0),
             freed: Notify::new(),
             waiting: AtomicUsize::new(0),
-            busy: Mutex::new(HashMap::new()),
+            busy: Mutex::new(BTreeMap::new()),
         }
     }
 

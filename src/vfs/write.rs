@@ -261,6 +261,7 @@ impl Vfs {
                 self.pump(inode);
             }
             tokio::select! {
+                biased;
                 () = freed => {}
                 () = caller::answered() => return Err(Errno(libc::EINTR)),
             }

@@ -52,6 +52,10 @@ pub struct Renamed {
     pub entered: DirMoved,
     /// What the new name leads to after it, if the server has said.
     pub leads_to: Option<FileHandle>,
+    /// How many names what was moved has, if the server has said. Of a file with several
+    /// the old name may be one still: a rename between two names of one file moves
+    /// nothing (RFC 8881 §18.26.3).
+    pub links: Option<u32>,
 }
 
 impl DirMoved {
@@ -273,7 +277,8 @@ impl Client {
                     .get_attrs(self.object())
                     .put(to.0)
                     .lookup(to.1)
-                    .get_handle();
+                    .get_handle()
+                    .get_attrs(attrs::LINKS_ONLY);
             })
             .await?;
         let from_before = change_before(&mut reply)?;
@@ -287,6 +292,7 @@ impl Client {
                     left,
                     entered: DirMoved::new(entered, to_before, to_after),
                     leads_to: named(&mut reply),
+                    links: reply.attrs().ok().map(|attrs| attrs.nlink),
                 })
             }
             Err(error) => Err(error),

@@ -148,6 +148,9 @@ pub const OBJECT: AttrSet = AttrSet::of(&[
 /// instead of a failed listing where one entry is broken.
 pub const ENTRY: AttrSet = OBJECT.or(AttrSet::of(&[n::FILEHANDLE, n::RDATTR_ERROR]));
 
+/// How many names an object has, and nothing else.
+pub const LINKS_ONLY: AttrSet = AttrSet::of(&[n::NUMLINKS]);
+
 /// Only whether an object moved.
 pub const CHANGE_ONLY: AttrSet = AttrSet::of(&[n::CHANGE]);
 

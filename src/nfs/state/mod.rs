@@ -12,7 +12,7 @@
 pub mod locks;
 pub mod ranges;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -120,7 +120,7 @@ impl OpenState {
 #[derive(Debug, Default)]
 pub struct OpenTable {
     next_owner: AtomicU64,
-    opens: Mutex<HashMap<u64, Weak<OpenState>>>,
+    opens: Mutex<BTreeMap<u64, Weak<OpenState>>>,
 }
 
 impl OpenTable {

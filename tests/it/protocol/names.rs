@@ -618,6 +618,57 @@ async fn a_refusal_that_contradicts_what_is_known_ends_the_belief() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rename_that_has_moved_nothing_takes_no_name_away() {
+    let mount = mount(PeerConfig::default()).await;
+    let dir = mount.mkdir(ROOT_INO, "dir").await.unwrap();
+    make(&mount, dir, "one").await;
+    assert!(!is_there(&mount, dir, "two").await);
+    mount.peer.fs().link("/dir/one", "/dir/two").unwrap();
+    mount.rename((dir, "one"), (dir, "two")).await.unwrap();
+    assert!(is_there(&mount, dir, "one").await, "two names of one file");
+    assert!(is_there(&mount, dir, "two").await);
+    mount.unlink(dir, "two").await.unwrap();
+    mount.rename((dir, "one"), (dir, "three")).await.unwrap();
+    let asked = mount.peer.round_trips();
+    assert!(
+        !is_there(&mount, dir, "one").await,
+        "that was its only name"
+    );
+    assert_eq!(mount.peer.round_trips(), asked, "and that is known");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_was_missing_is_there_once_the_server_has_refused_a_change_for_it() {
+    let changes = ["mkdir", "link", "rename", "open"];
+    for change in changes {
+        let mount = mount(PeerConfig::default()).await;
+        let dir = mount.mkdir(ROOT_INO, "dir").await.unwrap();
+        let file = mount.create(dir, "file", libc::O_RDWR).await.unwrap().ino;
+        mount.mkdir(dir, "below").await.unwrap();
+        assert!(!is_there(&mount, dir, "name").await);
+        let fs = mount.peer.fs();
+        match change {
+            "rename" => fs.write_file("/dir/name", b"").unwrap(),
+            _ => fs.mkdir("/dir/name").unwrap(),
+        };
+        let refused = match change {
+            "mkdir" => mount.mkdir(dir, "name").await.err(),
+            "link" => {
+                let linked = mount.vfs.link(&mount.cred, file, dir, b"name").await;
+                linked.err()
+            }
+            "rename" => mount.rename((dir, "below"), (dir, "name")).await.err(),
+            _ => {
+                let exclusive = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
+                mount.create(dir, "name", exclusive).await.err()
+            }
+        };
+        assert_eq!(refused.map(|errno| errno.0), Some(libc::EEXIST), "{change}");
+        assert!(is_there(&mount, dir, "name").await, "{change} has found it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn with_no_cache_time_every_answer_is_the_servers() {
     let none = Timeouts {
         reg_min: Duration::ZERO,
