@@ -12,7 +12,7 @@
 //! - [`real`], [`round`], [`worker`]: histories of processes on real mounts, or on those of
 //!   another client
 //!
-//! The rules are those of `docs/semantics.md`, and each has its name there.
+//! The rules are those of `docs/SEMANTICS.md`, and each has its name there.
 
 mod history;
 mod judge;

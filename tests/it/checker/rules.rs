@@ -1,4 +1,4 @@
-//! How old an answer may be: the rule book (`docs/semantics.md`) as numbers.
+//! How old an answer may be: the rule book (`docs/SEMANTICS.md`) as numbers.
 //!
 //! Everything else is asked after the question: its answer was true at a moment between
 //! the call's beginning and its end.

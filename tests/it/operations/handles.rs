@@ -148,7 +148,7 @@ fn what_was_removed_or_replaced_while_it_is_open_has_no_links() {
     assert_eq!(file.metadata().expect("fstat").nlink(), 0);
 }
 
-/// As `docs/semantics.md` says it: FUSE does not tell of such a descriptor, nor of a bind
+/// As `docs/SEMANTICS.md` says it: FUSE does not tell of such a descriptor, nor of a bind
 /// mount.
 #[test]
 fn a_descriptor_of_o_path_does_not_keep_the_file() {
