@@ -268,6 +268,8 @@ fn examples_mount_without_set_user_ids_and_devices() {
     let mut seen = 0;
     for name in [
         "README.md",
+        "docs/EFS.md",
+        "docs/OPERATIONS.md",
         "systemd/example.conf",
         "systemd/volumes.mount",
         "scripts/userdata.sh",
