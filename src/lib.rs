@@ -4,17 +4,19 @@
 //! The layers, from the top; an arrow may only point down:
 //!
 //! ```text
-//! cli ─► mount ─┬─► efs        where and how to connect
-//!               ├─► fuse       fuser callbacks ⇄ vfs calls
-//!               │     └─► vfs      what a file system means here
-//!               │           └─► nfs      the NFSv4.1 client (RFC 8881)
-//!               │                 └─► rpc      ONC RPC (RFC 5531) ─► xdr (RFC 4506)
-//!               ├─► tree       whole trees over NFS, without a mount (du, rm)
-//!               └─► telemetry  counters, logs, the control socket (any layer may count)
-//!                   background how tasks are spawned, and what their death means (any may)
-//!                   privilege  capabilities, in effect only where needed (any layer may)
-//!                   quoting    names as terminals and logs may have them (any layer may)
+//! cli ─► mount ─┬─► fuse ─► vfs ─┐
+//!  │            │                ├─► nfs ─┐     fuse   fuser callbacks ⇄ vfs calls
+//!  ├─► tree ────┼────────────────┘        │     vfs    what a file system means here
+//!  │            │                         │     tree   whole trees over NFS, without a mount
+//!  └────────────┴─► efs ──────────────────┤     nfs    the NFSv4.1 client (RFC 8881)
+//!                                         │     efs    where and how to connect
+//!                                         └─► rpc ─► xdr   (RFC 5531, RFC 4506)
 //! ```
+//!
+//! A layer may skip those between: `doctor` of `cli` speaks to `nfs`, `fuse` knows the credentials
+//! of `rpc`. Any layer may use `telemetry` (counters, logs, the control socket), `background`
+//! (how tasks are spawned, and what their death means), `privilege` (capabilities, in effect only
+//! where needed) and `quoting` (names as terminals and logs may have them).
 
 pub mod background;
 pub mod cli;

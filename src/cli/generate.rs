@@ -1,4 +1,4 @@
-//! `efs-fuse generate`, which packages and the README are made with: man pages,
+//! `efs-fuse generate`, which packages and docs/OPTIONS.md are made with: man pages,
 //! shell completions, the table of mount options. Hidden: nobody mounts with it.
 
 use std::fs;
@@ -143,7 +143,7 @@ fn completions(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The table of options as the README has it.
+/// The table of options as docs/OPTIONS.md has it.
 pub(super) fn options_table() -> String {
     let mut text = String::from("| option | meaning (default) |\n|---|---|\n");
     for spec in TABLE.iter().filter(|spec| !spec.help.is_empty()) {
@@ -161,23 +161,32 @@ pub(super) fn options_table() -> String {
 mod tests {
     use super::*;
 
-    /// Where the table stands in the README.
+    const MANUAL: &str = include_str!("../../docs/OPTIONS.md");
+
+    /// Where the table stands in it.
     const MARKS: [&str; 2] = [
         "<!-- options: efs-fuse generate options -->\n",
         "<!-- end of options -->",
     ];
 
     #[test]
-    fn the_readme_has_the_options_that_there_are() {
-        let readme = include_str!("../../README.md");
-        let after = readme.split_once(MARKS[0]).map(|(_, after)| after);
+    fn the_manual_has_the_options_that_there_are() {
+        let after = MANUAL.split_once(MARKS[0]).map(|(_, after)| after);
         let table = after.and_then(|after| after.split_once(MARKS[1]));
-        let (table, _) = table.expect("the README has both marks");
+        let (table, _) = table.expect("docs/OPTIONS.md has both marks");
         let now = options_table();
         assert!(
             table == now,
-            "put this between the marks in README.md (efs-fuse generate options):\n{now}"
+            "put this between the marks in docs/OPTIONS.md (efs-fuse generate options):\n{now}"
         );
+    }
+
+    #[test]
+    fn the_manual_names_what_is_accepted_and_refused_without_help() {
+        for spec in TABLE {
+            let named = |end: &str| MANUAL.contains(&format!("`{}{end}", spec.name));
+            assert!(named("`") || named("="), "docs/OPTIONS.md: {}", spec.name);
+        }
     }
 
     #[test]

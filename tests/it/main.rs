@@ -9,6 +9,7 @@ mod bad_input;
 mod checker;
 mod consistency;
 mod copies;
+mod docs;
 mod efs;
 mod faults;
 mod fixtures;

@@ -1,5 +1,5 @@
 //! What users are promised (README, "What is promised"), one test each, of the
-//! promise's own name. CONTRIBUTING.md has them with the tests that go deeper.
+//! promise's own name. `docs/SEMANTICS.md` has them with the tests that go deeper.
 //!
 //! Each says the promise sentence by sentence, on hosts of their own
 //! (`fixtures::host`), and against what the server holds.

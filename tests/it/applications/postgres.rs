@@ -1,5 +1,5 @@
 //! PostgreSQL dies on one host and starts on another, guarded by `flock(1)` on the
-//! volume as the README shows.
+//! volume as `docs/OPERATIONS.md` shows.
 //!
 //! A ledger outside the database has the number of every row whose COMMIT was
 //! acknowledged: each must be there after the move.
