@@ -424,3 +424,24 @@ async fn many_readers_together_hold_no_more_than_the_mount_allows() {
     millis(100).await;
     assert_eq!(mount.vfs.read_ahead_bytes().0, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_ends_elsewhere_has_the_attributes_asked_for_again() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+    mount.write(file, 0, b"twelve bytes").await.unwrap();
+    mount.fsync(file).await.unwrap();
+    let known = || mount.vfs.getattr_cached(file.ino, None);
+    assert_eq!(mount.getattr(file.ino).await.unwrap().size, 12);
+    for theirs in [&b""[..], b"a longer one than that"] {
+        mount.peer.fs().write_file("/f", theirs).unwrap();
+        let believed = known().is_some_and(|(_, ttl)| !ttl.is_zero());
+        assert!(believed, "nobody has told of it");
+        assert_eq!(mount.read(file, 0, 4096).await.unwrap(), theirs);
+        let believed = known().is_some_and(|(_, ttl)| !ttl.is_zero());
+        assert!(!believed, "the end was found elsewhere");
+        let size = mount.getattr(file.ino).await.unwrap().size;
+        assert_eq!(size, theirs.len() as u64);
+    }
+    mount.close(file).await.unwrap();
+}
