@@ -541,7 +541,7 @@ impl Filesystem for Adapter {
         };
         let vfs = self.vfs();
         let undo = move |opened: Opened| async move {
-            let _ = vfs.release(ino.0, opened.fh, None).await;
+            let _ = vfs.release(opened.fh).await;
         };
         self.dispatch.run(call, reply, work, answer::opened, undo);
     }
@@ -569,7 +569,7 @@ impl Filesystem for Adapter {
         };
         let vfs = self.vfs();
         let undo = move |(entry, opened): (Entry, Opened)| async move {
-            let _ = vfs.release(entry.ino, opened.fh, None).await;
+            let _ = vfs.release(opened.fh).await;
             vfs.forget(entry.ino, 1);
         };
         self.dispatch.run(call, reply, work, answer, undo);
@@ -592,7 +592,7 @@ impl Filesystem for Adapter {
             return self.dispatch.answered(&call, true);
         }
         let vfs = self.vfs();
-        let work = async move { vfs.read(ino.0, fh.0, offset, size, flags.0).await };
+        let work = async move { vfs.read(fh.0, offset, size, flags.0).await };
         self.dispatch
             .run(call, reply, work, answer::data(size), keep);
     }
@@ -625,7 +625,7 @@ impl Filesystem for Adapter {
             from_cache,
             kills_privileges: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
-        let work = async move { vfs.write(ino.0, fh.0, offset, data, flags).await };
+        let work = async move { vfs.write(fh.0, offset, data, flags).await };
         self.dispatch.run(call, reply, work, answer::written, keep);
     }
 
@@ -639,9 +639,11 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::Flush, req, ino.0);
         let vfs = self.vfs();
-        self.done(call, reply, async move {
-            vfs.flush(ino.0, fh.0, lock_owner.0).await
-        });
+        self.done(
+            call,
+            reply,
+            async move { vfs.flush(fh.0, lock_owner.0).await },
+        );
     }
 
     fn fsync(
@@ -649,14 +651,12 @@ impl Filesystem for Adapter {
         req: &Request,
         ino: INodeNo,
         fh: FileHandle,
-        datasync: bool,
+        _datasync: bool,
         reply: ReplyEmpty,
     ) {
         let call = Call::new(FuseOp::Fsync, req, ino.0);
         let vfs = self.vfs();
-        self.done(call, reply, async move {
-            vfs.fsync(ino.0, fh.0, datasync).await
-        });
+        self.done(call, reply, async move { vfs.fsync(fh.0).await });
     }
 
     fn release(
@@ -665,14 +665,13 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
-        lock_owner: Option<LockOwner>,
+        _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
         let call = Call::new(FuseOp::Release, req, ino.0).patience(Patience::Endless);
-        let owner = lock_owner.map(|owner| owner.0);
         // Here, not in the task: a lock that is asked for next finds it under way.
-        let work = self.vfs.release(ino.0, fh.0, owner);
+        let work = self.vfs.release(fh.0);
         self.done(call, reply, work);
     }
 
@@ -683,7 +682,7 @@ impl Filesystem for Adapter {
         let work = self.by_path(call.tid, work);
         let vfs = self.vfs();
         let undo = move |opened: Opened| async move {
-            let _ = vfs.releasedir(ino.0, opened.fh).await;
+            let _ = vfs.releasedir(opened.fh).await;
         };
         self.dispatch
             .run(call, reply, work, answer::opened_dir, undo);
@@ -698,16 +697,14 @@ impl Filesystem for Adapter {
         reply: ReplyDirectory,
     ) {
         let call = Call::new(FuseOp::ReadDir, req, ino.0);
-        let (vfs, cred) = (self.vfs(), self.who(req));
+        let vfs = self.vfs();
         self.dispatch.run_with(
             call,
             reply,
             |pending| {
                 let mut sink = NameSink::new(pending);
                 async move {
-                    let listed = vfs
-                        .readdir(&cred, ino.0, fh.0, offset, false, &mut sink)
-                        .await;
+                    let listed = vfs.readdir(fh.0, offset, false, &mut sink).await;
                     // What was listed before an error is shown; the error
                     // comes when the listing goes on.
                     if sink.any() { Ok(()) } else { listed }
@@ -727,7 +724,7 @@ impl Filesystem for Adapter {
         reply: ReplyDirectoryPlus,
     ) {
         let call = Call::new(FuseOp::ReadDirPlus, req, ino.0);
-        let (vfs, cred) = (self.vfs(), self.who(req));
+        let vfs = self.vfs();
         self.dispatch.run_with(
             call,
             reply,
@@ -737,9 +734,7 @@ impl Filesystem for Adapter {
                 let tell = move |name: &[u8], at, ttl| telling.tells(ino.0, name, at, ttl);
                 let mut sink = PlusSink::new(pending, forget, tell);
                 async move {
-                    let listed = vfs
-                        .readdir(&cred, ino.0, fh.0, offset, true, &mut sink)
-                        .await;
+                    let listed = vfs.readdir(fh.0, offset, true, &mut sink).await;
                     if sink.any() {
                         Ok(Some(sink))
                     } else {
@@ -768,24 +763,20 @@ impl Filesystem for Adapter {
     ) {
         let call = Call::new(FuseOp::ReleaseDir, req, ino.0).patience(Patience::Endless);
         let vfs = self.vfs();
-        self.done(
-            call,
-            reply,
-            async move { vfs.releasedir(ino.0, fh.0).await },
-        );
+        self.done(call, reply, async move { vfs.releasedir(fh.0).await });
     }
 
     fn fsyncdir(
         &self,
         req: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
         let call = Call::new(FuseOp::FsyncDir, req, ino.0);
-        let vfs = self.vfs();
-        self.done(call, reply, async move { vfs.fsyncdir(ino.0, fh.0).await });
+        // Directories are changed at the server and nowhere else.
+        self.done(call, reply, async { Ok(()) });
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
@@ -828,7 +819,7 @@ impl Filesystem for Adapter {
             typ,
             pid,
         };
-        let work = async move { vfs.getlk(&cred, ino.0, fh.0, lock_owner.0, range).await };
+        let work = async move { vfs.getlk(&cred, fh.0, lock_owner.0, range).await };
         self.dispatch.run(call, reply, work, answer::lock, keep);
     }
 
@@ -861,10 +852,7 @@ impl Filesystem for Adapter {
         let tid = req.pid();
         let waiting = Arc::new(Waiting::by(Arc::new(move || proc::lock_call(tid))));
         let (vfs, caller) = (self.vfs(), Arc::clone(&waiting));
-        let work = async move {
-            vfs.setlk(ino.0, fh.0, lock_owner.0, range, sleep, &caller)
-                .await
-        };
+        let work = async move { vfs.setlk(fh.0, lock_owner.0, range, sleep, &caller).await };
         self.dispatch
             .run_waiting(call, reply, waiting, work, answer::done);
     }

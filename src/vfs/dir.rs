@@ -232,7 +232,7 @@ impl Vfs {
     }
 
     /// Closes a directory.
-    pub async fn releasedir(self: &Arc<Self>, _ino: Ino, fh: u64) -> Result<(), Errno> {
+    pub async fn releasedir(self: &Arc<Self>, fh: u64) -> Result<(), Errno> {
         match self.dirs.remove(&fh) {
             Some((_, handle)) => {
                 handle.dir.names().lock().end_listing();
@@ -243,17 +243,10 @@ impl Vfs {
         }
     }
 
-    /// Directories are changed at the server and nowhere else.
-    pub async fn fsyncdir(self: &Arc<Self>, _ino: Ino, _fh: u64) -> Result<(), Errno> {
-        Ok(())
-    }
-
     /// READDIR from `offset` on, until `sink` is full: one round trip for each
     /// page of about rsize bytes. With `plus` each name counts as looked up.
     pub async fn readdir(
         self: &Arc<Self>,
-        _cred: &Arc<Credential>,
-        _ino: Ino,
         fh: u64,
         offset: u64,
         plus: bool,

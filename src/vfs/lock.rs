@@ -45,7 +45,7 @@ use super::inode::Inode;
 use super::lockline::{LockedFile, Ticket, Turn as InLine};
 use super::locktable::{Closed, Holder};
 use super::open::{FileState, OpenHandle};
-use super::types::{Errno, Ino, LockCall, LockRange, Waiting};
+use super::types::{Errno, LockCall, LockRange, Waiting};
 use crate::nfs::calls::Locked;
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
@@ -198,7 +198,6 @@ impl Vfs {
     pub async fn getlk(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
-        _ino: Ino,
         fh: u64,
         owner: u64,
         range: LockRange,
@@ -265,7 +264,6 @@ impl Vfs {
     /// F_SETLK and (`sleep`) F_SETLKW, `flock` likewise.
     pub async fn setlk(
         self: &Arc<Self>,
-        _ino: Ino,
         fh: u64,
         owner: u64,
         range: LockRange,

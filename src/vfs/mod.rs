@@ -285,7 +285,7 @@ impl Vfs {
         let left: Vec<u64> = self.files.iter().map(|file| *file.key()).collect();
         for fh in left {
             // EBADF: one that did come was faster.
-            let _ = self.release(types::ROOT_INO, fh, None).await;
+            let _ = self.release(fh).await;
         }
         self.close_kept().await;
         loop {

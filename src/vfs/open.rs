@@ -721,7 +721,7 @@ impl Vfs {
     /// attributes are the server's, the
     /// process's POSIX locks on it go, and a write error that this handle has
     /// not told of is told.
-    pub async fn flush(self: &Arc<Self>, _ino: Ino, fh: u64, lock_owner: u64) -> Result<(), Errno> {
+    pub async fn flush(self: &Arc<Self>, fh: u64, lock_owner: u64) -> Result<(), Errno> {
         let handle = self.used_handle(fh)?;
         self.drain(&handle.inode).await;
         self.publish(&handle.inode).await;
@@ -737,7 +737,7 @@ impl Vfs {
 
     /// FSYNC: as FLUSH. Data and metadata are not told apart: the server is
     /// asked for both.
-    pub async fn fsync(self: &Arc<Self>, _ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
+    pub async fn fsync(self: &Arc<Self>, fh: u64) -> Result<(), Errno> {
         let handle = self.used_handle(fh)?;
         self.drain(&handle.inode).await;
         self.publish(&handle.inode).await;
@@ -751,9 +751,7 @@ impl Vfs {
     /// returned already.
     pub fn release(
         self: &Arc<Self>,
-        _ino: Ino,
         fh: u64,
-        _lock_owner: Option<u64>,
     ) -> impl Future<Output = Result<(), Errno>> + Send + use<> {
         let vfs = Arc::clone(self);
         let releasing = vfs.begins_release(fh);

@@ -23,7 +23,7 @@ use super::open::OpenHandle;
 use super::readahead::{CHUNK, Chunk, ChunkCache, Fetch, Readahead};
 use super::readmemory::{Holder, Share};
 use super::small::Beginning;
-use super::types::{Errno, Ino};
+use super::types::Errno;
 use crate::nfs::state::OpenState;
 
 /// A server that says neither data nor end of file so many times in a row has
@@ -146,7 +146,6 @@ impl Vfs {
     /// READ. Fewer bytes than asked for mean the end of the file.
     pub async fn read(
         self: &Arc<Self>,
-        _ino: Ino,
         fh: u64,
         offset: u64,
         size: u32,

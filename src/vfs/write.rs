@@ -19,7 +19,7 @@ use super::open::{FileInner, OpenHandle, Origin};
 use super::pipeline::{
     Action, Chunks, CommitRange, DrainTicket, Fragment, RequestId, Stable, WriteTicket,
 };
-use super::types::{Errno, Ino, WriteFlags};
+use super::types::{Errno, WriteFlags};
 use super::unanswered::Unanswered;
 use crate::nfs::NfsError;
 use crate::nfs::calls::Behind;
@@ -64,7 +64,6 @@ impl Vfs {
     /// opened for synchronous writing or the window is 0.
     pub async fn write(
         self: &Arc<Self>,
-        _ino: Ino,
         fh: u64,
         offset: u64,
         data: Bytes,

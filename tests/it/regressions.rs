@@ -101,16 +101,16 @@ impl Host {
 
     async fn write(&self, fh: u64, offset: u64, data: impl Into<Bytes>) -> Result<u32, Errno> {
         let flags = WriteFlags::default();
-        self.vfs.write(0, fh, offset, data.into(), flags).await
+        self.vfs.write(fh, offset, data.into(), flags).await
     }
 
     async fn read(&self, fh: u64, offset: u64, size: u32) -> Bytes {
-        let data = self.vfs.read(0, fh, offset, size, 0).await;
+        let data = self.vfs.read(fh, offset, size, 0).await;
         data.expect("read")
     }
 
     async fn flush(&self, fh: u64) -> Result<(), Errno> {
-        timeout(SOON, self.vfs.flush(0, fh, 0))
+        timeout(SOON, self.vfs.flush(fh, 0))
             .await
             .expect("an end of flush")
     }
@@ -351,7 +351,7 @@ async fn a_file_that_is_open_survives_a_lost_lease() {
     host.write(fh, 3, &b"two"[..]).await.unwrap();
     host.flush(fh).await.unwrap();
     assert_eq!(peer.fs().read_file("/f").unwrap(), b"onetwo");
-    host.vfs.release(0, fh, None).await.unwrap();
+    host.vfs.release(fh).await.unwrap();
     host.vfs.client().closes_sent().await;
     assert_eq!(peer.open_count(), 0);
 }
@@ -398,7 +398,7 @@ async fn a_file_that_was_closed_is_not_opened_again_for_a_late_read() {
         host.read(fh, at << 17, 1 << 17).await;
     }
     let under_way = peer.count_op(op::READ);
-    host.vfs.release(ino, fh, None).await.unwrap();
+    host.vfs.release(fh).await.unwrap();
     sleep(SOON).await;
     assert!(
         peer.count_op(op::READ) > under_way,
@@ -414,7 +414,7 @@ async fn a_file_is_not_opened_while_its_last_name_is_being_removed() {
     let host = Host::new(&peer).await;
     let (ino, fh) = host.create("f").await;
     host.flush(fh).await.unwrap();
-    host.vfs.release(ino, fh, None).await.unwrap();
+    host.vfs.release(fh).await.unwrap();
     slow(&peer, op::REMOVE, Duration::from_secs(1));
     let (removed, opened) = tokio::join!(host.vfs.unlink(&host.cred, ROOT_INO, b"f"), async {
         sleep(Duration::from_millis(100)).await;
@@ -456,10 +456,7 @@ async fn a_directory_whose_last_file_was_unlinked_and_just_closed_can_be_removed
     let file = vfs.create(cred, dir, b"f", 0o644, flags).await.unwrap();
     vfs.unlink(cred, dir, b"f").await.unwrap();
     slow(&peer, op::CLOSE, Duration::from_secs(1));
-    let (released, removed) = tokio::join!(
-        vfs.release(file.0.ino, file.1.fh, None),
-        vfs.rmdir(cred, ROOT_INO, b"d")
-    );
+    let (released, removed) = tokio::join!(vfs.release(file.1.fh), vfs.rmdir(cred, ROOT_INO, b"d"));
     assert_eq!((released, removed), (Ok(()), Ok(())));
 }
 
@@ -564,7 +561,7 @@ async fn a_name_whose_open_file_is_replaced_is_missing_for_nobody_at_no_moment()
         assert_eq!(&host.read(fh, 0, 10).await[..], b"old", "it is kept");
         let names = || peer.fs().list("/").unwrap().len();
         assert_eq!(names(), 2, "hidden");
-        host.vfs.release(ROOT_INO, fh, None).await.unwrap();
+        host.vfs.release(fh).await.unwrap();
         sleep(SOON).await;
         assert_eq!(names(), 1, "and removed when it is closed");
     }
@@ -604,7 +601,7 @@ async fn a_link_does_not_explain_what_another_host_wrote_before_it() {
         let opened = host.vfs.open(&host.cred, ino, libc::O_RDONLY).await;
         let opened = opened.expect("open");
         let read = host.read(opened.fh, 0, 3).await;
-        host.vfs.release(ino, opened.fh, None).await.unwrap();
+        host.vfs.release(opened.fh).await.unwrap();
         (opened.keep_cache, read)
     };
     open().await;

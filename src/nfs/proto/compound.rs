@@ -123,11 +123,6 @@ impl Compound {
         (1..=self.front).contains(&index)
     }
 
-    /// The reply is asked to be kept for a replay.
-    pub fn is_cached(&self) -> bool {
-        self.cached
-    }
-
     /// Leaves out operations that are only welcome where there would be more
     /// than `most` in all.
     pub fn at_most(&mut self, most: usize) -> &mut Self {

@@ -77,8 +77,6 @@ pub const CAN_LOOKUP: u32 = 0x02;
 pub const CAN_MODIFY: u32 = 0x04;
 /// ACCESS4_EXTEND.
 pub const CAN_EXTEND: u32 = 0x08;
-/// ACCESS4_DELETE.
-pub const CAN_DELETE: u32 = 0x10;
 /// ACCESS4_EXECUTE.
 pub const CAN_EXECUTE: u32 = 0x20;
 

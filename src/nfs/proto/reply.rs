@@ -243,14 +243,6 @@ impl Reply {
         }
     }
 
-    /// Steps over results without a body (PUTFH, SAVEFH, ...).
-    pub fn skip(&mut self, ops: &[Op]) -> Result<&mut Self, NfsError> {
-        for &op in ops {
-            self.ok(op)?;
-        }
-        Ok(self)
-    }
-
     /// Decodes a part of the result of `op`.
     pub fn get<T>(
         &mut self,

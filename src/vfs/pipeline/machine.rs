@@ -55,8 +55,6 @@ impl Lasting {
 struct Flight<O> {
     id: u64,
     segment: Segment<O>,
-    /// Given up: the reply only frees the range and the memory.
-    forgotten: bool,
     /// The COMMIT behind it in the same compound; fragments of one request share it.
     rider: Option<u64>,
 }
@@ -143,17 +141,19 @@ impl<O: Clone + PartialEq> Machine<O> {
         self.queue.charge() + flying + self.retained.charge()
     }
 
+    #[cfg(test)]
     pub(super) fn uncommitted(&self) -> usize {
         self.retained.charge()
     }
 
+    #[cfg(test)]
     pub(super) fn in_flight(&self) -> usize {
         self.flights.len()
     }
 
     pub(super) fn end_offset(&self) -> Option<u64> {
-        let live = self.flights.iter().filter(|f| !f.forgotten);
-        live.map(|f| f.segment.end()).max().max(self.queue.end())
+        let flying = self.flights.iter();
+        flying.map(|f| f.segment.end()).max().max(self.queue.end())
     }
 
     pub(super) fn accept(
@@ -218,9 +218,7 @@ impl<O: Clone + PartialEq> Machine<O> {
             Some(proof) if rider.is_some() && proof == verifier => Stable::FileSync,
             _ => committed,
         };
-        if !flight.forgotten {
-            self.acknowledge(lasting, flight, count, committed, verifier);
-        }
+        self.acknowledge(lasting, flight, count, committed, verifier);
         self.queue.unpark(&range);
         match (rider, proof) {
             (Some(commit), Some(proof)) => self.committed(lasting, RequestId(commit), proof),
@@ -231,9 +229,7 @@ impl<O: Clone + PartialEq> Machine<O> {
 
     pub(super) fn failed(&mut self, lasting: &mut Lasting, id: RequestId, errno: Errno) {
         let Some(flight) = self.land(id) else { return };
-        if !flight.forgotten {
-            self.lost(lasting, &flight.segment, flight.id, errno);
-        }
+        self.lost(lasting, &flight.segment, flight.id, errno);
         self.queue.unpark(&flight.segment.range());
         if let Some(commit) = flight.rider {
             self.not_committed(commit);
@@ -335,31 +331,6 @@ impl<O: Clone + PartialEq> Machine<O> {
                 || self.queue.overlapping(range).any(|s| s.seq <= mark))
     }
 
-    pub(super) fn forget(
-        &mut self,
-        lasting: &mut Lasting,
-        errno: Errno,
-        matches: &dyn Fn(&O) -> bool,
-    ) {
-        let mut lost = self.queue.forget(matches);
-        for flight in &mut self.flights {
-            if !flight.forgotten && matches(&flight.segment.origin) {
-                flight.forgotten = true;
-                lost = true;
-            }
-        }
-        let retained = self
-            .retained
-            .take(u64::MAX, |copy| matches(&copy.segment.origin));
-        if lost || !retained.is_empty() {
-            lasting.errors.record(errno);
-            // Whose bytes were among them is not told apart.
-            for write in &mut self.watched {
-                write.lost = Some(errno);
-            }
-        }
-    }
-
     /// The mark of the latest drain under way; 0 if there is none.
     fn awaited(&self) -> u64 {
         self.drains.map_or(0, |drains| drains.next)
@@ -418,12 +389,7 @@ impl<O: Clone + PartialEq> Machine<O> {
                 stable,
                 commit,
             };
-            self.flights.push(Flight {
-                id,
-                segment,
-                forgotten: false,
-                rider,
-            });
+            self.flights.push(Flight { id, segment, rider });
             return Some(write);
         }
         None
@@ -490,7 +456,6 @@ impl<O: Clone + PartialEq> Machine<O> {
         self.flights.extend(flights.map(|(sent, segment)| Flight {
             id: sent.id.0,
             segment,
-            forgotten: false,
             rider,
         }));
         Action::WriteFragments {

@@ -34,8 +34,6 @@
 //! 1. Accepted bytes take the place of queued ones.
 //! 2. A segment that overlaps one in flight stays in the queue until that is
 //!    answered: the server gives no order to requests of different slots.
-//!    A request that was forgotten ([`Pipeline::forget`]) still keeps its range
-//!    closed, since it may yet be executed.
 //! 3. What comes back into the queue (a short count, a request that wrote
 //!    nothing, bytes that the server lost) gives way to every byte that is
 //!    newer by this order.
@@ -394,12 +392,14 @@ impl<O: Clone + PartialEq> Pipeline<O> {
     }
 
     /// The part of [`Pipeline::bytes`] that a COMMIT would free.
-    pub fn uncommitted_bytes(&self) -> usize {
+    #[cfg(test)]
+    fn uncommitted_bytes(&self) -> usize {
         self.busy.as_ref().map_or(0, |b| b.uncommitted())
     }
 
     /// WRITEs without a reply yet.
-    pub fn in_flight(&self) -> usize {
+    #[cfg(test)]
+    fn in_flight(&self) -> usize {
         self.busy.as_ref().map_or(0, |b| b.in_flight())
     }
 
@@ -412,19 +412,6 @@ impl<O: Clone + PartialEq> Pipeline<O> {
         if let Some(busy) = &mut self.busy {
             busy.make_room();
         }
-    }
-
-    /// Drops all data of the origins that `matches` names, and records `errno`
-    /// if there were any: their state is lost. Requests in flight cannot be
-    /// called back. They still have to be reported, and until then nothing
-    /// else is written in their range and drains wait for them.
-    pub fn forget(&mut self, errno: Errno, matches: impl Fn(&O) -> bool) {
-        self.event(|busy, lasting| busy.forget(lasting, errno, &matches));
-    }
-
-    /// [`Pipeline::forget`] for all origins.
-    pub fn forget_all(&mut self, errno: Errno) {
-        self.forget(errno, |_| true);
     }
 
     /// Whether this WRITE is all there is: nothing else is queued, in flight or

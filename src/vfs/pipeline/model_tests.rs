@@ -52,7 +52,6 @@ enum Op {
     Drain,
     DrainRange(usize, usize),
     CommitSoon,
-    Forget(u8),
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -75,7 +74,6 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         10 => Just(Op::Drain),
         6 => (0..SIZE, 1..24usize).prop_map(|(at, len)| Op::DrainRange(at, len)),
         3 => Just(Op::CommitSoon),
-        1 => (0..2u8).prop_map(Op::Forget),
     ];
     prop::collection::vec(op, 1..150)
 }
@@ -201,7 +199,6 @@ impl World {
                 self.ranges.push((ticket, range, self.latest));
             }
             Op::CommitSoon => self.pipeline.make_room(),
-            Op::Forget(origin) => self.forget(origin),
         }
         self.pump();
         self.check();
@@ -525,18 +522,6 @@ impl World {
         }
     }
 
-    fn forget(&mut self, origin: u8) {
-        self.injected = true;
-        for p in 0..SIZE {
-            // Bytes of the other origin may have been replaced by forgotten ones.
-            self.failed[p] = true;
-            if self.latest[p] > 0 {
-                self.tainted[p] |= self.accepted[version(self.latest[p]) as usize - 1].0 == origin;
-            }
-        }
-        self.pipeline.forget(ERROR, |o| *o == origin);
-    }
-
     fn check(&mut self) {
         let pipeline = &self.pipeline;
         let fresh = |content: &[u8; SIZE], snapshot: &[u8; SIZE], p: usize| {
@@ -657,7 +642,7 @@ proptest! {
             file_limit,
         });
         for op in &ops {
-            if faulty || !matches!(op, Op::Fail { .. } | Op::Forget(_)) {
+            if faulty || !matches!(op, Op::Fail { .. }) {
                 world.apply(op);
             }
         }

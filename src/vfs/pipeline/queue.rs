@@ -204,21 +204,6 @@ impl<O: Clone + PartialEq> Queue<O> {
         }
     }
 
-    /// Removes the segments of the origins that `matches` names; true if there
-    /// were any.
-    pub(super) fn forget(&mut self, matches: &dyn Fn(&O) -> bool) -> bool {
-        let offsets: Vec<u64> = self
-            .segments
-            .values()
-            .filter(|s| matches(&s.origin))
-            .map(|s| s.offset)
-            .collect();
-        for &offset in &offsets {
-            self.remove(offset);
-        }
-        !offsets.is_empty()
-    }
-
     /// Puts `piece` in the place of bytes of the segment at `start`, which
     /// covers it.
     fn replace(&mut self, source: &Source<O>, start: u64, at: u64, piece: Bytes) {

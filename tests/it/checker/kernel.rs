@@ -181,7 +181,7 @@ impl Kernel {
             Call::Fsync(_) => errno(mount.fsync(open).await).map(|()| Answer::Done),
             Call::Close(fd) => {
                 let owner = u64::from(fd);
-                let flushed = mount.vfs.flush(open.ino, open.fh, owner).await;
+                let flushed = mount.vfs.flush(open.fh, owner).await;
                 self.release(fd).await;
                 errno(flushed).map(|()| Answer::Done)
             }
@@ -214,7 +214,7 @@ impl Kernel {
         };
         let data = Bytes::from(filled(token));
         let vfs = &self.mount.vfs;
-        let written = errno(vfs.write(open.ino, open.fh, at, data, flags).await)?;
+        let written = errno(vfs.write(open.fh, at, data, flags).await)?;
         assert_eq!(written as usize, SLOT, "a buffered write is whole");
         Ok(Answer::Done)
     }
@@ -229,7 +229,7 @@ impl Kernel {
         let (vfs, owner) = (&self.mount.vfs, u64::from(fd));
         let waiting = Waiting::default();
         let waits = typ != libc::F_UNLCK;
-        let done = vfs.setlk(open.ino, open.fh, owner, range, waits, &waiting);
+        let done = vfs.setlk(open.fh, owner, range, waits, &waiting);
         errno(done.await).map(|()| Answer::Done)
     }
 
@@ -237,8 +237,7 @@ impl Kernel {
     async fn release(&self, fd: Fd) {
         let open = self.files.lock().remove(&fd);
         if let Some(open) = open {
-            let owner = Some(u64::from(fd));
-            let released = self.mount.vfs.release(open.ino, open.fh, owner);
+            let released = self.mount.vfs.release(open.fh);
             let _ = caller::apart(released).await;
         }
     }
@@ -247,7 +246,7 @@ impl Kernel {
     pub(super) async fn leave(&self, fd: Fd) {
         let open = self.files.lock().get(&fd).copied();
         if let Some(open) = open {
-            let _ = self.mount.vfs.flush(open.ino, open.fh, u64::from(fd)).await;
+            let _ = self.mount.vfs.flush(open.fh, u64::from(fd)).await;
             self.release(fd).await;
         }
     }

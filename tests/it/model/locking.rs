@@ -199,12 +199,12 @@ impl Process {
         self.table.has_nothing(self.number);
         let owner = self.owner();
         for open in std::mem::take(&mut self.open) {
-            let flushed = self.mount.vfs.flush(open.ino, open.fh, owner).await;
+            let flushed = self.mount.vfs.flush(open.fh, owner).await;
             flushed.expect("flush");
             let mount = Arc::clone(&self.mount);
-            self.left_behind.push(tokio::spawn(async move {
-                mount.vfs.release(open.ino, open.fh, None).await
-            }));
+            self.left_behind.push(tokio::spawn(
+                async move { mount.vfs.release(open.fh).await },
+            ));
         }
     }
 
@@ -218,7 +218,7 @@ impl Process {
         let (open, owner) = (self.open[wanted.file], self.owner());
         let request = tokio::spawn(async move {
             let vfs = &mount.vfs;
-            vfs.setlk(open.ino, open.fh, owner, wanted.range(), sleeps, &waiting)
+            vfs.setlk(open.fh, owner, wanted.range(), sleeps, &waiting)
                 .await
         });
         (caller, request)
@@ -281,7 +281,7 @@ impl Process {
         let (open, mount) = (self.open[wanted.file], &self.mount);
         let got = mount
             .vfs
-            .getlk(&mount.cred, open.ino, open.fh, self.owner(), wanted.range())
+            .getlk(&mount.cred, open.fh, self.owner(), wanted.range())
             .await
             .expect("getlk");
         if self.table.changes() != before {
@@ -413,13 +413,13 @@ async fn end(peer: &Arc<Peer>, mounts: Vec<Arc<Mount>>) {
         };
         let (caller, begun) = (Waiting::default(), Instant::now());
         let vfs = &mount.vfs;
-        let locked = vfs.setlk(ino, file.fh, owner, all.range(), true, &caller);
+        let locked = vfs.setlk(file.fh, owner, all.range(), true, &caller);
         within(2, locked).await.expect("the lock");
         assert!(
             begun.elapsed() < Duration::from_millis(500),
             "in nobody's way"
         );
-        vfs.flush(ino, file.fh, owner).await.unwrap();
+        vfs.flush(file.fh, owner).await.unwrap();
         mount.release(file).await;
     }
 }

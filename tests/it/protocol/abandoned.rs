@@ -156,7 +156,7 @@ async fn make(mount: &Mount, open: Open, change: Change) -> Result<(), Errno> {
                 ..WriteFlags::default()
             };
             let data = Bytes::from_static(b"late");
-            vfs.write(open.ino, open.fh, 0, data, flags).await.map(drop)
+            vfs.write(open.fh, 0, data, flags).await.map(drop)
         }
     }
 }

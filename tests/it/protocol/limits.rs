@@ -306,7 +306,7 @@ async fn nothing_is_accepted_beyond_the_longest_file_of_the_server() {
     // What begins below it ends there, as on every file system.
     let flags = WriteFlags::default();
     let some = Bytes::from_static(b"four");
-    let written = mount.vfs.write(file.ino, file.fh, MOST - 2, some, flags);
+    let written = mount.vfs.write(file.fh, MOST - 2, some, flags);
     assert_eq!(written.await, Ok(2));
     mount.fsync(file).await.expect("the server takes it");
     mount

@@ -107,11 +107,10 @@ async fn killed(owed: Owed, removed: bool) {
     let asks = async {
         let wanted = range(kind, 0, 9);
         match owed {
-            Owed::Flush => mount.vfs.flush(file.ino, file.fh, OWNER).await,
+            Owed::Flush => mount.vfs.flush(file.fh, OWNER).await,
             _ => {
                 let vfs = &mount.vfs;
-                vfs.setlk(file.ino, file.fh, OWNER, wanted, sleep, &caller)
-                    .await
+                vfs.setlk(file.fh, OWNER, wanted, sleep, &caller).await
             }
         }
     };
@@ -119,7 +118,7 @@ async fn killed(owed: Owed, removed: bool) {
         millis(1000).await;
         assert!(caller.give_up());
         if owed != Owed::Flush {
-            mount.vfs.flush(file.ino, file.fh, OWNER).await.unwrap();
+            mount.vfs.flush(file.fh, OWNER).await.unwrap();
         }
         mount.release(file).await;
     };

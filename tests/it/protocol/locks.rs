@@ -34,13 +34,7 @@ pub(super) async fn set(
     range: LockRange,
 ) -> Result<(), Errno> {
     let caller = Waiting::default();
-    within(
-        600,
-        mount
-            .vfs
-            .setlk(file.ino, file.fh, owner, range, false, &caller),
-    )
-    .await
+    within(600, mount.vfs.setlk(file.fh, owner, range, false, &caller)).await
 }
 
 async fn wait(
@@ -50,8 +44,7 @@ async fn wait(
     range: LockRange,
     caller: &Waiting,
 ) -> Result<(), Errno> {
-    let (ino, fh) = (file.ino, file.fh);
-    mount.vfs.setlk(ino, fh, owner, range, true, caller).await
+    mount.vfs.setlk(file.fh, owner, range, true, caller).await
 }
 
 /// A process that is killed in the middle of what its lock protects: the kernel closes
@@ -77,9 +70,9 @@ async fn the_locks_of_who_was_killed_are_held_until_its_last_change_has_ended() 
             };
             let gives_up = async {
                 match way {
-                    "flush" => mount.vfs.flush(file.ino, file.fh, OWNER).await,
+                    "flush" => mount.vfs.flush(file.fh, OWNER).await,
                     "unlock" => set(&mount, file, OWNER, range(UNLOCK, 0, END)).await,
-                    _ => mount.vfs.release(file.ino, file.fh, None).await,
+                    _ => mount.vfs.release(file.fh).await,
                 }
                 .unwrap();
             };
@@ -302,7 +295,7 @@ async fn closing_any_descriptor_ends_the_locks_of_a_process_and_release_those_of
     set(&one, here, 1, range(WRITE, 0, 9)).await.unwrap();
     set(&one, here, 2, range(WRITE, 10, 19)).await.unwrap();
     // Process 1 closes its other descriptor.
-    one.vfs.flush(second.ino, second.fh, 1).await.unwrap();
+    one.vfs.flush(second.fh, 1).await.unwrap();
     set(&two, there, 5, range(WRITE, 0, 9)).await.unwrap();
     assert_eq!(set(&two, there, 5, range(WRITE, 10, 19)).await, AGAIN);
     // 2 is a description, never named again.
@@ -325,7 +318,7 @@ async fn the_server_is_asked_for_what_this_host_does_not_know_and_for_nothing_el
     let get = |mount: Arc<efs_fuse::vfs::Vfs>, file: Open, owner| async move {
         let cred = efs_fuse::rpc::auth::Credential::machine();
         let wanted = range(READ, 0, END);
-        mount.getlk(&cred, file.ino, file.fh, owner, wanted).await
+        mount.getlk(&cred, file.fh, owner, wanted).await
     };
     let local = get(Arc::clone(&one.vfs), here, 2).await.unwrap();
     assert_eq!(local, range(WRITE, 10, 19));
@@ -367,9 +360,9 @@ async fn a_process_that_is_killed_while_it_closes_leaves_no_lock() {
     let abandoned = Arc::clone(mount.vfs.abandoned());
     let killed = Caller::new(Some(abandoned), 7);
     killed.give_up();
-    let flush = mount.vfs.flush(file.ino, file.fh, 1);
+    let flush = mount.vfs.flush(file.fh, 1);
     let _ = caller::on_behalf_of(Some(killed), flush).await;
-    let released = mount.vfs.release(file.ino, file.fh, Some(1));
+    let released = mount.vfs.release(file.fh);
     released.await.unwrap();
     assert_eq!(peer.fs().locks("/f").unwrap(), [], "still locked");
     mount.close(other).await.unwrap();
@@ -390,7 +383,7 @@ async fn a_lock_whose_descriptor_was_closed_is_in_nobodys_way() {
     set(&mount, first, 1, all).await.unwrap();
     assert_eq!(set(&mount, second, 2, all).await, AGAIN, "it is held");
     // The task has not come to anything yet.
-    let released = tokio::spawn(mount.vfs.release(first.ino, first.fh, Some(1)));
+    let released = tokio::spawn(mount.vfs.release(first.fh));
     set(&mount, second, 2, all).await.unwrap();
     released.await.unwrap().unwrap();
     mount.close(second).await.unwrap();
@@ -398,11 +391,8 @@ async fn a_lock_whose_descriptor_was_closed_is_in_nobodys_way() {
     let third = mount.open(first.ino, libc::O_RDWR).await.unwrap();
     let fourth = mount.open(first.ino, libc::O_RDWR).await.unwrap();
     set(&mount, third, 3, all).await.unwrap();
-    let released = tokio::spawn(mount.vfs.release(third.ino, third.fh, Some(3)));
-    let found = mount
-        .vfs
-        .getlk(&mount.cred, fourth.ino, fourth.fh, 4, all)
-        .await;
+    let released = tokio::spawn(mount.vfs.release(third.fh));
+    let found = mount.vfs.getlk(&mount.cred, fourth.fh, 4, all).await;
     assert_eq!(found.unwrap().typ, UNLOCK, "F_GETLK");
     released.await.unwrap().unwrap();
     mount.close(fourth).await.unwrap();

@@ -146,16 +146,13 @@ async fn the_attributes_of_an_opened_directory_are_as_new_as_its_listing() {
             .getattr_cached(dir, None)
             .expect("asked just now")
             .0;
-        assert_eq!(
-            mount.read_dir(dir, opened.fh, true).await.unwrap().len(),
-            round
-        );
+        assert_eq!(mount.read_dir(opened.fh, true).await.unwrap().len(), round);
         // A directory that has moved is listed anew.
         assert!(mount.peer.round_trips() <= 1 + u64::from(listed));
         let after = mount.getattr(dir).await.unwrap();
         assert_eq!(stat.mtime, after.mtime);
         assert_eq!(stat.size, after.size, "of {round} names");
-        mount.vfs.releasedir(dir, opened.fh).await.unwrap();
+        mount.vfs.releasedir(opened.fh).await.unwrap();
     }
 }
 
@@ -167,14 +164,14 @@ async fn a_listing_that_begins_again_shows_what_was_made_meanwhile() {
     for number in 0..300 {
         mount.mkdir(dir, &number.to_string()).await.unwrap();
     }
-    let names = mount.read_dir(dir, opened.fh, true).await.unwrap();
+    let names = mount.read_dir(opened.fh, true).await.unwrap();
     assert_eq!(names.len(), 300, "ours, before anything was read");
     mount.mkdir(dir, "ours").await.unwrap();
     mount.peer.fs().mkdir("/d/theirs").unwrap();
-    let names = mount.read_dir(dir, opened.fh, true).await.unwrap();
+    let names = mount.read_dir(opened.fh, true).await.unwrap();
     assert_eq!(names.len(), 302, "anybody's, after it was read");
     mount.vfs.rmdir(&mount.cred, dir, b"7").await.unwrap();
-    let names = mount.read_dir(dir, opened.fh, false).await.unwrap();
+    let names = mount.read_dir(opened.fh, false).await.unwrap();
     assert_eq!(names.len(), 301);
 }
 
@@ -231,10 +228,10 @@ async fn a_file_that_was_found_to_be_opened_cannot_be_taken_away_before_it_is() 
         let opened = opened.expect("the file that had the name");
         if keeps {
             assert_eq!(mount.peer.round_trips(), 1, "found and opened");
-            let data = mount.vfs.read(entry.ino, opened.fh, 0, 9, flags).await;
+            let data = mount.vfs.read(opened.fh, 0, 9, flags).await;
             assert_eq!(&data.unwrap()[..], b"first");
         }
-        mount.vfs.release(entry.ino, opened.fh, None).await.unwrap();
+        mount.vfs.release(opened.fh).await.unwrap();
         seconds(2).await;
         assert_eq!(mount.vfs.client().opens(), 0);
     }
@@ -290,13 +287,13 @@ async fn what_was_kept_for_one_open_is_nobody_elses() {
             assert_eq!(walk(tid).await, ino);
         }
         let opened = vfs.open_found(&mount.cred, ino, READ, tid).await.unwrap();
-        let data = vfs.read(ino, opened.fh, 0, 9, READ).await;
+        let data = vfs.read(opened.fh, 0, 9, READ).await;
         assert_eq!(
             &data.unwrap()[..],
             b"newer",
             "thread {tid}, walked: {walks}"
         );
-        vfs.release(ino, opened.fh, None).await.unwrap();
+        vfs.release(opened.fh).await.unwrap();
         seconds(2).await;
         assert_eq!(vfs.client().opens(), 0);
     }

@@ -386,7 +386,6 @@ impl Mount {
         let written = self
             .vfs
             .write(
-                file.ino,
                 file.fh,
                 offset,
                 data,
@@ -398,27 +397,21 @@ impl Mount {
     }
 
     pub(crate) async fn read(&self, file: Open, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
-        let data = self
-            .vfs
-            .read(file.ino, file.fh, offset, size, libc::O_RDONLY)
-            .await?;
+        let data = self.vfs.read(file.fh, offset, size, libc::O_RDONLY).await?;
         assert!(data.len() <= size as usize, "more than was asked for");
         Ok(data.to_vec())
     }
 
     pub(crate) async fn fsync(&self, file: Open) -> Result<(), Errno> {
-        self.vfs.fsync(file.ino, file.fh, false).await
+        self.vfs.fsync(file.fh).await
     }
 
     pub(crate) async fn flush(&self, file: Open) -> Result<(), Errno> {
-        self.vfs.flush(file.ino, file.fh, 0).await
+        self.vfs.flush(file.fh, 0).await
     }
 
     pub(crate) async fn release(&self, file: Open) {
-        self.vfs
-            .release(file.ino, file.fh, None)
-            .await
-            .expect("an open handle");
+        self.vfs.release(file.fh).await.expect("an open handle");
     }
 
     /// close(2), and the RELEASE that follows it.
@@ -483,26 +476,19 @@ impl Mount {
         plus: bool,
     ) -> Result<Vec<String>, Errno> {
         let opened = self.vfs.opendir(&self.cred, dir, thread).await?;
-        let names = self.read_dir(dir, opened.fh, plus).await;
-        self.vfs.releasedir(dir, opened.fh).await?;
+        let names = self.read_dir(opened.fh, plus).await;
+        self.vfs.releasedir(opened.fh).await?;
         names
     }
 
     /// What a directory that is open holds, from its beginning on.
-    pub(crate) async fn read_dir(
-        &self,
-        dir: Ino,
-        fh: u64,
-        plus: bool,
-    ) -> Result<Vec<String>, Errno> {
+    pub(crate) async fn read_dir(&self, fh: u64, plus: bool) -> Result<Vec<String>, Errno> {
         let mut names = Names::default();
         let mut at = 0;
         loop {
             names.room = 100;
             let before = names.names.len();
-            self.vfs
-                .readdir(&self.cred, dir, fh, at, plus, &mut names)
-                .await?;
+            self.vfs.readdir(fh, at, plus, &mut names).await?;
             if names.names.len() == before {
                 break;
             }

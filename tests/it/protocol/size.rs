@@ -44,16 +44,16 @@ async fn no_operation_is_larger_than_a_stack_takes_many_times() {
         ("open", size_of_val(&vfs.open(cred, 1, 0))),
         ("open_found", size_of_val(&vfs.open_found(cred, 1, 0, 1))),
         ("create", size_of_val(&vfs.create(cred, 1, b"f", 0, 0))),
-        ("read", size_of_val(&vfs.read(1, 1, 0, 0, 0))),
-        ("write", size_of_val(&vfs.write(1, 1, 0, data, flags))),
-        ("flush", size_of_val(&vfs.flush(1, 1, 1))),
-        ("fsync", size_of_val(&vfs.fsync(1, 1, false))),
-        ("release", size_of_val(&vfs.release(1, 1, None))),
+        ("read", size_of_val(&vfs.read(1, 0, 0, 0))),
+        ("write", size_of_val(&vfs.write(1, 0, data, flags))),
+        ("flush", size_of_val(&vfs.flush(1, 1))),
+        ("fsync", size_of_val(&vfs.fsync(1))),
+        ("release", size_of_val(&vfs.release(1))),
         (
             "setlk",
-            size_of_val(&vfs.setlk(1, 1, 1, range, true, &waiting)),
+            size_of_val(&vfs.setlk(1, 1, range, true, &waiting)),
         ),
-        ("getlk", size_of_val(&vfs.getlk(cred, 1, 1, 1, range))),
+        ("getlk", size_of_val(&vfs.getlk(cred, 1, 1, range))),
         ("opendir", size_of_val(&vfs.opendir(cred, 1, 1))),
     ];
     println!("{sizes:?}");

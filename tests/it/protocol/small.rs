@@ -57,7 +57,7 @@ async fn data_that_the_kernel_has_are_not_sent_again_unless_the_file_moved() {
     assert!(opened.keep_cache);
     let log = mount.peer.log();
     assert_eq!(log[0].statuses.last(), Some(&st::SAME), "{log:?}");
-    mount.vfs.release(ino, opened.fh, None).await.unwrap();
+    mount.vfs.release(opened.fh).await.unwrap();
     mount.peer.fs().write_file("/f", b"second one").unwrap();
     assert_eq!(cat(&mount, "/f").await, (b"second one".to_vec(), 1));
 }

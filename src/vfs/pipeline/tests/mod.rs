@@ -392,48 +392,12 @@ fn the_file_is_as_long_as_what_is_pending() {
 }
 
 #[test]
-fn forgotten_requests_keep_their_range_closed_until_they_are_answered() {
-    let mut rig = Rig::new();
-    rig.retain(50, b"retained");
-    rig.put(0, b"flying");
-    rig.linger();
-    let flying = rig.write();
-    rig.put(100, b"queued");
-    rig.pipeline.forget_all(EIO);
-    let mut seen = rig.pipeline.errors().sample();
-    assert_eq!(rig.error(), Some(EIO));
-    assert_eq!(rig.pipeline.end_offset(), None);
-    rig.put(3, b"new");
-    rig.linger();
-    assert!(rig.writes().is_empty());
-    rig.pipeline.failed(flying.id, ENOSPC);
-    assert_eq!(rig.pipeline.errors().check(&mut seen), None);
-    let write = rig.write();
-    assert_eq!((write.offset, &write.data[..]), (3, &b"new"[..]));
-    rig.ack(&write, Stable::FileSync, V1);
-    assert!(rig.pipeline.is_idle());
-}
-
-#[test]
-fn forgetting_one_origin_leaves_the_others() {
-    let mut rig = Rig::new();
-    rig.put_as('a', 0, b"aaa", false);
-    rig.put_as('b', 3, b"bbb", false);
-    rig.pipeline.forget(EIO, |origin| *origin == 'a');
-    assert_eq!(rig.error(), Some(EIO));
-    rig.linger();
-    assert_eq!(rig.write().origin, 'b');
-}
-
-#[test]
 fn scattered_bytes_are_charged_what_they_cost() {
     let mut rig = Rig::new();
     for i in 0..100 {
         rig.put(i * 2, b"x");
     }
     assert!(rig.pipeline.bytes() >= 100 * 200);
-    rig.pipeline.forget_all(EIO);
-    assert_eq!(rig.pipeline.bytes(), 0);
 }
 
 #[test]
