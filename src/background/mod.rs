@@ -34,7 +34,7 @@
 //! | `send_together` | watched | the CLOSEs go out again; after three times they are given up |
 //! | `send_write`, `send_fragments`, `send_commit` | watched | EIO at fsync or close for the range, which is free again; pages are dropped |
 //! | `wake_at` | restarted | |
-//! | `together` | restarted | what was on its way waits once more |
+//! | `deferred_setattr` | restarted | what was on its way waits once more |
 //! | `fetch`, `ask_page` | watched | its readers ask for themselves |
 //! | `kept_open` | harmless | the open stays until its thread walks again, or the mount's end |
 //! | `settle` | [`Tasks::blocking`] | tried three times; then as a vital one, since pages may be old |

@@ -15,7 +15,7 @@ use super::intent::{self, Glance, Intents, Making};
 use super::reopen::Reopens;
 use crate::rpc::auth::Credential;
 use crate::vfs::types::{Errno, FileKind, Ino, Lookup};
-use crate::vfs::{Standing, Vfs};
+use crate::vfs::{DentryState, Vfs};
 
 type Found = Result<Lookup, Errno>;
 
@@ -26,15 +26,15 @@ pub(super) fn cached(
     reopens: &Reopens,
     tid: u32,
     (parent, name): (Ino, &[u8]),
-    standing: Standing,
+    standing: DentryState,
 ) -> Option<Found> {
     if reopens.is_second(tid) {
         return None;
     }
     match standing {
-        Standing::Believed(_) => None,
-        Standing::Leads if intent::glance(tid) != Glance::Finds => None,
-        Standing::Leads | Standing::Open => vfs.lookup_cached(parent, name),
+        DentryState::Believed(_) => None,
+        DentryState::Leads if intent::glance(tid) != Glance::Finds => None,
+        DentryState::Leads | DentryState::Open => vfs.lookup_cached(parent, name),
     }
 }
 
@@ -53,7 +53,7 @@ impl Asker {
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
-        standing: Standing,
+        standing: DentryState,
     ) -> Found {
         let found = if self.reopens.is_second(self.tid) {
             self.find_again(cred, parent, name).await
@@ -74,7 +74,7 @@ impl Asker {
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
-        standing: Standing,
+        standing: DentryState,
     ) -> Found {
         const LATER: Lookup = Lookup::Missing {
             ttl: Duration::ZERO,
@@ -82,21 +82,25 @@ impl Asker {
         let vfs = &self.vfs;
         vfs.search(cred, parent).await?;
         let known_will_do = match standing {
-            Standing::Believed(FileKind::Directory) => false,
+            DentryState::Believed(FileKind::Directory) => false,
             // RENAME says what it replaces, and whether it may.
-            Standing::Believed(_) => self.replaces(parent, name).await,
-            Standing::Leads => !self.intents.refuses(self.tid, name).await,
-            Standing::Open => false,
+            DentryState::Believed(_) => self.replaces(parent, name).await,
+            DentryState::Leads => !self.intents.refuses(self.tid, name).await,
+            DentryState::Open => false,
         };
         if known_will_do && let Some(known) = vfs.lookup_cached(parent, name) {
             return known;
         }
         let found = match standing {
-            Standing::Believed(_) | Standing::Leads => vfs.lookup_asked(cred, parent, name).await,
-            Standing::Open if vfs.may_be_made(parent, name) && self.makes(parent, name).await => {
+            DentryState::Believed(_) | DentryState::Leads => {
+                vfs.lookup_asked(cred, parent, name).await
+            }
+            DentryState::Open
+                if vfs.may_be_made(parent, name) && self.makes(parent, name).await =>
+            {
                 return Ok(LATER);
             }
-            Standing::Open => vfs.lookup(cred, parent, name).await,
+            DentryState::Open => vfs.lookup(cred, parent, name).await,
         };
         match found {
             Err(Errno(libc::ESTALE)) if self.makes(parent, name).await => Ok(LATER),

@@ -5,7 +5,7 @@
 //! directory that is not there any more is ESTALE, upon which the kernel walks to it once
 //! more; of an error that comes later it would tell the program.
 //!
-//! A directory whose names are all known ([`namecache`](super::namecache)) is
+//! A directory whose names are all known ([`dentry_cache`](super::dentry_cache)) is
 //! listed from there, after the server has confirmed that they are still those.
 //! Else the first page of the server's listing comes with the opening,
 //! the others as they are wanted, and if it
@@ -43,8 +43,8 @@ use tokio::time::Instant;
 
 use super::Vfs;
 use super::attr::kind_of;
+use super::dentry_cache::{Dentry, DentryTarget, Listed, Name};
 use super::inode::Inode;
-use super::namecache::{Answer, Listed, Name, Target};
 use super::types::{DirEntry, DirSink, Errno, FileKind, Ino, Opened, ROOT_INO};
 use crate::background::Died;
 use crate::nfs::NfsError;
@@ -143,7 +143,7 @@ impl Vfs {
     /// Opens a directory, for thread `by`. The kernel has checked the permission; what
     /// the server lists it lists for the caller, and names that are known are shown to
     /// the user who has listed them. One round trip to confirm those, or for the first page;
-    /// see `walk`.
+    /// see `access_pattern`.
     ///
     /// # Errors
     /// ESTALE: it was removed. What else the server has against it is for who lists it.
@@ -185,7 +185,7 @@ impl Vfs {
     async fn begin(self: &Arc<Self>, handle: &Arc<DirHandle>) -> Result<Option<u64>, Errno> {
         const STALE: Errno = Errno(libc::ESTALE);
         let (dir, cred) = (&handle.dir, &handle.cred);
-        let changes = dir.names().lock().chain.begun();
+        let changes = dir.names().lock().tracker.begun();
         handle.changes.store(changes, Ordering::Relaxed);
         handle.begun.store(false, Ordering::Relaxed);
         let mut known = self.known_names(cred, dir, handle.by).await?;
@@ -262,12 +262,12 @@ impl Vfs {
             .acquire()
             .await
             .map_err(|_| Errno(libc::EBADF))?;
-        handle.dir.names().lock().is_listed();
+        handle.dir.names().lock().begin_reading();
         let mut at = offset;
         if at == 0 {
             // rewinddir(3): what the directory holds now. Also before anything was read,
             // for as much as this host has done since it was opened.
-            let changes = handle.dir.names().lock().chain.begun();
+            let changes = handle.dir.names().lock().tracker.begun();
             let moved = changes != handle.changes.load(Ordering::Relaxed);
             if moved || handle.begun.load(Ordering::Relaxed) {
                 Box::pin(self.begin(&handle)).await?;
@@ -359,7 +359,7 @@ impl Vfs {
         let late = dir.attr.lock().overtook(item.sent);
         let taken = self.offer_plus(dir, inode, &entry, late, sink)?;
         if taken && !late {
-            let target = Target::Inode(Arc::clone(inode));
+            let target = DentryTarget::Inode(Arc::clone(inode));
             let name = Arc::clone(&item.name);
             self.put_name(dir, name, target, Some((item.dir_change, item.sent)));
         }
@@ -377,9 +377,9 @@ impl Vfs {
     ) -> Result<bool, Telling> {
         // It may lead elsewhere since the listing was begun, or nowhere.
         let (inode, late) = match dir.names().lock().get(name) {
-            Answer::Inode(now) => (now, false),
-            Answer::Missing => return Ok(true),
-            Answer::Absent | Answer::Unknown => (Arc::clone(inode), true),
+            Dentry::Positive(now) => (now, false),
+            Dentry::Negative => return Ok(true),
+            Dentry::NotListed | Dentry::Unknown => (Arc::clone(inode), true),
         };
         let entry = DirEntry {
             ino: inode.attr.lock().stat().ino,
@@ -448,7 +448,7 @@ impl Vfs {
     }
 
     async fn ask_page(&self, handle: &DirHandle, cookie: u64, verifier: Verifier) -> Page {
-        let steps = handle.dir.names().lock().chain.steps();
+        let steps = handle.dir.names().lock().tracker.steps();
         let sent = Instant::now();
         let result = self
             .client
@@ -584,7 +584,7 @@ impl Vfs {
                     change,
                     steps,
                 } = all;
-                self.is_complete(&handle.dir, names, &handle.cred, change, sent, steps);
+                self.install_listing(&handle.dir, names, &handle.cred, change, sent, steps);
             }
             return Ok(());
         }

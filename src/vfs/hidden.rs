@@ -23,8 +23,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::dentry_cache::DentryTarget;
 use super::inode::Inode;
-use super::namecache::Target;
 use super::types::Ino;
 use super::unlink::SillyName;
 use crate::nfs::NfsError;
@@ -222,8 +222,8 @@ impl Vfs {
                 return Err(error);
             }
         };
-        self.named(from, &silly.name, &left, Target::Missing, sent);
-        let target = Target::Inode(Arc::clone(file));
+        self.named(from, &silly.name, &left, DentryTarget::Negative, sent);
+        let target = DentryTarget::Inode(Arc::clone(file));
         self.named(to, &name, &entered, target, sent);
         self.silly.ours.remove(from, &silly.name);
         Ok(SillyName {

@@ -29,9 +29,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::attr::{AttrState, Timeouts, kind_of};
-use super::belief::{Apart, Belief};
-use super::evict::Told;
-use super::namecache::{Name, Names};
+use super::dentry_cache::{Name, Names};
+use super::eviction::EvictionQueue;
+use super::kernel_dentry::{Apart, KernelDentry};
 use super::open::FileState;
 use super::types::{FileKind, Ino, ROOT_INO};
 use crate::nfs::proto::attrs::Attributes;
@@ -62,7 +62,7 @@ pub struct Inode {
     /// The name it was found by last.
     place: Mutex<Option<Place>>,
     /// The name that the kernel was told of last.
-    pub(super) belief: Belief,
+    pub(super) belief: KernelDentry,
     pub(super) apart: Apart,
 }
 
@@ -156,7 +156,7 @@ pub struct InodeTable {
     /// Entries of `inodes`, without asking every shard.
     count: AtomicUsize,
     /// Those of them that the kernel may be asked to forget.
-    told: Told,
+    told: EvictionQueue,
     /// Held files whose own number another one had when they were found, and
     /// the numbers they have instead.
     elsewhere: Mutex<HashMap<FileHandle, Ino>>,
@@ -191,13 +191,13 @@ impl InodeTable {
             link: OnceLock::new(),
             stale: AtomicBool::new(false),
             place: Mutex::new(None),
-            belief: Belief::default(),
+            belief: KernelDentry::default(),
             apart: Apart::default(),
         });
         Self {
             inodes: DashMap::new(),
             count: AtomicUsize::new(0),
-            told: Told::default(),
+            told: EvictionQueue::default(),
             elsewhere: Mutex::default(),
             elsewhere_count: AtomicUsize::new(0),
             root,
@@ -340,7 +340,7 @@ impl InodeTable {
             link: OnceLock::new(),
             stale: AtomicBool::new(false),
             place: Mutex::new(None),
-            belief: Belief::default(),
+            belief: KernelDentry::default(),
             apart: Apart::default(),
         })
     }
@@ -357,7 +357,7 @@ impl InodeTable {
     }
 
     /// What the kernel was told of, but directories.
-    pub(super) fn told(&self) -> &Told {
+    pub(super) fn told(&self) -> &EvictionQueue {
         &self.told
     }
 

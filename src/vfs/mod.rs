@@ -8,17 +8,17 @@
 //! | lookup, forget, mknod, mkdir, symlink, link | [`name`] |
 //! | lookup of what a handle names | `export` |
 //! | unlink, rmdir, rename | [`unlink`], `hidden` |
-//! | getattr, setattr, readlink, statfs | [`object`], [`together`] |
+//! | getattr, setattr, readlink, statfs | [`object`], [`deferred_setattr`] |
 //! | access | [`access`] |
 //! | open, create, flush, fsync, release | [`open`] |
-//! | read | [`read`], [`readahead`], `readmemory`, [`small`], `revalidate` |
+//! | read | [`read`], [`readahead`], `readahead_memory`, [`inline_read`], `revalidate` |
 //! | write | [`write`], [`pipeline`], [`window`], [`errseq`] |
 //! | getlk, setlk (fcntl, flock) | [`lock`], `locktable`, `lockline` |
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
-//! | what is cached | [`attr`], [`pages`], [`inode`], [`namecache`], [`chain`] |
-//! | what is asked for together | `walk`, `flight` |
-//! | what the kernel is asked to forget, is told, and believes | `evict`, `telling`, `belief` |
-//! | names that an open is on its way through | `awaited`, `kept` |
+//! | what is cached | [`attr`], [`pages`], [`inode`], [`dentry_cache`], [`change_tracker`] |
+//! | what is asked for together | `access_pattern`, `keyed_mutex` |
+//! | what the kernel is asked to forget, is told, and believes | `eviction`, `invalidation`, `kernel_dentry` |
+//! | names that an open is on its way through | `reopen_guard`, `kept_open` |
 //! | writes whose tasks have died | `unanswered` |
 //!
 //! Ownership and order of locks: the inode table's shards, then the line for file locks
@@ -35,38 +35,38 @@
 //! does for others, it does *apart* from its caller.
 
 pub mod access;
+mod access_pattern;
 pub mod attr;
-mod awaited;
-mod belief;
-pub mod chain;
+pub mod change_tracker;
+pub mod deferred_setattr;
+pub mod dentry_cache;
 pub mod dir;
 pub mod errseq;
-mod evict;
+mod eviction;
 mod export;
-mod flight;
 mod hidden;
+pub mod inline_read;
 pub mod inode;
-mod kept;
+mod invalidation;
+mod kept_open;
+mod kernel_dentry;
+mod keyed_mutex;
 pub mod lock;
 mod lockline;
 mod locktable;
 pub mod name;
-pub mod namecache;
 pub mod object;
 pub mod open;
 pub mod pages;
 pub mod pipeline;
 pub mod read;
 pub mod readahead;
-mod readmemory;
+mod readahead_memory;
+mod reopen_guard;
 mod revalidate;
-pub mod small;
-mod telling;
-pub mod together;
 pub mod types;
 mod unanswered;
 pub mod unlink;
-mod walk;
 pub mod window;
 pub mod write;
 
@@ -78,24 +78,24 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use self::belief::Standing;
+pub use self::kernel_dentry::DentryState;
 
 use self::access::AccessCache;
+use self::access_pattern::AccessPattern;
 use self::attr::{AttrState, Seen, Timeouts};
-use self::awaited::Awaited;
-use self::chain::Heard;
+use self::change_tracker::Verdict;
+use self::dentry_cache::{Dentry, DentryCache, DentryTarget, Name};
 use self::dir::DirHandle;
 use self::inode::{Inode, InodeTable};
-use self::kept::Kept;
+use self::kept_open::Kept;
 use self::lockline::Line;
-use self::namecache::{Answer, Name, NameCache, Target};
 use self::object::SpaceCache;
 use self::open::OpenHandle;
 use self::pipeline::PipelineConfig;
-use self::readmemory::ReadMemory;
+use self::readahead_memory::ReadMemory;
+use self::reopen_guard::ReopenGuard;
 use self::types::{Entry, Errno, FileKind, Ino, KernelCache, Stat};
 use self::unlink::Silly;
-use self::walk::Walk;
 use self::window::Window;
 use crate::nfs::calls::{DirMoved, Moved};
 use crate::nfs::proto::attrs::Attributes;
@@ -132,7 +132,7 @@ pub struct Vfs {
     client: Arc<Client>,
     config: VfsConfig,
     inodes: InodeTable,
-    names: NameCache,
+    names: DentryCache,
     files: DashMap<u64, Arc<OpenHandle>>,
     dirs: DashMap<u64, Arc<DirHandle>>,
     next_fh: AtomicU64,
@@ -148,16 +148,16 @@ pub struct Vfs {
     silly: Silly,
     /// Who waits for a file lock.
     line: Mutex<Line<Arc<Inode>>>,
-    /// See [`together`]: files with changes that wait.
+    /// See [`deferred_setattr`]: files with changes that wait.
     changed: Mutex<Vec<Arc<Inode>>>,
-    /// See [`small`].
-    along: small::Budget,
+    /// See [`inline_read`].
+    along: inline_read::Budget,
     access: AccessCache,
     space: SpaceCache,
-    awaited: Awaited,
+    reopen_guard: ReopenGuard,
     kept: Kept,
     abandoned: Arc<Abandoned>,
-    walk: Walk,
+    walk: AccessPattern,
     kernel: OnceLock<Arc<dyn KernelCache>>,
     metrics: Arc<Metrics>,
 }
@@ -222,7 +222,7 @@ impl Vfs {
         });
         let vfs = Arc::new(Self {
             inodes,
-            names: NameCache::new(config.max_names, config.missing_names),
+            names: DentryCache::new(config.max_names, config.missing_names),
             files: DashMap::new(),
             dirs: DashMap::new(),
             next_fh: AtomicU64::new(1),
@@ -235,13 +235,13 @@ impl Vfs {
             silly: Silly::default(),
             line: Mutex::default(),
             changed: Mutex::default(),
-            along: small::Budget::default(),
+            along: inline_read::Budget::default(),
             access: AccessCache::default(),
             space: SpaceCache::default(),
-            awaited: Awaited::default(),
+            reopen_guard: ReopenGuard::default(),
             kept: Kept::default(),
             abandoned: Arc::default(),
-            walk: Walk::default(),
+            walk: AccessPattern::default(),
             kernel: OnceLock::new(),
             metrics,
             client,
@@ -343,7 +343,7 @@ impl Vfs {
             // Late attributes are left alone; but names that were seen with them may be
             // newer than those known.
             let heard = inode.names().lock().observed(attrs.change, sent, now);
-            if seen != Seen::Late || heard != Heard::Same {
+            if seen != Seen::Late || heard != Verdict::Same {
                 seen = said(heard);
             }
             self.heed(inode, seen);
@@ -424,7 +424,7 @@ impl Vfs {
     fn changing(&self, dir: &Arc<Inode>) -> Option<Changing<'_>> {
         (dir.kind == FileKind::Directory).then(|| Changing {
             vfs: self,
-            number: dir.names().lock().chain.begin(),
+            number: dir.names().lock().tracker.begin(),
             dir: Arc::clone(dir),
         })
     }
@@ -455,7 +455,7 @@ impl Vfs {
         &self,
         dir: &Arc<Inode>,
         name: impl AsRef<[u8]> + Into<Name>,
-        target: Target,
+        target: DentryTarget,
         seen: Option<(u64, Instant)>,
     ) {
         if !self.names.is_on() {
@@ -463,18 +463,20 @@ impl Vfs {
         }
         {
             let mut names = dir.names().lock();
-            if !names.chain.takes(seen) {
+            if !names.tracker.takes(seen) {
                 return;
             }
-            if let Answer::Inode(before) = names.get(name.as_ref())
-                && !matches!(&target, Target::Inode(now) if Arc::ptr_eq(now, &before))
+            if let Dentry::Positive(before) = names.get(name.as_ref())
+                && !matches!(&target, DentryTarget::Inode(now) if Arc::ptr_eq(now, &before))
             {
                 self.leads_elsewhere(dir.ino, name.as_ref(), &before, seen.is_some());
             }
             match target {
-                Target::Missing if self.names.has_missing() => names.put(name.into(), target),
-                Target::Missing => names.remove(name.as_ref()),
-                Target::Inode(_) => names.put(name.into(), target),
+                DentryTarget::Negative if self.names.has_missing() => {
+                    names.put(name.into(), target)
+                }
+                DentryTarget::Negative => names.remove(name.as_ref()),
+                DentryTarget::Inode(_) => names.put(name.into(), target),
             }
         }
         self.names.used(dir);
@@ -493,7 +495,7 @@ impl Vfs {
             if let Some(end) = inner.pipeline.end_offset() {
                 attr.grow(end);
             }
-            for (set, ctime) in inner.together.unknown() {
+            for (set, ctime) in inner.deferred.unknown() {
                 attr.overlay(set, ctime);
             }
         }
@@ -559,14 +561,14 @@ struct Changing<'a> {
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
         let heard = self.dir.names().lock().ended(self.number);
-        self.vfs.awaited.change_ended();
+        self.vfs.reopen_guard.change_ended();
         self.vfs.heed(&self.dir, said(heard));
     }
 }
 
-fn said(heard: Heard) -> Seen {
+fn said(heard: Verdict) -> Seen {
     match heard {
-        Heard::Same | Heard::Unsure => Seen::Same,
-        Heard::Foreign => Seen::Foreign,
+        Verdict::Same | Verdict::Unsure => Seen::Same,
+        Verdict::Foreign => Seen::Foreign,
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::dentry_cache::{Dentry, DentryTarget};
 use super::inode::Inode;
-use super::namecache::{Answer, Target};
 use super::types::{Entry, Errno, FileKind, Ino, Lookup, ROOT_INO};
 use super::{NAME_MAX, Vfs};
 use crate::nfs::NfsError;
@@ -44,16 +44,16 @@ impl Vfs {
         }
         let (answer, confirmed) = {
             let names = dir.names().lock();
-            (names.get(name), names.chain.confirmed())
+            (names.get(name), names.tracker.confirmed())
         };
         let found = match answer {
             answer if self.names.says_missing(&answer, confirmed) => {
                 Lookup::Missing { ttl: NEGATIVE_TTL }
             }
-            Answer::Absent if fetched && dir.names().lock().is_absent(name) => {
+            Dentry::NotListed if fetched && dir.names().lock().record_negative(name) => {
                 Lookup::Missing { ttl: NEGATIVE_TTL }
             }
-            Answer::Inode(inode) => {
+            Dentry::Positive(inode) => {
                 if inode.is_stale() || !self.inodes.look_up_again(&inode) {
                     return None;
                 }
@@ -62,7 +62,7 @@ impl Vfs {
                 // it needs them.
                 Lookup::Found(self.entry(&inode, dir))
             }
-            Answer::Missing | Answer::Absent | Answer::Unknown => return None,
+            Dentry::Negative | Dentry::NotListed | Dentry::Unknown => return None,
         };
         self.names.used(dir);
         Some(found)
@@ -85,7 +85,7 @@ impl Vfs {
         };
         let shared = dir.attr.lock().stat().perm & SHARED == SHARED;
         let known = dir.names().lock().get(name);
-        !shared && matches!(known, Answer::Absent | Answer::Missing)
+        !shared && matches!(known, Dentry::NotListed | Dentry::Negative)
     }
 
     /// Whether the directory is the one that a path leads to by this component, as far
@@ -102,7 +102,7 @@ impl Vfs {
         named && self.remembered_inode(&dir, component).is_none()
     }
 
-    /// LOOKUP: one round trip; or READDIR of the whole directory, see `walk`.
+    /// LOOKUP: one round trip; or READDIR of the whole directory, see `access_pattern`.
     pub async fn lookup(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -163,7 +163,7 @@ impl Vfs {
                 let inode = self.known(&handle, &attrs, sent);
                 self.found_at(&inode, dir, name);
                 if !late {
-                    let target = Target::Inode(Arc::clone(&inode));
+                    let target = DentryTarget::Inode(Arc::clone(&inode));
                     self.put_name(dir, name, target, Some((found.dir.change, sent)));
                 }
                 let mut entry = self.entry(&inode, dir);
@@ -176,7 +176,7 @@ impl Vfs {
             None => {
                 if !late {
                     let seen = Some((found.dir.change, sent));
-                    self.put_name(dir, name, Target::Missing, seen);
+                    self.put_name(dir, name, DentryTarget::Negative, seen);
                 }
                 Ok(Lookup::Missing { ttl: NEGATIVE_TTL })
             }
@@ -222,7 +222,7 @@ impl Vfs {
             dir,
             name,
             &made.dir,
-            Target::Inode(Arc::clone(&inode)),
+            DentryTarget::Inode(Arc::clone(&inode)),
             sent,
         );
         inode
@@ -235,7 +235,7 @@ impl Vfs {
         dir: &Arc<Inode>,
         name: &[u8],
         moved: &DirMoved,
-        target: Target,
+        target: DentryTarget,
         sent: Instant,
     ) {
         self.dir_moved(dir, moved, sent);
@@ -254,8 +254,8 @@ impl Vfs {
     pub(super) fn heed_refusal(&self, errno: Errno, dir: &Arc<Inode>, name: &[u8]) {
         let known = dir.names().lock().get(name);
         let surprise = match errno.0 {
-            libc::EEXIST => !matches!(known, Answer::Inode(_)),
-            libc::ENOENT => matches!(known, Answer::Inode(_)),
+            libc::EEXIST => !matches!(known, Dentry::Positive(_)),
+            libc::ENOENT => matches!(known, Dentry::Positive(_)),
             libc::ENOTDIR | libc::EISDIR => true,
             _ => false,
         };
@@ -307,7 +307,7 @@ impl Vfs {
         let inode = self.made(&dir, name, &made, sent);
         match make {
             Make::Directory if made.dir.seen.before.is_some() => {
-                self.is_new(&inode, &made.attrs, cred, sent);
+                self.install_empty_listing(&inode, &made.attrs, cred, sent);
             }
             Make::Symlink(text) => {
                 let _ = inode.link.set(Box::new(Bytes::copy_from_slice(text)));
@@ -419,7 +419,7 @@ impl Vfs {
             }
         };
         self.moved(&inode, &own, sent);
-        let target = Target::Inode(Arc::clone(&inode));
+        let target = DentryTarget::Inode(Arc::clone(&inode));
         self.named(&dir, new_name, &moved, target, sent);
         if !self.inodes.look_up_listed(&inode) {
             return Err(Errno(libc::ESTALE));

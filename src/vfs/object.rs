@@ -32,7 +32,7 @@ impl Vfs {
     pub(super) fn is_changing(inode: &Inode) -> bool {
         inode.opened().is_some_and(|file| {
             let inner = file.inner.lock();
-            inner.pipeline.end_offset().is_some() || !inner.together.is_empty()
+            inner.pipeline.end_offset().is_some() || !inner.deferred.is_empty()
         })
     }
 
@@ -40,7 +40,7 @@ impl Vfs {
     /// the server has yet to tell. The size is known, if it was.
     fn stat_while_writing(inode: &Inode) -> Option<Stat> {
         let file = inode.opened()?;
-        if !file.inner.lock().together.is_empty() {
+        if !file.inner.lock().deferred.is_empty() {
             return None;
         }
         let attr = inode.attr.lock();
@@ -137,11 +137,11 @@ impl Vfs {
         }
     }
 
-    /// SETATTR: one round trip, or none at once (see [`together`]). Before a new
+    /// SETATTR: one round trip, or none at once (see [`deferred_setattr`]). Before a new
     /// size everything written is made stable, so that nothing of it can come
     /// back behind the new end.
     ///
-    /// [`together`]: super::together
+    /// [`deferred_setattr`]: super::deferred_setattr
     pub async fn setattr(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -347,7 +347,7 @@ impl Vfs {
     }
 
     /// READLINK: one round trip, once in the life of the inode, and for others
-    /// beside it too; see `walk`.
+    /// beside it too; see `access_pattern`.
     pub async fn readlink(
         self: &Arc<Self>,
         cred: &Arc<Credential>,

@@ -18,16 +18,16 @@ use tokio::time::Instant;
 
 use super::Vfs;
 use super::attr::{self, AttrState};
+use super::deferred_setattr::DeferredSetattr;
+use super::dentry_cache::DentryTarget;
 use super::errseq::Seen;
+use super::inline_read::FileVersion;
 use super::inode::{Inode, Place};
-use super::kept::KeptOpen;
+use super::kept_open::KeptOpen;
 use super::locktable::LockTable;
-use super::namecache::Target;
 use super::pages::{FileAt, LateCut, Moves, Pages};
 use super::pipeline::Pipeline;
 use super::read::Ahead;
-use super::small::Standing;
-use super::together::Together;
 use super::types::{Entry, Errno, FileKind, Ino, Opened};
 use crate::nfs::NfsError;
 use crate::nfs::calls::{HowToOpen, Moved};
@@ -124,7 +124,7 @@ pub(super) struct FileInner {
     /// nobody has it open: opens wait.
     pub(super) removing: usize,
     /// Attribute changes that the server does not know yet.
-    pub(super) together: Together,
+    pub(super) deferred: DeferredSetattr,
     /// Who of this host has locks.
     pub(super) locks: LockTable,
     /// Lock states of owners that are gone, which the server keeps until the
@@ -226,7 +226,7 @@ impl FileState {
                 hiding: false,
                 releasing: 0,
                 releases: 0,
-                together: Together::default(),
+                deferred: DeferredSetattr::default(),
                 locks: LockTable::default(),
                 retired: Vec::new(),
             }),
@@ -377,7 +377,7 @@ impl Vfs {
                 opened
             }
         };
-        self.awaited.done(ino);
+        self.reopen_guard.done(ino);
         opened
     }
 
@@ -540,7 +540,7 @@ impl Vfs {
         };
         let inode = self.known(&file.open.handle, &file.attrs, sent);
         self.found_at(&inode, &dir, name);
-        let target = Target::Inode(Arc::clone(&inode));
+        let target = DentryTarget::Inode(Arc::clone(&inode));
         self.named(&dir, name, &file.dir, target, sent);
         self.nothing_to_tell(inode.ino).await;
         let state = self.file_state(&inode);
@@ -548,8 +548,8 @@ impl Vfs {
             let mut inner = state.inner.lock();
             inner.preserved = file.preserves_unlinked;
             match file.is_new && !inner.is_open() {
-                true => inner.together.made(file.attrs.uid),
-                false => inner.together.publish(),
+                true => inner.deferred.made(file.attrs.uid),
+                false => inner.deferred.publish(),
             }
             inner.opens.push(SharedOpen {
                 open: Arc::clone(&file.open),
@@ -567,7 +567,7 @@ impl Vfs {
         inode: &Arc<Inode>,
         open: Arc<OpenState>,
         (access, flags): (u32, i32),
-        came: Option<(ReadResult, Standing)>,
+        came: Option<(ReadResult, FileVersion)>,
     ) -> Opened {
         let state = self.file_state(inode);
         let mut inner = state.inner.lock();

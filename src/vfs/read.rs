@@ -5,7 +5,7 @@
 //! are dropped when the file is seen to have moved by other hands or was cut
 //! (`epoch`), and where this host writes, by whichever handle; and they live
 //! only as long as the handle. All handles share one sum of memory
-//! ([`super::readmemory`]).
+//! ([`super::readahead_memory`]).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::inline_read::InlineData;
 use super::inode::Inode;
 use super::open::OpenHandle;
 use super::readahead::{CHUNK, Chunk, ChunkCache, Fetch, Readahead};
-use super::readmemory::{Holder, Share};
-use super::small::Beginning;
+use super::readahead_memory::{Holder, Share};
 use super::types::Errno;
 use crate::nfs::state::OpenState;
 
@@ -50,7 +50,7 @@ struct AheadInner {
     /// The mount does.
     enlisted: bool,
     /// What came along with the OPEN.
-    beginning: Option<Beginning>,
+    beginning: Option<InlineData>,
     /// It came, and whether somebody read it.
     wanted: Option<bool>,
 }
@@ -76,7 +76,7 @@ impl Holder for OpenHandle {
 
 impl Ahead {
     /// At most `window` bytes ahead.
-    pub(super) fn new(window: u64, beginning: Option<Beginning>) -> Self {
+    pub(super) fn new(window: u64, beginning: Option<InlineData>) -> Self {
         Self {
             inner: Mutex::new(AheadInner {
                 detector: Readahead::new(window),
@@ -85,7 +85,7 @@ impl Ahead {
                 epoch: 0,
                 listed: beginning.is_some(),
                 enlisted: false,
-                wanted: beginning.as_ref().map(Beginning::was_used),
+                wanted: beginning.as_ref().map(InlineData::was_used),
                 beginning,
             }),
             arrived: Notify::new(),

@@ -18,9 +18,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::dentry_cache::DentryTarget;
 use super::hidden::Ours;
 use super::inode::Inode;
-use super::namecache::Target;
 use super::open::FileState;
 use super::types::{Errno, FileKind, Ino};
 use crate::nfs::NfsError;
@@ -199,7 +199,7 @@ impl Vfs {
             Self::lost_a_name(victim);
         }
         drop(removing);
-        self.named(&dir, name, &moved, Target::Missing, sent);
+        self.named(&dir, name, &moved, DentryTarget::Negative, sent);
         Ok(())
     }
 
@@ -221,7 +221,7 @@ impl Vfs {
             let removed = self.client.remove(cred, &dir.handle, name).await;
             match removed {
                 Ok(moved) => {
-                    self.named(&dir, name, &moved, Target::Missing, sent);
+                    self.named(&dir, name, &moved, DentryTarget::Negative, sent);
                     if let Some(victim) = &victim {
                         self.lost_dir(victim);
                     }
@@ -364,7 +364,7 @@ impl Vfs {
         };
         if let (Some(hidden), Some(victim)) = (&hidden, &victim) {
             if hidden.beside {
-                Self::is_hidden(victim);
+                Self::mark_hidden(victim);
             }
             caller::apart(self.replaced(victim)).await;
         }
@@ -406,10 +406,10 @@ impl Vfs {
                 },
                 atomic: left.atomic,
             };
-            self.named(&from, name, &whole, Target::Missing, sent);
+            self.named(&from, name, &whole, DentryTarget::Negative, sent);
             self.rename_target(&from, new_name, source.as_ref());
         } else {
-            self.named(&from, name, &left, Target::Missing, sent);
+            self.named(&from, name, &left, DentryTarget::Negative, sent);
             self.dir_moved(&to, &entered, sent);
             self.rename_target(&to, new_name, source.as_ref());
         }
@@ -431,7 +431,7 @@ impl Vfs {
 
     fn rename_target(&self, dir: &Arc<Inode>, name: &[u8], source: Option<&Arc<Inode>>) {
         match source {
-            Some(source) => self.put_name(dir, name, Target::Inode(Arc::clone(source)), None),
+            Some(source) => self.put_name(dir, name, DentryTarget::Inode(Arc::clone(source)), None),
             None => dir.names().lock().forget(name),
         }
     }
@@ -526,7 +526,7 @@ impl Vfs {
     }
 
     /// The file has its hidden name, and the one that it had is gone.
-    fn is_hidden(victim: &Inode) {
+    fn mark_hidden(victim: &Inode) {
         victim.not_found();
         let mut attr = victim.attr.lock();
         attr.hide_name(true);
@@ -571,7 +571,7 @@ impl Vfs {
             };
             victim.attr.lock().hide_name(true);
             self.moved(victim, &own, sent);
-            let target = Target::Inode(Arc::clone(victim));
+            let target = DentryTarget::Inode(Arc::clone(victim));
             self.named(dir, hidden.as_bytes(), &moved, target, sent);
             let silly = SillyName {
                 dir: Arc::clone(dir),
@@ -626,8 +626,8 @@ impl Vfs {
                     return Err(self.refused_in(cred, &error, dir, name).await);
                 }
             };
-            self.named(dir, name, &moved, Target::Missing, sent);
-            let target = Target::Inode(Arc::clone(victim));
+            self.named(dir, name, &moved, DentryTarget::Negative, sent);
+            let target = DentryTarget::Inode(Arc::clone(victim));
             self.put_name(dir, hidden.as_bytes(), target, None);
             let silly = SillyName {
                 dir: Arc::clone(dir),
@@ -637,7 +637,7 @@ impl Vfs {
                 first: None,
             };
             self.file_state(victim).inner.lock().silly = Some(silly.clone());
-            Self::is_hidden(victim);
+            Self::mark_hidden(victim);
             return Ok(silly);
         }
     }
@@ -651,7 +651,7 @@ impl Vfs {
             let found = self.client.lookup(&silly.cred, place, name).await;
             let found = found.ok().and_then(|found| found.object);
             if found.is_none_or(|(handle, _)| handle != victim.handle) {
-                Self::is_hidden(victim);
+                Self::mark_hidden(victim);
                 self.doubt(&silly.dir);
                 return;
             }
@@ -694,7 +694,7 @@ impl Vfs {
                 .await;
             match removed {
                 Ok(moved) => {
-                    self.named(dir, name, &moved, Target::Missing, sent);
+                    self.named(dir, name, &moved, DentryTarget::Negative, sent);
                     break;
                 }
                 Err(NfsError::Status(_, Status::NOENT | Status::STALE)) => break,

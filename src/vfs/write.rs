@@ -373,7 +373,7 @@ impl Vfs {
         let changes = if stable == Committed::FileSync {
             let mut inner = self.file_state(inode).inner.lock();
             match inner.pipeline.is_last(id) {
-                true => inner.together.leave_as(&origin.open.cred),
+                true => inner.deferred.leave_as(&origin.open.cred),
                 false => None,
             }
         } else {

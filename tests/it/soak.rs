@@ -47,7 +47,7 @@ const DIES: [(&str, u64); 16] = [
     ("send_fragments", 31),
     ("send_together", 53),
     ("wake_at", 41),
-    ("together", 37),
+    ("deferred_setattr", 37),
     ("settle", 43),
     ("fetch", 29),
     ("ask_page", 11),

@@ -144,7 +144,7 @@ async fn changes_of_attributes_whose_task_dies_are_sent_again() {
     let set = mount.vfs.setattr(&mount.cred, file.ino, Some(file.fh), set);
     within(60, set).await.unwrap();
     seconds(2).await;
-    assert_eq!(metrics.tasks.deaths("together"), 1);
+    assert_eq!(metrics.tasks.deaths("deferred_setattr"), 1);
     let stat = mount.peer.fs().stat("/f").unwrap();
     assert_eq!(stat.mtime.secs, then.sec);
     within(60, mount.close(file)).await.unwrap();

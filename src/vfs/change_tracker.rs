@@ -36,7 +36,7 @@ const MOST_ASIDE: usize = 64;
 
 /// What an observation came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Verdict {
     /// What is known stays good.
     Same,
     /// Perhaps; a change of ours that is under way will tell.
@@ -70,7 +70,7 @@ struct Aside {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Chain {
+pub struct ChangeTracker {
     span: Option<Span>,
     /// When the request left that confirmed the chain last.
     confirmed: Instant,
@@ -91,7 +91,7 @@ pub struct Chain {
     steps: u64,
 }
 
-impl Chain {
+impl ChangeTracker {
     /// Nothing is known.
     pub fn new(now: Instant) -> Self {
         Self {
@@ -131,7 +131,7 @@ impl Chain {
         self.confirmed
     }
 
-    /// No change of ours is under way. Together with an unmoved
+    /// No change of ours is under way. DeferredSetattr with an unmoved
     /// [`steps`](Self::steps): none has been meanwhile.
     pub fn is_quiet(&self) -> bool {
         self.under_way.is_empty()
@@ -204,19 +204,19 @@ impl Chain {
     }
 
     /// The change was answered, and what it said was taken in.
-    pub fn end(&mut self, number: u64) -> Heard {
+    pub fn end(&mut self, number: u64) -> Verdict {
         self.steps += 1;
         self.under_way.retain(|other| *other != number);
         let oldest = self.under_way.first().copied().unwrap_or(u64::MAX);
         if self.aside.iter().any(|aside| aside.number < oldest) {
             self.break_off();
-            return Heard::Foreign;
+            return Verdict::Foreign;
         }
-        Heard::Same
+        Verdict::Same
     }
 
     /// A request sent at `sent` and answered at `now` saw this value.
-    pub fn observed(&mut self, change: u64, sent: Instant, now: Instant) -> Heard {
+    pub fn observed(&mut self, change: u64, sent: Instant, now: Instant) -> Verdict {
         let seen = Aside {
             before: change,
             after: change,
@@ -239,7 +239,7 @@ impl Chain {
         atomic: bool,
         sent: Instant,
         now: Instant,
-    ) -> Heard {
+    ) -> Verdict {
         let seen = Aside {
             before,
             after,
@@ -251,14 +251,14 @@ impl Chain {
         self.take(seen, self.under_way.len().saturating_sub(1), now)
     }
 
-    fn take(&mut self, seen: Aside, others: usize, now: Instant) -> Heard {
+    fn take(&mut self, seen: Aside, others: usize, now: Instant) -> Verdict {
         let crossed = self.heard.is_some_and(|heard| seen.sent < heard);
         self.heard = self.heard.max(Some(now));
         if self.span.is_none() {
             if self.blind.is_none_or(|blind| seen.sent >= blind) {
                 self.start(seen.after, seen.sent, true);
             }
-            return Heard::Same;
+            return Verdict::Same;
         }
         if self.join(seen) {
             while let Some(at) = self
@@ -269,17 +269,17 @@ impl Chain {
                 let aside = self.aside.swap_remove(at);
                 self.join(aside);
             }
-            return Heard::Same;
+            return Verdict::Same;
         }
         if others == 0 || self.aside.len() >= MOST_ASIDE {
             match crossed {
                 true => self.break_off(),
                 false => self.start(seen.after, seen.sent, true),
             }
-            return Heard::Foreign;
+            return Verdict::Foreign;
         }
         self.aside.push(seen);
-        Heard::Unsure
+        Verdict::Unsure
     }
 
     /// Lengthens the chain by a pair that begins in it.
@@ -311,13 +311,13 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
     const S: Duration = Duration::from_secs(1);
 
-    fn chain(now: Instant) -> Chain {
-        let mut chain = Chain::new(now);
+    fn chain(now: Instant) -> ChangeTracker {
+        let mut chain = ChangeTracker::new(now);
         chain.start(10, now, true);
         chain
     }
 
-    fn good(chain: &Chain, now: Instant) -> bool {
+    fn good(chain: &ChangeTracker, now: Instant) -> bool {
         !chain.good_for(now, 30 * S, 60 * S).is_zero()
     }
 
@@ -326,11 +326,14 @@ mod tests {
         let t0 = Instant::now();
         let mut chain = chain(t0);
         let number = chain.begin();
-        assert_eq!(chain.moved((10, 11), true, t0, t0), Heard::Same);
-        assert_eq!(chain.end(number), Heard::Same);
-        assert_eq!(chain.observed(11, t0 + MS, t0 + MS), Heard::Same);
+        assert_eq!(chain.moved((10, 11), true, t0, t0), Verdict::Same);
+        assert_eq!(chain.end(number), Verdict::Same);
+        assert_eq!(chain.observed(11, t0 + MS, t0 + MS), Verdict::Same);
         assert!(good(&chain, t0 + MS));
-        assert_eq!(chain.observed(12, t0 + 2 * MS, t0 + 2 * MS), Heard::Foreign);
+        assert_eq!(
+            chain.observed(12, t0 + 2 * MS, t0 + 2 * MS),
+            Verdict::Foreign
+        );
         assert!(!chain.explains(11), "what was known at 11 is not good");
     }
 
@@ -339,11 +342,11 @@ mod tests {
         let t0 = Instant::now();
         let mut chain = chain(t0);
         let (a, b) = (chain.begin(), chain.begin());
-        assert_eq!(chain.moved((11, 12), true, t0, t0), Heard::Unsure);
+        assert_eq!(chain.moved((11, 12), true, t0, t0), Verdict::Unsure);
         assert!(!good(&chain, t0), "nothing is believed meanwhile");
-        assert_eq!(chain.end(b), Heard::Same);
-        assert_eq!(chain.moved((10, 11), true, t0, t0), Heard::Same);
-        assert_eq!(chain.end(a), Heard::Same);
+        assert_eq!(chain.end(b), Verdict::Same);
+        assert_eq!(chain.moved((10, 11), true, t0, t0), Verdict::Same);
+        assert_eq!(chain.end(a), Verdict::Same);
         assert!(chain.explains(12) && good(&chain, t0));
     }
 
@@ -352,17 +355,17 @@ mod tests {
         let t0 = Instant::now();
         let mut chain = chain(t0);
         let a = chain.begin();
-        assert_eq!(chain.observed(20, t0, t0), Heard::Unsure);
+        assert_eq!(chain.observed(20, t0, t0), Verdict::Unsure);
         let later = chain.begin();
-        assert_eq!(chain.moved((10, 11), true, t0, t0), Heard::Same);
-        assert_eq!(chain.end(a), Heard::Foreign, "begun later does not count");
+        assert_eq!(chain.moved((10, 11), true, t0, t0), Verdict::Same);
+        assert_eq!(chain.end(a), Verdict::Foreign, "begun later does not count");
         assert!(!good(&chain, t0));
         assert_eq!(
             chain.moved((20, 21), true, t0, t0),
-            Heard::Same,
+            Verdict::Same,
             "starts anew"
         );
-        assert_eq!(chain.end(later), Heard::Same);
+        assert_eq!(chain.end(later), Verdict::Same);
     }
 
     #[test]
@@ -371,17 +374,17 @@ mod tests {
         // The first was asked before the second, and answered by the server after it.
         for late in [9, 11] {
             let mut chain = chain(t0);
-            assert_eq!(chain.observed(10, t0 + MS, t0 + 3 * MS), Heard::Same);
-            assert_eq!(chain.observed(late, t0, t0 + 4 * MS), Heard::Foreign);
+            assert_eq!(chain.observed(10, t0 + MS, t0 + 3 * MS), Verdict::Same);
+            assert_eq!(chain.observed(late, t0, t0 + 4 * MS), Verdict::Foreign);
             assert!(!good(&chain, t0 + 4 * MS) && !chain.explains(10) && !chain.explains(late));
-            assert_eq!(chain.observed(10, t0 + 2 * MS, t0 + 5 * MS), Heard::Same);
+            assert_eq!(chain.observed(10, t0 + 2 * MS, t0 + 5 * MS), Verdict::Same);
             assert!(!good(&chain, t0 + 5 * MS), "it crossed, too");
-            assert_eq!(chain.observed(11, t0 + 4 * MS, t0 + 6 * MS), Heard::Same);
+            assert_eq!(chain.observed(11, t0 + 4 * MS, t0 + 6 * MS), Verdict::Same);
             assert!(good(&chain, t0 + 6 * MS), "asked after all of them");
         }
         let mut chain = chain(t0);
-        assert_eq!(chain.observed(10, t0, t0 + MS), Heard::Same);
-        assert_eq!(chain.observed(11, t0 + MS, t0 + 2 * MS), Heard::Foreign);
+        assert_eq!(chain.observed(10, t0, t0 + MS), Verdict::Same);
+        assert_eq!(chain.observed(11, t0 + MS, t0 + 2 * MS), Verdict::Foreign);
         assert!(good(&chain, t0 + 2 * MS), "asked later: it is newer");
     }
 
@@ -391,11 +394,11 @@ mod tests {
         let mut chain = chain(t0);
         let numbers = [chain.begin(), chain.begin(), chain.begin()];
         // The first one's "after" is the second one's; the third began between.
-        assert_eq!(chain.moved((11, 13), false, t0, t0), Heard::Unsure);
-        assert_eq!(chain.moved((10, 12), false, t0, t0), Heard::Same);
-        assert_eq!(chain.moved((10, 12), false, t0, t0), Heard::Same);
+        assert_eq!(chain.moved((11, 13), false, t0, t0), Verdict::Unsure);
+        assert_eq!(chain.moved((10, 12), false, t0, t0), Verdict::Same);
+        assert_eq!(chain.moved((10, 12), false, t0, t0), Verdict::Same);
         for number in numbers {
-            assert_eq!(chain.end(number), Heard::Same);
+            assert_eq!(chain.end(number), Verdict::Same);
         }
         assert!(chain.explains(13) && good(&chain, t0));
     }
@@ -408,7 +411,7 @@ mod tests {
             let now = t0 + second * S;
             let number = chain.begin();
             let at = 10 + u64::from(second);
-            assert_eq!(chain.moved((at, at + 1), false, now, now), Heard::Same);
+            assert_eq!(chain.moved((at, at + 1), false, now, now), Verdict::Same);
             chain.end(number);
             assert_eq!(good(&chain, now), second < 60, "after {second} s");
         }
@@ -422,9 +425,9 @@ mod tests {
         let t0 = Instant::now();
         let mut chain = chain(t0);
         let number = chain.begin();
-        assert_eq!(chain.moved((10, 3), true, t0, t0), Heard::Same);
+        assert_eq!(chain.moved((10, 3), true, t0, t0), Verdict::Same);
         chain.end(number);
         assert!(chain.explains(3) && !chain.explains(10) && !chain.explains(5));
-        assert_eq!(chain.observed(10, t0 + MS, t0 + MS), Heard::Foreign);
+        assert_eq!(chain.observed(10, t0 + MS, t0 + MS), Verdict::Foreign);
     }
 }

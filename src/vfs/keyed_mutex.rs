@@ -15,7 +15,7 @@ use super::types::Ino;
 
 /// Who asks about what.
 #[derive(Debug, Default)]
-pub(super) struct Flights(Mutex<HashMap<Ino, Line>>);
+pub(super) struct KeyedMutex(Mutex<HashMap<Ino, Line>>);
 
 #[derive(Debug)]
 struct Line {
@@ -27,12 +27,12 @@ struct Line {
 /// The right to ask, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
-    flights: &'a Flights,
+    flights: &'a KeyedMutex,
     ino: Ino,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Flights {
+impl KeyedMutex {
     /// Waits until nobody else asks about `ino`.
     pub(super) async fn turn(&self, ino: Ino) -> Turn<'_> {
         let semaphore = {

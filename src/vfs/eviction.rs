@@ -25,9 +25,9 @@ const BACKLOG: usize = 1024;
 
 /// What the kernel was told of, in that order.
 #[derive(Debug, Default)]
-pub(super) struct Told(Mutex<VecDeque<Ino>>);
+pub(super) struct EvictionQueue(Mutex<VecDeque<Ino>>);
 
-impl Told {
+impl EvictionQueue {
     /// The kernel is told of an inode that it did not know.
     pub(super) fn push(&self, ino: Ino) {
         self.0.lock().push_back(ino);
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn the_line_is_bounded_by_what_is_known() {
-        let told = Told::default();
+        let told = EvictionQueue::default();
         for ino in 0..100_000 {
             told.push(ino % 7);
             told.push(1000 + ino);

@@ -2,19 +2,19 @@
 //! missing, and whether all of them are known.
 //!
 //! The names of a directory are kept in its inode ([`Names`]), with the
-//! [`Chain`] of change attributes for which they are true: they are served
+//! [`ChangeTracker`] of change attributes for which they are true: they are served
 //! only while the directory is known not to have moved by other hands, and not
 //! past the time for which that may be believed. Our own changes are applied
 //! to them.
 //!
 //! A directory whose names are *complete* can be listed from here; a name that is not
-//! among them was missing then, and is asked for all the same (`walk`). It
+//! among them was missing then, and is asked for all the same (`access_pattern`). It
 //! is complete after it was listed to its end without having moved meanwhile,
 //! and when we have just made it.
 //!
 //! With [`MissingNames::AllOthers`] it is not.
 //!
-//! [`NameCache`] keeps the account of who has how many names, a long one counting
+//! [`DentryCache`] keeps the account of who has how many names, a long one counting
 //! for several so that bytes are bounded too, and lets the directory go that was
 //! used least recently. It is called with no directory's
 //! lock held.
@@ -29,7 +29,7 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::chain::{Chain, Heard};
+use super::change_tracker::{ChangeTracker, Verdict};
 use super::inode::Inode;
 use super::types::{Ino, MissingNames};
 use crate::nfs::calls::DirMoved;
@@ -43,22 +43,22 @@ pub type Listed = Vec<(Name, Arc<Inode>)>;
 
 /// Where a name leads.
 #[derive(Clone, Debug)]
-pub enum Target {
+pub enum DentryTarget {
     /// To this inode.
     Inode(Arc<Inode>),
     /// Nowhere.
-    Missing,
+    Negative,
 }
 
 /// What the names say about one.
 #[derive(Clone, Debug)]
-pub enum Answer {
+pub enum Dentry {
     /// It leads to this inode.
-    Inode(Arc<Inode>),
+    Positive(Arc<Inode>),
     /// It is missing: that was asked for, or we have removed it.
-    Missing,
+    Negative,
     /// It is not among the names, which were all of them.
-    Absent,
+    NotListed,
     /// They do not know.
     Unknown,
 }
@@ -70,12 +70,12 @@ const SOON: Duration = Duration::from_secs(2);
 const LEFT_ALONE: Duration = Duration::from_secs(60);
 
 /// Knows each name of a directory that is in the cache.
-type Map = IndexMap<Name, Target>;
+type Map = IndexMap<Name, DentryTarget>;
 
 /// What is known of a directory's names. Owned by its lock in the inode.
 #[derive(Debug)]
 pub struct Names {
-    pub(super) chain: Chain,
+    pub(super) tracker: ChangeTracker,
     map: Map,
     /// What the names in `map` count for, see [`count_of`].
     counts: usize,
@@ -109,7 +109,7 @@ pub struct Names {
 impl Default for Names {
     fn default() -> Self {
         Self {
-            chain: Chain::new(Instant::now()),
+            tracker: ChangeTracker::new(Instant::now()),
             map: Map::default(),
             counts: 0,
             complete: None,
@@ -129,22 +129,22 @@ impl Default for Names {
 
 impl Names {
     /// How long the names may be believed; zero: not at all. `timeout` and
-    /// `longest` as in [`Chain::good_for`].
+    /// `longest` as in [`ChangeTracker::good_for`].
     pub fn good_for(&mut self, now: Instant, timeout: Duration, longest: Duration) -> Duration {
-        if self.chain.is_worn_out(now, longest) {
-            self.chain.break_off();
+        if self.tracker.is_worn_out(now, longest) {
+            self.tracker.break_off();
             self.clear();
         }
-        self.chain.good_for(now, timeout, longest)
+        self.tracker.good_for(now, timeout, longest)
     }
 
     /// What is known of a name, whether or not it may be believed.
-    pub fn get(&self, name: &[u8]) -> Answer {
+    pub fn get(&self, name: &[u8]) -> Dentry {
         match self.map.get(name) {
-            Some(Target::Inode(inode)) => Answer::Inode(Arc::clone(inode)),
-            Some(Target::Missing) => Answer::Missing,
-            None if self.complete.is_some() => Answer::Absent,
-            None => Answer::Unknown,
+            Some(DentryTarget::Inode(inode)) => Dentry::Positive(Arc::clone(inode)),
+            Some(DentryTarget::Negative) => Dentry::Negative,
+            None if self.complete.is_some() => Dentry::NotListed,
+            None => Dentry::Unknown,
         }
     }
 
@@ -171,15 +171,15 @@ impl Names {
     /// The same, and no change of another host can hide behind one of ours: a
     /// confirmation of the directory confirms its names.
     pub fn are_sure_for(&self, cred: &Credential) -> bool {
-        self.chain.is_sure() && self.is_complete_for(cred)
+        self.tracker.is_sure() && self.is_complete_for(cred)
     }
 
     /// The names that lead somewhere, in the order of the listing, and after
     /// how many edits that is.
     pub fn listing(&self) -> (Listed, u64) {
         let names = self.map.iter().filter_map(|(name, target)| match target {
-            Target::Inode(inode) => Some((Arc::clone(name), Arc::clone(inode))),
-            Target::Missing => None,
+            DentryTarget::Inode(inode) => Some((Arc::clone(name), Arc::clone(inode))),
+            DentryTarget::Negative => None,
         });
         (names.collect(), self.edits)
     }
@@ -188,8 +188,8 @@ impl Names {
     pub fn beginning_with(&self, name: &[u8]) -> Vec<Arc<Inode>> {
         let begins = self.map.iter().filter(|(other, _)| other.starts_with(name));
         let inodes = begins.filter_map(|(_, target)| match target {
-            Target::Inode(inode) => Some(Arc::clone(inode)),
-            Target::Missing => None,
+            DentryTarget::Inode(inode) => Some(Arc::clone(inode)),
+            DentryTarget::Negative => None,
         });
         inodes.collect()
     }
@@ -202,15 +202,15 @@ impl Names {
             .values()
             .chain(before.values())
             .filter_map(|target| match target {
-                Target::Inode(inode) => Some(inode),
-                Target::Missing => None,
+                DentryTarget::Inode(inode) => Some(inode),
+                DentryTarget::Negative => None,
             })
     }
 
     /// The inode with this number, if one of the names leads to it.
     fn target(&self, ino: Ino) -> Option<Arc<Inode>> {
         self.map.values().find_map(|target| match target {
-            Target::Inode(inode) if inode.ino == ino => Some(Arc::clone(inode)),
+            DentryTarget::Inode(inode) if inode.ino == ino => Some(Arc::clone(inode)),
             _ => None,
         })
     }
@@ -221,18 +221,18 @@ impl Names {
         let found = |map: &Map| {
             let targets = map.values();
             targets
-                .filter(|target| matches!(target, Target::Inode(_)))
+                .filter(|target| matches!(target, DentryTarget::Inode(_)))
                 .count()
         };
         let same = self.complete.is_some()
             && found(&self.map) == names.len()
             && names.iter().all(|(name, inode)| {
-                matches!(self.map.get(name), Some(Target::Inode(old)) if Arc::ptr_eq(old, inode))
+                matches!(self.map.get(name), Some(DentryTarget::Inode(old)) if Arc::ptr_eq(old, inode))
             });
         if !same {
             let targets = names.into_iter();
             self.map = targets
-                .map(|(name, inode)| (name, Target::Inode(inode)))
+                .map(|(name, inode)| (name, DentryTarget::Inode(inode)))
                 .collect();
             self.counts = self.map.keys().map(|name| count_of(name)).sum();
             self.edits += 1;
@@ -248,10 +248,12 @@ impl Names {
     }
 
     /// A name was seen to lead there.
-    pub fn put(&mut self, name: Name, target: Target) {
+    pub fn put(&mut self, name: Name, target: DentryTarget) {
         match (&target, self.map.get(&name)) {
-            (Target::Inode(new), Some(Target::Inode(old))) if Arc::ptr_eq(new, old) => return,
-            (Target::Missing, Some(Target::Missing)) => return,
+            (DentryTarget::Inode(new), Some(DentryTarget::Inode(old))) if Arc::ptr_eq(new, old) => {
+                return;
+            }
+            (DentryTarget::Negative, Some(DentryTarget::Negative)) => return,
             _ => {}
         }
         self.edits += 1;
@@ -263,10 +265,10 @@ impl Names {
 
     /// The server has just listed all names, and this one is not among them: it
     /// is missing, as if it had been asked for. False if that is true no more.
-    pub fn is_absent(&mut self, name: &[u8]) -> bool {
-        let absent = matches!(self.get(name), Answer::Absent);
+    pub fn record_negative(&mut self, name: &[u8]) -> bool {
+        let absent = matches!(self.get(name), Dentry::NotListed);
         if absent {
-            self.put(name.into(), Target::Missing);
+            self.put(name.into(), DentryTarget::Negative);
         }
         absent
     }
@@ -303,43 +305,43 @@ impl Names {
     }
 
     /// Takes in that the directory was seen at `change`.
-    pub fn observed(&mut self, change: u64, sent: Instant, now: Instant) -> Heard {
-        let heard = self.chain.observed(change, sent, now);
+    pub fn observed(&mut self, change: u64, sent: Instant, now: Instant) -> Verdict {
+        let heard = self.tracker.observed(change, sent, now);
         self.heed(heard)
     }
 
     /// Takes in what a change of ours came to.
-    pub fn moved(&mut self, moved: &DirMoved, sent: Instant, now: Instant) -> Heard {
-        self.chain.answered(now);
+    pub fn moved(&mut self, moved: &DirMoved, sent: Instant, now: Instant) -> Verdict {
+        self.tracker.answered(now);
         let after = moved.seen.after.as_ref().map(|after| after.change);
         let heard = match (moved.atomic, moved.seen.before, after) {
             (Some((before, exact)), ..) => {
-                let heard = self.chain.moved((before, exact), true, sent, now);
-                match after.map(|after| self.chain.observed(after, sent, now)) {
-                    Some(Heard::Foreign) => Heard::Foreign,
-                    Some(Heard::Unsure) if heard == Heard::Same => Heard::Unsure,
+                let heard = self.tracker.moved((before, exact), true, sent, now);
+                match after.map(|after| self.tracker.observed(after, sent, now)) {
+                    Some(Verdict::Foreign) => Verdict::Foreign,
+                    Some(Verdict::Unsure) if heard == Verdict::Same => Verdict::Unsure,
                     _ => heard,
                 }
             }
             (None, Some(before), Some(after)) => {
-                self.chain.moved((before, after), false, sent, now)
+                self.tracker.moved((before, after), false, sent, now)
             }
             _ => {
-                self.chain.break_off();
-                Heard::Foreign
+                self.tracker.break_off();
+                Verdict::Foreign
             }
         };
         self.heed(heard)
     }
 
     /// A change of ours has ended.
-    pub fn ended(&mut self, number: u64) -> Heard {
-        let heard = self.chain.end(number);
+    pub fn ended(&mut self, number: u64) -> Verdict {
+        let heard = self.tracker.end(number);
         self.heed(heard)
     }
 
-    fn heed(&mut self, heard: Heard) -> Heard {
-        if heard == Heard::Foreign {
+    fn heed(&mut self, heard: Verdict) -> Verdict {
+        if heard == Verdict::Foreign {
             self.clear();
         }
         heard
@@ -347,7 +349,7 @@ impl Names {
 
     /// The server contradicts what is known here.
     pub fn doubt(&mut self) {
-        self.chain.break_off();
+        self.tracker.break_off();
         self.clear();
     }
 
@@ -390,7 +392,7 @@ impl Names {
     }
 
     /// See [`expect`](Self::expect); says it once.
-    pub fn was_expected(&mut self) -> Option<(Instant, u32)> {
+    pub fn take_expected(&mut self) -> Option<(Instant, u32)> {
         self.expected.take()
     }
 
@@ -417,14 +419,14 @@ impl Names {
     }
 
     /// A handle reads the listing.
-    pub fn is_listed(&mut self) {
-        self.listed = Some(self.chain.begun());
+    pub fn begin_reading(&mut self) {
+        self.listed = Some(self.tracker.begun());
     }
 
     /// It was listed, and closed, and nothing of this host's has changed it since: who asks
     /// for its attributes has not been told them after that.
     pub fn was_listed(&self) -> bool {
-        self.listers == 0 && self.listed == Some(self.chain.begun())
+        self.listers == 0 && self.listed == Some(self.tracker.begun())
     }
 
     /// Its attributes are asked for.
@@ -467,7 +469,7 @@ fn in_a_row(row: &mut Option<(Instant, u64, u32)>, now: Instant, what: u64) -> u
 }
 
 /// The account of all names.
-pub struct NameCache {
+pub struct DentryCache {
     dirs: Cache<Ino, Arc<Inode>>,
     most: usize,
     missing: MissingNames,
@@ -476,7 +478,7 @@ pub struct NameCache {
     stranger: Mutex<Option<Instant>>,
 }
 
-impl NameCache {
+impl DentryCache {
     /// A cache of at most `most` names (fewer, if they are long): of those that exist, and of
     /// those that do not as `missing` says.
     pub fn new(most: u64, missing: MissingNames) -> Self {
@@ -518,11 +520,11 @@ impl NameCache {
 
     /// Whether a name is missing by this answer, of a directory that was `confirmed` by a
     /// request sent then.
-    pub fn says_missing(&self, answer: &Answer, confirmed: Instant) -> bool {
+    pub fn says_missing(&self, answer: &Dentry, confirmed: Instant) -> bool {
         let known = match (answer, self.missing) {
-            (Answer::Missing, missing) => missing != MissingNames::None,
-            (Answer::Absent, missing) => missing == MissingNames::AllOthers,
-            (Answer::Inode(_) | Answer::Unknown, _) => false,
+            (Dentry::Negative, missing) => missing != MissingNames::None,
+            (Dentry::NotListed, missing) => missing == MissingNames::AllOthers,
+            (Dentry::Positive(_) | Dentry::Unknown, _) => false,
         };
         known && self.stranger.lock().is_none_or(|seen| confirmed > seen)
     }

@@ -21,8 +21,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::dentry_cache::DentryTarget;
 use super::inode::Inode;
-use super::namecache::Target;
 use super::open::access_of;
 use super::types::{Errno, FileKind, Ino, Lookup};
 use crate::nfs::calls::FoundOpen;
@@ -102,7 +102,7 @@ impl Vfs {
             Ok(Lookup::Found(entry)) if entry.stat.kind == FileKind::Regular => Some(entry.ino),
             _ => None,
         };
-        self.awaited.found(dir.ino, name, file);
+        self.reopen_guard.found(dir.ino, name, file);
         found
     }
 
@@ -146,7 +146,7 @@ impl Vfs {
             if known.is_some_and(|known| !Arc::ptr_eq(&known, &inode)) {
                 self.names.stranger_was_here();
             }
-            let target = Target::Inode(Arc::clone(&inode));
+            let target = DentryTarget::Inode(Arc::clone(&inode));
             self.put_name(dir, name, target, Some((dir_attrs.change, sent)));
         }
         self.opened_by_name(&inode, &open, preserves_unlinked);

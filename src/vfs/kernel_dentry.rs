@@ -28,8 +28,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::Vfs;
+use super::dentry_cache::Name;
 use super::inode::Inode;
-use super::namecache::Name;
 use super::types::{FileKind, Ino};
 
 /// What time is counted in here.
@@ -44,7 +44,7 @@ const LONGEST: u32 = 100 * 24 * 3600 * 100;
 /// There is one in each of many inodes, so what goes with it ([`Apart`]) is a field of its own
 /// there, where it fills a gap.
 #[derive(Debug, Default)]
-pub(super) struct Belief {
+pub(super) struct KernelDentry {
     /// The one that was told last and is to be believed: 32 bits of its hash, and until when.
     told: AtomicU64,
 }
@@ -70,7 +70,7 @@ fn put_off(apart: &Apart, until: u32, now: u32) {
     let _ = apart.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
 }
 
-impl Belief {
+impl KernelDentry {
     /// Other names are taken for this one once in 2^32 times: that costs a round trip.
     fn tag(dir: Ino, name: &[u8]) -> u64 {
         static HASHER: OnceLock<RandomState> = OnceLock::new();
@@ -130,7 +130,7 @@ impl Belief {
 
 /// How a name stands before anybody is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum DentryState {
     /// The kernel believes it: should it ask for it, it wants to know of the server. With what
     /// the name leads to.
     Believed(FileKind),
@@ -149,28 +149,30 @@ impl Vfs {
     /// The kernel is about to be told that this name leads to `ino`, for so long.
     pub fn tells(&self, parent: Ino, name: &[u8], ino: Ino, ttl: Duration) {
         if let Some(inode) = self.inodes.get(ino) {
-            let tag = Belief::tag(parent, name);
+            let tag = KernelDentry::tag(parent, name);
             inode.belief.set(&inode.apart, tag, self.ticks(), ttl);
         }
     }
 
     /// How the name stands before anybody is asked.
-    pub fn standing(&self, parent: Ino, name: &[u8]) -> Standing {
+    pub fn standing(&self, parent: Ino, name: &[u8]) -> DentryState {
         let dir = self.inodes.get(parent);
         let Some(inode) = dir.and_then(|dir| self.remembered_inode(&dir, name)) else {
-            return Standing::Open;
+            return DentryState::Open;
         };
         let believed = self.is_told(parent, name, &inode)
             && (self.inodes.get(inode.ino)).is_some_and(|held| Arc::ptr_eq(&held, &inode));
         match believed {
-            true => Standing::Believed(inode.kind),
-            false => Standing::Leads,
+            true => DentryState::Believed(inode.kind),
+            false => DentryState::Leads,
         }
     }
 
     /// The kernel believes that this name leads to the inode.
     pub(super) fn is_told(&self, parent: Ino, name: &[u8], inode: &Inode) -> bool {
-        inode.belief.holds(Belief::tag(parent, name), self.ticks())
+        inode
+            .belief
+            .holds(KernelDentry::tag(parent, name), self.ticks())
     }
 
     /// The object was found by this name: an open of a file has to find it still leading
@@ -181,7 +183,7 @@ impl Vfs {
         dir: &Arc<Inode>,
         name: impl AsRef<[u8]> + Into<Name>,
     ) {
-        let tag = Belief::tag(dir.ino, name.as_ref());
+        let tag = KernelDentry::tag(dir.ino, name.as_ref());
         if inode.found_at(dir, name) {
             inode.belief.found(&inode.apart, tag, self.ticks());
         }
@@ -201,7 +203,9 @@ impl Vfs {
                 kernel.inval_entry(parent, name);
             }
             _ if foreign => {}
-            _ => inode.belief.lost(&inode.apart, Belief::tag(parent, name)),
+            _ => inode
+                .belief
+                .lost(&inode.apart, KernelDentry::tag(parent, name)),
         }
     }
 
@@ -224,8 +228,8 @@ mod tests {
 
     #[test]
     fn a_name_is_believed_for_its_time_and_no_other_is() {
-        let (a, b) = (Belief::tag(1, b"a"), Belief::tag(1, b"b"));
-        let (belief, apart) = (Belief::default(), Apart::default());
+        let (a, b) = (KernelDentry::tag(1, b"a"), KernelDentry::tag(1, b"b"));
+        let (belief, apart) = (KernelDentry::default(), Apart::default());
         assert!(
             !belief.holds(0, 0) && !belief.holds(a, 0),
             "nothing was told"
@@ -235,7 +239,7 @@ mod tests {
             belief.set(&apart, a, now, Duration::from_secs(1));
             assert!(belief.holds(a, now) && belief.holds(a, now.wrapping_add(100)));
             assert!(!belief.holds(a, now.wrapping_add(101)), "its time is over");
-            assert!(!belief.holds(b, now) && !belief.holds(Belief::tag(2, b"a"), now));
+            assert!(!belief.holds(b, now) && !belief.holds(KernelDentry::tag(2, b"a"), now));
         }
         belief.set(&apart, a, 0, Duration::MAX);
         assert!(belief.holds(a, LONGEST));
@@ -246,8 +250,8 @@ mod tests {
     #[test]
     fn an_earlier_name_is_remembered_for_its_time_unless_this_host_took_it() {
         const SECOND: Duration = Duration::from_secs(1);
-        let [a, b, c] = [b"a", b"b", b"c"].map(|name| Belief::tag(1, name));
-        let (belief, apart) = (Belief::default(), Apart::default());
+        let [a, b, c] = [b"a", b"b", b"c"].map(|name| KernelDentry::tag(1, name));
+        let (belief, apart) = (KernelDentry::default(), Apart::default());
         let is_apart = |now| is_good(apart.load(Ordering::Relaxed), now);
         belief.set(&apart, a, 5, SECOND);
         belief.set(&apart, a, 50, SECOND);

@@ -65,14 +65,14 @@ impl Drop for Spent {
 
 /// What tells whether a file is still as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Standing {
+pub(super) struct FileVersion {
     /// See [`FileInner::epoch`].
     epoch: u64,
     /// See [`FileInner::writes`].
     writes: u64,
 }
 
-impl Standing {
+impl FileVersion {
     /// The same after one more foreign change.
     pub(super) fn moved_on(self, by: u64) -> Self {
         Self {
@@ -84,7 +84,7 @@ impl Standing {
 
 /// The beginning of a file.
 #[derive(Debug)]
-pub(super) struct Beginning {
+pub(super) struct InlineData {
     data: Bytes,
     /// It is the whole file.
     eof: bool,
@@ -94,7 +94,7 @@ pub(super) struct Beginning {
     _spent: Spent,
 }
 
-impl Beginning {
+impl InlineData {
     /// The bytes at `offset`, if they are known: fewer than `size` mean the end
     /// of the file. True with the last ones: nobody asks for them again.
     pub(super) fn read(&mut self, offset: u64, size: u64) -> Option<(Bytes, bool)> {
@@ -115,8 +115,8 @@ impl Beginning {
 }
 
 impl FileInner {
-    pub(super) fn standing(&self, attr: &AttrState) -> Standing {
-        Standing {
+    pub(super) fn standing(&self, attr: &AttrState) -> FileVersion {
+        FileVersion {
             epoch: self.epoch(attr),
             writes: self.writes,
         }
@@ -140,7 +140,7 @@ impl FileInner {
 impl Vfs {
     /// Whether the beginning of the file is to come along with an OPEN that is
     /// about to be sent, and how the file stands before that.
-    pub(super) fn along(&self, inode: &Inode) -> Option<(Along, Standing)> {
+    pub(super) fn along(&self, inode: &Inode) -> Option<(Along, FileVersion)> {
         if !self.believes_data() {
             return None;
         }
@@ -165,14 +165,14 @@ impl Vfs {
     /// What came along with an OPEN, if the file still stands as it should.
     pub(super) fn beginning(
         &self,
-        now: Standing,
-        came: Option<(ReadResult, Standing)>,
-    ) -> Option<Beginning> {
+        now: FileVersion,
+        came: Option<(ReadResult, FileVersion)>,
+    ) -> Option<InlineData> {
         let (read, standing) = came?;
         if now != standing || read.data.is_empty() && !read.eof {
             return None;
         }
-        Some(Beginning {
+        Some(InlineData {
             _spent: self.along.spend(read.data.len()),
             data: read.data,
             eof: read.eof,

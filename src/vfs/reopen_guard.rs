@@ -39,12 +39,12 @@ struct Walk {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Awaited {
+pub(super) struct ReopenGuard {
     walks: Mutex<Vec<Walk>>,
     changed: Notify,
 }
 
-impl Awaited {
+impl ReopenGuard {
     /// A name is about to be asked for.
     fn begin(&self, dir: Ino, name: &[u8], now: Instant) {
         let mut walks = self.walks.lock();
@@ -117,11 +117,13 @@ impl Vfs {
     /// A second walk is about to ask for this name.
     pub(super) async fn walk_again(&self, dir: &Arc<Inode>, name: &[u8]) {
         let now = Instant::now();
-        self.awaited.begin(dir.ino, name, now);
-        let begun = dir.names().lock().chain.begun();
+        self.reopen_guard.begin(dir.ino, name, now);
+        let begun = dir.names().lock().tracker.begun();
         let until = now + PATIENCE / 2;
-        let under_way = || dir.names().lock().chain.has_under_way(begun);
-        self.awaited.wait(|| under_way().then_some(until)).await;
+        let under_way = || dir.names().lock().tracker.has_under_way(begun);
+        self.reopen_guard
+            .wait(|| under_way().then_some(until))
+            .await;
     }
 
     /// The name is about to be taken from the file that it leads to. From when this
@@ -135,13 +137,17 @@ impl Vfs {
         loop {
             // In this order: one of the two sees the other.
             let changing = self.changing(dir);
-            let until = self.awaited.until(dir.ino, name);
+            let until = self.reopen_guard.until(dir.ino, name);
             if until.is_none() || Instant::now() >= patience {
                 return changing;
             }
             drop(changing);
-            let until = || self.awaited.until(dir.ino, name).map(|at| at.min(patience));
-            self.awaited.wait(until).await;
+            let until = || {
+                self.reopen_guard
+                    .until(dir.ino, name)
+                    .map(|at| at.min(patience))
+            };
+            self.reopen_guard.wait(until).await;
         }
     }
 }
@@ -152,7 +158,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_name_is_held_until_the_open_has_come_or_is_overdue() {
-        let awaited = Awaited::default();
+        let awaited = ReopenGuard::default();
         let start = Instant::now();
         let passed = || awaited.wait(|| awaited.until(1, b"f"));
         passed().await;
@@ -177,7 +183,7 @@ mod tests {
 
     #[test]
     fn walks_that_never_end_are_bounded() {
-        let awaited = Awaited::default();
+        let awaited = ReopenGuard::default();
         for _ in 0..2 * MOST {
             awaited.begin(1, b"f", Instant::now());
         }

@@ -89,7 +89,7 @@ impl Maker {
 
 /// The changes of one file.
 #[derive(Debug, Default)]
-pub(super) struct Together {
+pub(super) struct DeferredSetattr {
     /// Who has made it, if that was here and it was not published since.
     unpublished_of: Option<Maker>,
     waiting: Option<Change>,
@@ -97,7 +97,7 @@ pub(super) struct Together {
     leaving: Option<Change>,
 }
 
-impl Together {
+impl DeferredSetattr {
     /// The file was just created by this operation, and `owner` is whose it is.
     pub(super) fn made(&mut self, owner: u32) {
         self.unpublished_of = Maker::calling(owner);
@@ -207,8 +207,8 @@ impl Vfs {
         }
         let mut inner = inode.opened()?.inner.lock();
         let mut attr = inode.attr.lock();
-        let first = inner.together.join(attr.stat(), cred, set)?;
-        for (set, ctime) in inner.together.unknown() {
+        let first = inner.deferred.join(attr.stat(), cred, set)?;
+        for (set, ctime) in inner.deferred.unknown() {
             attr.overlay(set, ctime);
         }
         let stat = shown(&inner, attr.stat());
@@ -217,7 +217,7 @@ impl Vfs {
         if first {
             self.changed.lock().push(Arc::clone(inode));
             let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
-            self.metrics.tasks.restarted("together", move || {
+            self.metrics.tasks.restarted("deferred_setattr", move || {
                 let (vfs, inode) = (Arc::clone(&vfs), Arc::clone(&inode));
                 async move {
                     tokio::time::sleep(TOGETHER).await;
@@ -237,7 +237,7 @@ impl Vfs {
     /// this host knows all of them by itself.
     pub(super) fn stat_of_changed(inode: &Inode) -> Option<Stat> {
         let inner = inode.opened()?.inner.lock();
-        if !inner.together.knows_mtime() {
+        if !inner.deferred.knows_mtime() {
             return None;
         }
         let attr = inode.attr.lock();
@@ -248,7 +248,7 @@ impl Vfs {
     /// more.
     pub(super) async fn publish(self: &Arc<Self>, inode: &Arc<Inode>) {
         if let Some(file) = inode.opened() {
-            file.inner.lock().together.publish();
+            file.inner.lock().deferred.publish();
             self.send_changes(inode).await;
         }
     }
@@ -257,7 +257,7 @@ impl Vfs {
     /// written before them. Comes back when it does, or has refused.
     pub(super) async fn send_changes(self: &Arc<Self>, inode: &Arc<Inode>) {
         let Some(file) = inode.opened() else { return };
-        if file.inner.lock().together.is_empty() {
+        if file.inner.lock().deferred.is_empty() {
             return;
         }
         // They were answered already, to whoever made them.
@@ -273,17 +273,17 @@ impl Vfs {
             progress.as_mut().enable();
             let change = {
                 let mut inner = file.inner.lock();
-                if inner.together.is_empty() {
+                if inner.deferred.is_empty() {
                     return;
                 }
-                inner.together.leave()
+                inner.deferred.leave()
             };
             let Some(change) = change else {
                 progress.await;
                 continue;
             };
             let leaving = Leaving::new(self, inode);
-            self.metrics.tasks.point("together");
+            self.metrics.tasks.point("deferred_setattr");
             let sent = Instant::now();
             let new = new_attributes(&change.set);
             let result = self
@@ -302,7 +302,7 @@ impl Vfs {
     /// What was on its way is done with, or (`again`) waits once more.
     pub(super) fn changes_left(&self, inode: &Arc<Inode>, again: bool) {
         let mut inner = self.file_state(inode).inner.lock();
-        inner.together.left(again);
+        inner.deferred.left(again);
     }
 
     /// Takes in what the server made of changes that had left.

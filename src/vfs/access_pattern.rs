@@ -28,10 +28,10 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::dentry_cache::{Dentry, Listed, Name};
 use super::dir::hash_name;
-use super::flight::Flights;
 use super::inode::Inode;
-use super::namecache::{Answer, Listed, Name};
+use super::keyed_mutex::KeyedMutex;
 use super::types::{Errno, FileKind, Ino, Stat};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::reply::DirResult;
@@ -59,15 +59,15 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Who is asking, and for what they seem to be at it.
 #[derive(Debug, Default)]
-pub(super) struct Walk {
-    listings: Flights,
-    attributes: Flights,
-    links: Flights,
+pub(super) struct AccessPattern {
+    listings: KeyedMutex,
+    attributes: KeyedMutex,
+    links: KeyedMutex,
     /// When a directory's attributes were fetched whole last.
     on: Mutex<Option<Instant>>,
 }
 
-impl Walk {
+impl AccessPattern {
     fn is_on(&self, now: Instant) -> bool {
         self.on.lock().is_some_and(|last| now < last + PAUSE)
     }
@@ -120,7 +120,7 @@ impl Vfs {
         if dir.names().lock().was_fetched_since(asked) {
             return true;
         }
-        let steps = dir.names().lock().chain.steps();
+        let steps = dir.names().lock().tracker.steps();
         let sent = Instant::now();
         let page = self
             .client
@@ -141,7 +141,7 @@ impl Vfs {
         let whole = page.eof;
         let names = self.take_page(dir, page, sent);
         if whole && let Some(names) = names {
-            return self.is_complete(dir, names, cred, attrs.change, sent, steps);
+            return self.install_listing(dir, names, cred, attrs.change, sent, steps);
         }
         dir.names().lock().leave_alone(Instant::now());
         false
@@ -176,7 +176,7 @@ impl Vfs {
             (names.key(name), names.get(name))
         };
         let (inode, new) = self.inodes.intern(handle, attrs, sent, |ino| match before {
-            Answer::Inode(inode) if inode.ino == ino => Some(inode),
+            Dentry::Positive(inode) if inode.ino == ino => Some(inode),
             _ => self.names.dir(ino),
         });
         if !new {
@@ -190,7 +190,7 @@ impl Vfs {
     /// A directory was listed to its end, all the time at `change`; the first
     /// request was sent after `steps` of the directory's chain and the last one
     /// at `sent`. False if something of ours has come in between.
-    pub(super) fn is_complete(
+    pub(super) fn install_listing(
         &self,
         dir: &Arc<Inode>,
         listing: Listed,
@@ -204,7 +204,7 @@ impl Vfs {
         }
         {
             let mut names = dir.names().lock();
-            let chain = &mut names.chain;
+            let chain = &mut names.tracker;
             if !chain.is_quiet() || chain.steps() != steps || !chain.explains(change) {
                 return false;
             }
@@ -303,7 +303,7 @@ impl Vfs {
         by: u32,
     ) -> Result<(), Errno> {
         let now = Instant::now();
-        let expected = dir.names().lock().was_expected();
+        let expected = dir.names().lock().take_expected();
         let window = EXPECTED.min(dir.attr.lock().timeout());
         if by != 0
             && !dir.is_stale()
@@ -404,7 +404,7 @@ impl Vfs {
             .filter_map(|other| {
                 let names = other.names().lock();
                 let asks = names.are_sure_for(cred) && !names.is_expected(now, EXPECTED / 2);
-                let confirmed = names.chain.confirmed();
+                let confirmed = names.tracker.confirmed();
                 drop(names);
                 asks.then_some((confirmed, other))
             })
@@ -451,7 +451,7 @@ impl Vfs {
     }
 
     /// The directory is new, and we have made it: it is empty.
-    pub(super) fn is_new(
+    pub(super) fn install_empty_listing(
         &self,
         dir: &Arc<Inode>,
         attrs: &Attributes,
@@ -465,7 +465,7 @@ impl Vfs {
             let mut names = dir.names().lock();
             // Its attributes were taken after it was made, by when somebody may
             // have put something in.
-            names.chain.start(attrs.change, sent, false);
+            names.tracker.start(attrs.change, sent, false);
             names.complete(Vec::new(), by, sent);
         }
         self.names.used(dir);
@@ -474,8 +474,8 @@ impl Vfs {
     /// The inode that a name is remembered to lead to, believed or not.
     pub(super) fn remembered_inode(&self, dir: &Inode, name: &[u8]) -> Option<Arc<Inode>> {
         match dir.names().lock().get(name) {
-            Answer::Inode(inode) => Some(inode),
-            Answer::Missing | Answer::Absent | Answer::Unknown => None,
+            Dentry::Positive(inode) => Some(inode),
+            Dentry::Negative | Dentry::NotListed | Dentry::Unknown => None,
         }
     }
 }
