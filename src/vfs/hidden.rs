@@ -216,7 +216,7 @@ impl Vfs {
             )
             .await;
         let (left, entered) = match moved {
-            Ok(moved) => moved,
+            Ok(moved) => (moved.left, moved.entered),
             Err(error) => {
                 self.silly.ours.remove(to, &name);
                 return Err(error);

@@ -173,7 +173,7 @@ impl Vfs {
             Some(victim) => match self.take_name(victim).await {
                 Taking::Removing(removing) => Some(removing),
                 Taking::Hiding(hiding) => {
-                    self.hide(cred, &dir, name, victim).await?;
+                    let _ = self.hide(cred, &dir, name, victim).await?;
                     drop(hiding);
                     caller::apart(self.remove_unneeded(victim)).await;
                     return Ok(());
@@ -565,7 +565,7 @@ impl Vfs {
                     drop(_changing);
                     let silly = self.hide(cred, dir, name, victim).await?;
                     let beside = false;
-                    return Ok(Some(Hidden { silly, beside }));
+                    return Ok(silly.map(|silly| Hidden { silly, beside }));
                 }
                 Err(error) => return Err(self.failed(&error, dir)),
             };
@@ -587,14 +587,14 @@ impl Vfs {
     }
 
     /// Moves a name out of sight. The caller sees to what becomes of it if the
-    /// file is closed meanwhile.
+    /// file is closed meanwhile. `None`: the name led to another file, and is gone.
     async fn hide(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         name: &[u8],
         victim: &Arc<Inode>,
-    ) -> Result<SillyName, Errno> {
+    ) -> Result<Option<SillyName>, Errno> {
         loop {
             let hidden = self.hidden_name(victim);
             // RENAME would replace what has that name.
@@ -619,14 +619,20 @@ impl Vfs {
                     &victim.handle,
                 )
                 .await;
-            let (_, moved) = match moved {
+            let moved = match moved {
                 Ok(moved) => moved,
                 Err(error) => {
                     self.silly.ours.remove(dir, hidden.as_bytes());
                     return Err(self.refused_in(cred, &error, dir, name).await);
                 }
             };
-            self.named(dir, name, &moved, DentryTarget::Negative, sent);
+            self.named(dir, name, &moved.entered, DentryTarget::Negative, sent);
+            if moved.leads_to.is_some_and(|now| now != victim.handle) {
+                victim.not_found();
+                victim.attr.lock().expire();
+                caller::apart(self.hid_another(cred, dir, hidden)).await;
+                return Ok(None);
+            }
             let target = DentryTarget::Inode(Arc::clone(victim));
             self.put_name(dir, hidden.as_bytes(), target, None);
             let silly = SillyName {
@@ -638,8 +644,70 @@ impl Vfs {
             };
             self.file_state(victim).inner.lock().silly = Some(silly.clone());
             Self::mark_hidden(victim);
-            return Ok(silly);
+            return Ok(Some(silly));
         }
+    }
+
+    /// Another host had given the name to another file than this one knew by it: that has
+    /// been moved out of sight, and goes, as the name would have. If it is open here as well,
+    /// it stays where it is until it is closed.
+    async fn hid_another(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        hidden: String,
+    ) {
+        self.names.stranger_was_here();
+        self.silly.ours.remove(dir, hidden.as_bytes());
+        let found = self.client.lookup(cred, &dir.handle, hidden.as_bytes());
+        let found = found.await.ok().and_then(|found| found.object);
+        let other = found.and_then(|(handle, attrs)| self.inodes.find(&handle, &attrs));
+        if let Some(other) = other
+            && self.stays_hidden(cred, dir, &hidden, &other)
+        {
+            return self.remove_unneeded(&other).await;
+        }
+        let sent = Instant::now();
+        match self
+            .client
+            .remove(cred, &dir.handle, hidden.as_bytes())
+            .await
+        {
+            Ok(moved) => self.dir_moved(dir, &moved, sent),
+            Err(error) => {
+                self.doubt(dir);
+                tracing::error!("a file is left as {hidden} in its directory: {error}");
+            }
+        }
+    }
+
+    /// The file is open and has been moved out of sight: false if it need not be.
+    fn stays_hidden(
+        &self,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        hidden: &str,
+        file: &Arc<Inode>,
+    ) -> bool {
+        let Some(opened) = file.opened() else {
+            return false;
+        };
+        {
+            let mut inner = opened.inner.lock();
+            if !inner.is_open() || inner.silly.is_some() {
+                return false;
+            }
+            inner.silly = Some(SillyName {
+                dir: Arc::clone(dir),
+                name: hidden.as_bytes().to_vec(),
+                file: file.handle.clone(),
+                cred: Arc::clone(cred),
+                first: None,
+            });
+        }
+        self.silly.ours.add(dir, hidden.as_bytes(), file);
+        Self::mark_hidden(file);
+        true
     }
 
     /// Undoes `hide_beside`, unless the file has lost its other name all the same: that

@@ -230,13 +230,13 @@ impl Client {
         from: (&FileHandle, &[u8]),
         to: (&FileHandle, &[u8]),
         object: &FileHandle,
-    ) -> Result<(DirMoved, DirMoved), NfsError> {
+    ) -> Result<Renamed, NfsError> {
         match self.rename(cred, from, to, None).await {
             Err(error) if doubtful(&error, Status::NOENT) => {
                 let done = self.leads_to(cred, to, object).await?;
                 done.then(Default::default).ok_or(error)
             }
-            renamed => renamed.map(|renamed| (renamed.left, renamed.entered)),
+            renamed => renamed,
         }
     }
 

@@ -38,6 +38,8 @@ pub(super) enum Verdict {
 enum Part {
     /// What was sent before the session was lost.
     First,
+    /// O_TRUNC of that.
+    FirstCut,
     Act,
     /// O_TRUNC, once the file is open.
     Cut,
@@ -46,6 +48,12 @@ enum Part {
     /// Of what was read.
     Slot(u8),
     Size,
+}
+
+impl Part {
+    fn is_first(self) -> bool {
+        matches!(self, Self::First | Self::FirstCut)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -138,7 +146,11 @@ fn parts(event: &Event, waits: bool, direct: bool) -> Vec<Part> {
     }
     let was_sent = event.began < event.ended;
     if event.unsure && was_sent && by_name && !is_read(&event.call) {
-        return [vec![Part::First], steady_parts(event, direct)].concat();
+        let first = match event.call {
+            Call::Open { how, .. } if how.truncate => vec![Part::First, Part::FirstCut],
+            _ => vec![Part::First],
+        };
+        return [first, steady_parts(event, direct)].concat();
     }
     steady_parts(event, direct)
 }
@@ -266,7 +278,7 @@ impl<'a> Search<'a> {
             let Piece { event, part, .. } = self.pieces[bit];
             let since = match part {
                 Part::Act => rules.acts_since(event),
-                Part::First => self.history[event].began,
+                Part::First | Part::FirstCut => self.history[event].began,
                 Part::Cut | Part::Flush => self.history[event].began,
                 Part::Slot(_) | Part::Size => rules.data_since(event),
             };
@@ -274,8 +286,12 @@ impl<'a> Search<'a> {
                 |other| rules.informs(other, event) && !self.is_laid_over(other, event, part);
             let mut after = self.before(event, since, tells);
             let follows = match part {
-                Part::Cut | Part::Flush => true,
-                Part::Act => bit > 0 && self.pieces[bit - 1].part == Part::First,
+                Part::Cut | Part::Flush | Part::FirstCut => true,
+                // What is answered by what was believed before is not behind what was sent.
+                Part::Act => {
+                    let asks = since >= self.history[event].began;
+                    asks && bit > 0 && self.pieces[bit - 1].part.is_first()
+                }
                 _ => false,
             };
             if follows {
@@ -449,7 +465,7 @@ impl<'a> Search<'a> {
     /// What a piece that changes something may lead to.
     fn changes(&self, state: &State, event: usize, part: Part) -> Vec<State> {
         let this = &self.history[event];
-        let done = matches!(this.answer, None | Some(Answer::Done)) || part == Part::First;
+        let done = matches!(this.answer, None | Some(Answer::Done)) || part.is_first();
         if !done {
             return Vec::new();
         }
@@ -457,7 +473,8 @@ impl<'a> Search<'a> {
             return state.flush(event).into_iter().collect();
         }
         let fd = this.call.fd();
-        let opens = matches!(this.call, Call::Open { .. }) && part != Part::Cut;
+        let opens =
+            matches!(this.call, Call::Open { .. }) && !matches!(part, Part::Cut | Part::FirstCut);
         if !opens && fd.is_some_and(|fd| state.opened(fd).is_none()) {
             return Vec::new();
         }
@@ -465,7 +482,7 @@ impl<'a> Search<'a> {
         for at in self.led(state, event) {
             let by = self.caller(event, &at);
             let outcome = match (part, fd) {
-                (Part::Cut, Some(fd)) => state.cut_on_open(fd, &by),
+                (Part::Cut | Part::FirstCut, Some(fd)) => state.cut_on_open(fd, &by),
                 _ => state.outcome(&this.call, &by),
             };
             let outcome = match outcome {
@@ -541,7 +558,7 @@ impl<'a> Search<'a> {
         for &bit in &free {
             let Piece { event, part, .. } = self.pieces[bit];
             let killed = self.history[event].answer.is_none() && part != Part::Flush;
-            if killed || part == Part::First {
+            if killed || part.is_first() {
                 let mut next = state.clone();
                 let dropped = match part {
                     Part::Act => self.all[event] & !done,

@@ -11,6 +11,7 @@ use efs_fuse::vfs::types::{
     Entry, Errno, FileKind, Ino, LockRange, Lookup, ROOT_INO, SetAttr, Stat, Waiting, WriteFlags,
 };
 use parking_lot::Mutex;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
 use super::history::{Answer, Call, Fd, How, Kind, Name, Path, Seen, Token};
 use crate::protocol::rig::{Mount, Open};
@@ -25,6 +26,9 @@ const SLOTS: usize = 12;
 pub(super) struct Kernel {
     mount: Mount,
     files: Mutex<HashMap<Fd, Open>>,
+    /// Of each directory its `i_rwsem`: what changes its names does so alone, and nobody asks
+    /// for one meanwhile.
+    dirs: Mutex<HashMap<Ino, Arc<RwLock<()>>>>,
 }
 
 type Said = Result<Answer, i32>;
@@ -87,7 +91,12 @@ impl Kernel {
         Self {
             mount,
             files: Mutex::default(),
+            dirs: Mutex::default(),
         }
+    }
+
+    fn dir(&self, dir: Ino) -> Arc<RwLock<()>> {
+        Arc::clone(self.dirs.lock().entry(dir).or_default())
     }
 
     pub(super) fn mount(&self) -> &Mount {
@@ -121,6 +130,7 @@ impl Kernel {
             mount: &self.mount,
             thread,
             again,
+            locked: Mutex::default(),
         }
         .call(call)
         .await
@@ -259,9 +269,26 @@ struct Walk<'a> {
     thread: u32,
     /// After ESTALE.
     again: bool,
+    /// The directories that it holds, until its call has ended.
+    locked: Mutex<Vec<(Ino, OwnedRwLockWriteGuard<()>)>>,
 }
 
 impl Walk<'_> {
+    /// Takes the locks of directories whose names are about to change, in the order of
+    /// their numbers.
+    async fn lock(&self, mut dirs: Vec<Ino>) {
+        dirs.sort_unstable();
+        dirs.dedup();
+        for dir in dirs {
+            let lock = self.kernel.dir(dir).write_owned().await;
+            self.locked.lock().push((dir, lock));
+        }
+    }
+
+    fn has_locked(&self, dir: Ino) -> bool {
+        self.locked.lock().iter().any(|(locked, _)| *locked == dir)
+    }
+
     fn known(&self, dir: Ino, name: &[u8]) -> Option<Result<Lookup, Errno>> {
         (!self.again)
             .then(|| self.mount.vfs.lookup_cached(dir, name))
@@ -271,7 +298,12 @@ impl Walk<'_> {
     /// LOOKUP of a name that may be found. `exclusive`: the call fails if it is.
     async fn lookup(&self, dir: Ino, name: Name, exclusive: bool) -> Result<Option<Entry>, i32> {
         let (vfs, cred, name) = (&self.mount.vfs, &self.mount.cred, &[name][..]);
-        let found = match self.known(dir, name) {
+        let known = self.known(dir, name);
+        let _shared = match known.is_none() && !self.has_locked(dir) {
+            true => Some(self.kernel.dir(dir).read_owned().await),
+            false => None,
+        };
+        let found = match known {
             Some(Ok(Lookup::Found(_))) if exclusive => vfs.lookup_asked(cred, dir, name).await,
             Some(known) => known,
             None if self.again => vfs.lookup_asked(cred, dir, name).await,
@@ -306,6 +338,7 @@ impl Walk<'_> {
     /// The directory in which a call makes a name, which is free as far as is known.
     async fn free(&self, at: Path) -> Result<Ino, i32> {
         let dir = self.directory(at.dir).await?;
+        self.lock(vec![dir]).await;
         match self.lookup(dir, at.name, true).await? {
             Some(_) => Err(libc::EEXIST),
             None => Ok(dir),
@@ -326,6 +359,7 @@ impl Walk<'_> {
             }
             Call::Rmdir(at) => {
                 let dir = self.directory(at.dir).await?;
+                self.lock(vec![dir]).await;
                 let entry = is_there(self.lookup(dir, at.name, false).await?)?;
                 if entry.stat.kind != FileKind::Directory {
                     return Err(libc::ENOTDIR);
@@ -334,6 +368,7 @@ impl Walk<'_> {
             }
             Call::Unlink(at) => {
                 let dir = self.directory(at.dir).await?;
+                self.lock(vec![dir]).await;
                 let entry = is_there(self.lookup(dir, at.name, false).await?)?;
                 if entry.stat.kind == FileKind::Directory {
                     return Err(libc::EISDIR);
@@ -403,6 +438,7 @@ impl Walk<'_> {
     async fn rename(&self, from: Path, to: Path, replaces: bool) -> Said {
         let source = self.directory(from.dir).await?;
         let target = self.directory(to.dir).await?;
+        self.lock(vec![source, target]).await;
         let object = is_there(self.lookup(source, from.name, false).await?)?;
         let there = self.lookup(target, to.name, !replaces).await?;
         if there.is_some() && !replaces {
@@ -461,6 +497,9 @@ impl Walk<'_> {
         }
         let exclusive = how.create && how.exclusive;
         let dir = self.directory(at.dir).await?;
+        if how.create {
+            self.lock(vec![dir]).await;
+        }
         let found = match self.again && !exclusive {
             true => self.lookup_to_open(dir, at.name, flags).await?,
             false => self.lookup(dir, at.name, exclusive).await?,
@@ -470,7 +509,10 @@ impl Walk<'_> {
             Some(entry) => match entry.stat.kind {
                 FileKind::Directory => return Err(libc::EISDIR),
                 FileKind::Symlink => return Err(libc::ELOOP),
-                _ => self.open_found(entry.ino, flags & !libc::O_EXCL).await?,
+                _ => {
+                    self.locked.lock().clear();
+                    self.open_found(entry.ino, flags & !libc::O_EXCL).await?
+                }
             },
             None if how.create => errno(self.mount.create(dir, &name(at), flags).await)?,
             None => return Err(libc::ENOENT),

@@ -170,10 +170,17 @@ async fn fail(world: Arc<World>, mut chance: Chance, breaks: bool) {
         tokio::time::sleep(Duration::from_micros(chance.below(100_000))).await;
         let before = world.now();
         match chance.below(4) {
-            0 => world.peer.cut_all_connections(),
             1 => world.peer.destroy_sessions(),
             2 => world.peer.crash_and_restart(),
-            _ => world.peer.lose_connections(),
+            // The session stays, and with it "exactly once".
+            0 => {
+                world.peer.cut_all_connections();
+                continue;
+            }
+            _ => {
+                world.peer.lose_connections();
+                continue;
+            }
         }
         // Who has sent something to the session that is gone hears of it later.
         world.lost.lock().extend([before, world.now()]);
@@ -216,7 +223,11 @@ impl Process {
 
     /// `None`: the process was killed.
     async fn call(&mut self, call: Call) -> Option<Answer> {
-        if self.mortal && self.chance.one_in(8) {
+        // What is cut too late is seldom seen: others cut the file, too, or write it again.
+        let cuts = matches!(call, Call::Truncate(_) | Call::Ftruncate(_))
+            || matches!(call, Call::Open { how, .. } if how.truncate);
+        let rarely = if cuts { 2 } else { 8 };
+        if self.mortal && self.chance.one_in(rarely) {
             let after = Duration::from_micros(self.chance.below(8000));
             return self.call_until(call, after).await;
         }

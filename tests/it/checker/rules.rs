@@ -58,14 +58,27 @@ impl<'a> Rules<'a> {
     }
 
     /// A change of mode that may be sent later: of a file that its process has made, has
-    /// open and has told nobody of. ("An unpublished file")
+    /// open and has told nobody of. ("An unpublished file": once it was closed, synced or
+    /// locked, it is published for good.)
     pub(super) fn waits(&self, event: usize) -> bool {
         let this = &self.history[event];
         let Call::Chmod(at, _) = this.call else {
             return false;
         };
+        let publishes = |other: &Event, made: Fd| {
+            let tells = matches!(
+                other.call,
+                Call::Close(_) | Call::Fsync(_) | Call::Lock { .. }
+            );
+            tells
+                && other.call.fd() == Some(made)
+                && other.answer == Some(Answer::Done)
+                && other.ended <= this.began
+        };
+        let is_published = |made| self.history.iter().any(|other| publishes(other, made));
         self.history.iter().any(|other| {
-            matches!(other.call, Call::Open { at: made, how, .. } if made == at && how.create)
+            matches!(other.call, Call::Open { at: made, how, fd }
+                if made == at && how.create && !is_published(fd))
                 && other.process == this.process
                 && other.ended <= this.began
         })
@@ -139,14 +152,16 @@ impl<'a> Rules<'a> {
             | Call::Symlink(..)
             | Call::Rename { .. }
             | Call::Open { .. } => true,
-            // Where the second leads.
-            Call::Link(_, to) => return to.is_or_holds(at),
             _ => false,
         };
         let told = matches!(
             this.answer,
             Some(Answer::Done | Answer::Refused(libc::EEXIST))
         );
+        if let Call::Link(_, to) = this.call {
+            // Where the second leads.
+            return told && to.is_or_holds(at);
+        }
         // Of the directories on its way it has heard nothing new.
         by_name && told && self.paths[event].iter().any(|path| path.is_or_holds(at))
     }
@@ -227,6 +242,7 @@ impl<'a> Rules<'a> {
                 self.asked(event, longest, near)
             }
             (Call::Fstat(_), _) => self.data_since(event),
+            (Call::Append { .. }, Some(Answer::Done) | None) => self.end_since(event),
             // "A call that must not find the name there is told of it by the server."
             (_, Some(Answer::Refused(libc::EEXIST | libc::ENOTEMPTY))) => this.began,
             (_, Some(Answer::Refused(libc::ENOENT))) if self.knew(event, same) => {
@@ -240,6 +256,35 @@ impl<'a> Rules<'a> {
             (Call::Readlink(_), _) => 0,
             _ => this.began,
         }
+    }
+
+    /// The end of the file, as an append knows it: of the open, or the lock, or since; and
+    /// while data of this host may be on their way, behind those, wherever they have gone.
+    fn end_since(&self, event: usize) -> Time {
+        let this = &self.history[event];
+        let own = |number: &usize| {
+            let other = &self.history[*number];
+            other.host == this.host
+                && (other.began, *number) < (this.began, event)
+                && self.related(*number, event)
+        };
+        let stable = (0..self.history.len()).filter(own).filter(|number| {
+            let other = &self.history[*number];
+            let waits = matches!(
+                other.call,
+                Call::Fsync(_) | Call::Close(_) | Call::Lock { .. } | Call::Unlock(_)
+            );
+            waits && other.answer == Some(Answer::Done) && other.ended < this.began
+        });
+        let stable = stable.map(|number| self.history[number].began).max();
+        let on_their_way = (0..self.history.len()).filter(own).filter(|number| {
+            let other = &self.history[*number];
+            let writes = matches!(other.call, Call::Append { .. } | Call::Write { .. });
+            writes && stable.is_none_or(|stable| other.ended >= stable)
+        });
+        let last = on_their_way.max_by_key(|number| (self.history[*number].began, *number));
+        let told = self.data_since(event);
+        last.map_or(told, |last| told.min(self.end_since(last)))
     }
 
     /// Data of an open file: close-to-open, or since it was locked.

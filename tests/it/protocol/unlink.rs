@@ -51,6 +51,45 @@ async fn the_last_name_of_an_open_file_is_kept_although_it_was_not_known_to_be_t
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_open_file_whose_name_another_host_has_given_away_loses_nothing_by_an_unlink_of_it() {
+    for other_is_open in [false, true] {
+        let (mount, open) = two_names().await;
+        let fs = mount.peer.fs();
+        fs.remove("/b").unwrap();
+        fs.rename("/a", "/kept").unwrap();
+        fs.write_file("/a", b"another").unwrap();
+        fs.link("/a", "/other").unwrap();
+        let other = match other_is_open {
+            true => {
+                let ino = mount.walk("/other").await.unwrap();
+                Some(mount.open(ino, libc::O_RDONLY).await.unwrap())
+            }
+            false => None,
+        };
+        // This host still believes "a" to lead to what it has open.
+        mount.unlink(ROOT_INO, "a").await.unwrap();
+        assert_eq!(mount.getattr(open.ino).await.unwrap().nlink, 1);
+        fs.remove("/other").unwrap();
+        mount.peer.crash_and_restart();
+        if let Some(other) = other {
+            let read = within(300, mount.read(other, 0, 10)).await;
+            assert_eq!(read.unwrap(), b"another");
+            mount.close(other).await.unwrap();
+        }
+        let kept = mount.walk("/kept").await.unwrap();
+        assert_eq!(kept, open.ino);
+        // It has no hidden name yet, so this must give it one.
+        mount.unlink(ROOT_INO, "kept").await.unwrap();
+        mount.peer.crash_and_restart();
+        let read = within(300, mount.read(open, 0, 10)).await;
+        assert_eq!(read.unwrap(), b"data", "other is open: {other_is_open}");
+        mount.close(open).await.unwrap();
+        millis(200).await;
+        assert!(fs.list("/").unwrap().is_empty(), "{:?}", fs.list("/"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_an_open_file_with_several_names_one_is_hidden_and_the_rest_are_removed() {
     let (mount, open) = two_names().await;
     mount.peer.clear_log();

@@ -82,7 +82,7 @@ impl Search<'_> {
         let Some(answer) = &this.answer else {
             return false;
         };
-        if part == Part::First {
+        if part.is_first() {
             return false;
         }
         let host = this.host;
