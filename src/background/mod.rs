@@ -21,7 +21,7 @@
 //! |---|---|---|
 //! | `supervise` | vital | the channel is closed: every call fails |
 //! | `connect`, `further` | watched | a connection that could not be made |
-//! | `lane` | watched | a connection that broke; six in a row are a death of `supervise` |
+//! | `connection` | watched | a connection that broke; six in a row are a death of `supervise` |
 //! | `watch_responses` | restarted | |
 //! | `renew` | restarted | |
 //! | `recover` | vital | the session is down for good: every request fails |

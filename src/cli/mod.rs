@@ -41,7 +41,7 @@ const HELPER_NAMES: [&str; 2] = ["mount.efs-fuse", "mount.fuse.efs-fuse"];
 /// Runs the command that `arguments` (the program's name first) ask for.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     exit::install_panic_hook();
-    crate::mount::secrecy::settle_environment();
+    crate::mount::harden::settle_environment();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let as_helper = arguments.first().is_some_and(|name| {
         Path::new(name)

@@ -40,7 +40,7 @@ use super::resolve::resolve;
 use super::settings::Settings;
 use super::target::{Found, Target};
 use super::tls::{Agreed, Tls};
-use crate::rpc::alone;
+use crate::rpc::preface;
 use crate::rpc::transport::{BoxStream, Connecting, Connector, Joining, NoFurther};
 
 /// How long all addresses of a server may take together.
@@ -408,7 +408,7 @@ pub(super) async fn bind(
     let mut xid = [0; 4];
     getrandom::fill(&mut xid).map_err(io::Error::other)?;
     let xid = u32::from_ne_bytes(xid);
-    match alone::ask(stream, asked.call(), xid, partition::PATIENCE).await {
+    match preface::ask(stream, asked.call(), xid, partition::PATIENCE).await {
         Ok(answer) => Ok(asked.read(answer)),
         Err(why) if Problem::of(&why).is_some() => Err(why),
         Err(why) => Ok(Err(NoReply::Failed(why.to_string()))),

@@ -30,6 +30,7 @@ use tokio::runtime::Handle;
 use super::answer;
 use super::convert;
 use super::dispatch::{Call, Dispatcher, attempt, keep};
+use super::estale_retry::{EstaleRetries, Refused};
 use super::identity::IdentityCache;
 use super::intent::{self, Intents};
 use super::interrupt::{InterruptWatcher, Patience, Soft};
@@ -38,7 +39,6 @@ use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::lookup::{self, Asker};
 use super::prober::{self, Prober};
 use super::proc;
-use super::reopen::{Refused, Reopens};
 use crate::background::Tasks;
 use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
@@ -50,7 +50,7 @@ use crate::vfs::types::{self, Entry, LockRange, Lookup, Opened, SetAttr, Waiting
 pub struct Adapter {
     vfs: Arc<Vfs>,
     identity: IdentityCache,
-    reopens: Arc<Reopens>,
+    reopens: Arc<EstaleRetries>,
     intents: Arc<Intents>,
     dispatch: Dispatcher,
     watcher: Arc<InterruptWatcher>,
@@ -130,7 +130,7 @@ impl Adapter {
     }
 
     /// What a call by path comes to, if it was not by a descriptor: after ESTALE its
-    /// thread walks again, and every name is asked for (see `reopen`).
+    /// thread walks again, and every name is asked for (see `estale_retry`).
     fn by_path<T>(
         &self,
         tid: u32,

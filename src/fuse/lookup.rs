@@ -2,7 +2,7 @@
 //!
 //! | the kernel | the name is known here | answer |
 //! |---|---|---|
-//! | walks a second time after ESTALE (`reopen`) | | the server's |
+//! | walks a second time after ESTALE (`estale_retry`) | | the server's |
 //! | believes the name, and asks all the same (`Vfs::standing`) | | the server's; of a plain rename, which replaces what is there, what is known |
 //! | does not believe it | to be there | what is known; the server's, if the caller's call fails because the name is there (`intent`) |
 //! | does not | to be missing | what is known |
@@ -11,8 +11,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::estale_retry::EstaleRetries;
 use super::intent::{self, Glance, Intents, Making};
-use super::reopen::Reopens;
 use crate::rpc::auth::Credential;
 use crate::vfs::types::{Errno, FileKind, Ino, Lookup};
 use crate::vfs::{DentryState, Vfs};
@@ -23,7 +23,7 @@ type Found = Result<Lookup, Errno>;
 /// doing is only looked at where that matters: it takes some 8 us.
 pub(super) fn cached(
     vfs: &Vfs,
-    reopens: &Reopens,
+    reopens: &EstaleRetries,
     tid: u32,
     (parent, name): (Ino, &[u8]),
     standing: DentryState,
@@ -42,7 +42,7 @@ pub(super) fn cached(
 pub(super) struct Asker {
     pub(super) vfs: Arc<Vfs>,
     pub(super) intents: Arc<Intents>,
-    pub(super) reopens: Arc<Reopens>,
+    pub(super) reopens: Arc<EstaleRetries>,
     pub(super) tid: u32,
 }
 

@@ -27,6 +27,7 @@ mod adapter;
 mod answer;
 mod convert;
 mod dispatch;
+mod estale_retry;
 mod identity;
 mod intent;
 mod interrupt;
@@ -38,7 +39,6 @@ mod notify;
 mod place;
 mod prober;
 mod proc;
-mod reopen;
 mod session;
 
 pub use adapter::Adapter;

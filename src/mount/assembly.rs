@@ -594,9 +594,9 @@ fn connections(channel: &Channel, server: &str) -> Value {
             "in_flight": calls,
         })
     };
-    let lanes = channel.lanes().into_iter();
-    let mut all: Vec<_> = lanes
-        .map(|lane| shown("up", lane.small + lane.bulk))
+    let connections = channel.connections().into_iter();
+    let mut all: Vec<_> = connections
+        .map(|connection| shown("up", connection.small + connection.bulk))
         .collect();
     if all.is_empty() {
         all.push(shown("down", 0));

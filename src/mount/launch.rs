@@ -8,10 +8,10 @@ use super::assembly;
 use super::checks::{self, Place};
 use super::daemon::{self, Announcer, Side};
 use super::error::{MOUNT, MountError};
+use super::harden;
 use super::memory;
 use super::options::MountOptions;
 use super::registry::Registry;
-use super::secrecy;
 use crate::efs::{Device, Settings};
 use crate::privilege::syscalls::{self, Programs};
 use crate::privilege::{self, Reduced};
@@ -88,11 +88,11 @@ fn report(announcer: &Announcer, error: MountError) -> i32 {
 /// The kernel refuses.
 pub fn confine(device: &Device, server: &Settings) -> Result<(), MountError> {
     if server.uses_tls(device) {
-        secrecy::no_core_dumps()
+        harden::no_core_dumps()
             .map_err(|why| MountError::system("switching core dumps off", why))?;
     }
     match &server.netns {
-        Some(namespace) => secrecy::enter_network(namespace).map_err(|why| {
+        Some(namespace) => harden::enter_network(namespace).map_err(|why| {
             let what = format!(
                 "entering the network namespace {}",
                 quoting::path(namespace)

@@ -17,8 +17,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::calls::Lacks;
-use super::closing::Closing;
+use super::calls::ServerFeatures;
+use super::close_queue::CloseQueue;
 use super::proto::compound::Compound;
 use super::proto::ops::Op;
 use super::proto::reply::{NfsError, Reply};
@@ -103,9 +103,9 @@ pub struct Client {
     /// Largest READ and WRITE in the current session.
     pub(super) io_sizes: IoSizes,
     pub(super) opens: OpenTable,
-    pub(super) closing: Closing,
+    pub(super) closing: CloseQueue,
     /// What the server was found to lack of what saves requests.
-    pub(super) lacks: Lacks,
+    pub(super) features: ServerFeatures,
     /// Seconds; from the server's lease_time.
     pub(super) lease: watch::Sender<u32>,
     /// See [`Client::on_restart`].
@@ -236,8 +236,8 @@ impl Client {
             reclaimed: AtomicU64::new(client_id.id),
             client_id: Mutex::new(client_id),
             opens: OpenTable::default(),
-            closing: Closing::default(),
-            lacks: Lacks::default(),
+            closing: CloseQueue::default(),
+            features: ServerFeatures::default(),
             lease: watch::Sender::new(super::lease::DEFAULT_LEASE),
             restarted: std::sync::OnceLock::new(),
             fs: std::sync::OnceLock::new(),

@@ -21,7 +21,7 @@
 
 pub mod calls;
 pub mod client;
-mod closing;
+mod close_queue;
 mod errno;
 mod flags;
 mod lease;

@@ -56,7 +56,7 @@ impl Client {
                 Ok(reply) => reply,
                 Err(_) if garbled < GARBLED_TRIES => {
                     garbled += 1;
-                    self.channel.distrust(answer.lane);
+                    self.channel.distrust(answer.connection);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -80,8 +80,9 @@ impl Client {
                     return Err(ABANDONED);
                 }
                 Some(Status::CONN_NOT_BOUND_TO_SESSION) => {
-                    let (lane, identity) = (answer.lane, &self.config.identity);
-                    establish::bind_connection(&self.channel, lane, identity, session.id).await?;
+                    let (connection, identity) = (answer.connection, &self.config.identity);
+                    establish::bind_connection(&self.channel, connection, identity, session.id)
+                        .await?;
                     backoff.pause().await;
                 }
                 Some(

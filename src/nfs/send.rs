@@ -97,7 +97,7 @@ impl Client {
                 }
             };
             resent |= answer.resent;
-            let lane = answer.lane;
+            let connection = answer.connection;
             let parsed = Reply::parse(answer.body, compound.ops()).and_then(|mut reply| {
                 self.count(compound, &reply, sent_at.elapsed());
                 match reply.ok(Op::Sequence) {
@@ -126,7 +126,7 @@ impl Client {
                 None if garbled < GARBLED_TRIES => {
                     garbled += 1;
                     tracing::warn!("a reply that is none ({error}), asking again");
-                    self.channel.distrust(lane);
+                    self.channel.distrust(connection);
                     resent = true;
                 }
                 // The slot may have moved or not: `held` takes it out of use.
@@ -146,7 +146,7 @@ impl Client {
                 Some(Status::CONN_NOT_BOUND_TO_SESSION) => {
                     let bound = establish::bind_connection(
                         &self.channel,
-                        lane,
+                        connection,
                         &self.config.identity,
                         session.id,
                     );

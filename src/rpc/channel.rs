@@ -1,13 +1,13 @@
 //! A channel to a server: calls go in, replies come out, over one connection or
 //! several.
 //!
-//! Who owns what: the table of waiting calls ([`Pending`]), which knows the lane of
-//! each, and what is decided of the number of connections ([`Growth`]) are behind
+//! Who owns what: the table of waiting calls ([`Pending`]), which knows the connection of
+//! each, and what is decided of the number of connections ([`Scaling`]) are behind
 //! one short mutex that callers, readers and writers take for one map operation each
-//! and never hold across an await; `patience`, `answered` and what a lane was last
+//! and never hold across an await; `patience`, `answered` and what a connection was last
 //! heard are taken inside it or alone. The
 //! connections belong to the supervisor task ([`super::supervise`]), each to a task
-//! of its own ([`super::lane`]).
+//! of its own ([`super::connection`]).
 //!
 //! Another task watches whether the server responds at all, over however many
 //! connections: that is said once in the log when it stops and once when it is
@@ -28,10 +28,10 @@ use tokio::time::Instant;
 use super::RpcError;
 use super::call::Call;
 use super::caller::Request;
-use super::growth::{Connections, Growth, Pause};
-use super::lane::{End, Signals};
-use super::patience::{Patience, Tolerance};
-use super::pending::{LaneId, LaneLoad, Load, Pending};
+use super::connection::{End, Signals};
+use super::pending::{ConnectionId, ConnectionLoad, Load, Pending};
+use super::scaling::{Connections, Pause, Scaling};
+use super::silence::{SilenceLimit, Tolerance};
 use super::supervise::{supervise, watch_responses};
 use super::transport::Connector;
 use crate::telemetry::Metrics;
@@ -44,7 +44,7 @@ pub struct Answer {
     /// The call went out more than once.
     pub resent: bool,
     /// The connection that it came over.
-    pub lane: LaneId,
+    pub connection: ConnectionId,
 }
 
 /// Says whether a connection may be used, by the reply to its greeting.
@@ -81,23 +81,23 @@ pub(super) type Owed = oneshot::Sender<Result<Answer, RpcError>>;
 /// What the one mutex guards.
 pub(super) struct Table {
     pub(super) pending: Pending<Owed>,
-    pub(super) growth: Growth,
-    /// How to reach the task of each lane.
-    pub(super) signals: Vec<(LaneId, Arc<Signals>)>,
+    pub(super) growth: Scaling,
+    /// How to reach the task of each connection.
+    pub(super) signals: Vec<(ConnectionId, Arc<Signals>)>,
 }
 
 impl Table {
-    /// Tells a lane that there is something to send.
-    pub(super) fn wake(&self, lane: LaneId) {
-        if let Some((_, signals)) = self.signals.iter().find(|(id, _)| *id == lane) {
+    /// Tells a connection that there is something to send.
+    pub(super) fn wake(&self, connection: ConnectionId) {
+        if let Some((_, signals)) = self.signals.iter().find(|(id, _)| *id == connection) {
             signals.submitted.notify_one();
         }
     }
 
-    /// Ends a lane; it gets no more calls.
-    pub(super) fn end(&mut self, lane: LaneId, end: End) {
-        self.pending.close_to_calls(lane);
-        if let Some((_, signals)) = self.signals.iter().find(|(id, _)| *id == lane) {
+    /// Ends a connection; it gets no more calls.
+    pub(super) fn end(&mut self, connection: ConnectionId, end: End) {
+        self.pending.close_to_calls(connection);
+        if let Some((_, signals)) = self.signals.iter().find(|(id, _)| *id == connection) {
             signals.end.send_replace(Some(end));
         }
     }
@@ -112,7 +112,7 @@ pub(super) struct Shared {
     /// What the channel is doing, for `status` and for who waits on it.
     pub(super) link: watch::Sender<Link>,
     /// When a silent connection is given up.
-    pub(super) patience: Mutex<Patience>,
+    pub(super) patience: Mutex<SilenceLimit>,
     /// When a reply last came, over whatever connection, or the first call went
     /// out after a pause.
     pub(super) answered: Mutex<Instant>,
@@ -185,7 +185,7 @@ impl Channel {
         let shared = Arc::new(Shared {
             table: Mutex::new(Table {
                 pending: Pending::new(u32::from_ne_bytes(seed)),
-                growth: Growth::new(connections, now),
+                growth: Scaling::new(connections, now),
                 signals: Vec::new(),
             }),
             recount: Notify::new(),
@@ -199,7 +199,7 @@ impl Channel {
                 garbled: false,
                 silent_since: None,
             }),
-            patience: Mutex::new(Patience::new(tolerance.silence, now)),
+            patience: Mutex::new(SilenceLimit::new(tolerance.silence, now)),
             answered: Mutex::new(now),
             greet: OnceLock::new(),
             tolerance,
@@ -246,9 +246,10 @@ impl Channel {
     ///
     /// # Errors
     /// As [`Self::call`].
-    pub async fn call_on(&self, lane: LaneId, call: Call) -> Result<Answer, RpcError> {
+    pub async fn call_on(&self, connection: ConnectionId, call: Call) -> Result<Answer, RpcError> {
         let request = Request::of_nobody();
-        self.submit(request, call, Load::Small, Some(lane)).await
+        self.submit(request, call, Load::Small, Some(connection))
+            .await
     }
 
     async fn submit(
@@ -256,7 +257,7 @@ impl Channel {
         request: Arc<Request>,
         call: Call,
         load: Load,
-        wish: Option<LaneId>,
+        wish: Option<ConnectionId>,
     ) -> Result<Answer, RpcError> {
         let (owed, reply) = oneshot::channel();
         {
@@ -270,9 +271,9 @@ impl Channel {
             if table.pending.is_empty() {
                 *self.shared.answered.lock() = now;
             }
-            let (_, lane) = table.pending.submit(call, load, wish, request, owed, now);
-            if let Some(lane) = lane {
-                table.wake(lane);
+            let (_, connection) = table.pending.submit(call, load, wish, request, owed, now);
+            if let Some(connection) = connection {
+                table.wake(connection);
             }
             let bulk = table.pending.bulk();
             if load == Load::Bulk && table.growth.submitted(bulk, now) {
@@ -292,9 +293,14 @@ impl Channel {
     /// All connections but one are let go: what they were greeted for is no more.
     pub fn fold(&self) {
         let mut table = self.shared.table.lock();
-        let others: Vec<_> = table.pending.lanes().skip(1).map(|lane| lane.id).collect();
-        for lane in others {
-            table.end(lane, End::LetGo);
+        let others: Vec<_> = table
+            .pending
+            .connections()
+            .skip(1)
+            .map(|connection| connection.id)
+            .collect();
+        for connection in others {
+            table.end(connection, End::LetGo);
         }
     }
 
@@ -305,7 +311,7 @@ impl Channel {
     }
 
     /// The longest pause between two requests that try whether the server can do what it
-    /// could not before. See [`Patience::pause`].
+    /// could not before. See [`SilenceLimit::pause`].
     pub fn pause(&self) -> Duration {
         self.shared.patience.lock().pause()
     }
@@ -322,8 +328,8 @@ impl Channel {
     }
 
     /// Each connection that is up.
-    pub fn lanes(&self) -> Vec<LaneLoad> {
-        self.shared.table.lock().pending.lanes().collect()
+    pub fn connections(&self) -> Vec<ConnectionLoad> {
+        self.shared.table.lock().pending.connections().collect()
     }
 
     /// How long the call has waited that has waited longest; zero if none does.
@@ -334,8 +340,8 @@ impl Channel {
 
     /// What came over this connection makes no sense: another one takes its
     /// place, and everything unanswered goes out again elsewhere.
-    pub fn distrust(&self, lane: LaneId) {
-        self.shared.table.lock().end(lane, End::Distrusted);
+    pub fn distrust(&self, connection: ConnectionId) {
+        self.shared.table.lock().end(connection, End::Distrusted);
     }
 
     /// Completes when so many connections in a row came to nothing. Mounting

@@ -17,28 +17,28 @@
 //!   (a plain state machine)
 //! - [`patience`]: when a silent connection is given up (likewise)
 //! - [`growth`]: how many connections there should be (likewise)
-//! - [`channel`]: what callers have of it; `supervise` makes the connections, `lane`
+//! - [`channel`]: what callers have of it; `supervise` makes the connections, `connection`
 //!   moves the bytes of one
 //! - [`alone`]: what is said on a connection before anything else
 
-pub mod alone;
 pub mod auth;
 pub mod buffers;
 pub mod call;
 pub mod caller;
 pub mod channel;
-pub mod growth;
-mod lane;
-pub mod patience;
+mod connection;
 pub mod pending;
+pub mod preface;
 pub mod record;
+pub mod scaling;
+pub mod silence;
 mod supervise;
 pub mod transport;
 
 pub use channel::{Channel, Greeting, Refused};
-pub use growth::{Connections, Pause};
-pub use patience::Tolerance;
-pub use pending::{LaneId, Load};
+pub use pending::{ConnectionId, Load};
+pub use scaling::{Connections, Pause};
+pub use silence::Tolerance;
 
 /// Why a call has no reply body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,16 +1,16 @@
 //! The calls of a channel that wait for their replies, and which connection each
 //! is on: a plain state machine.
 //!
-//! A *lane* is one living connection. Invariants:
+//! A *connection* is one that lives. Invariants:
 //! - A call is in `calls` from [`Pending::submit`] until its reply is taken or
-//!   the channel is closed. It belongs to one lane, or, while there is none, to
+//!   the channel is closed. It belongs to one connection, or, while there is none, to
 //!   the one that comes next.
-//! - A lane is given a call at most once. A call goes out again only on another
-//!   lane, when its own has ended (RFC 8881 §2.9.2), with the bytes it had; the
-//!   calls of other lanes are not touched by that.
-//! - With several lanes the first carries no bulk, so that a small call never
-//!   stands behind megabytes; bulk goes to the lane with the least of it.
-//! - A call whose caller does not wait any more is not given to a lane, neither for
+//! - A connection is given a call at most once. A call goes out again only on another
+//!   connection, when its own has ended (RFC 8881 §2.9.2), with the bytes it had; the
+//!   calls of other connections are not touched by that.
+//! - With several connections the first carries no bulk, so that a small call never
+//!   stands behind megabytes; bulk goes to the connection with the least of it.
+//! - A call whose caller does not wait any more is not given to a connection, neither for
 //!   the first time nor again ([`Next::Abandoned`]).
 //! - The bound of all queues is the caller's: the session's slot table lets
 //!   through one call a slot.
@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use super::call::{Call, Message};
 use super::caller::Request;
 
-/// The number of a lane; never used twice in a channel.
-pub type LaneId = u64;
+/// The number of a connection; never used twice in a channel.
+pub type ConnectionId = u64;
 
 /// What a call weighs on its connection, there or back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +42,8 @@ pub struct Pending<T> {
     next_order: u64,
     calls: HashMap<u32, Waiting<T>>,
     /// In the order they joined.
-    lanes: Vec<Lane>,
-    /// Calls without a lane, by order.
+    connections: Vec<Connection>,
+    /// Calls without a connection, by order.
     homeless: BTreeMap<u64, u32>,
     /// Bulk calls among all.
     bulk: usize,
@@ -57,20 +57,20 @@ struct Waiting<T> {
     since: Instant,
     message: Message,
     load: Load,
-    lane: Option<LaneId>,
-    /// Number of lanes it was given to.
+    connection: Option<ConnectionId>,
+    /// Number of connections it was given to.
     sent: u32,
     request: Arc<Request>,
     owed: T,
 }
 
-/// What is next on a lane.
+/// What is next on a connection.
 #[derive(Debug)]
 pub enum Next<T> {
     /// A call is to be sent.
     Send(Message),
     /// Nobody waits for this call any more: it is not sent (again). `sent` says that it
-    /// was given to a lane before, which has ended.
+    /// was given to a connection before, which has ended.
     Abandoned {
         /// What is owed to its caller.
         owed: T,
@@ -80,8 +80,8 @@ pub enum Next<T> {
 }
 
 #[derive(Debug)]
-struct Lane {
-    id: LaneId,
+struct Connection {
+    id: ConnectionId,
     /// Calls it was not given yet.
     unsent: VecDeque<u32>,
     /// Calls without a reply, the unsent ones among them.
@@ -93,7 +93,7 @@ struct Lane {
     leaving: bool,
 }
 
-impl Lane {
+impl Connection {
     fn calls(&mut self, load: Load) -> &mut usize {
         match load {
             Load::Small => &mut self.small,
@@ -116,11 +116,11 @@ pub struct Replied<T> {
     pub since: Instant,
 }
 
-/// A lane, for people.
+/// A connection, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LaneLoad {
+pub struct ConnectionLoad {
     /// Which.
-    pub id: LaneId,
+    pub id: ConnectionId,
     /// Small calls without a reply.
     pub small: usize,
     /// Bulk calls without a reply.
@@ -135,24 +135,24 @@ impl<T> Pending<T> {
             next_xid: xid,
             next_order: 0,
             calls: HashMap::new(),
-            lanes: Vec::new(),
+            connections: Vec::new(),
             homeless: BTreeMap::new(),
             bulk: 0,
         }
     }
 
-    /// Adds a call, to be sent next on the lane `wish`, if that is there, or the one
-    /// with the least to do. Returns its xid, and the lane that has something to send
+    /// Adds a call, to be sent next on connection `wish`, if that is there, or the one
+    /// with the least to do. Returns its xid, and the connection that has something to send
     /// now.
     pub fn submit(
         &mut self,
         call: Call,
         load: Load,
-        wish: Option<LaneId>,
+        wish: Option<ConnectionId>,
         request: Arc<Request>,
         owed: T,
         now: Instant,
-    ) -> (u32, Option<LaneId>) {
+    ) -> (u32, Option<ConnectionId>) {
         while self.calls.contains_key(&self.next_xid) {
             self.next_xid = self.next_xid.wrapping_add(1);
         }
@@ -166,7 +166,7 @@ impl<T> Pending<T> {
             since: now,
             message: Message::seal(call, xid),
             load,
-            lane: None,
+            connection: None,
             sent: 0,
             request,
             owed,
@@ -175,41 +175,53 @@ impl<T> Pending<T> {
         (xid, self.place(xid, wish, now))
     }
 
-    /// Puts a call on a lane.
-    fn place(&mut self, xid: u32, wish: Option<LaneId>, now: Instant) -> Option<LaneId> {
+    /// Puts a call on a connection.
+    fn place(
+        &mut self,
+        xid: u32,
+        wish: Option<ConnectionId>,
+        now: Instant,
+    ) -> Option<ConnectionId> {
         let waiting = self.calls.get_mut(&xid)?;
-        let open = || self.lanes.iter().enumerate().filter(|(_, l)| !l.leaving);
+        let open = || {
+            self.connections
+                .iter()
+                .enumerate()
+                .filter(|(_, l)| !l.leaving)
+        };
         let several = open().nth(1).is_some();
         let kept_free = usize::from(several && waiting.load == Load::Bulk);
         let chosen = open()
-            .find(|(_, lane)| Some(lane.id) == wish)
+            .find(|(_, connection)| Some(connection.id) == wish)
             .or_else(|| {
                 open()
                     .skip(kept_free)
-                    .min_by_key(|(_, lane)| (lane.bulk, lane.small))
+                    .min_by_key(|(_, connection)| (connection.bulk, connection.small))
             })
             .map(|(index, _)| index);
-        let Some(lane) = chosen.map(|index| &mut self.lanes[index]) else {
-            waiting.lane = None;
+        let Some(connection) = chosen.map(|index| &mut self.connections[index]) else {
+            waiting.connection = None;
             self.homeless.insert(waiting.order, xid);
             return None;
         };
-        waiting.lane = Some(lane.id);
-        if lane.small + lane.bulk == 0 {
-            lane.busy_since = now;
+        waiting.connection = Some(connection.id);
+        if connection.small + connection.bulk == 0 {
+            connection.busy_since = now;
         }
-        *lane.calls(waiting.load) += 1;
-        lane.unsent.push_back(xid);
-        Some(lane.id)
+        *connection.calls(waiting.load) += 1;
+        connection.unsent.push_back(xid);
+        Some(connection.id)
     }
 
-    fn lane(&mut self, id: LaneId) -> Option<&mut Lane> {
-        self.lanes.iter_mut().find(|lane| lane.id == id)
+    fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        self.connections
+            .iter_mut()
+            .find(|connection| connection.id == id)
     }
 
-    /// Takes the next call that this lane has not been given.
-    pub fn next_to_send(&mut self, id: LaneId) -> Option<Next<T>> {
-        while let Some(xid) = self.lane(id)?.unsent.pop_front() {
+    /// Takes the next call that this connection has not been given.
+    pub fn next_to_send(&mut self, id: ConnectionId) -> Option<Next<T>> {
+        while let Some(xid) = self.connection(id)?.unsent.pop_front() {
             let Some(waiting) = self.calls.get_mut(&xid) else {
                 continue;
             };
@@ -224,10 +236,10 @@ impl<T> Pending<T> {
         None
     }
 
-    /// A new connection is there: what has no lane goes out on it, in the order it
+    /// A new connection is there: what has no connection goes out on it, in the order it
     /// was submitted. Returns how many of these calls are replayed.
-    pub fn join(&mut self, id: LaneId, now: Instant) -> usize {
-        self.lanes.push(Lane {
+    pub fn join(&mut self, id: ConnectionId, now: Instant) -> usize {
+        self.connections.push(Connection {
             id,
             unsent: VecDeque::new(),
             small: 0,
@@ -243,30 +255,30 @@ impl<T> Pending<T> {
         replayed
     }
 
-    /// A lane gets no more calls: it is about to end.
-    pub fn close_to_calls(&mut self, id: LaneId) {
-        if let Some(lane) = self.lane(id) {
-            lane.leaving = true;
+    /// A connection gets no more calls: it is about to end.
+    pub fn close_to_calls(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connection(id) {
+            connection.leaving = true;
         }
     }
 
     /// The same, if nothing is under way on it. False: it goes on.
-    pub fn retire(&mut self, id: LaneId) -> bool {
-        let Some(lane) = self.lane(id) else {
+    pub fn retire(&mut self, id: ConnectionId) -> bool {
+        let Some(connection) = self.connection(id) else {
             return false;
         };
-        lane.leaving |= lane.small + lane.bulk == 0;
-        lane.leaving
+        connection.leaving |= connection.small + connection.bulk == 0;
+        connection.leaving
     }
 
     /// A connection has ended: its calls go out again on the others, in the order
-    /// they were submitted. Returns the lanes that have something to send now.
-    pub fn leave(&mut self, id: LaneId, now: Instant) -> Vec<LaneId> {
-        self.lanes.retain(|lane| lane.id != id);
+    /// they were submitted. Returns the connections that have something to send now.
+    pub fn leave(&mut self, id: ConnectionId, now: Instant) -> Vec<ConnectionId> {
+        self.connections.retain(|connection| connection.id != id);
         let left: BTreeMap<u64, u32> = self
             .calls
             .iter()
-            .filter(|(_, waiting)| waiting.lane == Some(id))
+            .filter(|(_, waiting)| waiting.connection == Some(id))
             .map(|(&xid, waiting)| (waiting.order, xid))
             .collect();
         let mut given: Vec<_> = left
@@ -283,8 +295,8 @@ impl<T> Pending<T> {
     pub fn replied(&mut self, xid: u32) -> Option<Replied<T>> {
         let waiting = self.calls.remove(&xid)?;
         self.bulk -= usize::from(waiting.load == Load::Bulk);
-        if let Some(lane) = waiting.lane.and_then(|id| self.lane(id)) {
-            *lane.calls(waiting.load) -= 1;
+        if let Some(connection) = waiting.connection.and_then(|id| self.connection(id)) {
+            *connection.calls(waiting.load) -= 1;
         }
         Some(Replied {
             owed: waiting.owed,
@@ -298,9 +310,9 @@ impl<T> Pending<T> {
     pub fn close(&mut self) -> Vec<T> {
         self.homeless.clear();
         self.bulk = 0;
-        for lane in &mut self.lanes {
-            lane.unsent.clear();
-            (lane.small, lane.bulk) = (0, 0);
+        for connection in &mut self.connections {
+            connection.unsent.clear();
+            (connection.small, connection.bulk) = (0, 0);
         }
         let mut left: Vec<_> = self.calls.drain().map(|(_, waiting)| waiting).collect();
         left.sort_unstable_by_key(|waiting| waiting.order);
@@ -312,19 +324,25 @@ impl<T> Pending<T> {
         self.calls.values().map(|waiting| waiting.since).min()
     }
 
-    /// Since when calls are out on this lane, one or another.
-    pub fn busy_since(&self, id: LaneId) -> Option<Instant> {
-        let lane = self.lanes.iter().find(|lane| lane.id == id)?;
-        (lane.small + lane.bulk > 0).then_some(lane.busy_since)
+    /// Since when calls are out on this connection, one or another.
+    pub fn busy_since(&self, id: ConnectionId) -> Option<Instant> {
+        let connection = self
+            .connections
+            .iter()
+            .find(|connection| connection.id == id)?;
+        (connection.small + connection.bulk > 0).then_some(connection.busy_since)
     }
 
-    /// The lanes, in the order they joined, without those that are about to end.
-    pub fn lanes(&self) -> impl DoubleEndedIterator<Item = LaneLoad> {
-        let open = self.lanes.iter().filter(|lane| !lane.leaving);
-        open.map(|lane| LaneLoad {
-            id: lane.id,
-            small: lane.small,
-            bulk: lane.bulk,
+    /// The connections, in the order they joined, without those that are about to end.
+    pub fn connections(&self) -> impl DoubleEndedIterator<Item = ConnectionLoad> {
+        let open = self
+            .connections
+            .iter()
+            .filter(|connection| !connection.leaving);
+        open.map(|connection| ConnectionLoad {
+            id: connection.id,
+            small: connection.small,
+            bulk: connection.bulk,
         })
     }
 
@@ -353,9 +371,9 @@ mod tests {
     use super::super::caller::{self, Caller};
     use super::*;
 
-    const A: LaneId = 1;
-    const B: LaneId = 2;
-    const C: LaneId = 3;
+    const A: ConnectionId = 1;
+    const B: ConnectionId = 2;
+    const C: ConnectionId = 3;
 
     fn call(tag: u8) -> Call {
         Call {
@@ -364,15 +382,15 @@ mod tests {
         }
     }
 
-    fn with_lanes(xid: u32, lanes: &[LaneId]) -> Pending<u8> {
+    fn with_lanes(xid: u32, connections: &[ConnectionId]) -> Pending<u8> {
         let mut pending = Pending::new(xid);
-        for &lane in lanes {
-            pending.join(lane, Instant::now());
+        for &connection in connections {
+            pending.join(connection, Instant::now());
         }
         pending
     }
 
-    fn submit(pending: &mut Pending<u8>, tag: u8, load: Load) -> (u32, Option<LaneId>) {
+    fn submit(pending: &mut Pending<u8>, tag: u8, load: Load) -> (u32, Option<ConnectionId>) {
         pending.submit(
             call(tag),
             load,
@@ -387,8 +405,8 @@ mod tests {
         submit(pending, tag, Load::Small).0
     }
 
-    fn sent(pending: &mut Pending<u8>, lane: LaneId) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| pending.next_to_send(lane))
+    fn sent(pending: &mut Pending<u8>, connection: ConnectionId) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| pending.next_to_send(connection))
             .map(|next| match next {
                 Next::Send(message) => message.parts.concat(),
                 Next::Abandoned { .. } => panic!("nobody gave up"),
@@ -435,7 +453,12 @@ mod tests {
                 sent: true
             })
         ));
-        assert!(pending.is_empty() && pending.lanes().all(|lane| lane.small == 0));
+        assert!(
+            pending.is_empty()
+                && pending
+                    .connections()
+                    .all(|connection| connection.small == 0)
+        );
     }
 
     #[test]
@@ -478,8 +501,11 @@ mod tests {
         let placed: Vec<_> = (0..4)
             .map(|tag| submit(&mut pending, tag, Load::Bulk))
             .collect();
-        let lanes: Vec<_> = placed.iter().map(|(_, lane)| lane.unwrap()).collect();
-        assert_eq!(lanes, [B, C, B, C]);
+        let connections: Vec<_> = placed
+            .iter()
+            .map(|(_, connection)| connection.unwrap())
+            .collect();
+        assert_eq!(connections, [B, C, B, C]);
         let (on_b, on_c) = (sent(&mut pending, B), sent(&mut pending, C));
         assert_eq!((on_b.len(), on_c.len()), (2, 2));
 
@@ -491,7 +517,7 @@ mod tests {
             .map(|&(xid, _)| pending.replied(xid).unwrap().resent)
             .collect();
         assert_eq!(resent, [true, false, true, false]);
-        assert_eq!(pending.lanes().map(|l| l.bulk).sum::<usize>(), 0);
+        assert_eq!(pending.connections().map(|l| l.bulk).sum::<usize>(), 0);
     }
 
     #[test]
@@ -517,7 +543,7 @@ mod tests {
     #[test]
     fn a_lane_that_is_about_to_end_gets_nothing_and_an_idle_one_may_end() {
         let mut pending = with_lanes(0, &[A, B]);
-        let (xid, lane) = pending.submit(
+        let (xid, connection) = pending.submit(
             call(1),
             Load::Small,
             Some(B),
@@ -525,12 +551,12 @@ mod tests {
             1,
             Instant::now(),
         );
-        assert_eq!(lane, Some(B));
+        assert_eq!(connection, Some(B));
         assert!(!pending.retire(B), "something is under way");
         pending.replied(xid);
         assert!(pending.retire(B));
         assert_eq!(submit(&mut pending, 2, Load::Bulk).1, Some(A));
-        let (_, lane) = pending.submit(
+        let (_, connection) = pending.submit(
             call(3),
             Load::Small,
             Some(B),
@@ -538,7 +564,7 @@ mod tests {
             3,
             Instant::now(),
         );
-        assert_eq!(lane, Some(A), "a wish that cannot be met");
+        assert_eq!(connection, Some(A), "a wish that cannot be met");
         pending.close_to_calls(A);
         assert_eq!(submit(&mut pending, 4, Load::Small).1, None);
         pending.leave(A, Instant::now());

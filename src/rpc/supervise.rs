@@ -3,7 +3,7 @@
 //!
 //! While there is none, it connects, with back-off, for ever, and everything
 //! unanswered goes out on what it gets. Beside one that lives, further ones are made
-//! as [`Growth`](super::growth::Growth) has it; each is greeted, which tells whether
+//! as [`Scaling`](super::growth::Scaling) has it; each is greeted, which tells whether
 //! it leads to the same session, before calls go over it. One of several that ends is
 //! replaced alone; its calls go on over the others meanwhile.
 
@@ -14,16 +14,16 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::alone;
 use super::channel::Shared;
-use super::growth;
-use super::lane::{self, End, Ended, Signals};
-use super::pending::LaneId;
+use super::connection::{self, End, Ended, Signals};
+use super::pending::ConnectionId;
+use super::preface;
+use super::scaling;
 use super::transport::{BoxStream, NoFurther};
 use crate::background::Pause;
 
 /// Pauses between attempts to connect: at once, then from here, doubling up to
-/// [`Patience::pause`](super::patience::Patience::pause).
+/// [`SilenceLimit::pause`](super::patience::SilenceLimit::pause).
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
 /// How long a further connection may take to answer its greeting.
@@ -34,25 +34,25 @@ const DEATHS: u32 = 6;
 const BUSY: Duration = Duration::from_secs(1);
 
 /// The connections there are.
-struct Lanes {
+struct ConnectionSet {
     shared: Arc<Shared>,
     running: JoinSet<Ended>,
-    last: LaneId,
+    last: ConnectionId,
     deaths: Pause,
     last_death: Instant,
 }
 
-impl Lanes {
+impl ConnectionSet {
     fn start(&mut self, stream: BoxStream) {
         self.last += 1;
-        let (lane, signals) = (self.last, Signals::new());
+        let (connection, signals) = (self.last, Signals::new());
         let replayed = {
             let mut table = self.shared.table.lock();
-            table.signals.push((lane, Arc::clone(&signals)));
-            table.pending.join(lane, Instant::now())
+            table.signals.push((connection, Arc::clone(&signals)));
+            table.pending.join(connection, Instant::now())
         };
         let peer = self.shared.connector.peer();
-        tracing::debug!(lane, replayed, "connected to {peer}");
+        tracing::debug!(connection, replayed, "connected to {peer}");
         self.shared.metrics.gauges.connections.inc();
         self.shared.link.send_modify(|link| {
             link.connections += 1;
@@ -61,8 +61,13 @@ impl Lanes {
         let shared = Arc::clone(&self.shared);
         self.running.spawn(async move {
             let tasks = Arc::clone(&shared.metrics.tasks);
-            let served = tasks.watched("lane", lane::serve(shared, lane, stream, signals));
-            served.await.unwrap_or_else(|died| Ended::dead(lane, died))
+            let served = tasks.watched(
+                "connection",
+                connection::serve(shared, connection, stream, signals),
+            );
+            served
+                .await
+                .unwrap_or_else(|died| Ended::dead(connection, died))
         });
     }
 
@@ -77,7 +82,7 @@ impl Lanes {
 
     /// One was silent for too long. Others may be as dead, if nothing was heard of
     /// them meanwhile: its calls must not wait on one after the other of them.
-    fn suspect_others(&self, silent: LaneId) {
+    fn suspect_others(&self, silent: ConnectionId) {
         let mut table = self.shared.table.lock();
         let heard = table
             .signals
@@ -88,25 +93,25 @@ impl Lanes {
         let since = of_this
             .map(|(_, heard)| *heard)
             .max(table.pending.busy_since(silent));
-        for (lane, heard) in heard {
-            if lane != silent && Some(heard) <= since {
-                table.end(lane, End::Suspect);
+        for (connection, heard) in heard {
+            if connection != silent && Some(heard) <= since {
+                table.end(connection, End::Suspect);
             }
         }
     }
 
     /// What is left of an ended connection: its calls go elsewhere.
-    fn clear(&self, lane: LaneId) {
+    fn clear(&self, connection: ConnectionId) {
         self.shared.metrics.gauges.connections.dec();
         let mut table = self.shared.table.lock();
-        table.signals.retain(|(id, _)| *id != lane);
-        for other in table.pending.leave(lane, Instant::now()) {
+        table.signals.retain(|(id, _)| *id != connection);
+        for other in table.pending.leave(connection, Instant::now()) {
             table.wake(other);
         }
     }
 }
 
-impl Drop for Lanes {
+impl Drop for ConnectionSet {
     fn drop(&mut self) {
         for _ in 0..self.running.len() {
             self.shared.metrics.gauges.connections.dec();
@@ -118,16 +123,16 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
     let mut closing = shared.closing.subscribe();
     let mut backoff = Duration::ZERO;
     let mut attempts = JoinSet::new();
-    let mut lanes = Lanes {
+    let mut connections = ConnectionSet {
         shared: Arc::clone(&shared),
         running: JoinSet::new(),
         last: 0,
         deaths: Pause::default(),
         last_death: Instant::now(),
     };
-    lanes.start(first);
+    connections.start(first);
     loop {
-        if lanes.running.is_empty() {
+        if connections.running.is_empty() {
             // What they looked for a companion to is no more.
             attempts = JoinSet::new();
             let connected = tokio::select! {
@@ -141,7 +146,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
                 } => stream,
             };
             match connected {
-                Ok(stream) => lanes.start(stream),
+                Ok(stream) => connections.start(stream),
                 Err(error) => {
                     backoff = longer(&shared, backoff);
                     lost(&shared, error, false);
@@ -161,21 +166,21 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
         tokio::select! {
             biased;
             _ = closing.wait_for(|closing| *closing) => return,
-            Some(ended) = lanes.running.join_next() => {
+            Some(ended) = connections.running.join_next() => {
                 let ended = match ended {
                     Ok(ended) => ended,
                     // Not reached: what dies in it is caught there.
                     Err(panic) => std::panic::resume_unwind(panic.into_panic()),
                 };
                 if ended.error.as_ref().is_some_and(|why| why.kind() == io::ErrorKind::TimedOut) {
-                    lanes.suspect_others(ended.lane);
+                    connections.suspect_others(ended.connection);
                 }
-                lanes.clear(ended.lane);
+                connections.clear(ended.connection);
                 shared.metrics.tasks.point("supervise");
                 if ended.died {
-                    lanes.count_death();
+                    connections.count_death();
                 }
-                let alone = lanes.running.is_empty();
+                let alone = connections.running.is_empty();
                 let Some(error) = ended.error else { continue };
                 if !alone {
                     one_of_several_lost(&shared, &error, ended.useful);
@@ -193,7 +198,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
             Some(attempt) = attempts.join_next() => match attempt {
                 Ok(Ok(stream)) => {
                     shared.table.lock().growth.made();
-                    lanes.start(stream);
+                    connections.start(stream);
                 }
                 Ok(Err(failed)) => not_made(&shared, &failed),
                 Err(panic) => not_made(&shared, &NoFurther::now(panic)),
@@ -227,7 +232,7 @@ fn one_of_several_lost(shared: &Shared, ended: &io::Error, useful: bool) {
     let growth = &mut shared.table.lock().growth;
     match useful {
         true => growth.useful(),
-        false => growth.failed(growth::Pause::Growing, Instant::now()),
+        false => growth.failed(scaling::Pause::Growing, Instant::now()),
     }
     shared
         .link
@@ -243,16 +248,16 @@ fn recount(shared: &Shared, attempts: usize) -> (usize, Option<Instant>) {
     }
     let now = Instant::now();
     let mut table = shared.table.lock();
-    let (living, bulk) = (table.pending.lanes().count(), table.pending.bulk());
+    let (living, bulk) = (table.pending.connections().count(), table.pending.bulk());
     let allowed = shared.connector.allowed();
     let mut plan = table.growth.plan((living, attempts), allowed, bulk, now);
     // The youngest first: the first is the one that has its place for small calls.
-    let too_many: Vec<_> = (table.pending.lanes().rev().take(plan.drop))
-        .map(|lane| lane.id)
+    let too_many: Vec<_> = (table.pending.connections().rev().take(plan.drop))
+        .map(|connection| connection.id)
         .collect();
-    for lane in too_many {
-        if table.pending.retire(lane) {
-            table.end(lane, End::LetGo);
+    for connection in too_many {
+        if table.pending.retire(connection) {
+            table.end(connection, End::LetGo);
         } else {
             let soon = now + BUSY;
             plan.look = Some(plan.look.map_or(soon, |look| look.min(soon)));
@@ -273,7 +278,7 @@ async fn further(shared: Arc<Shared>) -> Result<BoxStream, NoFurther> {
     let mut xid = [0; 4];
     getrandom::fill(&mut xid).map_err(NoFurther::now)?;
     let xid = u32::from_ne_bytes(xid);
-    let reply = alone::ask(&mut stream, greeting.call, xid, GREETING).await;
+    let reply = preface::ask(&mut stream, greeting.call, xid, GREETING).await;
     match (greeting.judge)(reply.map_err(NoFurther::now)?) {
         Ok(()) => Ok(stream),
         Err(refused) => Err(NoFurther {
@@ -286,20 +291,20 @@ async fn further(shared: Arc<Shared>) -> Result<BoxStream, NoFurther> {
 fn not_made(shared: &Shared, failed: &NoFurther) {
     let peer = shared.connector.peer();
     match failed.pause {
-        growth::Pause::Forever => {
+        scaling::Pause::Forever => {
             tracing::warn!("no further connections to {peer}: {failed}");
         }
-        growth::Pause::For(time) => tracing::info!(
+        scaling::Pause::For(time) => tracing::info!(
             "no further connection to {peer} for {} s: {failed}",
             time.as_secs()
         ),
-        growth::Pause::Growing => tracing::debug!("no further connection to {peer}: {failed}"),
+        scaling::Pause::Growing => tracing::debug!("no further connection to {peer}: {failed}"),
     }
     let growth = &mut shared.table.lock().growth;
     growth.failed(failed.pause, Instant::now());
 }
 
-/// Says when the server stops to respond; when it does again, [`super::lane`]
+/// Says when the server stops to respond; when it does again, [`super::connection`]
 /// says so.
 pub(super) async fn watch_responses(shared: Arc<Shared>) {
     let mut closing = shared.closing.subscribe();

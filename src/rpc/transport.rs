@@ -8,7 +8,7 @@ use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::growth::Pause;
+use super::scaling::Pause;
 
 /// A byte stream to the server.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::pages::Moves;
 use super::types::{FileKind, Ino, SetAttr, SetTime, Stat, Timestamp};
-use crate::nfs::calls::Moved;
+use crate::nfs::calls::PrePost;
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::types::{FileType, NfsTime};
 
@@ -272,7 +272,7 @@ impl AttrState {
     /// Takes in what our own change came to, answered at `now`.
     pub fn moved(
         &mut self,
-        moved: &Moved,
+        moved: &PrePost,
         sent: Instant,
         now: Instant,
         timeouts: &Timeouts,
@@ -497,8 +497,8 @@ mod tests {
         AttrState::new(7, &attrs(1, 100), now, &TIMEOUTS)
     }
 
-    fn own(before: u64, after: Attributes) -> Moved {
-        Moved {
+    fn own(before: u64, after: Attributes) -> PrePost {
+        PrePost {
             before: Some(before),
             after: Some(after),
         }

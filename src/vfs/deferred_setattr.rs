@@ -312,7 +312,7 @@ impl Vfs {
             tracing::warn!(ino = inode.ino, "changed attributes were refused: {error}");
             self.changes_left(inode, false);
             let mut inner = self.file_state(inode).inner.lock();
-            inner.pipeline.errors_mut().record(errno);
+            inner.writeback.errors_mut().record(errno);
             drop(inner);
             inode.attr.lock().expire();
             if let Some(kernel) = self.kernel.get() {
@@ -336,7 +336,7 @@ impl Vfs {
 /// of what is on its way.
 fn shown(inner: &FileInner, stat: &Stat) -> Stat {
     let mut stat = stat.clone();
-    if inner.pipeline.end_offset().is_some() {
+    if inner.writeback.end_offset().is_some() {
         stat.blocks = stat.blocks.max(stat.size.div_ceil(512));
     }
     stat

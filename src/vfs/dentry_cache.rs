@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use super::change_tracker::{ChangeTracker, Verdict};
 use super::inode::Inode;
 use super::types::{Ino, MissingNames};
-use crate::nfs::calls::DirMoved;
+use crate::nfs::calls::DirChange;
 use crate::rpc::auth::Credential;
 
 /// A name, shared by all that keep it.
@@ -311,7 +311,7 @@ impl Names {
     }
 
     /// Takes in what a change of ours came to.
-    pub fn moved(&mut self, moved: &DirMoved, sent: Instant, now: Instant) -> Verdict {
+    pub fn moved(&mut self, moved: &DirChange, sent: Instant, now: Instant) -> Verdict {
         self.tracker.answered(now);
         let after = moved.seen.after.as_ref().map(|after| after.change);
         let heard = match (moved.atomic, moved.seen.before, after) {

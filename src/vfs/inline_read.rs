@@ -26,8 +26,8 @@ use super::attr::AttrState;
 use super::inode::Inode;
 use super::open::FileInner;
 use super::pages::FileAt;
-use super::pipeline::Pipeline;
-use crate::nfs::calls::Along;
+use super::writeback::Writeback;
+use crate::nfs::calls::InlineRead;
 use crate::nfs::proto::reply::ReadResult;
 
 /// What is read along with an OPEN, at most.
@@ -140,12 +140,13 @@ impl FileInner {
 impl Vfs {
     /// Whether the beginning of the file is to come along with an OPEN that is
     /// about to be sent, and how the file stands before that.
-    pub(super) fn along(&self, inode: &Inode) -> Option<(Along, FileVersion)> {
+    pub(super) fn along(&self, inode: &Inode) -> Option<(InlineRead, FileVersion)> {
         if !self.believes_data() {
             return None;
         }
         let inner = self.file_state(inode).inner.lock();
-        if inner.unread >= UNREAD || !Pipeline::is_idle(&inner.pipeline) || !self.along.has_room() {
+        if inner.unread >= UNREAD || !Writeback::is_idle(&inner.writeback) || !self.along.has_room()
+        {
             return None;
         }
         let attr = inode.attr.lock();
@@ -159,7 +160,7 @@ impl Vfs {
         let file = FileAt { change, moves };
         let kept = inner.filled && inner.pages.are_of(file, |pages| attr.explains(pages));
         let unless = kept.then_some(change);
-        Some((Along { count, unless }, inner.standing(&attr)))
+        Some((InlineRead { count, unless }, inner.standing(&attr)))
     }
 
     /// What came along with an OPEN, if the file still stands as it should.

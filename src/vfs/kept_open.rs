@@ -1,7 +1,7 @@
 //! Files that a second walk has found, kept open for the open that it is for.
 //!
 //! An open that was refused because its name leads elsewhere by now walks once more
-//! (`fuse::reopen`), and a second refusal goes to the program. Another host may replace the
+//! (`fuse::estale_retry`), and a second refusal goes to the program. Another host may replace the
 //! file again between the LOOKUP of that walk and the OPEN of what it has found. So the
 //! two are one request, an OPEN by name as any NFS client makes, and the open is kept
 //! until the kernel's OPEN takes it over: within [`WHILE`], else it is closed.

@@ -12,7 +12,7 @@
 //! | access | [`access`] |
 //! | open, create, flush, fsync, release | [`open`] |
 //! | read | [`read`], [`readahead`], `readahead_memory`, [`inline_read`], `revalidate` |
-//! | write | [`write`], [`pipeline`], [`window`], [`errseq`] |
+//! | write | [`write`], [`writeback`], [`window`], [`errseq`] |
 //! | getlk, setlk (fcntl, flock) | [`lock`], `locktable`, `lockline` |
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
 //! | what is cached | [`attr`], [`pages`], [`inode`], [`dentry_cache`], [`change_tracker`] |
@@ -58,7 +58,6 @@ pub mod name;
 pub mod object;
 pub mod open;
 pub mod pages;
-pub mod pipeline;
 pub mod read;
 pub mod readahead;
 mod readahead_memory;
@@ -69,6 +68,7 @@ mod unanswered;
 pub mod unlink;
 pub mod window;
 pub mod write;
+pub mod writeback;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -91,13 +91,13 @@ use self::kept_open::Kept;
 use self::lockline::Line;
 use self::object::SpaceCache;
 use self::open::OpenHandle;
-use self::pipeline::PipelineConfig;
 use self::readahead_memory::ReadMemory;
 use self::reopen_guard::ReopenGuard;
 use self::types::{Entry, Errno, FileKind, Ino, KernelCache, Stat};
 use self::unlink::Silly;
 use self::window::Window;
-use crate::nfs::calls::{DirMoved, Moved};
+use self::writeback::WritebackConfig;
+use crate::nfs::calls::{DirChange, PrePost};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::types::FileType;
 use crate::nfs::{Client, NfsError};
@@ -143,7 +143,7 @@ pub struct Vfs {
     /// Restarts of the server.
     restarts: AtomicU64,
     window: Window,
-    pipeline: Arc<PipelineConfig>,
+    writeback: Arc<WritebackConfig>,
     read_memory: ReadMemory<OpenHandle>,
     silly: Silly,
     /// Who waits for a file lock.
@@ -209,7 +209,7 @@ impl Vfs {
     ) -> Arc<Self> {
         let fs = client.fs();
         let inodes = InodeTable::new(fs.root.clone(), &fs.root_attrs, sent, config.timeouts);
-        let pipeline = Arc::new(PipelineConfig {
+        let pipeline = Arc::new(WritebackConfig {
             wsize: client.wsize() as usize,
             max_in_flight: WRITES_IN_FLIGHT,
             fragment: FRAGMENT,
@@ -230,7 +230,7 @@ impl Vfs {
             began: Instant::now(),
             restarts: AtomicU64::new(0),
             window: Window::new(config.write_window),
-            pipeline,
+            writeback: pipeline,
             read_memory: ReadMemory::new(READ_AHEAD_CHUNKS),
             silly: Silly::default(),
             line: Mutex::default(),
@@ -399,9 +399,9 @@ impl Vfs {
     }
 
     /// Takes in what a change of ours, sent at `sent`, came to.
-    fn moved(&self, inode: &Arc<Inode>, moved: &Moved, sent: Instant) {
+    fn moved(&self, inode: &Arc<Inode>, moved: &PrePost, sent: Instant) {
         if inode.kind == FileKind::Directory {
-            let moved = DirMoved {
+            let moved = DirChange {
                 seen: moved.clone(),
                 atomic: None,
             };
@@ -412,7 +412,7 @@ impl Vfs {
     }
 
     /// The same of a directory.
-    fn dir_moved(&self, dir: &Arc<Inode>, moved: &DirMoved, sent: Instant) {
+    fn dir_moved(&self, dir: &Arc<Inode>, moved: &DirChange, sent: Instant) {
         let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
         dir.attr.lock().moved(&moved.seen, sent, now, timeouts);
         let heard = dir.names().lock().moved(moved, sent, now);
@@ -492,7 +492,7 @@ impl Vfs {
         let mut attr = inode.attr.lock();
         let result = change(&mut attr);
         if let Some(inner) = file {
-            if let Some(end) = inner.pipeline.end_offset() {
+            if let Some(end) = inner.writeback.end_offset() {
                 attr.grow(end);
             }
             for (set, ctime) in inner.deferred.unknown() {

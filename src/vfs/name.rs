@@ -11,7 +11,7 @@ use super::inode::Inode;
 use super::types::{Entry, Errno, FileKind, Ino, Lookup, ROOT_INO};
 use super::{NAME_MAX, Vfs};
 use crate::nfs::NfsError;
-use crate::nfs::calls::{DirMoved, HowToOpen, Made};
+use crate::nfs::calls::{DirChange, HowToOpen, Made};
 use crate::nfs::proto::attrs::{Attributes, NewAttributes};
 use crate::nfs::proto::ops::{ACCESS_WRITE, Make};
 use crate::nfs::proto::types::FileHandle;
@@ -234,7 +234,7 @@ impl Vfs {
         &self,
         dir: &Arc<Inode>,
         name: &[u8],
-        moved: &DirMoved,
+        moved: &DirChange,
         target: DentryTarget,
         sent: Instant,
     ) {

@@ -32,7 +32,7 @@ impl Vfs {
     pub(super) fn is_changing(inode: &Inode) -> bool {
         inode.opened().is_some_and(|file| {
             let inner = file.inner.lock();
-            inner.pipeline.end_offset().is_some() || !inner.deferred.is_empty()
+            inner.writeback.end_offset().is_some() || !inner.deferred.is_empty()
         })
     }
 

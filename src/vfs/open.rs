@@ -26,11 +26,11 @@ use super::inode::{Inode, Place};
 use super::kept_open::KeptOpen;
 use super::locktable::LockTable;
 use super::pages::{FileAt, LateCut, Moves, Pages};
-use super::pipeline::Pipeline;
 use super::read::Ahead;
 use super::types::{Entry, Errno, FileKind, Ino, Opened};
+use super::writeback::Writeback;
 use crate::nfs::NfsError;
-use crate::nfs::calls::{HowToOpen, Moved};
+use crate::nfs::calls::{HowToOpen, PrePost};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::proto::reply::ReadResult;
@@ -85,7 +85,7 @@ pub struct FileState {
 #[derive(Debug)]
 pub(super) struct FileInner {
     opens: Vec<SharedOpen>,
-    pub(super) pipeline: Pipeline<Origin>,
+    pub(super) writeback: Writeback<Origin>,
     pub(super) pages: Pages,
     /// Whether pages are to be dropped a second time (see `revalidate`).
     late_cut: LateCut,
@@ -209,7 +209,7 @@ impl FileState {
         Self {
             inner: Mutex::new(FileInner {
                 opens: Vec::new(),
-                pipeline: Pipeline::new(Arc::clone(&vfs.pipeline)),
+                writeback: Writeback::new(Arc::clone(&vfs.writeback)),
                 pages: Pages::default(),
                 late_cut: LateCut::since(foreign),
                 beside: 0,
@@ -464,7 +464,7 @@ impl Vfs {
                 file.inner.lock().preserved = opened.preserves_unlinked;
                 let mut came = None;
                 if truncate {
-                    let own = Moved {
+                    let own = PrePost {
                         before: None,
                         after: Some(opened.attrs),
                     };
@@ -594,9 +594,9 @@ impl Vfs {
             inode: Arc::clone(inode),
             open,
             access,
-            seen: Mutex::new(inner.pipeline.errors().sample()),
-            told_by_write: Mutex::new(inner.pipeline.errors().sample()),
-            told_at_close: Mutex::new(inner.pipeline.errors().sample()),
+            seen: Mutex::new(inner.writeback.errors().sample()),
+            told_by_write: Mutex::new(inner.writeback.errors().sample()),
+            told_at_close: Mutex::new(inner.writeback.errors().sample()),
             ahead: Ahead::new(self.config.read_ahead, beginning),
             reads_pages: access & ACCESS_READ != 0 && !direct_io,
             locked: AtomicBool::new(false),
@@ -727,7 +727,7 @@ impl Vfs {
         self.publish(&handle.inode).await;
         self.closed_by(&handle.inode, lock_owner).await;
         let inner = self.file_state(&handle.inode).inner.lock();
-        let errors = inner.pipeline.errors();
+        let errors = inner.writeback.errors();
         *handle.told_at_close.lock() = errors.sample();
         match errors.peek(&handle.seen.lock()) {
             Some(errno) => Err(errno),
@@ -792,7 +792,7 @@ impl Vfs {
     /// A write error that neither a call nor a close of this handle has told of.
     fn untold_error(&self, handle: &OpenHandle) -> Option<Errno> {
         let inner = self.file_state(&handle.inode).inner.lock();
-        let errors = inner.pipeline.errors();
+        let errors = inner.writeback.errors();
         errors
             .peek(&handle.seen.lock())
             .and_then(|_| errors.peek(&handle.told_at_close.lock()))
@@ -801,7 +801,7 @@ impl Vfs {
     /// The write error that fsync(2) by this handle has to tell of, if there is one.
     pub(super) fn tell_error(&self, handle: &OpenHandle) -> Result<(), Errno> {
         let inner = self.file_state(&handle.inode).inner.lock();
-        let errors = inner.pipeline.errors();
+        let errors = inner.writeback.errors();
         *handle.told_by_write.lock() = errors.sample();
         match errors.check(&mut handle.seen.lock()) {
             Some(errno) => Err(errno),
@@ -813,7 +813,7 @@ impl Vfs {
     pub(super) fn tell_write_error(&self, handle: &OpenHandle) -> Result<(), Errno> {
         let inner = self.file_state(&handle.inode).inner.lock();
         match inner
-            .pipeline
+            .writeback
             .errors()
             .check(&mut handle.told_by_write.lock())
         {

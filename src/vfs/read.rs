@@ -134,7 +134,7 @@ impl Vfs {
     pub fn read_cached(&self, fh: u64, offset: u64, size: u32) -> Option<Bytes> {
         let handle = self.used_handle(fh).ok()?;
         let mut inner = handle.inode.opened()?.inner.lock();
-        if !inner.pipeline.is_idle() || inner.locks.is_lost(fh) {
+        if !inner.writeback.is_idle() || inner.locks.is_lost(fh) {
             return None;
         }
         let epoch = inner.epoch(&handle.inode.attr.lock());

@@ -1,7 +1,7 @@
 //! Names that an open is on its way through.
 //!
 //! An open that was refused because its name leads elsewhere walks once more, and
-//! what that finds is all it gets (see `fuse::reopen`): a second refusal goes to
+//! what that finds is all it gets (see `fuse::estale_retry`): a second refusal goes to
 //! the program. Another host may take the file away in between; this one does not.
 //! From before the name is asked for until the file is open, whoever is about to
 //! remove it or to put another file there waits, upon which the open file is kept

@@ -17,8 +17,8 @@ use smallvec::SmallVec;
 
 use super::Vfs;
 use super::inode::Inode;
-use super::pipeline::{Fragment, RequestId};
 use super::types::Errno;
+use super::writeback::{Fragment, RequestId};
 
 /// What has to be answered.
 enum Owed {
@@ -88,9 +88,9 @@ impl Unanswered {
         inode.attr.lock().expire();
         vfs.lose_pages(inode);
         let errno = Errno(libc::EIO);
-        vfs.with_pipeline(inode, |inner| match &self.owed {
-            Owed::Writes(ids) => ids.iter().for_each(|id| inner.pipeline.failed(*id, errno)),
-            Owed::Commit(id) => inner.pipeline.commit_failed(*id, errno),
+        vfs.with_writeback(inode, |inner| match &self.owed {
+            Owed::Writes(ids) => ids.iter().for_each(|id| inner.writeback.failed(*id, errno)),
+            Owed::Commit(id) => inner.writeback.commit_failed(*id, errno),
         });
         vfs.file_state(inode).progress.notify_waiters();
         vfs.pump(inode);

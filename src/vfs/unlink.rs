@@ -24,7 +24,7 @@ use super::inode::Inode;
 use super::open::FileState;
 use super::types::{Errno, FileKind, Ino};
 use crate::nfs::NfsError;
-use crate::nfs::calls::{DirMoved, Moved, Renamed};
+use crate::nfs::calls::{DirChange, PrePost, Renamed};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::FileHandle;
 use crate::quoting;
@@ -399,8 +399,8 @@ impl Vfs {
         }
         if Arc::ptr_eq(&from, &to) {
             // Both halves tell of the same directory; the later one counts.
-            let whole = DirMoved {
-                seen: Moved {
+            let whole = DirChange {
+                seen: PrePost {
                     before: left.seen.before,
                     after: left.seen.after.or(entered.seen.after),
                 },

@@ -1,4 +1,4 @@
-//! Writing: the shell around the [pipeline](super::pipeline).
+//! Writing: the shell around the [pipeline](super::writeback).
 //!
 //! write(2) is answered when its data are accepted into the pipeline; WRITEs
 //! and COMMITs run as tasks of their own, which take the file's lock for a
@@ -16,13 +16,13 @@ use super::Vfs;
 use super::inode::Inode;
 use super::object::new_attributes;
 use super::open::{FileInner, OpenHandle, Origin};
-use super::pipeline::{
-    Action, Chunks, CommitRange, DrainTicket, Fragment, RequestId, Stable, WriteTicket,
-};
 use super::types::{Errno, WriteFlags};
 use super::unanswered::Unanswered;
+use super::writeback::{
+    Action, Chunks, CommitRange, DrainTicket, Fragment, RequestId, Stable, WriteTicket,
+};
 use crate::nfs::NfsError;
-use crate::nfs::calls::Behind;
+use crate::nfs::calls::Epilogue;
 use crate::nfs::proto::ops::ACCESS_WRITE;
 use crate::nfs::proto::reply::WriteResult;
 use crate::nfs::proto::types::{Stable as Committed, Verifier};
@@ -109,9 +109,9 @@ impl Vfs {
             self.misplaced(inode).await;
         }
         if let Some(ticket) = accepted.drain {
-            self.wait_until(inode, |inner| inner.pipeline.drained(&ticket))
+            self.wait_until(inode, |inner| inner.writeback.drained(&ticket))
                 .await;
-            let fate = self.with_pipeline(inode, |inner| inner.pipeline.fate(accepted.write));
+            let fate = self.with_writeback(inode, |inner| inner.writeback.fate(accepted.write));
             if let Some(errno) = fate {
                 return Err(errno);
             }
@@ -133,7 +133,7 @@ impl Vfs {
         let inode = &handle.inode;
         let caller = sync.then(caller::current).flatten();
         loop {
-            let accepted = self.with_pipeline(inode, |inner| {
+            let accepted = self.with_writeback(inode, |inner| {
                 if caller::is_answered() {
                     return Err(Errno(libc::EINTR));
                 }
@@ -147,16 +147,16 @@ impl Vfs {
                 let len = data.len() as u64;
                 let end = offset.checked_add(len).ok_or(Errno(libc::EFBIG))?;
                 // What is lost with these data, if they are, must be theirs alone.
-                if sync && inner.pipeline.overlaps_pending(offset..end) {
+                if sync && inner.writeback.overlaps_pending(offset..end) {
                     return Ok(Err((offset, len)));
                 }
                 let origin = Origin::new(&handle.open, caller.clone());
-                let write = inner.pipeline.accept(now(), origin, offset, data, sync);
+                let write = inner.writeback.accept(now(), origin, offset, data, sync);
                 inner.writes += 1;
                 // The page of the end of the file is the kernel's only in part.
                 inner.filled = false;
                 attr.grow(end);
-                let drain = sync.then(|| inner.pipeline.begin_drain());
+                let drain = sync.then(|| inner.writeback.begin_drain());
                 let readers = inner.readers();
                 Ok(Ok((
                     Accepted {
@@ -190,7 +190,7 @@ impl Vfs {
         let known = {
             let inner = self.file_state(inode).inner.lock();
             let attr = inode.attr.lock();
-            inner.pipeline.end_offset().is_some() || !attr.ttl(Instant::now()).is_zero()
+            inner.writeback.end_offset().is_some() || !attr.ttl(Instant::now()).is_zero()
         };
         match known {
             true => Ok(()),
@@ -232,13 +232,13 @@ impl Vfs {
     /// Waits until the mount and the file may hold `len` bytes more; or for the caller's
     /// end, which is an error.
     async fn wait_for_room(self: &Arc<Self>, inode: &Arc<Inode>, len: usize) -> Result<(), Errno> {
-        let limit = self.pipeline.file_limit;
+        let limit = self.writeback.file_limit;
         let mut waiting = None;
         loop {
             let freed = self.window.freed();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            let held = self.file_state(inode).inner.lock().pipeline.bytes();
+            let held = self.file_state(inode).inner.lock().writeback.bytes();
             let file_has_room = held == 0 || held + len <= limit;
             if file_has_room && self.window.has_room(len) {
                 return Ok(());
@@ -252,11 +252,11 @@ impl Vfs {
             }
             if file_has_room {
                 for busy in self.window.busy() {
-                    self.with_pipeline(&busy, |inner| inner.pipeline.make_room());
+                    self.with_writeback(&busy, |inner| inner.writeback.make_room());
                     self.pump(&busy);
                 }
             } else {
-                self.with_pipeline(inode, |inner| inner.pipeline.make_room());
+                self.with_writeback(inode, |inner| inner.writeback.make_room());
                 self.pump(inode);
             }
             tokio::select! {
@@ -268,15 +268,15 @@ impl Vfs {
     }
 
     /// Changes the pipeline of a file and accounts for what it holds.
-    pub(super) fn with_pipeline<T>(
+    pub(super) fn with_writeback<T>(
         &self,
         inode: &Arc<Inode>,
         change: impl FnOnce(&mut FileInner) -> T,
     ) -> T {
         let mut inner = self.file_state(inode).inner.lock();
-        let before = inner.pipeline.bytes();
+        let before = inner.writeback.bytes();
         let result = change(&mut inner);
-        let after = inner.pipeline.bytes();
+        let after = inner.writeback.bytes();
         // Under the file's lock, so that differences are taken in order.
         self.window.account(inode, before, after);
         drop(inner);
@@ -290,7 +290,7 @@ impl Vfs {
     /// Does what the pipeline of a file asks for.
     pub(super) fn pump(self: &Arc<Self>, inode: &Arc<Inode>) {
         loop {
-            match self.with_pipeline(inode, |inner| inner.pipeline.next(now())) {
+            match self.with_writeback(inode, |inner| inner.writeback.next(now())) {
                 None => return,
                 Some(Action::Write {
                     id,
@@ -372,7 +372,7 @@ impl Vfs {
         // The last one takes along what was set since.
         let changes = if stable == Committed::FileSync {
             let mut inner = self.file_state(inode).inner.lock();
-            match inner.pipeline.is_last(id) {
+            match inner.writeback.is_last(id) {
                 true => inner.deferred.leave_as(&origin.open.cred),
                 false => None,
             }
@@ -384,7 +384,7 @@ impl Vfs {
         let attrs = changes.as_ref().map(|one| new_attributes(&one.set));
         let len: usize = data.iter().map(Bytes::len).sum();
         let sent = Instant::now();
-        let behind = Behind {
+        let behind = Epilogue {
             commit: commit.map(|range| (range.offset, range.count)),
             attrs: attrs.as_ref(),
         };
@@ -461,8 +461,8 @@ impl Vfs {
         results: impl Iterator<Item = (RequestId, WriteResult)>,
         proof: Option<Verifier>,
     ) {
-        self.with_pipeline(inode, |inner| {
-            let pipeline = &mut inner.pipeline;
+        self.with_writeback(inode, |inner| {
+            let pipeline = &mut inner.writeback;
             for (id, result) in results {
                 let committed = match result.committed {
                     Committed::Unstable => Stable::Unstable,
@@ -489,7 +489,7 @@ impl Vfs {
         // kernel has pages that no server will ever have.
         inode.attr.lock().expire();
         self.lose_pages(inode);
-        self.with_pipeline(inode, |inner| inner.pipeline.failed(id, errno));
+        self.with_writeback(inode, |inner| inner.writeback.failed(id, errno));
     }
 
     async fn send_commit(
@@ -507,12 +507,12 @@ impl Vfs {
                 if let Some(attrs) = attrs {
                     self.learn(inode, &attrs, sent);
                 }
-                self.with_pipeline(inode, |inner| inner.pipeline.committed(id, verifier));
+                self.with_writeback(inode, |inner| inner.writeback.committed(id, verifier));
             }
             Err(error) => {
                 let errno = self.failed(&error, inode);
                 self.lose_pages(inode);
-                self.with_pipeline(inode, |inner| inner.pipeline.commit_failed(id, errno));
+                self.with_writeback(inode, |inner| inner.writeback.commit_failed(id, errno));
             }
         }
         self.file_state(inode).progress.notify_waiters();
@@ -524,8 +524,8 @@ impl Vfs {
     pub(super) fn server_restarted(self: &Arc<Self>) {
         self.restarts.fetch_add(1, Ordering::Relaxed);
         for inode in self.window.busy() {
-            self.with_pipeline(&inode, |inner| {
-                inner.pipeline.server_restarted();
+            self.with_writeback(&inode, |inner| {
+                inner.writeback.server_restarted();
                 inner.cuts += 1;
             });
             self.pump(&inode);
@@ -537,12 +537,12 @@ impl Vfs {
         if inode.opened().is_none() {
             return;
         }
-        let ticket = self.with_pipeline(inode, |inner| {
-            (!inner.pipeline.is_idle()).then(|| inner.pipeline.begin_drain())
+        let ticket = self.with_writeback(inode, |inner| {
+            (!inner.writeback.is_idle()).then(|| inner.writeback.begin_drain())
         });
         if let Some(ticket) = ticket {
             self.pump(inode);
-            self.wait_until(inode, |inner| inner.pipeline.drained(&ticket))
+            self.wait_until(inode, |inner| inner.writeback.drained(&ticket))
                 .await;
         }
     }
@@ -553,16 +553,16 @@ impl Vfs {
         if inode.opened().is_none() {
             return;
         }
-        let ticket = self.with_pipeline(inode, |inner| {
+        let ticket = self.with_writeback(inode, |inner| {
             let end = offset.saturating_add(len);
             inner
-                .pipeline
+                .writeback
                 .overlaps_pending(offset..end)
-                .then(|| inner.pipeline.drain_range(offset, len))
+                .then(|| inner.writeback.drain_range(offset, len))
         });
         if let Some(ticket) = ticket {
             self.pump(inode);
-            self.wait_until(inode, |inner| inner.pipeline.range_drained(&ticket))
+            self.wait_until(inode, |inner| inner.writeback.range_drained(&ticket))
                 .await;
         }
     }

@@ -61,7 +61,8 @@ const DIES: [(&str, u64); 16] = [
 ];
 /// Replies after which a connection's task dies. The sixth in a row ends the daemon, and
 /// the faults let no connection live for as long as that a row ends.
-const LANES: &str = "lane:3000,lane:9000,lane:20000,lane:40000,lane:90000";
+const CONNECTIONS: &str =
+    "connection:3000,connection:9000,connection:20000,connection:40000,connection:90000";
 /// Threads that have callers and kill them.
 const KILLERS: u64 = 2;
 /// Estates that are looked after at a time, by each: all that is left of a dead caller
@@ -503,7 +504,7 @@ fn dying(seconds: u64) -> String {
     let points = DIES
         .iter()
         .flat_map(|(task, each)| (1..=times).map(move |time| format!("{task}:{}", time * each)));
-    let points: Vec<_> = points.chain([LANES.to_owned()]).collect();
+    let points: Vec<_> = points.chain([CONNECTIONS.to_owned()]).collect();
     points.join(",")
 }
 

@@ -14,7 +14,7 @@ use super::super::proto::types::{Stable, StateId, Verifier};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
-use super::names::{Moved, change_before};
+use super::names::{PrePost, change_before};
 use super::objects::STATE_RETRIES;
 
 /// What a WRITE came to.
@@ -23,7 +23,7 @@ pub struct Written {
     /// What the server wrote; perhaps less than was sent.
     pub result: WriteResult,
     /// How the file moved.
-    pub moved: Moved,
+    pub moved: PrePost,
     /// What became of the attributes that were to be set after it.
     pub set: Result<(), NfsError>,
     /// The verifier of the COMMIT after it, if that was executed.
@@ -37,7 +37,7 @@ pub struct WrittenSeveral {
     /// executed, or what the server says of them makes no sense.
     pub results: Vec<WriteResult>,
     /// How the file moved.
-    pub moved: Moved,
+    pub moved: PrePost,
     /// The verifier of the COMMIT after all of them, if that was executed.
     pub committed: Option<Verifier>,
 }
@@ -45,7 +45,7 @@ pub struct WrittenSeveral {
 /// What goes behind a WRITE, in the same compound and also if less was written than
 /// was sent.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Behind<'a> {
+pub struct Epilogue<'a> {
     /// COMMIT of a range: offset and count, as [`Client::commit`] takes them.
     pub commit: Option<(u64, u32)>,
     /// Attributes to be set.
@@ -137,7 +137,7 @@ impl Client {
         data: &[Bytes],
     ) -> Result<Written, NfsError> {
         let data = (offset, data);
-        self.write_and(open, data, fence, stable, Behind::default())
+        self.write_and(open, data, fence, stable, Epilogue::default())
             .await
     }
 
@@ -148,7 +148,7 @@ impl Client {
         (offset, data): (u64, &[Bytes]),
         fence: u32,
         stable: Stable,
-        behind: Behind<'_>,
+        behind: Epilogue<'_>,
     ) -> Result<Written, NfsError> {
         for _ in 0..STATE_RETRIES {
             if open.fence() != fence {
@@ -194,7 +194,7 @@ impl Client {
                         result,
                         set,
                         committed,
-                        moved: Moved {
+                        moved: PrePost {
                             before,
                             after: reply.attrs().ok(),
                         },
@@ -210,7 +210,7 @@ impl Client {
     }
 
     /// Several unstable WRITEs of few bytes in one compound, in their order, each as
-    /// for [`Client::write`]; all together of at most wsize bytes. `commit` as in [`Behind`].
+    /// for [`Client::write`]; all together of at most wsize bytes. `commit` as in [`Epilogue`].
     ///
     /// # Errors
     /// Those of the first WRITE. One of a later WRITE only ends the results.
@@ -269,7 +269,7 @@ impl Client {
             return Ok(WrittenSeveral {
                 results,
                 committed: commit.filter(|_| all).and_then(|_| reply.committed().ok()),
-                moved: Moved {
+                moved: PrePost {
                     before,
                     after: reply.attrs().ok(),
                 },

@@ -118,11 +118,16 @@ impl Client {
     /// Binds the connection to the session it belongs to already.
     async fn rebound(self: &Arc<Self>) -> Result<Result<(), NfsError>, NfsError> {
         let session = self.session().await?;
-        let Some(lane) = self.channel.lanes().first().map(|lane| lane.id) else {
+        let Some(connection) = self
+            .channel
+            .connections()
+            .first()
+            .map(|connection| connection.id)
+        else {
             return Ok(Err(NfsError::Unfit("there is no connection")));
         };
         let identity = &self.config.identity;
-        match establish::bind_connection(&self.channel, lane, identity, session.id).await {
+        match establish::bind_connection(&self.channel, connection, identity, session.id).await {
             Err(NfsError::Rpc(error)) => Err(error.into()),
             bound => Ok(bound),
         }

@@ -26,11 +26,11 @@ mod orphans;
 mod root;
 mod tree;
 
-pub use data::{Behind, Written, WrittenSeveral};
+pub use data::{Epilogue, Written, WrittenSeveral};
 pub use features::Feature;
 pub use locks::Locked;
-pub use names::{DirMoved, Found, Made, Moved, Renamed};
-pub(super) use opens::Lacks;
-pub use opens::{Along, FoundOpen, HowToOpen, OpenedFile, OpenedHandle};
+pub use names::{DirChange, Found, Made, PrePost, Renamed};
+pub(super) use opens::ServerFeatures;
+pub use opens::{FoundOpen, HowToOpen, InlineRead, OpenedFile, OpenedHandle};
 pub use root::FileSystem;
 pub use tree::ListFrom;

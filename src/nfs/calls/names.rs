@@ -25,7 +25,7 @@ pub struct Found {
 /// before, in the same compound, and its attributes just after. If nobody else
 /// was seen to have changed it up to `before`, what is known of it stays true.
 #[derive(Clone, Debug, Default)]
-pub struct Moved {
+pub struct PrePost {
     /// The change attribute before; `None` if not known.
     pub before: Option<u64>,
     /// The attributes after; `None` if they could not be had.
@@ -34,9 +34,9 @@ pub struct Moved {
 
 /// How a directory moved when we changed one of its names.
 #[derive(Clone, Debug, Default)]
-pub struct DirMoved {
+pub struct DirChange {
     /// As the attributes around the change show it.
-    pub seen: Moved,
+    pub seen: PrePost,
     /// The change attribute just before and just after, if the server vouches
     /// for that nothing lies between (change_info4, RFC 8881 §3.3.5). EFS is not
     /// known to, nfs-ganesha does not.
@@ -47,9 +47,9 @@ pub struct DirMoved {
 #[derive(Clone, Debug, Default)]
 pub struct Renamed {
     /// How the directory moved that the object has left.
-    pub left: DirMoved,
+    pub left: DirChange,
     /// The one it has come to.
-    pub entered: DirMoved,
+    pub entered: DirChange,
     /// What the new name leads to after it, if the server has said.
     pub leads_to: Option<FileHandle>,
     /// How many names what was moved has, if the server has said. Of a file with several
@@ -58,10 +58,10 @@ pub struct Renamed {
     pub links: Option<u32>,
 }
 
-impl DirMoved {
+impl DirChange {
     pub(super) fn new(info: ChangeInfo, before: Option<u64>, after: Option<Attributes>) -> Self {
         Self {
-            seen: Moved { before, after },
+            seen: PrePost { before, after },
             atomic: info.atomic.then_some((info.before, info.after)),
         }
     }
@@ -75,7 +75,7 @@ pub struct Made {
     /// Its attributes.
     pub attrs: Attributes,
     /// How the directory moved.
-    pub dir: DirMoved,
+    pub dir: DirChange,
 }
 
 /// So often is a name looked up whose object is gone before its attributes are
@@ -180,7 +180,7 @@ impl Client {
             Ok(info) => Ok(Made {
                 handle: reply.handle()?,
                 attrs: reply.attrs()?,
-                dir: DirMoved::new(info, before, saved_after(&mut reply)),
+                dir: DirChange::new(info, before, saved_after(&mut reply)),
             }),
             Err(error) => Err(error),
         }
@@ -192,7 +192,7 @@ impl Client {
         cred: &Credential,
         dir: &FileHandle,
         name: &[u8],
-    ) -> Result<DirMoved, NfsError> {
+    ) -> Result<DirChange, NfsError> {
         self.remove_closed(cred, dir, name, None).await
     }
 
@@ -203,7 +203,7 @@ impl Client {
         dir: &FileHandle,
         name: &[u8],
         file: Option<&FileHandle>,
-    ) -> Result<DirMoved, NfsError> {
+    ) -> Result<DirChange, NfsError> {
         let front = self.close_in_front(file, cred, 4).await;
         let mut reply = self
             .call_behind(front, cred, |c| {
@@ -217,7 +217,7 @@ impl Client {
             .await?;
         let before = change_before(&mut reply)?;
         match reply.change(Op::Remove) {
-            Ok(info) => Ok(DirMoved::new(info, before, reply.attrs().ok())),
+            Ok(info) => Ok(DirChange::new(info, before, reply.attrs().ok())),
             Err(error) => Err(error),
         }
     }
@@ -287,10 +287,10 @@ impl Client {
         match reply.renamed() {
             Ok((left, entered)) => {
                 let to_after = reply.attrs().ok();
-                let left = DirMoved::new(left, from_before, saved_after(&mut reply));
+                let left = DirChange::new(left, from_before, saved_after(&mut reply));
                 Ok(Renamed {
                     left,
-                    entered: DirMoved::new(entered, to_before, to_after),
+                    entered: DirChange::new(entered, to_before, to_after),
                     leads_to: named(&mut reply),
                     links: reply.attrs().ok().map(|attrs| attrs.nlink),
                 })
@@ -307,7 +307,7 @@ impl Client {
         object: &FileHandle,
         dir: &FileHandle,
         name: &[u8],
-    ) -> Result<(Moved, DirMoved), NfsError> {
+    ) -> Result<(PrePost, DirChange), NfsError> {
         match self.link(cred, object, dir, name).await {
             Err(error) if doubtful(&error, Status::EXIST) => {
                 match self.leads_to(cred, (dir, name), object).await? {
@@ -327,8 +327,8 @@ impl Client {
         object: &FileHandle,
         dir: &FileHandle,
         name: &[u8],
-    ) -> Result<(Moved, DirMoved), NfsError> {
-        let moved = |before, after| Moved {
+    ) -> Result<(PrePost, DirChange), NfsError> {
+        let moved = |before, after| PrePost {
             before,
             after: Some(after),
         };
@@ -351,7 +351,7 @@ impl Client {
         reply.ok(Op::SaveFh)?;
         let before = change_before(&mut reply)?;
         let info = reply.change(Op::Link)?;
-        let dir = DirMoved::new(info, before, reply.attrs().ok());
+        let dir = DirChange::new(info, before, reply.attrs().ok());
         let attrs = reply
             .ok(Op::RestoreFh)
             .map(|_| ())

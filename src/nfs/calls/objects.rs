@@ -13,7 +13,7 @@ use super::super::proto::types::{FileHandle, StateId};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
-use super::names::{Moved, change_before};
+use super::names::{PrePost, change_before};
 use crate::rpc::auth::Credential;
 
 impl Client {
@@ -100,7 +100,7 @@ impl Client {
         handle: &FileHandle,
         open: Option<&Arc<OpenState>>,
         new: &NewAttributes,
-    ) -> Result<Moved, NfsError> {
+    ) -> Result<PrePost, NfsError> {
         for _ in 0..STATE_RETRIES {
             let (stateid, token) = open.map_or((StateId::ANONYMOUS, 0), |open| open.for_io());
             let mut reply = self
@@ -116,7 +116,7 @@ impl Client {
             let before = change_before(&mut reply)?;
             match reply.attrs_set() {
                 Ok(()) => {
-                    return Ok(Moved {
+                    return Ok(PrePost {
                         before,
                         after: reply.attrs().ok(),
                     });

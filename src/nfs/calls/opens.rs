@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::super::client::Client;
-use super::super::closing::UNLOCKS;
+use super::super::close_queue::UNLOCKS;
 use super::super::proto::attrs::{
     AttrSet, Attributes, CHANGE_ONLY, NewAttributes, NewTime, number as n,
 };
@@ -17,7 +17,7 @@ use super::super::proto::types::{FileHandle, NfsTime, StateId};
 use super::super::recovery::state_is_gone;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
-use super::names::{DirMoved, LOOKS, change_before, saved_after};
+use super::names::{DirChange, LOOKS, change_before, saved_after};
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 
@@ -43,7 +43,7 @@ pub struct OpenedFile {
     /// The file's attributes.
     pub attrs: Attributes,
     /// How the directory moved.
-    pub dir: DirMoved,
+    pub dir: DirChange,
     /// The server promises to keep the file's data until the last CLOSE even
     /// if its name is removed.
     pub preserves_unlinked: bool,
@@ -53,7 +53,7 @@ pub struct OpenedFile {
 
 /// A READ of a file's beginning that goes along with its OPEN.
 #[derive(Clone, Copy, Debug)]
-pub struct Along {
+pub struct InlineRead {
     /// Bytes.
     pub count: u32,
     /// Not if this is still the file's change attribute: its data are known.
@@ -88,7 +88,7 @@ pub struct FoundOpen {
 /// What saves requests and this server was found to lack. Asked for until it is
 /// refused once, then never again.
 #[derive(Debug, Default)]
-pub(in super::super) struct Lacks {
+pub(in super::super) struct ServerFeatures {
     /// The current stateid (RFC 8881 §16.2.3.1.2) in READ.
     current_stateid: AtomicBool,
     /// The anonymous stateid (§8.2.3) in READ of an open file.
@@ -97,7 +97,7 @@ pub(in super::super) struct Lacks {
     nverify: AtomicBool,
 }
 
-impl Lacks {
+impl ServerFeatures {
     /// The stateid for a READ in the compound of its OPEN.
     fn stateid(&self) -> Option<StateId> {
         if !self.current_stateid.load(Ordering::Relaxed) {
@@ -134,7 +134,7 @@ impl Client {
         access: u32,
         truncate: bool,
         name: Option<(&FileHandle, &[u8])>,
-        along: Option<Along>,
+        along: Option<InlineRead>,
     ) -> Result<Option<OpenedHandle>, NfsError> {
         let empty = NewAttributes {
             size: Some(0),
@@ -157,8 +157,8 @@ impl Client {
         }
         self.room_to_open().await;
         let along = along.filter(|_| !truncate).and_then(|along| {
-            let lacks_nverify = self.lacks.nverify.load(Ordering::Relaxed);
-            let stateid = self.lacks.stateid()?;
+            let lacks_nverify = self.features.nverify.load(Ordering::Relaxed);
+            let stateid = self.features.stateid()?;
             (along.unless.is_none() || !lacks_nverify).then_some((along, stateid))
         });
         let front = self.close_along(&open.cred, OPEN_OPS);
@@ -250,7 +250,12 @@ impl Client {
 
     /// The data that came along with an OPEN, which stands whatever became of
     /// them.
-    fn read_along(&self, reply: &mut Reply, along: Along, stateid: StateId) -> Option<ReadResult> {
+    fn read_along(
+        &self,
+        reply: &mut Reply,
+        along: InlineRead,
+        stateid: StateId,
+    ) -> Option<ReadResult> {
         if along.unless.is_some() {
             match reply.ok(Op::NVerify) {
                 Ok(_) => {}
@@ -259,7 +264,7 @@ impl Client {
                 }
                 Err(error) => {
                     tracing::debug!("{error}: not asked again");
-                    self.lacks.nverify.store(true, Ordering::Relaxed);
+                    self.features.nverify.store(true, Ordering::Relaxed);
                     return None;
                 }
             }
@@ -273,7 +278,7 @@ impl Client {
                 if state_is_gone(status) || status == Status::INVAL =>
             {
                 tracing::debug!("READ in the compound of its OPEN: {status}");
-                self.lacks.refused(stateid);
+                self.features.refused(stateid);
                 None
             }
             _ => None,
@@ -365,7 +370,7 @@ impl Client {
                 Err(_) => self.get_attrs(cred, &open.handle).await?,
             };
             let after = saved_after(&mut reply);
-            Ok::<_, NfsError>((attrs, DirMoved::new(opened.change, before, after)))
+            Ok::<_, NfsError>((attrs, DirChange::new(opened.change, before, after)))
         };
         match finish.await {
             Ok((attrs, dir)) => Ok(OpenedFile {
@@ -499,7 +504,7 @@ impl Client {
         Ok(Some(OpenedFile {
             open,
             attrs,
-            dir: DirMoved::default(),
+            dir: DirChange::default(),
             preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
             // It was made a while ago; others may know it by now.
             is_new: false,

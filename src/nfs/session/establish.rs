@@ -7,7 +7,7 @@ use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::types::{SessionId, Verifier};
 use crate::rpc::auth::Credential;
-use crate::rpc::{Channel, LaneId, Load};
+use crate::rpc::{Channel, ConnectionId, Load};
 use crate::xdr::{DecodeError, Decoder, Encoder};
 
 /// EXCHGID4_FLAG_SUPP_MOVED_REFER | EXCHGID4_FLAG_BIND_PRINC_STATEID: what the
@@ -260,12 +260,12 @@ pub async fn destroy_client(
 /// connection at its first SEQUENCE. It is about the connection that it comes over.
 pub async fn bind_connection(
     channel: &Channel,
-    lane: LaneId,
+    connection: ConnectionId,
     identity: &Identity,
     id: SessionId,
 ) -> Result<(), NfsError> {
     let compound = bind(identity, id);
-    let answer = channel.call_on(lane, compound.finish(None)).await?;
+    let answer = channel.call_on(connection, compound.finish(None)).await?;
     bound(Reply::parse(answer.body, compound.ops())?)
 }
 

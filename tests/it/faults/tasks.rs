@@ -286,14 +286,14 @@ fn status_and_sigterm_are_heard_although_those_who_listen_died() {
 #[test]
 fn a_connection_whose_task_died_is_replaced_and_nothing_is_lost() {
     let server = Server::start(ServerOptions::default());
-    let dying = Dying::new(&server, "lane:30,lane:60", &[]);
+    let dying = Dying::new(&server, "connection:30,connection:60", &[]);
     let path = dying.mount.path().to_owned();
     within("a hundred files", move || {
         for number in 0..100 {
             fs::write(path.join(format!("{number}")), noise(number, 5000)).expect("write");
         }
     });
-    dying.assert_seen("lane");
+    dying.assert_seen("connection");
     assert_eq!(dying.mount.stat("/recoveries"), 0);
     for number in 0..100 {
         let behind = server.export().join(format!("{number}"));
@@ -393,7 +393,7 @@ fn a_recovery_that_is_dead_ends_the_daemon_and_leaves_a_dead_mount() {
 
 #[test]
 fn a_supervisor_that_is_dead_ends_the_daemon_and_leaves_a_dead_mount() {
-    for dies in ["supervise:1", "lane:40+"] {
+    for dies in ["supervise:1", "connection:40+"] {
         let mut server = Server::start(ServerOptions::default());
         let proxy = Proxy::to(server.address());
         let request = |server: &Server| MountRequest::new(server.device("/"), proxy.port());

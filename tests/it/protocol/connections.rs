@@ -85,7 +85,7 @@ fn carried(log: &[Executed], number: u32) -> BTreeSet<u64> {
 async fn each_connection_is_bound_to_the_session_and_all_of_them_carry_data() {
     let rig = five(strict()).await;
     assert_eq!(rig.peer.count_op(op::BIND_CONN_TO_SESSION), 4);
-    assert_eq!(rig.client.channel().lanes().len(), 5);
+    assert_eq!(rig.client.channel().connections().len(), 5);
     copy(&mount_of(&rig), 64).await;
     let log = rig.peer.log();
     assert!(

@@ -253,11 +253,11 @@ async fn a_recovery_that_dies_is_begun_again_and_one_that_always_does_is_an_erro
 #[tokio::test(start_paused = true)]
 async fn a_connection_whose_task_dies_is_replaced_and_its_calls_go_out_again() {
     let (rig, metrics) = rig(PeerConfig::default()).await;
-    metrics.tasks.arm("lane:2,lane:4");
+    metrics.tasks.arm("connection:2,connection:4");
     for number in 0..5 {
         within(60, rig.mkdir(&format!("d{number}"))).await.unwrap();
     }
-    assert_eq!(metrics.tasks.deaths("lane"), 2);
+    assert_eq!(metrics.tasks.deaths("connection"), 2);
     assert!(!metrics.tasks.has_ended());
     assert_eq!(rig.peer.count_op(op::EXCHANGE_ID), 1);
     assert_eq!(metrics.gauges.connections.get(), 1);
@@ -265,7 +265,7 @@ async fn a_connection_whose_task_dies_is_replaced_and_its_calls_go_out_again() {
 
 #[tokio::test(start_paused = true)]
 async fn connections_that_all_die_and_a_supervisor_that_does_are_an_error_for_every_call() {
-    for dies in ["lane:1+", "supervise:1"] {
+    for dies in ["connection:1+", "supervise:1"] {
         let (rig, metrics) = rig(PeerConfig::default()).await;
         metrics.tasks.arm(dies);
         if dies.starts_with("supervise") {

@@ -47,13 +47,13 @@ struct Retry {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Reopens {
+pub(super) struct EstaleRetries {
     retries: Mutex<HashMap<u32, Retry>>,
     /// Their number, so that nobody takes the lock for nothing.
     count: AtomicUsize,
 }
 
-impl Reopens {
+impl EstaleRetries {
     fn none(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0
     }
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_the_second_walk_found_is_opened_once() {
-        let reopens = Reopens::default();
+        let reopens = EstaleRetries::default();
         assert!(!reopens.is_second(5) && !reopens.opens(5, 7));
         reopens.refused(5, OPEN);
         assert!(reopens.is_second(5) && !reopens.is_second(6));
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn any_call_that_was_refused_walks_again_and_is_through_when_it_is_answered() {
-        let reopens = Reopens::default();
+        let reopens = EstaleRetries::default();
         reopens.refused(5, None);
         assert!(reopens.is_second(5) && reopens.open(5).is_none());
         assert!(!reopens.opens(5, 2), "nothing was found");
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_takes_long_does_not_end_the_walk_and_silence_does() {
-        let reopens = Reopens::default();
+        let reopens = EstaleRetries::default();
         let long_ago = || reopens.retries.lock().get_mut(&5).unwrap().since -= 2 * WHILE;
         reopens.refused(5, OPEN);
         long_ago();
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn retries_are_bounded() {
-        let reopens = Reopens::default();
+        let reopens = EstaleRetries::default();
         for tid in 1..=2 * MOST as u32 {
             reopens.refused(tid, OPEN);
         }

@@ -2,7 +2,7 @@
 //! WRITEs and COMMITs (RFC 8881 sections 18.32, 18.3) bring it to stable
 //! storage. A plain state machine: it does no I/O, has no clock and no lock of
 //! its own. Its owner (the vfs write path) keeps it under the inode's lock,
-//! reports events, and after each event performs what [`Pipeline::next`] asks
+//! reports events, and after each event performs what [`Writeback::next`] asks
 //! for until it asks for nothing.
 //!
 //! ```text
@@ -57,7 +57,7 @@
 //! unstable WRITE's reply shows what has another verifier to be lost. A COMMIT that
 //! nobody waits for goes behind a WRITE, in one compound: then it proves that WRITE too. What is
 //! lost is written again, at most a few rounds, then it is an EIO. A restart of the server
-//! ([`Pipeline::server_restarted`]) is no such round.
+//! ([`Writeback::server_restarted`]) is no such round.
 
 mod machine;
 #[cfg(test)]
@@ -89,7 +89,7 @@ pub type Verifier = [u8; 8];
 
 /// How a pipeline behaves; one for all files of a mount.
 #[derive(Clone, Debug)]
-pub struct PipelineConfig {
+pub struct WritebackConfig {
     /// The most bytes one WRITE may carry.
     pub wsize: usize,
     /// The most WRITEs of one file without a reply.
@@ -104,7 +104,7 @@ pub struct PipelineConfig {
     /// committed although nobody asks for it: their memory is to be had again, and a
     /// server that crashes later has nothing of them to lose.
     pub commit_after: Duration,
-    /// The window of one file, bytes. The caller keeps [`Pipeline::bytes`]
+    /// The window of one file, bytes. The caller keeps [`Writeback::bytes`]
     /// below it; the pipeline commits in time for that to end.
     pub file_limit: usize,
 }
@@ -159,7 +159,7 @@ pub struct Fragment {
 /// What the owner of a pipeline has to do.
 #[derive(Debug)]
 pub enum Action<O> {
-    /// Send a WRITE, and report [`Pipeline::written`] or [`Pipeline::failed`]
+    /// Send a WRITE, and report [`Writeback::written`] or [`Writeback::failed`]
     /// exactly once. Retries of the transport and of NFS4ERR_DELAY are the
     /// sender's; it must not report before the request can no more be executed.
     Write {
@@ -174,7 +174,7 @@ pub enum Action<O> {
         /// The `stable` argument.
         stable: Stable,
         /// A COMMIT that goes behind it in the same compound. What became of it is
-        /// reported with the WRITE: [`Pipeline::written_and_committed`] if it
+        /// reported with the WRITE: [`Writeback::written_and_committed`] if it
         /// was executed, anything else if not.
         commit: Option<CommitRange>,
     },
@@ -187,11 +187,11 @@ pub enum Action<O> {
         /// Two or more; none overlaps another.
         fragments: Vec<Fragment>,
         /// A COMMIT behind the last of them. If it was executed, so were all, and
-        /// each is reported by [`Pipeline::written_and_committed`].
+        /// each is reported by [`Writeback::written_and_committed`].
         commit: Option<CommitRange>,
     },
-    /// Send a COMMIT, and report [`Pipeline::committed`] or
-    /// [`Pipeline::commit_failed`] exactly once. There is one at a time.
+    /// Send a COMMIT, and report [`Writeback::committed`] or
+    /// [`Writeback::commit_failed`] exactly once. There is one at a time.
     Commit {
         /// What to report under.
         id: RequestId,
@@ -200,12 +200,12 @@ pub enum Action<O> {
         /// What it covers.
         range: CommitRange,
     },
-    /// Call [`Pipeline::next`] at this time or later. Timers need not be
+    /// Call [`Writeback::next`] at this time or later. Timers need not be
     /// cancelled: an early or a superfluous call does no harm.
     WakeAt(Instant),
 }
 
-/// Everything that was accepted before [`Pipeline::begin_drain`].
+/// Everything that was accepted before [`Writeback::begin_drain`].
 #[derive(Clone, Copy, Debug)]
 pub struct DrainTicket {
     mark: u64,
@@ -217,7 +217,7 @@ pub struct WriteTicket {
     seq: u64,
 }
 
-/// The part of a range that was pending at [`Pipeline::drain_range`].
+/// The part of a range that was pending at [`Writeback::drain_range`].
 #[derive(Clone, Debug)]
 pub struct RangeTicket {
     mark: u64,
@@ -230,17 +230,17 @@ pub struct RangeTicket {
 ///
 /// While nothing is pending it is a few words and owns no memory.
 #[derive(Debug)]
-pub struct Pipeline<O> {
-    config: Arc<PipelineConfig>,
+pub struct Writeback<O> {
+    config: Arc<WritebackConfig>,
     lasting: Lasting,
     /// There while something is pending.
     busy: Option<Box<Machine<O>>>,
 }
 
-impl<O: Clone + PartialEq> Pipeline<O> {
+impl<O: Clone + PartialEq> Writeback<O> {
     /// A pipeline with nothing in it.
-    pub fn new(config: Arc<PipelineConfig>) -> Pipeline<O> {
-        Pipeline {
+    pub fn new(config: Arc<WritebackConfig>) -> Writeback<O> {
+        Writeback {
             config,
             lasting: Lasting::default(),
             busy: None,
@@ -249,11 +249,11 @@ impl<O: Clone + PartialEq> Pipeline<O> {
 
     /// Takes in `data` for `offset`. The buffer is kept, not copied, so it
     /// should not be a small slice of a large one. With `sync` the data do not
-    /// linger and are written FILE_SYNC, and their loss is told by [`Pipeline::fate`]
-    /// instead of [`Pipeline::errors`], which has to be asked once they are drained.
+    /// linger and are written FILE_SYNC, and their loss is told by [`Writeback::fate`]
+    /// instead of [`Writeback::errors`], which has to be asked once they are drained.
     /// They must not overlap what is pending: then each of the two could be lost with
     /// the other. A range that ends past 2^64 is refused by an EFBIG in
-    /// [`Pipeline::errors`].
+    /// [`Writeback::errors`].
     pub fn accept(
         &mut self,
         now: Instant,
@@ -348,7 +348,7 @@ impl<O: Clone + PartialEq> Pipeline<O> {
     }
 
     /// Whether everything accepted before the ticket is stable or has failed.
-    /// Failures are in [`Pipeline::errors`].
+    /// Failures are in [`Writeback::errors`].
     pub fn drained(&self, ticket: &DrainTicket) -> bool {
         self.busy.as_ref().is_none_or(|b| !b.awaits(ticket.mark))
     }
@@ -391,7 +391,7 @@ impl<O: Clone + PartialEq> Pipeline<O> {
         self.busy.as_ref().map_or(0, |b| b.bytes())
     }
 
-    /// The part of [`Pipeline::bytes`] that a COMMIT would free.
+    /// The part of [`Writeback::bytes`] that a COMMIT would free.
     #[cfg(test)]
     fn uncommitted_bytes(&self) -> usize {
         self.busy.as_ref().map_or(0, |b| b.uncommitted())
@@ -407,7 +407,7 @@ impl<O: Clone + PartialEq> Pipeline<O> {
     /// retained, once that is worth a COMMIT: a quarter of the file's window or half
     /// of what it holds. To be called again after each reply until there is room. Without
     /// being asked a file commits at two thirds of its window, at one third
-    /// if there is a WRITE to go behind, and after [`PipelineConfig::commit_after`].
+    /// if there is a WRITE to go behind, and after [`WritebackConfig::commit_after`].
     pub fn make_room(&mut self) {
         if let Some(busy) = &mut self.busy {
             busy.make_room();

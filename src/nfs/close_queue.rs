@@ -86,13 +86,13 @@ impl Inner {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Closing {
+pub(super) struct CloseQueue {
     inner: Mutex<Inner>,
     /// Some were answered.
     answered: Notify,
 }
 
-impl Closing {
+impl CloseQueue {
     /// CLOSEs that the server has not answered.
     pub(super) fn pending(&self) -> usize {
         let inner = self.inner.lock();
@@ -192,8 +192,8 @@ impl Client {
         file: Option<&FileHandle>,
         cred: &Credential,
         ops: usize,
-    ) -> InFront {
-        let mut front = InFront::of(self, Vec::new());
+    ) -> Prologue {
+        let mut front = Prologue::of(self, Vec::new());
         let Some(file) = file else { return front };
         let mut closes = self
             .closing
@@ -217,7 +217,7 @@ impl Client {
     /// A request of `ops` operations is about to be sent in the name of `cred`, and
     /// has room for CLOSEs that wait: as many of them go in front of it as come
     /// together from one such request to the next.
-    pub(super) fn close_along(self: &Arc<Self>, cred: &Credential, ops: usize) -> InFront {
+    pub(super) fn close_along(self: &Arc<Self>, cred: &Credential, ops: usize) -> Prologue {
         let room = self.max_ops().saturating_sub(ops) / OPS_EACH;
         let mut inner = self.closing.inner.lock();
         let mut left = room.min(ALONG);
@@ -227,14 +227,14 @@ impl Client {
             along
         });
         drop(inner);
-        InFront::of(self, closes)
+        Prologue::of(self, closes)
     }
 
     /// Runs a compound with CLOSEs in front of it. If one of those is refused, the
     /// rest has not run: it does, without them.
     pub(super) async fn call_behind(
         self: &Arc<Self>,
-        mut front: InFront,
+        mut front: Prologue,
         cred: &Credential,
         build: impl Fn(&mut Compound) + Send + Sync,
     ) -> Result<Reply, NfsError> {
@@ -259,7 +259,7 @@ impl Client {
 
     /// Takes the CLOSEs in front off a reply. False if one was refused, and what
     /// stood behind it did not run for that reason.
-    fn closed_in_front(self: &Arc<Self>, front: &mut InFront, reply: &mut Reply) -> bool {
+    fn closed_in_front(self: &Arc<Self>, front: &mut Prologue, reply: &mut Reply) -> bool {
         let mut closes = front.take();
         if *front.sendings.get_mut() > 1 {
             // The last sending was without them, and who knows of the first.
@@ -409,13 +409,13 @@ impl Client {
 /// CLOSEs in front of another request's operations. Dropped with any left, because
 /// who was to send that request died, it sends them by themselves: others wait for
 /// them.
-pub(super) struct InFront {
+pub(super) struct Prologue {
     closes: Vec<Waiting>,
     sendings: AtomicUsize,
     client: Weak<Client>,
 }
 
-impl Drop for InFront {
+impl Drop for Prologue {
     fn drop(&mut self) {
         if !self.closes.is_empty()
             && let Some(client) = self.client.upgrade()
@@ -425,7 +425,7 @@ impl Drop for InFront {
     }
 }
 
-impl InFront {
+impl Prologue {
     fn of(client: &Arc<Client>, closes: Vec<Waiting>) -> Self {
         Self {
             closes,

@@ -67,7 +67,7 @@ impl Default for Tolerance {
 /// When a silent connection is given up. See the module. It is one for all connections
 /// to a server; what each was last heard is its own.
 #[derive(Debug)]
-pub struct Patience {
+pub struct SilenceLimit {
     /// Of the first silent connection.
     first: Duration,
     /// Of this one, as far as the lease allows it.
@@ -80,7 +80,7 @@ pub struct Patience {
     needed: Option<(Duration, Instant)>,
 }
 
-impl Patience {
+impl SilenceLimit {
     /// Without a lease so far.
     pub fn new(first: Duration, now: Instant) -> Self {
         Self {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     /// How long each of the next connections is waited for, if none ever answers.
-    fn silences(patience: &mut Patience, mut now: Instant, count: usize) -> Vec<u64> {
+    fn silences(patience: &mut SilenceLimit, mut now: Instant, count: usize) -> Vec<u64> {
         (0..count)
             .map(|_| {
                 let heard = now;
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_server_that_is_away_is_looked_for_in_small_parts_of_its_lease() {
-        let mut patience = Patience::new(secs(5), Instant::now());
+        let mut patience = SilenceLimit::new(secs(5), Instant::now());
         assert_eq!(patience.pause(), Duration::from_millis(500));
         for (lease, pause) in [(1, 100), (4, 250), (8, 500), (90, 500)] {
             patience.set_lease(secs(lease));
@@ -210,14 +210,14 @@ mod tests {
     #[test]
     fn without_a_lease_each_silent_connection_leaves_twice_the_time_to_the_next() {
         let now = Instant::now();
-        let mut patience = Patience::new(secs(5), now);
+        let mut patience = SilenceLimit::new(secs(5), now);
         assert_eq!(silences(&mut patience, now, 6), [5, 10, 20, 40, 60, 60]);
     }
 
     #[test]
     fn an_answer_that_came_soon_takes_the_doubling_back_and_one_that_took_long_does_not() {
         let now = Instant::now();
-        let mut patience = Patience::new(secs(5), now);
+        let mut patience = SilenceLimit::new(secs(5), now);
         silences(&mut patience, now, 4);
         patience.answered(now, now + secs(25));
         assert_eq!(
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_server_that_was_found_at_work_is_left_the_time_it_needs_for_ten_minutes() {
         let now = Instant::now();
-        let mut patience = Patience::new(secs(5), now);
+        let mut patience = SilenceLimit::new(secs(5), now);
         patience.given_up();
         patience.needed(secs(20), now);
         assert_eq!(patience.limit(now), secs(40));
@@ -252,7 +252,7 @@ mod tests {
         for (lease, first) in [(90, 15), (60, 5), (60, 15), (20, 2), (10, 15)] {
             for idle in [0, lease / 3] {
                 let now = Instant::now();
-                let mut patience = Patience::new(secs(first), now);
+                let mut patience = SilenceLimit::new(secs(first), now);
                 patience.set_lease(secs(lease));
                 let silences = silences(&mut patience, now + secs(idle), 20);
                 let mut at = idle;
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn the_lease_runs_from_when_the_answered_call_was_made() {
         let now = Instant::now();
-        let mut patience = Patience::new(secs(60), now);
+        let mut patience = SilenceLimit::new(secs(60), now);
         patience.set_lease(secs(60));
         patience.answered(now + secs(10), now + secs(40));
         let heard = now + secs(40);

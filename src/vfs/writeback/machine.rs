@@ -9,9 +9,9 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::queue::{Queue, Source};
-use super::retained::{Copy, Retained};
+use super::retained::{Retained, UnstableData};
 use super::segment::Segment;
-use super::{Action, CommitRange, Fragment, PipelineConfig, RequestId, Stable, Verifier};
+use super::{Action, CommitRange, Fragment, RequestId, Stable, Verifier, WritebackConfig};
 use crate::vfs::errseq::ErrSeq;
 use crate::vfs::types::Errno;
 
@@ -52,11 +52,11 @@ impl Lasting {
 
 /// A WRITE without a reply yet. Its id is the tick at which it was sent.
 #[derive(Debug)]
-struct Flight<O> {
+struct InFlightWrite<O> {
     id: u64,
     segment: Segment<O>,
     /// The COMMIT behind it in the same compound; fragments of one request share it.
-    rider: Option<u64>,
+    commit_id: Option<u64>,
 }
 
 /// The drains under way, in at most two groups: all that begin while the first
@@ -72,9 +72,9 @@ struct Drains {
 
 #[derive(Debug)]
 pub(super) struct Machine<O> {
-    config: Arc<PipelineConfig>,
+    config: Arc<WritebackConfig>,
     queue: Queue<O>,
-    flights: Vec<Flight<O>>,
+    flights: Vec<InFlightWrite<O>>,
     retained: Retained<O>,
     /// The COMMIT without a reply yet, by the tick at which it was sent.
     commit: Option<u64>,
@@ -98,7 +98,7 @@ pub(super) struct Machine<O> {
 }
 
 impl<O: Clone + PartialEq> Machine<O> {
-    pub(super) fn new(now: Instant, config: Arc<PipelineConfig>) -> Machine<O> {
+    pub(super) fn new(now: Instant, config: Arc<WritebackConfig>) -> Machine<O> {
         let wsize = config.wsize.clamp(1, u32::MAX as usize);
         Machine {
             config,
@@ -212,15 +212,15 @@ impl<O: Clone + PartialEq> Machine<O> {
         proof: Option<Verifier>,
     ) {
         let Some(flight) = self.land(id) else { return };
-        let (range, rider) = (flight.segment.range(), flight.rider);
+        let (range, commit_id) = (flight.segment.range(), flight.commit_id);
         // The COMMIT came after the WRITE, and covers its range.
         let committed = match proof {
-            Some(proof) if rider.is_some() && proof == verifier => Stable::FileSync,
+            Some(proof) if commit_id.is_some() && proof == verifier => Stable::FileSync,
             _ => committed,
         };
         self.acknowledge(lasting, flight, count, committed, verifier);
         self.queue.unpark(&range);
-        match (rider, proof) {
+        match (commit_id, proof) {
             (Some(commit), Some(proof)) => self.committed(lasting, RequestId(commit), proof),
             (Some(commit), None) => self.not_committed(commit),
             (None, _) => {}
@@ -231,7 +231,7 @@ impl<O: Clone + PartialEq> Machine<O> {
         let Some(flight) = self.land(id) else { return };
         self.lost(lasting, &flight.segment, flight.id, errno);
         self.queue.unpark(&flight.segment.range());
-        if let Some(commit) = flight.rider {
+        if let Some(commit) = flight.commit_id {
             self.not_committed(commit);
         }
     }
@@ -380,7 +380,7 @@ impl<O: Clone + PartialEq> Machine<O> {
                 }
                 _ => None,
             };
-            let rider = commit.is_some().then(|| self.commit_sent(lasting));
+            let commit_id = commit.is_some().then(|| self.commit_sent(lasting));
             let write = Action::Write {
                 id: RequestId(id),
                 origin: segment.origin.clone(),
@@ -389,7 +389,11 @@ impl<O: Clone + PartialEq> Machine<O> {
                 stable,
                 commit,
             };
-            self.flights.push(Flight { id, segment, rider });
+            self.flights.push(InFlightWrite {
+                id,
+                segment,
+                commit_id,
+            });
             return Some(write);
         }
         None
@@ -450,14 +454,15 @@ impl<O: Clone + PartialEq> Machine<O> {
             true => self.commit_along(&segments),
             false => None,
         };
-        let rider = commit.is_some().then(|| self.commit_sent(lasting));
+        let commit_id = commit.is_some().then(|| self.commit_sent(lasting));
         let origin = segments[0].origin.clone();
         let flights = fragments.iter().zip(segments);
-        self.flights.extend(flights.map(|(sent, segment)| Flight {
-            id: sent.id.0,
-            segment,
-            rider,
-        }));
+        self.flights
+            .extend(flights.map(|(sent, segment)| InFlightWrite {
+                id: sent.id.0,
+                segment,
+                commit_id,
+            }));
         Action::WriteFragments {
             origin,
             fragments,
@@ -466,7 +471,7 @@ impl<O: Clone + PartialEq> Machine<O> {
     }
 
     /// What a COMMIT behind these WRITEs of one request would have to cover, if it may
-    /// go there. Behind a single one there is none for its own sake: that would be
+    /// go there. Epilogue a single one there is none for its own sake: that would be
     /// FILE_SYNC.
     fn commit_along(&self, written: &[Segment<O>]) -> Option<CommitRange> {
         if self.commit.is_some() || self.commit_alone {
@@ -572,7 +577,7 @@ impl<O: Clone + PartialEq> Machine<O> {
         self.commit_alarm
     }
 
-    fn land(&mut self, id: RequestId) -> Option<Flight<O>> {
+    fn land(&mut self, id: RequestId) -> Option<InFlightWrite<O>> {
         let index = self.flights.iter().position(|f| f.id == id.0)?;
         Some(self.flights.swap_remove(index))
     }
@@ -580,12 +585,12 @@ impl<O: Clone + PartialEq> Machine<O> {
     fn acknowledge(
         &mut self,
         lasting: &mut Lasting,
-        flight: Flight<O>,
+        flight: InFlightWrite<O>,
         count: u32,
         committed: Stable,
         verifier: Verifier,
     ) {
-        let Flight {
+        let InFlightWrite {
             id, mut segment, ..
         } = flight;
         let count = count as usize;
@@ -613,7 +618,7 @@ impl<O: Clone + PartialEq> Machine<O> {
             return;
         }
         let lost = self.retained.take(id, |copy| copy.verifier != verifier);
-        self.retained.insert(Copy {
+        self.retained.insert(UnstableData {
             segment,
             id,
             acked: lasting.next_tick(),
@@ -624,10 +629,10 @@ impl<O: Clone + PartialEq> Machine<O> {
 
     /// Queues what the server has lost, except for what newer bytes cover:
     /// those, wherever they are, inherit the wait for the older ones.
-    fn write_again(&mut self, lasting: &mut Lasting, mut lost: Vec<Copy<O>>) {
+    fn write_again(&mut self, lasting: &mut Lasting, mut lost: Vec<UnstableData<O>>) {
         // Newest first: then the queue always holds the newer version.
         lost.sort_unstable_by_key(|copy| Reverse(copy.id));
-        for Copy {
+        for UnstableData {
             mut segment, id, ..
         } in lost
         {

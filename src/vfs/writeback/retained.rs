@@ -14,7 +14,7 @@ use super::segment::Segment;
 
 /// One acknowledged run of bytes.
 #[derive(Debug)]
-pub(super) struct Copy<O> {
+pub(super) struct UnstableData<O> {
     pub(super) segment: Segment<O>,
     /// The request that carried it: the tick at which that was sent.
     pub(super) id: u64,
@@ -28,7 +28,7 @@ pub(super) struct Copy<O> {
 pub(super) struct Retained<O> {
     /// By offset and id. No copy is longer than `wsize`, so those that overlap
     /// a range begin at most `wsize` before it.
-    copies: BTreeMap<(u64, u64), Copy<O>>,
+    copies: BTreeMap<(u64, u64), UnstableData<O>>,
     wsize: u64,
     charge: usize,
 }
@@ -68,7 +68,7 @@ impl<O: Clone> Retained<O> {
         Some((first.segment.offset..end, first.segment.origin.clone()))
     }
 
-    pub(super) fn insert(&mut self, copy: Copy<O>) {
+    pub(super) fn insert(&mut self, copy: UnstableData<O>) {
         self.charge += copy.segment.charge();
         self.copies.insert((copy.segment.offset, copy.id), copy);
     }
@@ -83,7 +83,7 @@ impl<O: Clone> Retained<O> {
             }
             if let Some(copy) = self.remove(key) {
                 for rest in copy.segment.without(range).into_iter().flatten() {
-                    self.insert(Copy {
+                    self.insert(UnstableData {
                         segment: rest,
                         ..copy
                     });
@@ -108,7 +108,11 @@ impl<O: Clone> Retained<O> {
     }
 
     /// Takes out what was acknowledged before the tick `before` and `wanted`.
-    pub(super) fn take(&mut self, before: u64, wanted: impl Fn(&Copy<O>) -> bool) -> Vec<Copy<O>> {
+    pub(super) fn take(
+        &mut self,
+        before: u64,
+        wanted: impl Fn(&UnstableData<O>) -> bool,
+    ) -> Vec<UnstableData<O>> {
         let keys: Vec<_> = self
             .copies
             .iter()
@@ -129,7 +133,7 @@ impl<O: Clone> Retained<O> {
             .collect()
     }
 
-    fn remove(&mut self, key: (u64, u64)) -> Option<Copy<O>> {
+    fn remove(&mut self, key: (u64, u64)) -> Option<UnstableData<O>> {
         let copy = self.copies.remove(&key)?;
         self.charge -= copy.segment.charge();
         Some(copy)

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::RpcError;
 use super::call::{self, Incoming};
 use super::channel::{Answer, Shared};
-use super::pending::{LaneId, Load, Next};
+use super::pending::{ConnectionId, Load, Next};
 use super::record::RecordReader;
 use super::transport::BoxStream;
 use crate::background::Died;
@@ -65,7 +65,7 @@ impl Signals {
 /// How a connection ended.
 #[derive(Debug)]
 pub(super) struct Ended {
-    pub(super) lane: LaneId,
+    pub(super) connection: ConnectionId,
     /// `None`: it was let go.
     pub(super) error: Option<io::Error>,
     /// A reply came over it.
@@ -76,9 +76,9 @@ pub(super) struct Ended {
 
 impl Ended {
     /// Its task has died; the connection went with it.
-    pub(super) fn dead(lane: LaneId, died: Died) -> Self {
+    pub(super) fn dead(connection: ConnectionId, died: Died) -> Self {
         Self {
-            lane,
+            connection,
             error: Some(io::Error::other(died)),
             // So that there are pauses between them.
             useful: false,
@@ -90,7 +90,7 @@ impl Ended {
 /// Runs one connection until it fails or is ended. Its calls stay in the table.
 pub(super) async fn serve(
     shared: Arc<Shared>,
-    lane: LaneId,
+    connection: ConnectionId,
     stream: BoxStream,
     signals: Arc<Signals>,
 ) -> Ended {
@@ -99,9 +99,9 @@ pub(super) async fn serve(
     let mut end = signals.end.subscribe();
     let error = tokio::select! {
         biased;
-        error = read_replies(&shared, lane, &signals, rx, &mut useful) => Some(error),
-        error = write_calls(&shared, lane, &signals, tx) => Some(error),
-        error = silence(&shared, lane, &signals) => Some(error),
+        error = read_replies(&shared, connection, &signals, rx, &mut useful) => Some(error),
+        error = write_calls(&shared, connection, &signals, tx) => Some(error),
+        error = silence(&shared, connection, &signals) => Some(error),
         // The sender is in `signals`, so waiting does not fail.
         end = end.wait_for(Option::is_some) => match end.as_deref() {
             Ok(Some(End::LetGo)) => None,
@@ -112,7 +112,7 @@ pub(super) async fn serve(
         },
     };
     Ended {
-        lane,
+        connection,
         error,
         useful,
         died: false,
@@ -120,9 +120,9 @@ pub(super) async fn serve(
 }
 
 /// Completes when calls are out on it and it has been silent for too long.
-async fn silence(shared: &Shared, lane: LaneId, signals: &Signals) -> io::Error {
+async fn silence(shared: &Shared, connection: ConnectionId, signals: &Signals) -> io::Error {
     loop {
-        let busy = shared.table.lock().pending.busy_since(lane);
+        let busy = shared.table.lock().pending.busy_since(connection);
         let heard = signals.heard();
         let pause = {
             let patience = shared.patience.lock();
@@ -147,7 +147,7 @@ async fn silence(shared: &Shared, lane: LaneId, signals: &Signals) -> io::Error 
 
 async fn read_replies<R: AsyncRead + Unpin>(
     shared: &Shared,
-    lane: LaneId,
+    connection: ConnectionId,
     signals: &Signals,
     stream: R,
     useful: &mut bool,
@@ -161,7 +161,7 @@ async fn read_replies<R: AsyncRead + Unpin>(
             }
             Err(error) => return error,
         };
-        shared.metrics.tasks.point("lane");
+        shared.metrics.tasks.point("connection");
         let incoming = call::parse(record);
         let now = Instant::now();
         let owed = {
@@ -183,7 +183,11 @@ async fn read_replies<R: AsyncRead + Unpin>(
                 answered(shared, replied.since);
                 let resent = replied.resent;
                 // The caller may be gone; nothing is owed then.
-                let _ = (replied.owed).send(result.map(|body| Answer { body, resent, lane }));
+                let _ = (replied.owed).send(result.map(|body| Answer {
+                    body,
+                    resent,
+                    connection,
+                }));
             }
             (Ok(Incoming::Reply(xid, _)), None) => {
                 tracing::debug!(xid, "a reply that nobody waits for");
@@ -219,7 +223,7 @@ fn answered(shared: &Shared, since: Instant) {
 
 async fn write_calls<W: AsyncWrite + Unpin>(
     shared: &Shared,
-    lane: LaneId,
+    connection: ConnectionId,
     signals: &Signals,
     mut stream: W,
 ) -> io::Error {
@@ -230,7 +234,7 @@ async fn write_calls<W: AsyncWrite + Unpin>(
             // Everything that is ready leaves in one writev; a bulk of data
             // goes by itself, so that memory is held for few of them.
             while rope.bytes < 256 * 1024
-                && let Some(next) = table.pending.next_to_send(lane)
+                && let Some(next) = table.pending.next_to_send(connection)
             {
                 match next {
                     Next::Send(message) => rope.extend(message.parts),

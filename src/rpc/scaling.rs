@@ -64,7 +64,7 @@ pub struct Plan {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Growth {
+pub struct Scaling {
     wish: Connections,
     /// One could be made beside the first.
     proved: bool,
@@ -80,7 +80,7 @@ pub struct Growth {
     not_before: Instant,
 }
 
-impl Growth {
+impl Scaling {
     /// For a channel with one connection.
     pub fn new(wish: Connections, now: Instant) -> Self {
         Self {
@@ -196,12 +196,12 @@ mod tests {
         (make, drop)
     }
 
-    struct Rig(Growth, Instant);
+    struct Rig(Scaling, Instant);
 
     impl Rig {
         fn new(wish: Connections) -> Self {
             let now = Instant::now();
-            Self(Growth::new(wish, now), now)
+            Self(Scaling::new(wish, now), now)
         }
 
         fn wait(&mut self, millis: u64) {

@@ -6,12 +6,12 @@ use super::*;
 fn the_last_data_of_a_drain_need_no_commit() {
     let mut rig = Rig::new();
     rig.put(0, b"small file");
-    let ticket = rig.pipeline.begin_drain();
+    let ticket = rig.writeback.begin_drain();
     let write = rig.write();
     assert_eq!(write.stable, Stable::FileSync);
-    assert!(!rig.pipeline.drained(&ticket));
+    assert!(!rig.writeback.drained(&ticket));
     rig.ack(&write, Stable::FileSync, V1);
-    assert!(rig.pipeline.drained(&ticket) && rig.pipeline.is_idle());
+    assert!(rig.writeback.drained(&ticket) && rig.writeback.is_idle());
 }
 
 #[test]
@@ -19,7 +19,7 @@ fn a_drain_of_several_writes_is_sent_at_once_and_committed_once() {
     let mut rig = Rig::new();
     rig.put(0, b"a");
     rig.put(100, b"b");
-    let ticket = rig.pipeline.begin_drain();
+    let ticket = rig.writeback.begin_drain();
     let writes = rig.writes();
     assert_eq!(writes.len(), 2);
     for write in &writes {
@@ -29,9 +29,9 @@ fn a_drain_of_several_writes_is_sent_at_once_and_committed_once() {
         panic!("no COMMIT");
     };
     assert_eq!((range.offset, range.count), (0, 101));
-    assert!(rig.next().is_none() && !rig.pipeline.drained(&ticket));
-    rig.pipeline.committed(id, V1);
-    assert!(rig.pipeline.drained(&ticket) && rig.pipeline.is_idle());
+    assert!(rig.next().is_none() && !rig.writeback.drained(&ticket));
+    rig.writeback.committed(id, V1);
+    assert!(rig.writeback.drained(&ticket) && rig.writeback.is_idle());
 }
 
 #[test]
@@ -39,28 +39,28 @@ fn a_server_that_answers_file_sync_is_never_sent_a_commit() {
     let mut rig = Rig::new();
     rig.put(0, b"a");
     rig.put(100, b"b");
-    let ticket = rig.pipeline.begin_drain();
+    let ticket = rig.writeback.begin_drain();
     for write in rig.writes() {
         rig.ack(&write, Stable::FileSync, V1);
     }
-    assert!(rig.next().is_none() && rig.pipeline.drained(&ticket));
+    assert!(rig.next().is_none() && rig.writeback.drained(&ticket));
 }
 
 #[test]
 fn a_commit_by_another_instance_brings_the_data_again() {
     let mut rig = Rig::new();
     rig.retain(0, b"abc");
-    let ticket = rig.pipeline.begin_drain();
+    let ticket = rig.writeback.begin_drain();
     let commit = rig.commit();
-    rig.pipeline.committed(commit, V2);
-    assert!(!rig.pipeline.drained(&ticket));
+    rig.writeback.committed(commit, V2);
+    assert!(!rig.writeback.drained(&ticket));
     let again = rig.write();
     assert_eq!(
         (&again.data[..], again.stable),
         (&b"abc"[..], Stable::FileSync)
     );
     rig.ack(&again, Stable::FileSync, V2);
-    assert!(rig.pipeline.drained(&ticket) && rig.error().is_none());
+    assert!(rig.writeback.drained(&ticket) && rig.error().is_none());
 }
 
 #[test]
@@ -78,23 +78,23 @@ fn a_write_answered_by_another_instance_brings_the_data_again() {
 fn a_server_that_changes_its_verifier_for_ever_is_an_error() {
     let mut rig = Rig::new();
     rig.retain(0, b"abc");
-    let ticket = rig.pipeline.begin_drain();
+    let ticket = rig.writeback.begin_drain();
     let mut rounds = 0;
-    while !rig.pipeline.drained(&ticket) {
+    while !rig.writeback.drained(&ticket) {
         match rig.next() {
             Some(Action::Write { id, .. }) => {
-                rig.pipeline.written(id, 3, Stable::Unstable, V1);
+                rig.writeback.written(id, 3, Stable::Unstable, V1);
             }
             Some(Action::Commit { id, .. }) => {
                 rounds += 1;
                 assert!(rounds < 10);
-                rig.pipeline.committed(id, V2);
+                rig.writeback.committed(id, V2);
             }
             other => panic!("{other:?}"),
         }
     }
     assert_eq!((rounds, rig.error()), (6, Some(EIO)));
-    assert!(rig.pipeline.is_idle());
+    assert!(rig.writeback.is_idle());
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn lost_data_are_not_written_over_newer_ones() {
     rig.linger();
     let flying = rig.write();
     rig.put(3, b"Y");
-    rig.pipeline.begin_drain();
+    rig.writeback.begin_drain();
     // The queued one is sent as well, and answered by the new instance.
     let queued = rig.write();
     rig.ack(&queued, Stable::Unstable, V2);
@@ -117,7 +117,7 @@ fn lost_data_are_not_written_over_newer_ones() {
     again.sort_unstable();
     let expected = [(0, &b"a"[..]), (2, b"c"), (4, b"ef")];
     assert_eq!(again, expected.map(|(at, data)| (at, data.to_vec())));
-    rig.pipeline.failed(flying.id, ENOSPC);
+    rig.writeback.failed(flying.id, ENOSPC);
     assert_eq!(rig.error(), Some(ENOSPC));
 }
 
@@ -128,17 +128,17 @@ fn a_commit_covers_only_what_was_acknowledged_before_it_was_sent() {
     rig.put(50, b"x");
     rig.linger();
     let late = rig.write();
-    rig.pipeline.make_room();
+    rig.writeback.make_room();
     let commit = rig.commit();
     rig.ack(&late, Stable::Unstable, V1);
-    let before = rig.pipeline.uncommitted_bytes();
-    rig.pipeline.committed(commit, V1);
-    let after = rig.pipeline.uncommitted_bytes();
+    let before = rig.writeback.uncommitted_bytes();
+    rig.writeback.committed(commit, V1);
+    let after = rig.writeback.uncommitted_bytes();
     assert!(0 < after && after < before);
-    let ticket = rig.pipeline.begin_drain();
+    let ticket = rig.writeback.begin_drain();
     let commit = rig.commit();
-    rig.pipeline.committed(commit, V1);
-    assert!(rig.pipeline.drained(&ticket));
+    rig.writeback.committed(commit, V1);
+    assert!(rig.writeback.drained(&ticket));
 }
 
 #[test]
@@ -146,13 +146,13 @@ fn a_failed_commit_is_one_error() {
     let mut rig = Rig::new();
     rig.retain(0, b"abc");
     rig.retain(50, b"abc");
-    let ticket = rig.pipeline.begin_drain();
+    let ticket = rig.writeback.begin_drain();
     let commit = rig.commit();
-    let mut seen = rig.pipeline.errors().sample();
-    rig.pipeline.commit_failed(commit, ENOSPC);
-    assert_eq!(rig.pipeline.errors().check(&mut seen), Some(ENOSPC));
-    assert_eq!(rig.pipeline.errors().check(&mut seen), None);
-    assert!(rig.pipeline.drained(&ticket) && rig.pipeline.is_idle());
+    let mut seen = rig.writeback.errors().sample();
+    rig.writeback.commit_failed(commit, ENOSPC);
+    assert_eq!(rig.writeback.errors().check(&mut seen), Some(ENOSPC));
+    assert_eq!(rig.writeback.errors().check(&mut seen), None);
+    assert!(rig.writeback.drained(&ticket) && rig.writeback.is_idle());
 }
 
 #[test]
@@ -169,8 +169,8 @@ fn two_thirds_of_the_window_retained_are_committed_without_a_drain() {
     }
     let commit = rig.commit();
     assert!(rig.next().is_none(), "a second COMMIT");
-    rig.pipeline.committed(commit, V1);
-    assert!(rig.pipeline.is_idle());
+    rig.writeback.committed(commit, V1);
+    assert!(rig.writeback.is_idle());
 }
 
 /// More than a third of the window is retained, all places are taken, and a full
@@ -192,19 +192,19 @@ fn a_commit_that_is_due_goes_behind_the_next_write_and_proves_it_too() {
     let (mut rig, write) = about_to_commit();
     assert_eq!((write.offset, write.stable), (200, Stable::Unstable));
     assert_eq!(write.commit, Some((0, 216)));
-    rig.pipeline
+    rig.writeback
         .written_and_committed(write.id, WSIZE as u32, Stable::Unstable, V1, V1);
-    assert!(rig.pipeline.is_idle() && rig.error().is_none());
+    assert!(rig.writeback.is_idle() && rig.error().is_none());
 }
 
 #[test]
 fn a_commit_behind_a_write_shows_what_the_server_has_lost() {
     let (mut rig, write) = about_to_commit();
     let count = WSIZE as u32;
-    rig.pipeline
+    rig.writeback
         .written_and_committed(write.id, count, Stable::Unstable, V2, V2);
     let mut again = Vec::new();
-    while !rig.pipeline.is_idle() {
+    while !rig.writeback.is_idle() {
         for write in rig.writes() {
             again.push(write.offset);
             rig.ack(&write, Stable::FileSync, V2);
@@ -219,9 +219,9 @@ fn a_write_is_only_as_stable_as_the_commit_of_its_own_server_makes_it() {
     let (mut rig, write) = about_to_commit();
     let count = WSIZE as u32;
     // It crashed between the two.
-    rig.pipeline
+    rig.writeback
         .written_and_committed(write.id, count, Stable::Unstable, V1, V2);
-    assert!(rig.pipeline.uncommitted_bytes() > 0, "taken for stable");
+    assert!(rig.writeback.uncommitted_bytes() > 0, "taken for stable");
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn a_commit_behind_a_write_that_was_not_executed_goes_alone() {
     for failed in [false, true] {
         let (mut rig, write) = about_to_commit();
         match failed {
-            true => rig.pipeline.failed(write.id, ENOSPC),
+            true => rig.writeback.failed(write.id, ENOSPC),
             false => rig.ack(&write, Stable::Unstable, V1),
         }
         rig.put(300, &[b'z'; WSIZE]);
@@ -241,10 +241,10 @@ fn a_commit_behind_a_write_that_was_not_executed_goes_alone() {
             other => panic!("{other:?}"),
         };
         let commit = rig.commit();
-        rig.pipeline.committed(commit, V1);
+        rig.writeback.committed(commit, V1);
         let count = WSIZE as u32;
-        rig.pipeline.written(beside, count, Stable::FileSync, V1);
-        assert!(rig.pipeline.is_idle());
+        rig.writeback.written(beside, count, Stable::FileSync, V1);
+        assert!(rig.writeback.is_idle());
     }
 }
 
@@ -253,25 +253,25 @@ fn the_last_write_that_a_drain_waits_for_takes_the_commit_of_the_rest_along() {
     let mut rig = Rig::new();
     rig.retain(0, b"abc");
     rig.put(50, b"x");
-    let ticket = rig.pipeline.begin_drain();
+    let ticket = rig.writeback.begin_drain();
     let write = rig.write();
     assert_eq!(write.commit, Some((0, 51)));
-    rig.pipeline
+    rig.writeback
         .written_and_committed(write.id, 1, Stable::Unstable, V1, V1);
-    assert!(rig.pipeline.drained(&ticket) && rig.pipeline.is_idle());
+    assert!(rig.writeback.drained(&ticket) && rig.writeback.is_idle());
 }
 
 #[test]
 fn who_waited_for_room_while_a_commit_was_under_way_does_not_make_it_two() {
     let mut rig = Rig::with(16, 2700);
     rig.retain(0, b"abc");
-    rig.pipeline.make_room();
+    rig.writeback.make_room();
     let commit = rig.commit();
     rig.retain(100, b"abc");
-    rig.pipeline.make_room();
-    rig.pipeline.committed(commit, V1);
-    assert!(rig.writes().is_empty() && rig.pipeline.uncommitted_bytes() > 0);
-    rig.pipeline.make_room();
+    rig.writeback.make_room();
+    rig.writeback.committed(commit, V1);
+    assert!(rig.writes().is_empty() && rig.writeback.uncommitted_bytes() > 0);
+    rig.writeback.make_room();
     rig.commit();
 }
 
@@ -280,7 +280,7 @@ fn a_commit_does_not_go_behind_a_write_in_another_name() {
     let mut rig = Rig::new();
     rig.retain(0, b"abc");
     rig.put_as('b', 50, b"x", false);
-    rig.pipeline.begin_drain();
+    rig.writeback.begin_drain();
     let write = rig.write();
     assert_eq!(write.commit, None);
     rig.ack(&write, Stable::FileSync, V1);
@@ -302,24 +302,24 @@ fn a_thousand_small_pieces_retained_are_committed_without_a_drain() {
 fn concurrent_drains_share_a_commit() {
     let mut rig = Rig::new();
     rig.retain(0, b"abc");
-    let first = rig.pipeline.begin_drain();
-    let second = rig.pipeline.begin_drain();
+    let first = rig.writeback.begin_drain();
+    let second = rig.writeback.begin_drain();
     let commit = rig.commit();
-    rig.pipeline.committed(commit, V1);
-    assert!(rig.pipeline.drained(&first) && rig.pipeline.drained(&second));
+    rig.writeback.committed(commit, V1);
+    assert!(rig.writeback.drained(&first) && rig.writeback.drained(&second));
 }
 
 #[test]
 fn a_drain_does_not_end_with_older_bytes_replaced_but_nothing_stable() {
     let mut rig = Rig::new();
     rig.put(0, b"old");
-    let ticket = rig.pipeline.begin_drain();
+    let ticket = rig.writeback.begin_drain();
     rig.put_as('b', 0, b"new", false);
-    assert!(!rig.pipeline.drained(&ticket));
+    assert!(!rig.writeback.drained(&ticket));
     let write = rig.write();
     assert_eq!(&write.data[..], b"new");
     rig.ack(&write, Stable::FileSync, V1);
-    assert!(rig.pipeline.drained(&ticket));
+    assert!(rig.writeback.drained(&ticket));
 }
 
 /// Writers and other drains do their worst after every event of the drain.
@@ -330,11 +330,11 @@ fn a_drain_ends_although(mut meanwhile: impl FnMut(&mut Rig, u64)) {
     rig.linger();
     let flying = rig.write();
     rig.put(6, b"queued");
-    let ticket = rig.pipeline.begin_drain();
+    let ticket = rig.writeback.begin_drain();
     meanwhile(&mut rig, 0);
     rig.ack(&flying, Stable::Unstable, V1);
     for step in 1..20 {
-        if rig.pipeline.drained(&ticket) {
+        if rig.writeback.drained(&ticket) {
             return;
         }
         meanwhile(&mut rig, step);
@@ -347,9 +347,9 @@ fn a_drain_ends_although(mut meanwhile: impl FnMut(&mut Rig, u64)) {
             match action {
                 Action::Write { id, data, .. } => {
                     let count = data.concat().len() as u32;
-                    rig.pipeline.written(id, count, Stable::Unstable, V1);
+                    rig.writeback.written(id, count, Stable::Unstable, V1);
                 }
-                Action::Commit { id, .. } => rig.pipeline.committed(id, V1),
+                Action::Commit { id, .. } => rig.writeback.committed(id, V1),
                 Action::WriteFragments { .. } => panic!("nothing here is a fragment"),
                 Action::WakeAt(_) => {}
             }
@@ -382,7 +382,7 @@ fn a_drain_ends_although_others_begin_all_the_time() {
     a_drain_ends_although(|rig, step| {
         rig.put(0, b"0123456789abcdef");
         rig.put(100 + step, b"x");
-        rig.pipeline.begin_drain();
+        rig.writeback.begin_drain();
     });
 }
 
@@ -391,15 +391,15 @@ fn data_that_nobody_synced_outlive_any_number_of_restarts() {
     let mut rig = Rig::new();
     rig.retain(0, b"kept");
     for nth in 0..20 {
-        rig.pipeline.server_restarted();
+        rig.writeback.server_restarted();
         let again = rig.write();
         assert_eq!((again.offset, &again.data[..]), (0, &b"kept"[..]), "{nth}");
         rig.ack(&again, Stable::Unstable, [nth; 8]);
     }
-    rig.pipeline.begin_drain();
+    rig.writeback.begin_drain();
     let commit = rig.commit();
-    rig.pipeline.committed(commit, [19; 8]);
-    assert!(rig.pipeline.is_idle());
+    rig.writeback.committed(commit, [19; 8]);
+    assert!(rig.writeback.is_idle());
     assert_eq!(rig.error(), None);
 }
 
@@ -412,9 +412,9 @@ fn what_nobody_syncs_is_committed_after_a_while_and_its_memory_is_free() {
     rig.now += COMMIT_AFTER;
     let commit = rig.commit();
     assert!(rig.next().is_none());
-    rig.pipeline.committed(commit, V1);
-    assert!(rig.pipeline.is_idle());
-    assert_eq!((rig.pipeline.bytes(), rig.error()), (0, None));
+    rig.writeback.committed(commit, V1);
+    assert!(rig.writeback.is_idle());
+    assert_eq!((rig.writeback.bytes(), rig.error()), (0, None));
 }
 
 #[test]
@@ -429,17 +429,17 @@ fn a_writer_that_never_rests_has_its_data_committed_meanwhile_by_one_timer_at_a_
             match action {
                 Action::Write { id, data, .. } => {
                     let count = data.concat().len() as u32;
-                    rig.pipeline.written(id, count, Stable::Unstable, V1);
+                    rig.writeback.written(id, count, Stable::Unstable, V1);
                 }
                 Action::Commit { id, .. } => {
                     commits += 1;
-                    rig.pipeline.committed(id, V1);
+                    rig.writeback.committed(id, V1);
                 }
                 Action::WriteFragments { .. } => panic!("nothing here is a fragment"),
                 Action::WakeAt(at) => alarms.push(at),
             }
         }
-        oldest = oldest.max(rig.pipeline.uncommitted_bytes());
+        oldest = oldest.max(rig.writeback.uncommitted_bytes());
         assert!(alarms.len() <= 2, "{} timers", alarms.len());
     }
     assert!((15..=20).contains(&commits), "{commits} in 20 times");
@@ -453,13 +453,13 @@ fn a_server_that_lost_what_nobody_syncs_is_found_out_by_that_commit() {
     assert!(rig.writes().is_empty());
     rig.now += COMMIT_AFTER;
     let commit = rig.commit();
-    rig.pipeline.committed(commit, V2);
+    rig.writeback.committed(commit, V2);
     let again = rig.write();
     assert_eq!((again.offset, &again.data[..]), (0, &b"lost"[..]));
     rig.ack(&again, Stable::Unstable, V2);
     assert!(matches!(rig.next(), Some(Action::WakeAt(_))));
     rig.now += COMMIT_AFTER;
     let commit = rig.commit();
-    rig.pipeline.committed(commit, V2);
-    assert!(rig.pipeline.is_idle() && rig.error().is_none());
+    rig.writeback.committed(commit, V2);
+    assert!(rig.writeback.is_idle() && rig.error().is_none());
 }

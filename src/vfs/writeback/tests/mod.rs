@@ -16,7 +16,7 @@ const COMMIT_AFTER: Duration = Duration::from_secs(5);
 
 /// A pipeline with its clock.
 struct Rig {
-    pipeline: Pipeline<char>,
+    writeback: Writeback<char>,
     now: Instant,
 }
 
@@ -38,7 +38,7 @@ impl Rig {
 
     fn with(max_in_flight: usize, file_limit: usize) -> Rig {
         Rig {
-            pipeline: Pipeline::new(Arc::new(PipelineConfig {
+            writeback: Writeback::new(Arc::new(WritebackConfig {
                 wsize: WSIZE,
                 max_in_flight,
                 fragment: 0,
@@ -57,7 +57,7 @@ impl Rig {
 
     fn put_as(&mut self, origin: char, offset: u64, data: &[u8], sync: bool) {
         let data = Bytes::copy_from_slice(data);
-        self.pipeline.accept(self.now, origin, offset, data, sync);
+        self.writeback.accept(self.now, origin, offset, data, sync);
     }
 
     fn linger(&mut self) {
@@ -65,7 +65,7 @@ impl Rig {
     }
 
     fn next(&mut self) -> Option<Action<char>> {
-        self.pipeline.next(self.now)
+        self.writeback.next(self.now)
     }
 
     /// The WRITEs to be sent now; nothing else may be asked for but wake-ups.
@@ -112,7 +112,7 @@ impl Rig {
 
     fn ack(&mut self, write: &Sent, stable: Stable, verifier: Verifier) {
         let count = write.data.len() as u32;
-        self.pipeline.written(write.id, count, stable, verifier);
+        self.writeback.written(write.id, count, stable, verifier);
     }
 
     /// Sends what is queued and has it acknowledged UNSTABLE by `V1`.
@@ -125,7 +125,7 @@ impl Rig {
     }
 
     fn error(&self) -> Option<Errno> {
-        self.pipeline
+        self.writeback
             .errors()
             .check(&mut ErrSeq::default().sample())
     }
@@ -133,16 +133,16 @@ impl Rig {
 
 #[test]
 fn an_idle_pipeline_costs_a_few_words() {
-    assert!(size_of::<Pipeline<u64>>() <= 40);
+    assert!(size_of::<Writeback<u64>>() <= 40);
     let mut rig = Rig::new();
-    assert!(rig.pipeline.is_idle() && rig.next().is_none());
+    assert!(rig.writeback.is_idle() && rig.next().is_none());
     rig.put(0, b"x");
-    assert!(!rig.pipeline.is_idle());
+    assert!(!rig.writeback.is_idle());
     rig.linger();
     let write = rig.write();
     rig.ack(&write, Stable::FileSync, V1);
-    assert!(rig.pipeline.is_idle());
-    assert_eq!((rig.pipeline.bytes(), rig.error()), (0, None));
+    assert!(rig.writeback.is_idle());
+    assert_eq!((rig.writeback.bytes(), rig.error()), (0, None));
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn the_rest_of_a_short_write_is_sent_again() {
     rig.put(10, b"abcdef");
     rig.linger();
     let write = rig.write();
-    rig.pipeline.written(write.id, 2, Stable::FileSync, V1);
+    rig.writeback.written(write.id, 2, Stable::FileSync, V1);
     let rest = rig.write();
     assert_eq!((rest.offset, &rest.data[..]), (12, &b"cdef"[..]));
 }
@@ -277,7 +277,7 @@ fn the_rest_of_a_short_write_gives_way_to_newer_bytes() {
     rig.linger();
     let write = rig.write();
     rig.put(3, b"X");
-    rig.pipeline.written(write.id, 2, Stable::FileSync, V1);
+    rig.writeback.written(write.id, 2, Stable::FileSync, V1);
     let mut sent: Vec<_> = rig
         .writes()
         .into_iter()
@@ -297,10 +297,10 @@ fn nothing_written_is_tried_again_a_few_times_and_then_an_error() {
     while let [write] = &rig.writes()[..] {
         rounds += 1;
         assert!(rounds < 10);
-        rig.pipeline.written(write.id, 0, Stable::Unstable, V1);
+        rig.writeback.written(write.id, 0, Stable::Unstable, V1);
     }
     assert_eq!((rounds, rig.error()), (5, Some(EIO)));
-    assert!(rig.pipeline.is_idle());
+    assert!(rig.writeback.is_idle());
 }
 
 #[test]
@@ -309,38 +309,38 @@ fn more_written_than_sent_is_an_error() {
     rig.put(0, b"abc");
     rig.linger();
     let write = rig.write();
-    rig.pipeline.written(write.id, 4, Stable::FileSync, V1);
+    rig.writeback.written(write.id, 4, Stable::FileSync, V1);
     assert_eq!(rig.error(), Some(EIO));
-    assert!(rig.pipeline.is_idle());
+    assert!(rig.writeback.is_idle());
 }
 
 #[test]
 fn a_failed_write_is_one_error_and_later_writes_go_on() {
     let mut rig = Rig::new();
     rig.put(0, b"abc");
-    let mut seen = rig.pipeline.errors().sample();
-    let ticket = rig.pipeline.begin_drain();
+    let mut seen = rig.writeback.errors().sample();
+    let ticket = rig.writeback.begin_drain();
     let write = rig.write();
-    rig.pipeline.failed(write.id, ENOSPC);
-    assert!(rig.pipeline.drained(&ticket));
-    assert_eq!(rig.pipeline.errors().check(&mut seen), Some(ENOSPC));
+    rig.writeback.failed(write.id, ENOSPC);
+    assert!(rig.writeback.drained(&ticket));
+    assert_eq!(rig.writeback.errors().check(&mut seen), Some(ENOSPC));
     rig.put(0, b"def");
     rig.linger();
     let write = rig.write();
     rig.ack(&write, Stable::FileSync, V1);
-    assert_eq!(rig.pipeline.errors().check(&mut seen), None);
+    assert_eq!(rig.writeback.errors().check(&mut seen), None);
 }
 
 #[test]
 fn a_reply_to_an_unknown_request_changes_nothing() {
     let mut rig = Rig::new();
     rig.retain(0, b"abc");
-    rig.pipeline
+    rig.writeback
         .written(RequestId(999), 3, Stable::FileSync, V1);
-    rig.pipeline.failed(RequestId(999), EIO);
-    rig.pipeline.committed(RequestId(999), V1);
-    rig.pipeline.commit_failed(RequestId(999), EIO);
-    assert!(rig.pipeline.uncommitted_bytes() > 0 && rig.error().is_none());
+    rig.writeback.failed(RequestId(999), EIO);
+    rig.writeback.committed(RequestId(999), V1);
+    rig.writeback.commit_failed(RequestId(999), EIO);
+    assert!(rig.writeback.uncommitted_bytes() > 0 && rig.error().is_none());
 }
 
 #[test]
@@ -354,9 +354,9 @@ fn a_reply_that_was_overtaken_does_not_bring_data_again() {
     rig.ack(&writes[0], Stable::Unstable, V2);
     rig.ack(&writes[1], Stable::Unstable, V1);
     assert!(rig.writes().is_empty());
-    rig.pipeline.begin_drain();
+    rig.writeback.begin_drain();
     let commit = rig.commit();
-    rig.pipeline.committed(commit, V2);
+    rig.writeback.committed(commit, V2);
     assert_eq!(rig.write().data, b"x");
 }
 
@@ -365,30 +365,30 @@ fn queued_data_do_not_linger_when_they_are_read() {
     let mut rig = Rig::new();
     rig.put(0, b"abc");
     rig.put(100, b"def");
-    assert!(rig.pipeline.overlaps_pending(2..4));
-    assert!(!rig.pipeline.overlaps_pending(3..100));
-    assert!(!rig.pipeline.overlaps_pending(1..1));
-    let ticket = rig.pipeline.drain_range(2, 50);
+    assert!(rig.writeback.overlaps_pending(2..4));
+    assert!(!rig.writeback.overlaps_pending(3..100));
+    assert!(!rig.writeback.overlaps_pending(1..1));
+    let ticket = rig.writeback.drain_range(2, 50);
     let write = rig.write();
     assert_eq!((write.offset, write.stable), (0, Stable::Unstable));
-    assert!(!rig.pipeline.range_drained(&ticket));
+    assert!(!rig.writeback.range_drained(&ticket));
     rig.put(1, b"later");
     rig.ack(&write, Stable::Unstable, V1);
-    assert!(rig.pipeline.range_drained(&ticket));
-    assert!(rig.pipeline.overlaps_pending(2..4));
+    assert!(rig.writeback.range_drained(&ticket));
+    assert!(rig.writeback.overlaps_pending(2..4));
 }
 
 #[test]
 fn the_file_is_as_long_as_what_is_pending() {
     let mut rig = Rig::new();
-    assert_eq!(rig.pipeline.end_offset(), None);
+    assert_eq!(rig.writeback.end_offset(), None);
     rig.put(10, b"abc");
     rig.linger();
     let write = rig.write();
     rig.put(0, b"x");
-    assert_eq!(rig.pipeline.end_offset(), Some(13));
+    assert_eq!(rig.writeback.end_offset(), Some(13));
     rig.ack(&write, Stable::Unstable, V1);
-    assert_eq!(rig.pipeline.end_offset(), Some(1));
+    assert_eq!(rig.writeback.end_offset(), Some(1));
 }
 
 #[test]
@@ -397,7 +397,7 @@ fn scattered_bytes_are_charged_what_they_cost() {
     for i in 0..100 {
         rig.put(i * 2, b"x");
     }
-    assert!(rig.pipeline.bytes() >= 100 * 200);
+    assert!(rig.writeback.bytes() >= 100 * 200);
 }
 
 #[test]
@@ -405,5 +405,5 @@ fn a_range_past_the_end_of_offsets_is_refused() {
     let mut rig = Rig::new();
     rig.put(u64::MAX - 1, b"abc");
     assert_eq!(rig.error(), Some(Errno(libc::EFBIG)));
-    assert!(rig.pipeline.is_idle());
+    assert!(rig.writeback.is_idle());
 }

@@ -119,8 +119,8 @@ impl Request {
 }
 
 struct World {
-    pipeline: Pipeline<u8>,
-    config: Arc<PipelineConfig>,
+    writeback: Writeback<u8>,
+    config: Arc<WritebackConfig>,
     now: Instant,
     alarms: Vec<Instant>,
     requests: Vec<Request>,
@@ -147,10 +147,10 @@ struct World {
 }
 
 impl World {
-    fn new(config: PipelineConfig) -> World {
+    fn new(config: WritebackConfig) -> World {
         let config = Arc::new(config);
         World {
-            pipeline: Pipeline::new(config.clone()),
+            writeback: Writeback::new(config.clone()),
             config,
             now: Instant::now(),
             alarms: Vec::new(),
@@ -190,15 +190,15 @@ impl World {
             Op::Fail { pick, applied } => self.fail(pick, applied),
             Op::Crash(survives) => self.crash(survives),
             Op::Drain => {
-                let ticket = self.pipeline.begin_drain();
+                let ticket = self.writeback.begin_drain();
                 self.drains.push((ticket, self.latest));
             }
             Op::DrainRange(at, len) => {
-                let ticket = self.pipeline.drain_range(at as u64, len as u64);
+                let ticket = self.writeback.drain_range(at as u64, len as u64);
                 let range = at..(at + len).min(SIZE);
                 self.ranges.push((ticket, range, self.latest));
             }
-            Op::CommitSoon => self.pipeline.make_room(),
+            Op::CommitSoon => self.writeback.make_room(),
         }
         self.pump();
         self.check();
@@ -216,7 +216,7 @@ impl World {
         }
         let data = Bytes::copy_from_slice(&self.latest[range.clone()]);
         let at = range.start as u64;
-        let ticket = self.pipeline.accept(self.now, origin, at, data, sync);
+        let ticket = self.writeback.accept(self.now, origin, at, data, sync);
         if sync {
             self.waiting.push((ticket, version, range));
         }
@@ -226,7 +226,7 @@ impl World {
     fn pump(&mut self) {
         let now = self.now;
         self.alarms.retain(|at| *at > now);
-        while let Some(action) = self.pipeline.next(self.now) {
+        while let Some(action) = self.writeback.next(self.now) {
             self.groups += 1;
             match action {
                 Action::Write {
@@ -244,7 +244,7 @@ impl World {
                         commit,
                     };
                     self.send_write(id, origin, offset as usize, body);
-                    assert_eq!(self.writes(), self.pipeline.in_flight());
+                    assert_eq!(self.writes(), self.writeback.in_flight());
                 }
                 Action::WriteFragments {
                     origin,
@@ -266,7 +266,7 @@ impl World {
                         };
                         self.send_write(fragment.id, origin, fragment.offset as usize, body);
                     }
-                    assert_eq!(self.writes(), self.pipeline.in_flight());
+                    assert_eq!(self.writes(), self.writeback.in_flight());
                 }
                 Action::Commit { id, range, .. } => {
                     self.check_no_commit();
@@ -452,10 +452,10 @@ impl World {
         };
         match request.body {
             Body::Write { .. } if request.committed => self
-                .pipeline
+                .writeback
                 .written_and_committed(request.id, count, stable, verifier, verifier),
-            Body::Write { .. } => self.pipeline.written(request.id, count, stable, verifier),
-            Body::Commit { .. } => self.pipeline.committed(request.id, verifier),
+            Body::Write { .. } => self.writeback.written(request.id, count, stable, verifier),
+            Body::Commit { .. } => self.writeback.committed(request.id, verifier),
         }
     }
 
@@ -490,13 +490,13 @@ impl World {
                     self.failed[p] = true;
                     self.tainted[p] |= byte == self.latest[p];
                 }
-                self.pipeline.failed(request.id, ERROR);
+                self.writeback.failed(request.id, ERROR);
             }
             Body::Commit { .. } => {
                 // Whatever was retained may be gone.
                 self.failed = [true; SIZE];
                 self.tainted = [true; SIZE];
-                self.pipeline.commit_failed(request.id, ERROR);
+                self.writeback.commit_failed(request.id, ERROR);
             }
         }
     }
@@ -523,7 +523,7 @@ impl World {
     }
 
     fn check(&mut self) {
-        let pipeline = &self.pipeline;
+        let pipeline = &self.writeback;
         let fresh = |content: &[u8; SIZE], snapshot: &[u8; SIZE], p: usize| {
             self.failed[p] || version(content[p]) >= version(snapshot[p])
         };
@@ -581,18 +581,18 @@ impl World {
     fn finish(mut self, pick: usize, quiet: bool) {
         if quiet {
             self.settle(pick);
-            assert!(!self.pipeline.overlaps_pending(0..SIZE as u64));
-            assert_eq!(self.pipeline.end_offset(), None);
+            assert!(!self.writeback.overlaps_pending(0..SIZE as u64));
+            assert_eq!(self.writeback.end_offset(), None);
             assert!(
-                self.pipeline.is_idle(),
+                self.writeback.is_idle(),
                 "committed although nobody asked for it"
             );
         }
         self.apply(&Op::Drain);
         self.settle(pick);
         assert!(self.drains.is_empty() && self.ranges.is_empty());
-        assert!(self.pipeline.is_idle());
-        assert_eq!(self.pipeline.bytes(), 0);
+        assert!(self.writeback.is_idle());
+        assert_eq!(self.writeback.bytes(), 0);
         for p in 0..SIZE {
             assert!(
                 self.tainted[p] || self.stable[p] == self.latest[p],
@@ -600,10 +600,10 @@ impl World {
             );
         }
         let mut seen = ErrSeq::default().sample();
-        let error = self.pipeline.errors().check(&mut seen);
+        let error = self.writeback.errors().check(&mut seen);
         assert!(error.is_none() || self.injected);
         for (ticket, version, range) in std::mem::take(&mut self.waiting) {
-            let fate = self.pipeline.fate(ticket);
+            let fate = self.writeback.fate(ticket);
             assert!(fate.is_none() || self.injected);
             let mut own = range.filter(|p| self.latest[*p] == value(version, *p));
             assert!(
@@ -611,7 +611,7 @@ impl World {
                 "a synchronous write is told as done and its bytes are not there"
             );
         }
-        assert_eq!(self.pipeline.bytes(), 0);
+        assert_eq!(self.writeback.bytes(), 0);
     }
 }
 
@@ -632,7 +632,7 @@ proptest! {
         quiet in any::<bool>(),
         faulty in prop::bool::weighted(0.3),
     ) {
-        let mut world = World::new(PipelineConfig {
+        let mut world = World::new(WritebackConfig {
             wsize,
             max_in_flight,
             fragment,
