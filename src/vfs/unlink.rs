@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::attr::kind_of;
 use super::dentry_cache::DentryTarget;
 use super::hidden::Ours;
 use super::inode::Inode;
@@ -193,6 +194,13 @@ impl Vfs {
             .await;
         let moved = match moved {
             Ok(moved) => moved,
+            // REMOVE tells that it is a directory, and full; unlink(2) that it is one.
+            Err(error) if error.status() == Some(Status::NOTEMPTY) => {
+                let errno = Errno(libc::EISDIR);
+                self.heed_refusal(errno, &dir, name);
+                self.forget_entry(dir.ino, name);
+                return Err(errno);
+            }
             Err(error) => return Err(self.refused_in(cred, &error, &dir, name).await),
         };
         if let Some(victim) = &victim {
@@ -630,7 +638,7 @@ impl Vfs {
             if moved.leads_to.is_some_and(|now| now != victim.handle) {
                 victim.not_found();
                 victim.attr.lock().expire();
-                caller::apart(self.hid_another(cred, dir, hidden)).await;
+                caller::apart(self.hid_another(cred, dir, name, hidden)).await?;
                 return Ok(None);
             }
             let target = DentryTarget::Inode(Arc::clone(victim));
@@ -650,22 +658,36 @@ impl Vfs {
 
     /// Another host had given the name to another file than this one knew by it: that has
     /// been moved out of sight, and goes, as the name would have. If it is open here as well,
-    /// it stays where it is until it is closed.
+    /// it stays where it is until it is closed. A directory is moved back: unlink(2) does not
+    /// remove directories.
     async fn hid_another(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
+        name: &[u8],
         hidden: String,
-    ) {
+    ) -> Result<(), Errno> {
         self.names.stranger_was_here();
         self.silly.ours.remove(dir, hidden.as_bytes());
         let found = self.client.lookup(cred, &dir.handle, hidden.as_bytes());
         let found = found.await.ok().and_then(|found| found.object);
+        if let Some((handle, attrs)) = &found
+            && kind_of(attrs.kind) == FileKind::Directory
+        {
+            let (from, to) = ((&dir.handle, hidden.as_bytes()), (&dir.handle, name));
+            if let Err(error) = self.client.rename_hidden(cred, from, to, handle).await {
+                tracing::error!("a directory is left as {hidden} in its directory: {error}");
+            }
+            self.doubt(dir);
+            self.forget_entry(dir.ino, name);
+            return Err(Errno(libc::EISDIR));
+        }
         let other = found.and_then(|(handle, attrs)| self.inodes.find(&handle, &attrs));
         if let Some(other) = other
             && self.stays_hidden(cred, dir, &hidden, &other)
         {
-            return self.remove_unneeded(&other).await;
+            self.remove_unneeded(&other).await;
+            return Ok(());
         }
         let sent = Instant::now();
         match self
@@ -679,6 +701,7 @@ impl Vfs {
                 tracing::error!("a file is left as {hidden} in its directory: {error}");
             }
         }
+        Ok(())
     }
 
     /// The file is open and has been moved out of sight: false if it need not be.

@@ -378,8 +378,12 @@ impl State {
     fn link(&self, to: Path, by: &Caller<'_>) -> Outcome {
         // One without a name may have a hidden one, by which it lives.
         let node = by.at[0].map_err(nowhere)?;
-        let dir = self.directory(by.at[1])?;
         let is_dir = self.nodes[node].kind == Kind::Directory;
+        // The kernel refuses directories where it believes the other name to be free in one.
+        if is_dir && self.is_directory(by.at[1]) {
+            return Err(&[libc::EPERM, libc::EEXIST]);
+        }
+        let dir = self.directory(by.at[1])?;
         match self.child(dir, to.name) {
             Some(_) if is_dir => Err(&[libc::EEXIST, libc::EPERM]),
             Some(_) => Err(&[libc::EEXIST]),

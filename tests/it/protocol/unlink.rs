@@ -90,6 +90,25 @@ async fn an_open_file_whose_name_another_host_has_given_away_loses_nothing_by_an
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_directory_that_another_host_has_put_in_the_place_of_an_open_file_is_not_unlinked() {
+    for is_open in [false, true] {
+        let (mount, open) = two_names().await;
+        if !is_open {
+            mount.close(open).await.unwrap();
+        }
+        let fs = mount.peer.fs();
+        fs.remove("/b").unwrap();
+        fs.remove("/a").unwrap();
+        fs.mkdir("/a").unwrap();
+        fs.write_file("/a/theirs", b"theirs").unwrap();
+        let refused = mount.unlink(ROOT_INO, "a").await.unwrap_err();
+        assert_eq!(refused.0, libc::EISDIR, "is open: {is_open}");
+        assert_eq!(fs.read_file("/a/theirs").unwrap(), b"theirs");
+        assert_eq!(fs.list("/").unwrap(), ["a"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_an_open_file_with_several_names_one_is_hidden_and_the_rest_are_removed() {
     let (mount, open) = two_names().await;
     mount.peer.clear_log();
