@@ -204,15 +204,17 @@ async fn leave(running: &Arc<Running>) -> io::Result<()> {
         result.is_ok_and(|result| result.is_err())
     };
     if busy(unmount(Unmount::Clean).await) {
-        tracing::warn!("the mount is in use; it is taken out of sight");
+        tracing::warn!(
+            "the mount is in use: it is unmounted lazily, and goes when its last user ends"
+        );
         if busy(unmount(Unmount::Lazy).await) {
-            tracing::warn!("it could not be");
+            tracing::warn!("the mount could not be unmounted lazily: end what uses it (fuser -m)");
         }
     }
     if let Ok(ended) = tokio::time::timeout(GRACE, running.ended()).await {
         return ended;
     }
-    tracing::warn!("files are still in use; their processes get ENOTCONN");
+    tracing::warn!("files of the mount are still in use: their processes get ENOTCONN");
     // Not waited for: the end of this process closes the connection.
     drop(unmount(Unmount::Force));
     Ok(())

@@ -31,7 +31,7 @@ use super::private_dir::PrivateDir;
 /// How long the owner of a dead daemon is kept. Leases are minutes at most: those of EFS
 /// and of other servers 90 s, and Linux's server takes no more than an hour.
 const KEPT: Duration = Duration::from_secs(2 * 3600);
-/// So many owners of dead daemons are kept at most, those that died last.
+/// At most this many owners of dead daemons are kept, those that died last.
 const MOST: usize = 1024;
 /// How long an entry may take to be written.
 const WRITING: Duration = Duration::from_secs(60);

@@ -433,7 +433,9 @@ impl Client {
         match &farewell {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!("leaving the server: {error}"),
-            Err(_) => tracing::warn!("the server did not answer our farewell"),
+            Err(_) => tracing::warn!(
+                "the server did not answer DESTROY_CLIENTID: it keeps the session until its lease is over"
+            ),
         }
         self.channel.close();
         matches!(farewell, Ok(Ok(())))
@@ -471,7 +473,7 @@ async fn create_session_patiently(
     }
 }
 
-/// So many first connections may come to nothing.
+/// This many first connections may come to nothing.
 const FRUITLESS: u32 = 3;
 
 /// Why there is no client.

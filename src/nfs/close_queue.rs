@@ -312,7 +312,7 @@ impl Client {
         }
     }
 
-    /// So many CLOSEs go into a compound of this session.
+    /// This many CLOSEs go into a compound of this session.
     fn closes_a_compound(&self) -> usize {
         (self.max_ops().saturating_sub(1) / OPS_EACH).max(1)
     }

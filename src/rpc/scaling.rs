@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many bulk calls without a reply say that the connection may be what holds
+/// This many bulk calls without a reply say that the connection may be what holds
 /// things up ...
 const DEEP: usize = 4;
 /// ... if there have been some for so long: what a connection and a TLS handshake
@@ -29,9 +29,9 @@ const AT_ONCE: usize = 3;
 /// How many connections a channel may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connections {
-    /// So many are made at once, and kept.
+    /// This many connections are made at once, and kept.
     pub least: usize,
-    /// So many are made when there is much to carry.
+    /// This many connections are made when there is much to carry.
     pub most: usize,
 }
 
@@ -43,9 +43,9 @@ impl Connections {
 /// How long to wait after an attempt that came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pause {
-    /// As is usual, longer each time.
+    /// The usual pause, which is longer after each attempt.
     Growing,
-    /// So long.
+    /// The next attempt is made after this time.
     For(Duration),
     /// No further attempt.
     Forever,
@@ -54,9 +54,9 @@ pub enum Pause {
 /// What is to be done about the number of connections.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Begin so many attempts.
+    /// This many attempts to connect are begun.
     pub make: usize,
-    /// Let go of so many.
+    /// This many connections are let go.
     pub drop: usize,
     /// Ask again then, if nothing happens before.
     pub look: Option<Instant>,

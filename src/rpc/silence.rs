@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 /// No silence is longer: half a lease, or this.
 const LONGEST: Duration = Duration::from_secs(60);
-/// So long a server that was slow is believed to be.
+/// A server that was slow is believed to be so for this time.
 const MEMORY: Duration = Duration::from_secs(600);
 /// A machine that is busy is silent for so long.
 const SHORTEST: Duration = Duration::from_secs(1);

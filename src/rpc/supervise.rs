@@ -28,7 +28,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
 /// How long a further connection may take to answer its greeting.
 const GREETING: Duration = Duration::from_secs(10);
-/// So many that die in a row are the death of the channel.
+/// This many connections that die in a row are the death of the channel.
 const DEATHS: u32 = 6;
 /// One that is too many and in use is looked at again after this time.
 const BUSY: Duration = Duration::from_secs(1);

@@ -57,7 +57,7 @@ pub trait Connector: Send + Sync + 'static {
         Box::pin(async { self.connect().await.map_err(NoFurther::now) })
     }
 
-    /// So many connections at most make sense, by what the server has said.
+    /// This many connections make sense at most, by what the server has said.
     fn allowed(&self) -> usize {
         usize::MAX
     }

@@ -51,7 +51,7 @@ const SMALL: usize = 700;
 /// than its opening, and never older than the cache times allow.
 const EXPECTED: Duration = Duration::from_millis(500);
 
-/// So many more objects are asked about in the round trip of one.
+/// This many more objects are asked about in the round trip of one.
 const COMPANY: usize = 6;
 
 /// A walk is over when it has not gone on for so long.

@@ -51,7 +51,7 @@ impl Timeouts {
     }
 }
 
-/// So many values of the change attribute are remembered as explained.
+/// This many values of the change attribute are remembered as explained.
 const EXPLAINED: usize = 8;
 
 /// What is known of an inode.

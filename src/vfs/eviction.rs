@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::Vfs;
 use super::types::Ino;
 
-/// So many are asked for when one has come in, to get below the bound again.
+/// This many inodes are asked for when one has come in, to get below the bound again.
 const AT_ONCE: usize = 2;
 
 /// Not more than this is asked for ahead of what the kernel has done.

@@ -184,7 +184,7 @@ const WRITES_IN_FLIGHT: usize = 16;
 /// the server works on them at the same time, too.
 const FRAGMENT: usize = 4096;
 
-/// So many: EFS takes 16 operations in a compound, and five are around them.
+/// The number of objects asked about together: EFS takes 16 operations in a compound, and five are around them.
 const FRAGMENTS: usize = 11;
 
 /// How long a small write waits to be joined by the next one, or by the close

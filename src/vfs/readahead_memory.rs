@@ -57,7 +57,7 @@ impl Drop for Share {
 }
 
 impl<H: Holder> ReadMemory<H> {
-    /// So many shares at most.
+    /// At most this many shares are out.
     pub(super) fn new(most: usize) -> Self {
         Self {
             most,

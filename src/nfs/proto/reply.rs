@@ -157,7 +157,7 @@ pub struct DirResult {
     pub entries: Vec<DirEntry>,
     /// Where the listing goes on after this page; `None` if the server sent nothing.
     pub last: Option<u64>,
-    /// So many entries were no names.
+    /// This many entries were no names.
     pub left_out: u64,
     /// There are no more.
     pub eof: bool,
