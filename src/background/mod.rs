@@ -395,7 +395,7 @@ mod tests {
         "mount/launch.rs",
         "mount/unmount.rs",
         "mount/watchdog.rs",
-        "nfs/closing.rs",
+        "nfs/close_queue.rs",
         "telemetry/control.rs",
         "vfs/dir.rs",
         "vfs/read.rs",

@@ -261,7 +261,7 @@ impl Client {
         to: (&FileHandle, &[u8]),
         file: Option<&FileHandle>,
     ) -> Result<Renamed, NfsError> {
-        let front = self.close_in_front(file, cred, 12).await;
+        let front = self.close_in_front(file, cred, 13).await;
         let mut reply = self
             .call_behind(front, cred, |c| {
                 c.once()

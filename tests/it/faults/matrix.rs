@@ -318,7 +318,7 @@ fn forget(line: &mut Line) {
 /// What dies now and then while a daemon goes on: all that is not vital.
 const EVERY_FEW: &str = "send_write:20,send_write:50,send_write:90,send_commit:2,send_commit:5,send_fragments:2,\
     send_together:3,send_together:9,renew:1,renew:3,connection:2,connection:5,watch_responses:2,look_after:1,check_states:1,\
-    notify:3,notify:9,interrupt:2,wake_at:3,together:2,fetch:2,ask_page:2,settle:3,settle:9,rebuild:2";
+    notify:3,notify:9,interrupt:2,wake_at:3,deferred_setattr:2,fetch:2,ask_page:2,settle:3,settle:9,rebuild:2";
 
 /// Callers in the middle of each kind of change, when the fault begins; they are killed,
 /// and others go on with their files: on their host at once, on the other one when

@@ -132,7 +132,7 @@ async fn changes_of_attributes_whose_task_dies_are_sent_again() {
     let (mount, metrics) = mount().await;
     let file = mount.create(ROOT_INO, "f", libc::O_RDWR | libc::O_EXCL);
     let file = file.await.unwrap();
-    metrics.tasks.arm("together:1");
+    metrics.tasks.arm("deferred_setattr:1");
     let then = Timestamp {
         sec: 1_000_000_000,
         nsec: 0,
@@ -181,7 +181,7 @@ async fn a_listing_whose_next_page_dies_on_its_way_is_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn closes_whose_task_dies_are_sent_again_and_are_given_up_after_some_times() {
-    for (dies, left) in [("send_together:1", 0), ("send_together:1+", 7)] {
+    for (dies, left) in [("send_deferred_setattr:1", 0), ("send_together:1+", 7)] {
         let (rig, metrics) = rig(PeerConfig::default()).await;
         metrics.tasks.arm(dies);
         let mut opens = Vec::new();

@@ -55,10 +55,7 @@ async fn an_open_file_whose_name_another_host_has_given_away_loses_nothing_by_an
     for other_is_open in [false, true] {
         let (mount, open) = two_names().await;
         let fs = mount.peer.fs();
-        fs.remove("/b").unwrap();
-        fs.rename("/a", "/kept").unwrap();
-        fs.write_file("/a", b"another").unwrap();
-        fs.link("/a", "/other").unwrap();
+        fs.write_file("/other", b"another").unwrap();
         let other = match other_is_open {
             true => {
                 let ino = mount.walk("/other").await.unwrap();
@@ -66,6 +63,11 @@ async fn an_open_file_whose_name_another_host_has_given_away_loses_nothing_by_an
             }
             false => None,
         };
+        // It is asked for by its other names after this, if at all.
+        assert_eq!(mount.walk("/a").await.unwrap(), open.ino);
+        fs.remove("/b").unwrap();
+        fs.rename("/a", "/kept").unwrap();
+        fs.link("/other", "/a").unwrap();
         // This host still believes "a" to lead to what it has open.
         mount.unlink(ROOT_INO, "a").await.unwrap();
         assert_eq!(mount.getattr(open.ino).await.unwrap().nlink, 1);
