@@ -36,7 +36,7 @@ pub(super) enum Theme {
     Data,
     /// Files that are read and written under locks.
     Locks,
-    /// Files that grow at their end: of one host alone, or of all.
+    /// Files that grow at their end: of one host alone, or under a lock.
     Appends,
     All,
 }
@@ -49,8 +49,7 @@ pub(super) const THEMES: [Theme; 5] = [
     Theme::All,
 ];
 
-/// The file that all hosts append to: under a lock, or where the server has told them that
-/// it ends.
+/// The file that all hosts append to, each under a lock.
 const SHARED_LOG: Name = b'd';
 
 #[derive(Clone, Copy, Debug)]
@@ -69,9 +68,8 @@ pub(super) struct Plan {
     /// The last number it has given away.
     number: u32,
     held: Vec<Held>,
-    /// Files are opened with O_DIRECT at times. What is appended without a lock is not
-    /// judged: the kernel has it in its pages where it believes the end to be, for a moment.
-    real: bool,
+    /// Files are opened with O_DIRECT at times.
+    direct: bool,
 }
 
 /// Files a process has open at the same time.
@@ -79,14 +77,14 @@ const OPEN_AT_ONCE: usize = 2;
 
 impl Plan {
     /// Numbers of processes tell their descriptors and tokens apart.
-    pub(super) fn new(theme: Theme, host: u8, process: u16, chance: Chance, real: bool) -> Self {
+    pub(super) fn new(theme: Theme, host: u8, process: u16, chance: Chance, direct: bool) -> Self {
         Self {
             theme,
             host,
             chance,
             number: u32::from(process) * 10_000,
             held: Vec::new(),
-            real,
+            direct,
         }
     }
 
@@ -200,7 +198,7 @@ impl Plan {
             exclusive: create && self.chance.one_in(3),
             truncate: self.chance.one_in(4),
             append: false,
-            direct: self.real && self.chance.one_in(3),
+            direct: self.direct && self.chance.one_in(3),
         };
         let fd = self.token();
         Call::Open { at, how, fd }
@@ -300,7 +298,6 @@ impl Plan {
         };
         if held.name == SHARED_LOG {
             return match (held.locked, self.chance.below(4)) {
-                (false, 0) if !self.real => append(self),
                 (false, _) => Call::Lock {
                     fd,
                     exclusive: true,

@@ -145,15 +145,15 @@ impl<'a> Rules<'a> {
     /// The server has told a call where this name leads, or it has changed that.
     pub(super) fn names(&self, event: usize, at: Path) -> bool {
         let this = &self.history[event];
-        let by_name = match this.call {
+        let by_name = matches!(
+            this.call,
             Call::Mkdir(_)
-            | Call::Rmdir(_)
-            | Call::Unlink(_)
-            | Call::Symlink(..)
-            | Call::Rename { .. }
-            | Call::Open { .. } => true,
-            _ => false,
-        };
+                | Call::Rmdir(_)
+                | Call::Unlink(_)
+                | Call::Symlink(..)
+                | Call::Rename { .. }
+                | Call::Open { .. }
+        );
         let told = matches!(
             this.answer,
             Some(Answer::Done | Answer::Refused(libc::EEXIST))
@@ -242,7 +242,6 @@ impl<'a> Rules<'a> {
                 self.asked(event, longest, near)
             }
             (Call::Fstat(_), _) => self.data_since(event),
-            (Call::Append { .. }, Some(Answer::Done) | None) => self.end_since(event),
             // "A call that must not find the name there is told of it by the server."
             (_, Some(Answer::Refused(libc::EEXIST | libc::ENOTEMPTY))) => this.began,
             (_, Some(Answer::Refused(libc::ENOENT))) if self.knew(event, same) => {
@@ -256,35 +255,6 @@ impl<'a> Rules<'a> {
             (Call::Readlink(_), _) => 0,
             _ => this.began,
         }
-    }
-
-    /// The end of the file, as an append knows it: of the open, or the lock, or since; and
-    /// while data of this host may be on their way, behind those, wherever they have gone.
-    fn end_since(&self, event: usize) -> Time {
-        let this = &self.history[event];
-        let own = |number: &usize| {
-            let other = &self.history[*number];
-            other.host == this.host
-                && (other.began, *number) < (this.began, event)
-                && self.related(*number, event)
-        };
-        let stable = (0..self.history.len()).filter(own).filter(|number| {
-            let other = &self.history[*number];
-            let waits = matches!(
-                other.call,
-                Call::Fsync(_) | Call::Close(_) | Call::Lock { .. } | Call::Unlock(_)
-            );
-            waits && other.answer == Some(Answer::Done) && other.ended < this.began
-        });
-        let stable = stable.map(|number| self.history[number].began).max();
-        let on_their_way = (0..self.history.len()).filter(own).filter(|number| {
-            let other = &self.history[*number];
-            let writes = matches!(other.call, Call::Append { .. } | Call::Write { .. });
-            writes && stable.is_none_or(|stable| other.ended >= stable)
-        });
-        let last = on_their_way.max_by_key(|number| (self.history[*number].began, *number));
-        let told = self.data_since(event);
-        last.map_or(told, |last| told.min(self.end_since(last)))
     }
 
     /// Data of an open file: close-to-open, or since it was locked.
