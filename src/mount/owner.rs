@@ -19,7 +19,7 @@
 //! A file is left behind by a daemon that was killed, for its successor, and by one
 //! that could not tell the server that it goes. The others remove theirs, while they
 //! hold it. Files are empty; what is left of a place where nobody mounts again is removed
-//! when no server can remember it any more ([`litter`](super::litter)).
+//! when no server can remember it any more ([`super::litter`]).
 
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};

@@ -11,8 +11,8 @@
 //! Files are named by a hash of the mount point:
 //! socket paths must stay below 108 bytes.
 //!
-//! Only who owns a registry changes it, root's hands included ([`litter`](super::litter)
-//! says what goes when), and by the directory's descriptor ([`private_dir`](super::private_dir)).
+//! Only who owns a registry changes it, root's hands included ([`super::litter`]
+//! says what goes when), and by the directory's descriptor ([`super::private_dir`]).
 //!
 //! [`StartLock`] makes mounting at one place exclusive from the first check
 //! until the mount is in the table, so that two mounts begun at the same time

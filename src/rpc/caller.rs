@@ -8,8 +8,8 @@
 //! - A request that was *not yet handed to a connection* is not sent
 //!   ([`Request::start`] refuses it).
 //! - One that was sent and whose connection was lost is not sent again for its own
-//!   sake ([`Request::may_go_on`]). What became of it is found out by
-//!   `nfs::abandoned`, which resolves its slot.
+//!   sake ([`Request::start`]). What became of it is found out by
+//!   `nfs::resolve`, which resolves its slot.
 //! - One that is on a living connection takes effect, if it does, before anything that
 //!   begins after the answer: until its end it is listed in [`Abandoned`], and what
 //!   begins later waits for that ([`Abandoned::ended`]).

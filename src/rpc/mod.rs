@@ -15,11 +15,11 @@
 //! - [`caller`]: who waits for it, and what is done when nobody does any more
 //! - [`pending`]: which calls wait for which reply, and on which of the connections
 //!   (a plain state machine)
-//! - [`patience`]: when a silent connection is given up (likewise)
-//! - [`growth`]: how many connections there should be (likewise)
+//! - [`silence`]: when a silent connection is given up (likewise)
+//! - [`scaling`]: how many connections there should be (likewise)
 //! - [`channel`]: what callers have of it; `supervise` makes the connections, `connection`
 //!   moves the bytes of one
-//! - [`alone`]: what is said on a connection before anything else
+//! - [`preface`]: what is said on a connection before anything else
 
 pub mod auth;
 pub mod buffers;

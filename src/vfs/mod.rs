@@ -12,7 +12,7 @@
 //! | access | [`access`] |
 //! | open, create, flush, fsync, release | [`open`] |
 //! | read | [`read`], [`readahead`], `readahead_memory`, [`inline_read`], `revalidate` |
-//! | write | [`write`], [`writeback`], [`window`], [`errseq`] |
+//! | write | [`mod@write`], [`writeback`], [`window`], [`errseq`] |
 //! | getlk, setlk (fcntl, flock) | [`lock`], `locktable`, `lockline` |
 //! | opendir, readdir, readdirplus, releasedir | [`dir`] |
 //! | what is cached | [`attr`], [`pages`], [`inode`], [`dentry_cache`], [`change_tracker`] |
@@ -25,7 +25,7 @@
 //! ([`lock`]), then an inode's
 //! `FileState` lock, then its `attr`, its `names`, a lock state's or the
 //! window's, and under any of them the lock of the kernel's queue
-//! ([`KernelCache`](types::KernelCache)). No two inodes are locked at once and nothing is locked across an await; what
+//! ([`types::KernelCache`]). No two inodes are locked at once and nothing is locked across an await; what
 //! has to be waited for is waited for by `Notify`, with the condition checked
 //! again after each wake-up.
 //!
