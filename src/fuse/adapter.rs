@@ -285,10 +285,10 @@ impl Filesystem for Adapter {
             return self.by_number(call, parent.0, name == "..", self.who(req), reply);
         }
         let at = (parent.0, name.as_bytes());
-        let standing = self.vfs.standing(at.0, at.1);
+        let dentry_state = self.vfs.dentry_state(at.0, at.1);
         let cached = attempt(|| {
             let may = self.vfs.may_search(|| self.who(req), parent.0);
-            may.then(|| lookup::cached(&self.vfs, &self.reopens, call.tid, at, standing))?
+            may.then(|| lookup::cached(&self.vfs, &self.reopens, call.tid, at, dentry_state))?
         });
         let known = match cached {
             None => None,
@@ -323,7 +323,7 @@ impl Filesystem for Adapter {
         let work = self.settled(found_ino, async move {
             match known {
                 Some(entry) => Ok(Lookup::Found(entry)),
-                None => asker.find(&cred, parent.0, &name, standing).await,
+                None => asker.find(&cred, parent.0, &name, dentry_state).await,
             }
         });
         let undo = self.forgets();

@@ -3,7 +3,7 @@
 //! | the kernel | the name is known here | answer |
 //! |---|---|---|
 //! | walks a second time after ESTALE (`estale_retry`) | | the server's |
-//! | believes the name, and asks all the same (`Vfs::standing`) | | the server's; of a plain rename, which replaces what is there, what is known |
+//! | believes the name, and asks all the same (`Vfs::dentry_state`) | | the server's; of a plain rename, which replaces what is there, what is known |
 //! | does not believe it | to be there | what is known; the server's, if the caller's call fails because the name is there (`intent`) |
 //! | does not | to be missing | what is known |
 //! | does not | not, or of a listing | the server's; none if what comes next makes the name |
@@ -26,12 +26,12 @@ pub(super) fn cached(
     reopens: &EstaleRetries,
     tid: u32,
     (parent, name): (Ino, &[u8]),
-    standing: DentryState,
+    dentry_state: DentryState,
 ) -> Option<Found> {
     if reopens.is_second(tid) {
         return None;
     }
-    match standing {
+    match dentry_state {
         DentryState::Believed(_) => None,
         DentryState::Leads if intent::glance(tid) != Glance::Finds => None,
         DentryState::Leads | DentryState::Open => vfs.lookup_cached(parent, name),
@@ -53,12 +53,12 @@ impl Asker {
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
-        standing: DentryState,
+        dentry_state: DentryState,
     ) -> Found {
         let found = if self.reopens.is_second(self.tid) {
             self.find_again(cred, parent, name).await
         } else {
-            self.find_first(cred, parent, name, standing).await
+            self.find_first(cred, parent, name, dentry_state).await
         };
         if matches!(&found, Err(error) if error.0 == libc::ESTALE) {
             self.reopens.refused(self.tid, None);
@@ -74,14 +74,14 @@ impl Asker {
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
-        standing: DentryState,
+        dentry_state: DentryState,
     ) -> Found {
         const LATER: Lookup = Lookup::Missing {
             ttl: Duration::ZERO,
         };
         let vfs = &self.vfs;
         vfs.search(cred, parent).await?;
-        let known_will_do = match standing {
+        let known_will_do = match dentry_state {
             DentryState::Believed(FileKind::Directory) => false,
             // RENAME says what it replaces, and whether it may.
             DentryState::Believed(_) => self.replaces(parent, name).await,
@@ -91,7 +91,7 @@ impl Asker {
         if known_will_do && let Some(known) = vfs.lookup_cached(parent, name) {
             return known;
         }
-        let found = match standing {
+        let found = match dentry_state {
             DentryState::Believed(_) | DentryState::Leads => {
                 vfs.lookup_asked(cred, parent, name).await
             }

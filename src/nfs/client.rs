@@ -103,7 +103,7 @@ pub struct Client {
     /// Largest READ and WRITE in the current session.
     pub(super) io_sizes: IoSizes,
     pub(super) opens: OpenTable,
-    pub(super) closing: CloseQueue,
+    pub(super) close_queue: CloseQueue,
     /// What the server was found to lack of what saves requests.
     pub(super) features: ServerFeatures,
     /// Seconds; from the server's lease_time.
@@ -236,7 +236,7 @@ impl Client {
             reclaimed: AtomicU64::new(client_id.id),
             client_id: Mutex::new(client_id),
             opens: OpenTable::default(),
-            closing: CloseQueue::default(),
+            close_queue: CloseQueue::default(),
             features: ServerFeatures::default(),
             lease: watch::Sender::new(super::lease::DEFAULT_LEASE),
             restarted: std::sync::OnceLock::new(),
@@ -278,7 +278,7 @@ impl Client {
 
     /// Files open at the server, those that are about to be closed among them.
     pub fn opens(&self) -> usize {
-        self.opens.len() + self.closing.pending()
+        self.opens.len() + self.close_queue.pending()
     }
 
     /// What is to be done when the server has restarted and has lost data that

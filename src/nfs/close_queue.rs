@@ -173,7 +173,7 @@ impl Client {
             locks: open.lock_states(),
             unlocks: 0,
         };
-        let (batch, begin) = self.closing.add(waiting, self.closes_a_compound());
+        let (batch, begin) = self.close_queue.add(waiting, self.closes_a_compound());
         self.metrics.gauges.closes_pending.inc();
         self.send_apart(batch);
         if begin {
@@ -196,7 +196,7 @@ impl Client {
         let mut front = Prologue::of(self, Vec::new());
         let Some(file) = file else { return front };
         let mut closes = self
-            .closing
+            .close_queue
             .inner
             .lock()
             .take(|one| one.open.handle == *file);
@@ -205,7 +205,7 @@ impl Client {
         front.closes = closes.extract_if(.., alike).collect();
         closes.extend(front.closes.drain(room.min(front.closes.len())..));
         self.send_apart(closes);
-        self.closing
+        self.close_queue
             .until(|inner| {
                 let mut sent = inner.sent.iter().filter(|open| open.handle == *file);
                 sent.all(|open| front.holds(open))
@@ -219,7 +219,7 @@ impl Client {
     /// together from one such request to the next.
     pub(super) fn close_along(self: &Arc<Self>, cred: &Credential, ops: usize) -> Prologue {
         let room = self.max_ops().saturating_sub(ops) / OPS_EACH;
-        let mut inner = self.closing.inner.lock();
+        let mut inner = self.close_queue.inner.lock();
         let mut left = room.min(ALONG);
         let closes = inner.take(|one| {
             let along = left > 0 && *one.open.cred == *cred;
@@ -287,20 +287,20 @@ impl Client {
 
     fn answered(&self, closes: &[Waiting]) {
         self.metrics.gauges.closes_pending.sub(closes.len() as u64);
-        self.closing.answered(closes);
+        self.close_queue.answered(closes);
     }
 
     /// Sends every CLOSE that still waits, and waits for all of them.
     pub async fn closes_sent(self: &Arc<Self>) {
-        self.send_apart(self.closing.inner.lock().take(|_| true));
+        self.send_apart(self.close_queue.inner.lock().take(|_| true));
         let none = |inner: &Inner| inner.waiting.is_empty() && inner.sent.is_empty();
-        self.closing.until(none).await;
+        self.close_queue.until(none).await;
     }
 
     /// Waits while too many files are being closed for one more to be opened.
     pub(super) async fn room_to_open(&self) {
         let room = |inner: &Inner| inner.waiting.len() + inner.sent.len() < MOST;
-        self.closing.until(room).await;
+        self.close_queue.until(room).await;
     }
 
     /// Operations that a compound may have.
@@ -462,7 +462,7 @@ async fn look_after(client: Weak<Client>) {
             return;
         };
         strong.metrics.tasks.point("look_after");
-        let at = match strong.closing.due(Instant::now()) {
+        let at = match strong.close_queue.due(Instant::now()) {
             None => return,
             Some(Ok(batch)) => {
                 strong.send_apart(batch);

@@ -4,7 +4,7 @@
 //! Who owns what: the table of waiting calls ([`Pending`]), which knows the connection of
 //! each, and what is decided of the number of connections ([`Scaling`]) are behind
 //! one short mutex that callers, readers and writers take for one map operation each
-//! and never hold across an await; `patience`, `answered` and what a connection was last
+//! and never hold across an await; `silence`, `answered` and what a connection was last
 //! heard are taken inside it or alone. The
 //! connections belong to the supervisor task ([`super::supervise`]), each to a task
 //! of its own ([`super::connection`]).
@@ -81,7 +81,7 @@ pub(super) type Owed = oneshot::Sender<Result<Answer, RpcError>>;
 /// What the one mutex guards.
 pub(super) struct Table {
     pub(super) pending: Pending<Owed>,
-    pub(super) growth: Scaling,
+    pub(super) scaling: Scaling,
     /// How to reach the task of each connection.
     pub(super) signals: Vec<(ConnectionId, Arc<Signals>)>,
 }
@@ -112,7 +112,7 @@ pub(super) struct Shared {
     /// What the channel is doing, for `status` and for who waits on it.
     pub(super) link: watch::Sender<Link>,
     /// When a silent connection is given up.
-    pub(super) patience: Mutex<SilenceLimit>,
+    pub(super) silence: Mutex<SilenceLimit>,
     /// When a reply last came, over whatever connection, or the first call went
     /// out after a pause.
     pub(super) answered: Mutex<Instant>,
@@ -185,7 +185,7 @@ impl Channel {
         let shared = Arc::new(Shared {
             table: Mutex::new(Table {
                 pending: Pending::new(u32::from_ne_bytes(seed)),
-                growth: Scaling::new(connections, now),
+                scaling: Scaling::new(connections, now),
                 signals: Vec::new(),
             }),
             recount: Notify::new(),
@@ -199,7 +199,7 @@ impl Channel {
                 garbled: false,
                 silent_since: None,
             }),
-            patience: Mutex::new(SilenceLimit::new(tolerance.silence, now)),
+            silence: Mutex::new(SilenceLimit::new(tolerance.silence, now)),
             answered: Mutex::new(now),
             greet: OnceLock::new(),
             tolerance,
@@ -276,7 +276,7 @@ impl Channel {
                 table.wake(connection);
             }
             let bulk = table.pending.bulk();
-            if load == Load::Bulk && table.growth.submitted(bulk, now) {
+            if load == Load::Bulk && table.scaling.submitted(bulk, now) {
                 self.shared.recount.notify_one();
             }
         }
@@ -307,19 +307,19 @@ impl Channel {
     /// The server forgets whom it has not heard for so long (RFC 8881 §8.3): a
     /// connection that is silent is given up in time.
     pub fn set_lease(&self, lease: Duration) {
-        self.shared.patience.lock().set_lease(lease);
+        self.shared.silence.lock().set_lease(lease);
     }
 
     /// The longest pause between two requests that try whether the server can do what it
     /// could not before. See [`SilenceLimit::pause`].
     pub fn pause(&self) -> Duration {
-        self.shared.patience.lock().pause()
+        self.shared.silence.lock().pause()
     }
 
     /// A call needed so long although the server had it all the time: it was still at
     /// work on it when it came again on another connection.
     pub fn needed(&self, time: Duration) {
-        self.shared.patience.lock().needed(time, Instant::now());
+        self.shared.silence.lock().needed(time, Instant::now());
     }
 
     /// What the connections are doing.

@@ -125,15 +125,15 @@ async fn silence(shared: &Shared, connection: ConnectionId, signals: &Signals) -
         let busy = shared.table.lock().pending.busy_since(connection);
         let heard = signals.heard();
         let pause = {
-            let patience = shared.patience.lock();
+            let silence = shared.silence.lock();
             // The limit may shrink meanwhile, but not below the least.
-            let least = patience.least();
+            let least = silence.least();
             match busy.map(|since| since.max(heard)) {
                 None => least,
                 Some(since) => {
-                    let rest = patience.rest(since, Instant::now());
+                    let rest = silence.rest(since, Instant::now());
                     if rest.is_zero() {
-                        let limit = patience.limit(since).as_secs_f64();
+                        let limit = silence.limit(since).as_secs_f64();
                         let what = format!("no answer for {limit:.1} s");
                         return io::Error::new(io::ErrorKind::TimedOut, what);
                     }
@@ -170,7 +170,7 @@ async fn read_replies<R: AsyncRead + Unpin>(
                 Ok(Incoming::Reply(xid, _)) => {
                     let owed = table.pending.replied(*xid);
                     if owed.as_ref().is_some_and(|of| of.load == Load::Bulk) {
-                        table.growth.answered(now);
+                        table.scaling.answered(now);
                     }
                     owed
                 }
@@ -203,7 +203,7 @@ async fn read_replies<R: AsyncRead + Unpin>(
 /// The server has answered a call that was made at `since`.
 fn answered(shared: &Shared, since: Instant) {
     let now = Instant::now();
-    shared.patience.lock().answered(since, now);
+    shared.silence.lock().answered(since, now);
     *shared.answered.lock() = now;
     if shared.link.borrow().silent_since.is_none() {
         return;

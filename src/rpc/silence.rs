@@ -174,15 +174,15 @@ mod tests {
     }
 
     /// How long each of the next connections is waited for, if none ever answers.
-    fn silences(patience: &mut SilenceLimit, mut now: Instant, count: usize) -> Vec<u64> {
+    fn silences(silence: &mut SilenceLimit, mut now: Instant, count: usize) -> Vec<u64> {
         (0..count)
             .map(|_| {
                 let heard = now;
-                let limit = patience.limit(heard);
-                assert_eq!(patience.rest(heard, now), limit);
+                let limit = silence.limit(heard);
+                assert_eq!(silence.rest(heard, now), limit);
                 now += limit;
-                assert_eq!(patience.rest(heard, now), Duration::ZERO);
-                patience.given_up();
+                assert_eq!(silence.rest(heard, now), Duration::ZERO);
+                silence.given_up();
                 limit.as_secs()
             })
             .collect()
@@ -199,52 +199,52 @@ mod tests {
 
     #[test]
     fn a_server_that_is_away_is_looked_for_in_small_parts_of_its_lease() {
-        let mut patience = SilenceLimit::new(secs(5), Instant::now());
-        assert_eq!(patience.pause(), Duration::from_millis(500));
+        let mut silence = SilenceLimit::new(secs(5), Instant::now());
+        assert_eq!(silence.pause(), Duration::from_millis(500));
         for (lease, pause) in [(1, 100), (4, 250), (8, 500), (90, 500)] {
-            patience.set_lease(secs(lease));
-            assert_eq!(patience.pause(), Duration::from_millis(pause), "{lease} s");
+            silence.set_lease(secs(lease));
+            assert_eq!(silence.pause(), Duration::from_millis(pause), "{lease} s");
         }
     }
 
     #[test]
     fn without_a_lease_each_silent_connection_leaves_twice_the_time_to_the_next() {
         let now = Instant::now();
-        let mut patience = SilenceLimit::new(secs(5), now);
-        assert_eq!(silences(&mut patience, now, 6), [5, 10, 20, 40, 60, 60]);
+        let mut silence = SilenceLimit::new(secs(5), now);
+        assert_eq!(silences(&mut silence, now, 6), [5, 10, 20, 40, 60, 60]);
     }
 
     #[test]
     fn an_answer_that_came_soon_takes_the_doubling_back_and_one_that_took_long_does_not() {
         let now = Instant::now();
-        let mut patience = SilenceLimit::new(secs(5), now);
-        silences(&mut patience, now, 4);
-        patience.answered(now, now + secs(25));
+        let mut silence = SilenceLimit::new(secs(5), now);
+        silences(&mut silence, now, 4);
+        silence.answered(now, now + secs(25));
         assert_eq!(
-            patience.limit(now),
+            silence.limit(now),
             secs(50),
             "a server that needs that long"
         );
-        patience.answered(now, now + secs(1));
-        assert_eq!(patience.limit(now), secs(5));
+        silence.answered(now, now + secs(1));
+        assert_eq!(silence.limit(now), secs(5));
     }
 
     #[test]
     fn a_server_that_was_found_at_work_is_left_the_time_it_needs_for_ten_minutes() {
         let now = Instant::now();
-        let mut patience = SilenceLimit::new(secs(5), now);
-        patience.given_up();
-        patience.needed(secs(20), now);
-        assert_eq!(patience.limit(now), secs(40));
-        patience.needed(secs(6), now + secs(100));
-        patience.answered(now + secs(600), now + secs(601));
+        let mut silence = SilenceLimit::new(secs(5), now);
+        silence.given_up();
+        silence.needed(secs(20), now);
+        assert_eq!(silence.limit(now), secs(40));
+        silence.needed(secs(6), now + secs(100));
+        silence.answered(now + secs(600), now + secs(601));
         assert_eq!(
-            patience.limit(now),
+            silence.limit(now),
             secs(40),
             "not forgotten for a quick answer"
         );
-        patience.answered(now + secs(701), now + secs(702));
-        assert_eq!(patience.limit(now), secs(5));
+        silence.answered(now + secs(701), now + secs(702));
+        assert_eq!(silence.limit(now), secs(5));
     }
 
     #[test]
@@ -252,9 +252,9 @@ mod tests {
         for (lease, first) in [(90, 15), (60, 5), (60, 15), (20, 2), (10, 15)] {
             for idle in [0, lease / 3] {
                 let now = Instant::now();
-                let mut patience = SilenceLimit::new(secs(first), now);
-                patience.set_lease(secs(lease));
-                let silences = silences(&mut patience, now + secs(idle), 20);
+                let mut silence = SilenceLimit::new(secs(first), now);
+                silence.set_lease(secs(lease));
+                let silences = silences(&mut silence, now + secs(idle), 20);
                 let mut at = idle;
                 let before = silences.iter().map(|silence| {
                     at += silence;
@@ -275,14 +275,14 @@ mod tests {
     #[test]
     fn the_lease_runs_from_when_the_answered_call_was_made() {
         let now = Instant::now();
-        let mut patience = SilenceLimit::new(secs(60), now);
-        patience.set_lease(secs(60));
-        patience.answered(now + secs(10), now + secs(40));
+        let mut silence = SilenceLimit::new(secs(60), now);
+        silence.set_lease(secs(60));
+        silence.answered(now + secs(10), now + secs(40));
         let heard = now + secs(40);
-        assert_eq!(patience.limit(heard), secs(15), "half of the 30 s left");
-        patience.answered(now + secs(5), now + secs(40));
+        assert_eq!(silence.limit(heard), secs(15), "half of the 30 s left");
+        silence.answered(now + secs(5), now + secs(40));
         assert_eq!(
-            patience.limit(heard),
+            silence.limit(heard),
             secs(15),
             "an earlier call changes nothing"
         );

@@ -3,7 +3,7 @@
 //!
 //! While there is none, it connects, with back-off, for ever, and everything
 //! unanswered goes out on what it gets. Beside one that lives, further ones are made
-//! as [`Scaling`](super::growth::Scaling) has it; each is greeted, which tells whether
+//! as [`Scaling`](super::scaling::Scaling) has it; each is greeted, which tells whether
 //! it leads to the same session, before calls go over it. One of several that ends is
 //! replaced alone; its calls go on over the others meanwhile.
 
@@ -23,7 +23,7 @@ use super::transport::{BoxStream, NoFurther};
 use crate::background::Pause;
 
 /// Pauses between attempts to connect: at once, then from here, doubling up to
-/// [`SilenceLimit::pause`](super::patience::SilenceLimit::pause).
+/// [`SilenceLimit::pause`](super::silence::SilenceLimit::pause).
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
 /// How long a further connection may take to answer its greeting.
@@ -187,7 +187,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
                     continue;
                 }
                 if error.kind() == io::ErrorKind::TimedOut {
-                    shared.patience.lock().given_up();
+                    shared.silence.lock().given_up();
                 }
                 // A server that accepts and hangs up at once is not to be
                 // hammered: only a connection that carried a reply resets the
@@ -197,7 +197,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
             }
             Some(attempt) = attempts.join_next() => match attempt {
                 Ok(Ok(stream)) => {
-                    shared.table.lock().growth.made();
+                    shared.table.lock().scaling.made();
                     connections.start(stream);
                 }
                 Ok(Err(failed)) => not_made(&shared, &failed),
@@ -210,7 +210,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
 }
 
 fn longer(shared: &Shared, backoff: Duration) -> Duration {
-    let most = shared.patience.lock().pause();
+    let most = shared.silence.lock().pause();
     (backoff * 2).clamp(BACKOFF_MIN, most.max(BACKOFF_MIN))
 }
 
@@ -229,7 +229,7 @@ fn lost(shared: &Shared, ended: io::Error, useful: bool) {
 
 fn one_of_several_lost(shared: &Shared, ended: &io::Error, useful: bool) {
     tracing::debug!(%ended, "one connection to {} lost", shared.connector.peer());
-    let growth = &mut shared.table.lock().growth;
+    let growth = &mut shared.table.lock().scaling;
     match useful {
         true => growth.useful(),
         false => growth.failed(scaling::Pause::Growing, Instant::now()),
@@ -250,7 +250,7 @@ fn recount(shared: &Shared, attempts: usize) -> (usize, Option<Instant>) {
     let mut table = shared.table.lock();
     let (living, bulk) = (table.pending.connections().count(), table.pending.bulk());
     let allowed = shared.connector.allowed();
-    let mut plan = table.growth.plan((living, attempts), allowed, bulk, now);
+    let mut plan = table.scaling.plan((living, attempts), allowed, bulk, now);
     // The youngest first: the first is the one that has its place for small calls.
     let too_many: Vec<_> = (table.pending.connections().rev().take(plan.drop))
         .map(|connection| connection.id)
@@ -300,7 +300,7 @@ fn not_made(shared: &Shared, failed: &NoFurther) {
         ),
         scaling::Pause::Growing => tracing::debug!("no further connection to {peer}: {failed}"),
     }
-    let growth = &mut shared.table.lock().growth;
+    let growth = &mut shared.table.lock().scaling;
     growth.failed(failed.pause, Instant::now());
 }
 

@@ -131,7 +131,7 @@ impl ChangeTracker {
         self.confirmed
     }
 
-    /// No change of ours is under way. DeferredSetattr with an unmoved
+    /// No change of ours is under way. Together with an unmoved
     /// [`steps`](Self::steps): none has been meanwhile.
     pub fn is_quiet(&self) -> bool {
         self.under_way.is_empty()

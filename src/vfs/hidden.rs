@@ -4,7 +4,7 @@
 //!
 //! A directory that is to be removed, or replaced by a rename, is made empty for the server
 //! by moving them to the directory above; who removes a whole tree goes that way up with
-//! them. PrePost they are in the name of who removes the directory, or if that may not, of who removed the
+//! them. Moved they are in the name of who removes the directory, or if that may not, of who removed the
 //! file. Each move is whole: it goes on when its caller is killed, and the file's record
 //! ([`SillyName`]) says where its name is, also for a close meanwhile, which waits for the
 //! end of the move (`FileInner::replacing`). A move that fails ends the attempt; what was
@@ -79,7 +79,7 @@ impl Ours {
 
 /// What became of a hidden name.
 enum Fate {
-    PrePost,
+    Moved,
     /// Its file was closed.
     Ends,
     Stays,
@@ -107,7 +107,7 @@ impl Vfs {
             for (name, file) in names {
                 let moves = self.move_hidden(cred, (dir, &name), above, &file);
                 match caller::apart(moves).await {
-                    Fate::PrePost => {}
+                    Fate::Moved => {}
                     Fate::Ends => ends = true,
                     Fate::Stays => return false,
                 }
@@ -171,7 +171,7 @@ impl Vfs {
                     if let Some(state) = file.opened() {
                         state.inner.lock().silly = Some(moved);
                     }
-                    fate = Fate::PrePost;
+                    fate = Fate::Moved;
                     break;
                 }
                 Err(NfsError::Status(_, Status::ACCESS | Status::PERM)) => {}

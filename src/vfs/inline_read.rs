@@ -115,7 +115,7 @@ impl InlineData {
 }
 
 impl FileInner {
-    pub(super) fn standing(&self, attr: &AttrState) -> FileVersion {
+    pub(super) fn version(&self, attr: &AttrState) -> FileVersion {
         FileVersion {
             epoch: self.epoch(attr),
             writes: self.writes,
@@ -129,7 +129,7 @@ impl FileInner {
     }
 
     /// What came along with an OPEN was (not) wanted.
-    pub(super) fn along_used(&mut self, used: bool) {
+    pub(super) fn inline_used(&mut self, used: bool) {
         self.unread = match used {
             true => 0,
             false => self.unread.saturating_add(1),
@@ -140,12 +140,14 @@ impl FileInner {
 impl Vfs {
     /// Whether the beginning of the file is to come along with an OPEN that is
     /// about to be sent, and how the file stands before that.
-    pub(super) fn along(&self, inode: &Inode) -> Option<(InlineRead, FileVersion)> {
+    pub(super) fn inline_read(&self, inode: &Inode) -> Option<(InlineRead, FileVersion)> {
         if !self.believes_data() {
             return None;
         }
         let inner = self.file_state(inode).inner.lock();
-        if inner.unread >= UNREAD || !Writeback::is_idle(&inner.writeback) || !self.along.has_room()
+        if inner.unread >= UNREAD
+            || !Writeback::is_idle(&inner.writeback)
+            || !self.inline_reads.has_room()
         {
             return None;
         }
@@ -160,7 +162,7 @@ impl Vfs {
         let file = FileAt { change, moves };
         let kept = inner.filled && inner.pages.are_of(file, |pages| attr.explains(pages));
         let unless = kept.then_some(change);
-        Some((InlineRead { count, unless }, inner.standing(&attr)))
+        Some((InlineRead { count, unless }, inner.version(&attr)))
     }
 
     /// What came along with an OPEN, if the file still stands as it should.
@@ -169,12 +171,12 @@ impl Vfs {
         now: FileVersion,
         came: Option<(ReadResult, FileVersion)>,
     ) -> Option<InlineData> {
-        let (read, standing) = came?;
-        if now != standing || read.data.is_empty() && !read.eof {
+        let (read, version) = came?;
+        if now != version || read.data.is_empty() && !read.eof {
             return None;
         }
         Some(InlineData {
-            _spent: self.along.spend(read.data.len()),
+            _spent: self.inline_reads.spend(read.data.len()),
             data: read.data,
             eof: read.eof,
             epoch: now.epoch,

@@ -155,7 +155,7 @@ impl Vfs {
     }
 
     /// How the name stands before anybody is asked.
-    pub fn standing(&self, parent: Ino, name: &[u8]) -> DentryState {
+    pub fn dentry_state(&self, parent: Ino, name: &[u8]) -> DentryState {
         let dir = self.inodes.get(parent);
         let Some(inode) = dir.and_then(|dir| self.remembered_inode(&dir, name)) else {
             return DentryState::Open;

@@ -151,7 +151,7 @@ pub struct Vfs {
     /// See [`deferred_setattr`]: files with changes that wait.
     changed: Mutex<Vec<Arc<Inode>>>,
     /// See [`inline_read`].
-    along: inline_read::Budget,
+    inline_reads: inline_read::Budget,
     access: AccessCache,
     space: SpaceCache,
     reopen_guard: ReopenGuard,
@@ -209,7 +209,7 @@ impl Vfs {
     ) -> Arc<Self> {
         let fs = client.fs();
         let inodes = InodeTable::new(fs.root.clone(), &fs.root_attrs, sent, config.timeouts);
-        let pipeline = Arc::new(WritebackConfig {
+        let writeback = Arc::new(WritebackConfig {
             wsize: client.wsize() as usize,
             max_in_flight: WRITES_IN_FLIGHT,
             fragment: FRAGMENT,
@@ -230,12 +230,12 @@ impl Vfs {
             began: Instant::now(),
             restarts: AtomicU64::new(0),
             window: Window::new(config.write_window),
-            writeback: pipeline,
+            writeback: writeback,
             read_memory: ReadMemory::new(READ_AHEAD_CHUNKS),
             silly: Silly::default(),
             line: Mutex::default(),
             changed: Mutex::default(),
-            along: inline_read::Budget::default(),
+            inline_reads: inline_read::Budget::default(),
             access: AccessCache::default(),
             space: SpaceCache::default(),
             reopen_guard: ReopenGuard::default(),

@@ -433,7 +433,7 @@ impl Vfs {
         self.publish(&inode).await;
         let open = self.join(&inode, cred).await;
         let reads = share & ACCESS_READ != 0 && flags & libc::O_DIRECT == 0 && !truncate;
-        let along = reads.then(|| self.along(&inode)).flatten();
+        let inline = reads.then(|| self.inline_read(&inode)).flatten();
         let sent = Instant::now();
         // A name is believed for a while, but what is opened is what it leads
         // to now: another host may have put a new file there.
@@ -441,7 +441,7 @@ impl Vfs {
         let name = place
             .as_ref()
             .map(|place| (&place.dir.handle, &*place.name));
-        let asked = along.map(|(along, _)| along);
+        let asked = inline.map(|(inline, _)| inline);
         let opened = self
             .client
             .open_handle(&open, share, truncate, name, asked)
@@ -476,8 +476,8 @@ impl Vfs {
                     let moved_on = u64::from(seen == attr::Seen::Foreign);
                     came = opened
                         .data
-                        .zip(along)
-                        .map(|(data, (_, standing))| (data, standing.moved_on(moved_on)));
+                        .zip(inline)
+                        .map(|(data, (_, version))| (data, version.moved_on(moved_on)));
                 }
                 Ok(self.opened(&inode, open, (access, flags), came))
             }
@@ -576,7 +576,7 @@ impl Vfs {
             let (change, moves) = (attr.change(), inner.moves(&attr));
             let seen = FileAt { change, moves };
             let keep = inner.pages.open(seen, |pages| attr.explains(pages));
-            let beginning = self.beginning(inner.standing(&attr), came);
+            let beginning = self.beginning(inner.version(&attr), came);
             (seen, keep, attr.may_seem_longer(), beginning)
         };
         inner.filled &= keep_cache;
@@ -774,7 +774,7 @@ impl Vfs {
         self.send_changes(&handle.inode).await;
         if let Some(used) = handle.ahead.beginning_used() {
             let file = self.file_state(&handle.inode);
-            file.inner.lock().along_used(used);
+            file.inner.lock().inline_used(used);
         }
         if let Some(Errno(errno)) = self.untold_error(&handle) {
             let why = std::io::Error::from_raw_os_error(errno);

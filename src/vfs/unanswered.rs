@@ -1,4 +1,4 @@
-//! What a task owes its file: an answer for each WRITE or COMMIT that the pipeline gave
+//! What a task owes its file: an answer for each WRITE or COMMIT that the write-back gave
 //! it, and for the changes of attributes that it took along.
 //!
 //! A task that dies with any of it unanswered would keep the range for ever: fsync,
@@ -26,7 +26,7 @@ enum Owed {
     Commit(RequestId),
 }
 
-/// See the module. What was answered is known to the pipeline, which heeds no second
+/// See the module. What was answered is known to the write-back, which heeds no second
 /// answer.
 pub(super) struct Unanswered {
     pub(super) vfs: Arc<Vfs>,

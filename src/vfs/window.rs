@@ -1,6 +1,6 @@
 //! The write window of a mount: how many bytes may be held for the server.
 //!
-//! Each file accounts for what its pipeline holds by differences; who wants to
+//! Each file accounts for what its write-back holds by differences; who wants to
 //! add more waits until the sum is below the limit. While somebody waits
 //! ([`Window::wait`]), the files that hold acknowledged but uncommitted data are
 //! asked to commit them, and so is each that comes to hold some: nothing else

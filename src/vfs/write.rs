@@ -1,6 +1,6 @@
-//! Writing: the shell around the [pipeline](super::writeback).
+//! Writing: the shell around the [write-back](super::writeback).
 //!
-//! write(2) is answered when its data are accepted into the pipeline; WRITEs
+//! write(2) is answered when its data are accepted into the write-back; WRITEs
 //! and COMMITs run as tasks of their own, which take the file's lock for a
 //! moment when they are answered and then see what is to be done next
 //! ([`Vfs::pump`]). Who has to wait (for room, for a drain, for a range) waits
@@ -44,7 +44,7 @@ enum Place {
     End,
 }
 
-/// Data that are in the pipeline.
+/// Data that are in the write-back.
 #[derive(Debug)]
 struct Accepted {
     offset: u64,
@@ -122,7 +122,7 @@ impl Vfs {
         Ok(accepted.len as u32)
     }
 
-    /// Takes data into the pipeline, unless their caller has been answered meanwhile.
+    /// Takes data into the write-back, unless their caller has been answered meanwhile.
     async fn accept(
         self: &Arc<Self>,
         handle: &Arc<OpenHandle>,
@@ -267,7 +267,7 @@ impl Vfs {
         }
     }
 
-    /// Changes the pipeline of a file and accounts for what it holds.
+    /// Changes the write-back of a file and accounts for what it holds.
     pub(super) fn with_writeback<T>(
         &self,
         inode: &Arc<Inode>,
@@ -287,7 +287,7 @@ impl Vfs {
         result
     }
 
-    /// Does what the pipeline of a file asks for.
+    /// Does what the write-back of a file asks for.
     pub(super) fn pump(self: &Arc<Self>, inode: &Arc<Inode>) {
         loop {
             match self.with_writeback(inode, |inner| inner.writeback.next(now())) {
@@ -325,7 +325,7 @@ impl Vfs {
                         of.watch("send_commit", sent).await;
                     });
                 }
-                // Every one that is asked for: the pipeline does not ask again
+                // Every one that is asked for: the write-back does not ask again
                 // for a time that it believes it will be called at.
                 Some(Action::WakeAt(at)) => {
                     self.wake_at(inode, Instant::from_std(at));
@@ -335,7 +335,7 @@ impl Vfs {
         }
     }
 
-    /// Sees to the pipeline of a file again at `at`.
+    /// Sees to the write-back of a file again at `at`.
     fn wake_at(self: &Arc<Self>, inode: &Arc<Inode>, at: Instant) {
         let (vfs, weak) = (Arc::downgrade(self), Arc::downgrade(inode));
         // What lingers keeps its file; what is only to be committed one day does not
@@ -384,13 +384,17 @@ impl Vfs {
         let attrs = changes.as_ref().map(|one| new_attributes(&one.set));
         let len: usize = data.iter().map(Bytes::len).sum();
         let sent = Instant::now();
-        let behind = Epilogue {
+        let epilogue = Epilogue {
             commit: commit.map(|range| (range.offset, range.count)),
             attrs: attrs.as_ref(),
         };
-        let written =
-            self.client
-                .write_and(&origin.open, (offset, &data), origin.fence, stable, behind);
+        let written = self.client.write_and(
+            &origin.open,
+            (offset, &data),
+            origin.fence,
+            stable,
+            epilogue,
+        );
         match caller::on_behalf_of(origin.caller, written).await {
             Ok(written) => {
                 let result = written.result;
@@ -462,7 +466,7 @@ impl Vfs {
         proof: Option<Verifier>,
     ) {
         self.with_writeback(inode, |inner| {
-            let pipeline = &mut inner.writeback;
+            let writeback = &mut inner.writeback;
             for (id, result) in results {
                 let committed = match result.committed {
                     Committed::Unstable => Stable::Unstable,
@@ -472,13 +476,13 @@ impl Vfs {
                 let (count, verifier) = (result.count, result.verifier);
                 match proof {
                     Some(proof) => {
-                        pipeline.written_and_committed(id, count, committed, verifier, proof);
+                        writeback.written_and_committed(id, count, committed, verifier, proof);
                     }
-                    None => pipeline.written(id, count, committed, verifier),
+                    None => writeback.written(id, count, committed, verifier),
                 }
             }
             if self.window.is_awaited() {
-                pipeline.make_room();
+                writeback.make_room();
             }
         });
     }

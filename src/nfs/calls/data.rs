@@ -148,7 +148,7 @@ impl Client {
         (offset, data): (u64, &[Bytes]),
         fence: u32,
         stable: Stable,
-        behind: Epilogue<'_>,
+        epilogue: Epilogue<'_>,
     ) -> Result<Written, NfsError> {
         for _ in 0..STATE_RETRIES {
             if open.fence() != fence {
@@ -165,11 +165,11 @@ impl Client {
                         stable,
                         &front(data, self.wsize()),
                     );
-                    if let Some(attrs) = behind.attrs {
+                    if let Some(attrs) = epilogue.attrs {
                         c.set_attrs(StateId::ANONYMOUS, attrs);
                     }
                     c.then();
-                    if let Some((offset, count)) = behind.commit {
+                    if let Some((offset, count)) = epilogue.commit {
                         c.commit(offset, count);
                     }
                     c.get_attrs(self.object());
@@ -185,11 +185,11 @@ impl Client {
             match reply.written() {
                 Ok(result) => {
                     self.metrics.bytes_written(result.count.into());
-                    let set = match behind.attrs {
+                    let set = match epilogue.attrs {
                         Some(_) => reply.attrs_set(),
                         None => Ok(()),
                     };
-                    let committed = behind.commit.and_then(|_| reply.committed().ok());
+                    let committed = epilogue.commit.and_then(|_| reply.committed().ok());
                     return Ok(Written {
                         result,
                         set,

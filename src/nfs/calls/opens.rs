@@ -134,7 +134,7 @@ impl Client {
         access: u32,
         truncate: bool,
         name: Option<(&FileHandle, &[u8])>,
-        along: Option<InlineRead>,
+        inline: Option<InlineRead>,
     ) -> Result<Option<OpenedHandle>, NfsError> {
         let empty = NewAttributes {
             size: Some(0),
@@ -156,10 +156,10 @@ impl Client {
             }));
         }
         self.room_to_open().await;
-        let along = along.filter(|_| !truncate).and_then(|along| {
+        let inline = inline.filter(|_| !truncate).and_then(|inline| {
             let lacks_nverify = self.features.nverify.load(Ordering::Relaxed);
             let stateid = self.features.stateid()?;
-            (along.unless.is_none() || !lacks_nverify).then_some((along, stateid))
+            (inline.unless.is_none() || !lacks_nverify).then_some((inline, stateid))
         });
         let front = self.close_along(&open.cred, OPEN_OPS);
         let opened = self
@@ -177,11 +177,11 @@ impl Client {
                     c.once().set_attrs(StateId::CURRENT, &empty);
                 }
                 c.then().get_attrs(self.object());
-                if let Some((along, stateid)) = along {
-                    if let Some(change) = along.unless {
+                if let Some((inline, stateid)) = inline {
+                    if let Some(change) = inline.unless {
                         c.differs_from(change);
                     }
-                    c.read(stateid, 0, along.count);
+                    c.read(stateid, 0, inline.count);
                 }
             })
             .await;
@@ -240,8 +240,8 @@ impl Client {
         }
         match reply.attrs() {
             Ok(attrs) => {
-                let data =
-                    along.and_then(|(along, stateid)| self.read_along(&mut reply, along, stateid));
+                let data = inline
+                    .and_then(|(inline, stateid)| self.read_inline(&mut reply, inline, stateid));
                 found(attrs, data)
             }
             Err(_) => found(self.get_attrs(&open.cred, &open.handle).await?, None),
@@ -250,13 +250,13 @@ impl Client {
 
     /// The data that came along with an OPEN, which stands whatever became of
     /// them.
-    fn read_along(
+    fn read_inline(
         &self,
         reply: &mut Reply,
-        along: InlineRead,
+        inline: InlineRead,
         stateid: StateId,
     ) -> Option<ReadResult> {
-        if along.unless.is_some() {
+        if inline.unless.is_some() {
             match reply.ok(Op::NVerify) {
                 Ok(_) => {}
                 Err(NfsError::Status(_, Status::SAME | Status::DELAY | Status::OK)) => {
@@ -270,7 +270,7 @@ impl Client {
             }
         }
         match reply.read() {
-            Ok(read) if read.data.len() <= along.count as usize => {
+            Ok(read) if read.data.len() <= inline.count as usize => {
                 self.metrics.bytes_read(read.data.len() as u64);
                 Some(read)
             }

@@ -471,7 +471,7 @@ impl<O: Clone + PartialEq> Machine<O> {
     }
 
     /// What a COMMIT behind these WRITEs of one request would have to cover, if it may
-    /// go there. Epilogue a single one there is none for its own sake: that would be
+    /// go there. Behind a single one there is none for its own sake: that would be
     /// FILE_SYNC.
     fn commit_along(&self, written: &[Segment<O>]) -> Option<CommitRange> {
         if self.commit.is_some() || self.commit_alone {

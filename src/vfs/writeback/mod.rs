@@ -1,4 +1,4 @@
-//! The write pipeline of one file: takes what write(2) hands in, and says which
+//! The write-back of one file: takes what write(2) hands in, and says which
 //! WRITEs and COMMITs (RFC 8881 sections 18.32, 18.3) bring it to stable
 //! storage. A plain state machine: it does no I/O, has no clock and no lock of
 //! its own. Its owner (the vfs write path) keeps it under the inode's lock,
@@ -87,7 +87,7 @@ pub type Chunks = SmallVec<[Bytes; 4]>;
 /// means something.
 pub type Verifier = [u8; 8];
 
-/// How a pipeline behaves; one for all files of a mount.
+/// How a write-back behaves; one for all files of a mount.
 #[derive(Clone, Debug)]
 pub struct WritebackConfig {
     /// The most bytes one WRITE may carry.
@@ -105,7 +105,7 @@ pub struct WritebackConfig {
     /// server that crashes later has nothing of them to lose.
     pub commit_after: Duration,
     /// The window of one file, bytes. The caller keeps [`Writeback::bytes`]
-    /// below it; the pipeline commits in time for that to end.
+    /// below it; the write-back commits in time for that to end.
     pub file_limit: usize,
 }
 
@@ -156,7 +156,7 @@ pub struct Fragment {
     pub data: Chunks,
 }
 
-/// What the owner of a pipeline has to do.
+/// What the owner of a write-back has to do.
 #[derive(Debug)]
 pub enum Action<O> {
     /// Send a WRITE, and report [`Writeback::written`] or [`Writeback::failed`]
@@ -224,7 +224,7 @@ pub struct RangeTicket {
     range: Range<u64>,
 }
 
-/// The write pipeline of one file. `O` is the origin of a write: whichever
+/// The write-back of one file. `O` is the origin of a write: whichever
 /// open state and credential it has to be sent with. Bytes of different
 /// origins never share a WRITE.
 ///
@@ -238,7 +238,7 @@ pub struct Writeback<O> {
 }
 
 impl<O: Clone + PartialEq> Writeback<O> {
-    /// A pipeline with nothing in it.
+    /// A write-back with nothing in it.
     pub fn new(config: Arc<WritebackConfig>) -> Writeback<O> {
         Writeback {
             config,
@@ -435,7 +435,7 @@ impl<O: Clone + PartialEq> Writeback<O> {
         &mut self.lasting.errors
     }
 
-    /// Reports something to a busy pipeline, and lets go of its memory when
+    /// Reports something to a busy write-back, and lets go of its memory when
     /// that was the last thing pending.
     fn event(&mut self, report: impl FnOnce(&mut Machine<O>, &mut Lasting)) {
         if let Some(busy) = &mut self.busy {

@@ -1,4 +1,4 @@
-//! The pipeline against a model server that is slow, reorders, answers short,
+//! The write-back against a model server that is slow, reorders, answers short,
 //! crashes and fails. Every byte value tells which acceptance it is from (and,
 //! coarsely, where it belongs), so that the server notices when older bytes
 //! arrive after newer ones.
@@ -12,7 +12,7 @@ use super::*;
 
 const SIZE: usize = 96;
 const ERROR: Errno = Errno(libc::ENOSPC);
-/// Stays below the rounds and tries after which the pipeline itself gives up,
+/// Stays below the rounds and tries after which the write-back itself gives up,
 /// so that every error is one that the test injected.
 const MAX_CRASHES: usize = 4;
 const MAX_ZEROES: usize = 4;
@@ -222,7 +222,7 @@ impl World {
         }
     }
 
-    /// Performs all actions, as the owner of the pipeline has to.
+    /// Performs all actions, as the owner of the write-back has to.
     fn pump(&mut self) {
         let now = self.now;
         self.alarms.retain(|at| *at > now);
@@ -523,12 +523,12 @@ impl World {
     }
 
     fn check(&mut self) {
-        let pipeline = &self.writeback;
+        let writeback = &self.writeback;
         let fresh = |content: &[u8; SIZE], snapshot: &[u8; SIZE], p: usize| {
             self.failed[p] || version(content[p]) >= version(snapshot[p])
         };
         self.drains.retain(|(ticket, snapshot)| {
-            let done = pipeline.drained(ticket);
+            let done = writeback.drained(ticket);
             assert!(
                 !done || (0..SIZE).all(|p| fresh(&self.stable, snapshot, p)),
                 "a drain ended before its data were stable"
@@ -536,7 +536,7 @@ impl World {
             !done
         });
         self.ranges.retain(|(ticket, range, snapshot)| {
-            let done = pipeline.range_drained(ticket);
+            let done = writeback.range_drained(ticket);
             assert!(
                 !done || self.crashes > 0 || range.clone().all(|p| fresh(&self.cache, snapshot, p)),
                 "a range was called written before the server had it"
@@ -544,15 +544,15 @@ impl World {
             !done
         });
         for p in 0..SIZE {
-            let pending = pipeline.overlaps_pending(p as u64..p as u64 + 1);
+            let pending = writeback.overlaps_pending(p as u64..p as u64 + 1);
             assert!(
                 pending || self.crashes > 0 || fresh(&self.cache, &self.latest, p),
                 "a byte is neither pending nor on the server"
             );
         }
         assert_eq!(
-            pipeline.is_idle(),
-            pipeline.bytes() == 0 && self.requests.is_empty()
+            writeback.is_idle(),
+            writeback.bytes() == 0 && self.requests.is_empty()
         );
     }
 

@@ -94,7 +94,7 @@ fn a_handle_opens_the_object_also_after_the_kernel_has_forgotten_it() {
         let top = open(&root, &top, libc::O_RDONLY).expect("the root");
         assert_eq!(path_of(&top), world.mount.path());
     }
-    // PrePost: what its directory holds may have to be looked up again.
+    // Moved: what its directory holds may have to be looked up again.
     fs::rename(world.path("a/b"), world.path("c")).expect("rename");
     forget();
     let moved = open(&root, &dir, libc::O_RDONLY).expect("the same directory");

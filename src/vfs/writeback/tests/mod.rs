@@ -14,7 +14,7 @@ const WSIZE: usize = 16;
 const LINGER: Duration = Duration::from_millis(1);
 const COMMIT_AFTER: Duration = Duration::from_secs(5);
 
-/// A pipeline with its clock.
+/// A write-back with its clock.
 struct Rig {
     writeback: Writeback<char>,
     now: Instant,
