@@ -97,6 +97,7 @@ pub(super) async fn serve(
     let (rx, tx) = tokio::io::split(stream);
     let mut useful = false;
     let mut end = signals.end.subscribe();
+    // In this order, not by chance: the tests' histories are made again from their seeds.
     let error = tokio::select! {
         biased;
         error = read_replies(&shared, connection, &signals, rx, &mut useful) => Some(error),

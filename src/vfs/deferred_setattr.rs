@@ -34,9 +34,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::file_state::{FileInner, FileState};
 use super::inode::Inode;
 use super::object::new_attributes;
-use super::open::{FileInner, FileState};
 use super::types::{Errno, FileKind, SetAttr, SetTime, Stat, Timestamp};
 use super::unanswered::Leaving;
 use crate::nfs::NfsError;

@@ -82,7 +82,7 @@ impl Vfs {
             let Some(inode) = self.inodes.get(ino) else {
                 continue;
             };
-            let open = |file: &super::open::FileState| file.inner.lock().is_open();
+            let open = |file: &super::file_state::FileState| file.inner.lock().is_open();
             if inode.opened().is_some_and(open) {
                 told.push(ino);
             } else if let Some(place) = inode.place() {

@@ -1,4 +1,4 @@
-//! The hidden names (`.nfs…`, see [`unlink`](super::unlink)) of this mount are no names
+//! The hidden names (`.nfs…`, see [`silly`](super::silly)) of this mount are no names
 //! to its programs: no listing shows them, and a directory that holds nothing else is
 //! empty.
 //!
@@ -25,8 +25,8 @@ use tokio::time::Instant;
 use super::Vfs;
 use super::dentry_cache::DentryTarget;
 use super::inode::Inode;
+use super::silly::SillyName;
 use super::types::Ino;
-use super::unlink::SillyName;
 use crate::nfs::NfsError;
 use crate::nfs::proto::status::Status;
 use crate::rpc::auth::Credential;

@@ -23,8 +23,8 @@ use bytes::Bytes;
 
 use super::Vfs;
 use super::attr::AttrState;
+use super::file_state::FileInner;
 use super::inode::Inode;
-use super::open::FileInner;
 use super::pages::FileAt;
 use super::writeback::Writeback;
 use crate::nfs::calls::InlineRead;

@@ -41,10 +41,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::file_state::{FileState, OpenHandle};
 use super::inode::Inode;
 use super::lockline::{LockedFile, Ticket, Turn as InLine};
 use super::locktable::{Closed, Holder};
-use super::open::{FileState, OpenHandle};
 use super::types::{Errno, LockCall, LockRange, Waiting};
 use crate::nfs::calls::Locked;
 use crate::nfs::proto::attrs::Attributes;

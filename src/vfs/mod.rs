@@ -7,10 +7,11 @@
 //! |---|---|
 //! | lookup, forget, mknod, mkdir, symlink, link | [`name`] |
 //! | lookup of what a handle names | `export` |
-//! | unlink, rmdir, rename | [`unlink`], `hidden` |
+//! | unlink, rmdir, rename | [`unlink`] |
+//! | silly rename: names of files that are open here | [`silly`], `hidden` |
 //! | getattr, setattr, readlink, statfs | [`object`], [`deferred_setattr`] |
 //! | access | [`access`] |
-//! | open, create, flush, fsync, release | [`open`] |
+//! | open, create, flush, fsync, release | [`open`], [`file_state`] |
 //! | read | [`read`], [`readahead`], `readahead_memory`, [`inline_read`], `revalidate` |
 //! | write | [`mod@write`], [`writeback`], [`window`], [`errseq`] |
 //! | getlk, setlk (fcntl, flock) | [`lock`], `locktable`, `lockline` |
@@ -44,6 +45,7 @@ pub mod dir;
 pub mod errseq;
 mod eviction;
 mod export;
+pub mod file_state;
 mod hidden;
 pub mod inline_read;
 pub mod inode;
@@ -63,6 +65,7 @@ pub mod readahead;
 mod readahead_memory;
 mod reopen_guard;
 mod revalidate;
+pub mod silly;
 pub mod types;
 mod unanswered;
 pub mod unlink;
@@ -86,15 +89,15 @@ use self::attr::{AttrState, Seen, Timeouts};
 use self::change_tracker::Verdict;
 use self::dentry_cache::{Dentry, DentryCache, DentryTarget, Name};
 use self::dir::DirHandle;
+use self::file_state::OpenHandle;
 use self::inode::{Inode, InodeTable};
 use self::kept_open::Kept;
 use self::lockline::Line;
 use self::object::SpaceCache;
-use self::open::OpenHandle;
 use self::readahead_memory::ReadMemory;
 use self::reopen_guard::ReopenGuard;
+use self::silly::Silly;
 use self::types::{Entry, Errno, FileKind, Ino, KernelCache, Stat};
-use self::unlink::Silly;
 use self::window::Window;
 use self::writeback::WritebackConfig;
 use crate::nfs::calls::{DirChange, PrePost};
@@ -230,7 +233,7 @@ impl Vfs {
             began: Instant::now(),
             restarts: AtomicU64::new(0),
             window: Window::new(config.write_window),
-            writeback: writeback,
+            writeback,
             read_memory: ReadMemory::new(READ_AHEAD_CHUNKS),
             silly: Silly::default(),
             line: Mutex::default(),

@@ -283,6 +283,14 @@ impl Vfs {
         errno
     }
 
+    /// unlink(2) of a name that another host has given to a directory.
+    pub(super) fn is_directory_now(&self, dir: &Arc<Inode>, name: &[u8]) -> Errno {
+        let errno = Errno(libc::EISDIR);
+        self.heed_refusal(errno, dir, name);
+        self.forget_entry(dir.ino, name);
+        errno
+    }
+
     async fn make(
         self: &Arc<Self>,
         cred: &Arc<Credential>,

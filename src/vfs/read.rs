@@ -18,9 +18,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::file_state::OpenHandle;
 use super::inline_read::InlineData;
 use super::inode::Inode;
-use super::open::OpenHandle;
 use super::readahead::{CHUNK, Chunk, ChunkCache, Fetch, Readahead};
 use super::readahead_memory::{Holder, Share};
 use super::types::Errno;

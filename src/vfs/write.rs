@@ -13,9 +13,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Vfs;
+use super::file_state::{FileInner, OpenHandle, Origin};
 use super::inode::Inode;
 use super::object::new_attributes;
-use super::open::{FileInner, OpenHandle, Origin};
 use super::types::{Errno, WriteFlags};
 use super::unanswered::Unanswered;
 use super::writeback::{

@@ -324,10 +324,12 @@ impl<'a> Search<'a> {
         };
         let done = matches!(self.history[event].answer, Some(Answer::Done) | None);
         let same = self.history[event].answer == Some(Answer::Same);
+        let above = |search: &mut Self, path: Path| {
+            let dir = path.dir.map(|name| Path { dir: None, name });
+            dir.map(|dir| step(search, None, dir))
+        };
         for (number, &path) in paths.iter().enumerate() {
-            let above = path
-                .dir
-                .map(|name| step(self, None, Path { dir: None, name }));
+            let above = above(self, path);
             let acts_on_object = match call {
                 Call::Chmod(..)
                 | Call::Truncate(_)
@@ -349,9 +351,7 @@ impl<'a> Search<'a> {
         // What either name leads to is believed by itself, and may be of another moment.
         if is_unlike(&self.history[event]) {
             for path in paths {
-                let above = path
-                    .dir
-                    .map(|name| step(self, None, Path { dir: None, name }));
+                let above = above(self, path);
                 ways.push(Some(step(self, above, path)));
             }
         }

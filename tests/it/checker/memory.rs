@@ -1,5 +1,6 @@
 //! Histories in memory: three hosts on the scripted server, on tokio's paused clock. A
-//! seed gives the same history again, to the last request.
+//! seed gives the same history again, as a rule: what happens at the same moment after a session was
+//! lost may come in another order.
 //!
 //! Each request comes late by chance, so that what is sent together arrives in every
 //! order. Processes are killed in the middle of calls; connections break before and after the

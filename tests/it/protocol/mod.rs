@@ -28,6 +28,7 @@ mod names;
 mod patience;
 mod privileges;
 mod recovery;
+mod refusals;
 mod remade;
 mod removed;
 mod replace;

@@ -2,18 +2,18 @@
 //! saves, and that it breaks no promise. The other host is the server's own
 //! file system, which tells nobody.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::vfs::attr::Timeouts;
-use efs_fuse::vfs::types::{Errno, Ino, KernelCache, Lookup, MissingNames, ROOT_INO, SetAttr};
+use efs_fuse::vfs::types::{Ino, Lookup, MissingNames, ROOT_INO, SetAttr};
 
-use super::rig::{Mount, connect, default_timeouts, join_all, millis, once_at, seconds, within};
-use crate::peer::proto::{op, st};
+use super::rig::{Mount, connect, default_timeouts, join_all, millis, seconds, within};
+use crate::peer::proto::op;
 use crate::peer::{Action, Peer, PeerConfig};
 
-async fn mount(cfg: PeerConfig) -> Mount {
+pub(super) async fn mount(cfg: PeerConfig) -> Mount {
     Mount::of(&slow_peer(cfg), "one", default_timeouts()).await
 }
 
@@ -39,12 +39,12 @@ async fn cost<T>(mount: &Mount, run: impl Future<Output = T>) -> (T, u64) {
     (result, mount.peer.round_trips())
 }
 
-async fn is_there(mount: &Mount, dir: Ino, name: &str) -> bool {
+pub(super) async fn is_there(mount: &Mount, dir: Ino, name: &str) -> bool {
     mount.lookup(dir, name).await.expect("lookup").is_some()
 }
 
 /// As the kernel and the adapter do.
-async fn make(mount: &Mount, dir: Ino, name: &str) {
+pub(super) async fn make(mount: &Mount, dir: Ino, name: &str) {
     if !mount.vfs.may_be_made(dir, name.as_bytes()) {
         assert!(!is_there(mount, dir, name).await, "{name} is there already");
     }
@@ -574,100 +574,6 @@ async fn files_are_removed_for_one_round_trip_each() {
     assert_eq!(spent, 101);
 }
 
-/// What the kernel was told to forget.
-#[derive(Default)]
-struct Forgotten(Mutex<Vec<Vec<u8>>>);
-
-impl KernelCache for Forgotten {
-    fn inval_inode(&self, _: Ino) {}
-    fn inval_inode_now(&self, _: Ino) {}
-    fn is_telling(&self, _: Ino) -> bool {
-        false
-    }
-    fn settle(&self, _: Ino) {}
-    fn inval_attr(&self, _: Ino) {}
-    fn inval_entry(&self, _: Ino, name: &[u8]) {
-        self.0.lock().unwrap().push(name.to_vec());
-    }
-    fn backlog(&self) -> usize {
-        0
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_refusal_that_contradicts_what_is_known_ends_the_belief() {
-    let mount = mount(PeerConfig::default()).await;
-    let kernel = Arc::new(Forgotten::default());
-    mount.vfs.set_kernel(Arc::clone(&kernel) as _);
-    let dir = mount.mkdir(ROOT_INO, "dir").await.unwrap();
-    make(&mount, dir, "gone").await;
-    let fs = mount.peer.fs();
-    fs.mkdir("/dir/theirs").unwrap();
-    let refused = mount.mkdir(dir, "theirs").await.unwrap_err();
-    assert_eq!(refused.0, libc::EEXIST);
-    assert!(
-        is_there(&mount, dir, "theirs").await,
-        "EEXIST, so it is there"
-    );
-    fs.remove("/dir/gone").unwrap();
-    let refused = mount.unlink(dir, "gone").await.unwrap_err();
-    assert_eq!(refused.0, libc::ENOENT);
-    assert!(!is_there(&mount, dir, "gone").await);
-    // Else it answers stat(2) from its own entry, and older kernels do.
-    assert_eq!(*kernel.0.lock().unwrap(), [b"gone"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_rename_that_has_moved_nothing_takes_no_name_away() {
-    let mount = mount(PeerConfig::default()).await;
-    let dir = mount.mkdir(ROOT_INO, "dir").await.unwrap();
-    make(&mount, dir, "one").await;
-    assert!(!is_there(&mount, dir, "two").await);
-    mount.peer.fs().link("/dir/one", "/dir/two").unwrap();
-    mount.rename((dir, "one"), (dir, "two")).await.unwrap();
-    assert!(is_there(&mount, dir, "one").await, "two names of one file");
-    assert!(is_there(&mount, dir, "two").await);
-    mount.unlink(dir, "two").await.unwrap();
-    mount.rename((dir, "one"), (dir, "three")).await.unwrap();
-    let asked = mount.peer.round_trips();
-    assert!(
-        !is_there(&mount, dir, "one").await,
-        "that was its only name"
-    );
-    assert_eq!(mount.peer.round_trips(), asked, "and that is known");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_name_that_was_missing_is_there_once_the_server_has_refused_a_change_for_it() {
-    let changes = ["mkdir", "link", "rename", "open"];
-    for change in changes {
-        let mount = mount(PeerConfig::default()).await;
-        let dir = mount.mkdir(ROOT_INO, "dir").await.unwrap();
-        let file = mount.create(dir, "file", libc::O_RDWR).await.unwrap().ino;
-        mount.mkdir(dir, "below").await.unwrap();
-        assert!(!is_there(&mount, dir, "name").await);
-        let fs = mount.peer.fs();
-        match change {
-            "rename" => fs.write_file("/dir/name", b"").unwrap(),
-            _ => fs.mkdir("/dir/name").unwrap(),
-        };
-        let refused = match change {
-            "mkdir" => mount.mkdir(dir, "name").await.err(),
-            "link" => {
-                let linked = mount.vfs.link(&mount.cred, file, dir, b"name").await;
-                linked.err()
-            }
-            "rename" => mount.rename((dir, "below"), (dir, "name")).await.err(),
-            _ => {
-                let exclusive = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
-                mount.create(dir, "name", exclusive).await.err()
-            }
-        };
-        assert_eq!(refused.map(|errno| errno.0), Some(libc::EEXIST), "{change}");
-        assert!(is_there(&mount, dir, "name").await, "{change} has found it");
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn with_no_cache_time_every_answer_is_the_servers() {
     let none = Timeouts {
@@ -767,16 +673,6 @@ async fn asking_for_one_thing_many_times_at_once_costs_one_round_trip() {
 }
 
 /// nfs-ganesha says what it is that has the name.
-#[tokio::test(start_paused = true)]
-async fn an_exclusive_create_over_what_is_no_file_says_that_it_is_there() {
-    let mount = mount(PeerConfig::default()).await;
-    for status in [st::ISDIR, st::SYMLINK, st::WRONG_TYPE] {
-        once_at(&mount.peer, op::OPEN, Action::Fail(status));
-        let made = mount.create(ROOT_INO, "d", libc::O_RDWR | libc::O_EXCL);
-        assert_eq!(made.await.map(drop), Err(Errno(libc::EEXIST)));
-    }
-}
-
 /// The kernel makes EIO of a whole listing in which one name has a "/".
 #[tokio::test(start_paused = true)]
 async fn a_name_that_cannot_be_one_is_left_out_of_a_listing_and_nothing_else_is() {
