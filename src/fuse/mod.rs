@@ -14,6 +14,7 @@
 //!                        └─ interrupt   answers EINTR when the caller is killed
 //! watchdog ─► prober    one request of our own, there and back
 //! kernel ◄─ notify    invalidations, from a thread of their own
+//!             └─► notify_store   the size of a file that has grown elsewhere
 //! ```
 //!
 //! Invariants:
@@ -36,6 +37,7 @@ mod listing;
 mod lookup;
 mod mounting;
 mod notify;
+mod notify_store;
 mod place;
 mod prober;
 mod proc;

@@ -19,8 +19,9 @@
 //! answered with zeros that nobody has written. So no answer that brings attributes goes out
 //! while an invalidation of that inode is queued or being sent
 //! ([`Vfs::pages_go_first`](crate::vfs::Vfs::pages_go_first)): pages go before the size
-//! comes. That makes the kernel ignore the answer of a GETATTR that found out itself; it
-//! asks again, and a read up to the old size is one from before the change.
+//! comes. That makes the kernel ignore the answer of a GETATTR that found out itself, so
+//! what has grown is told to be as large right behind its invalidation
+//! ([`notify_store`](super::notify_store)): the read that had asked goes on behind the old end.
 //!
 //! Bounds: inodes by the number the kernel knows, which is that of the vfs's
 //! table, so no inode invalidation is ever lost. Names by [`MAX_NAMES`]; one
@@ -29,6 +30,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -38,6 +40,7 @@ use std::time::Instant;
 use fuser::INodeNo;
 use parking_lot::{Condvar, Mutex};
 
+use super::notify_store::SizeTeller;
 use crate::background::{Pause, Tasks};
 use crate::vfs::types::{Ino, KernelCache};
 
@@ -57,21 +60,43 @@ trait Kernel: Send + Sync + 'static {
     /// Attributes alone, so that no page is waited for.
     fn inval_attr(&self, ino: Ino) -> io::Result<()>;
     fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()>;
+    /// A file has so many bytes at least.
+    fn has_grown(&self, ino: Ino, size: u64) -> io::Result<()>;
 }
 
-impl Kernel for Arc<fuser::Notifier> {
+/// The kernel behind a mount.
+struct Linux {
+    notifier: fuser::Notifier,
+    sizes: SizeTeller,
+}
+
+impl Kernel for Linux {
     fn inval_inode(&self, ino: Ino) -> io::Result<()> {
         // Offset 0 and length 0.
-        fuser::Notifier::inval_inode(self, INodeNo(ino), 0, 0)
+        self.notifier.inval_inode(INodeNo(ino), 0, 0)
     }
 
     fn inval_attr(&self, ino: Ino) -> io::Result<()> {
         // A negative offset.
-        fuser::Notifier::inval_inode(self, INodeNo(ino), -1, 0)
+        self.notifier.inval_inode(INodeNo(ino), -1, 0)
     }
 
     fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
-        fuser::Notifier::inval_entry(self, INodeNo(parent), OsStr::from_bytes(name))
+        self.notifier
+            .inval_entry(INodeNo(parent), OsStr::from_bytes(name))
+    }
+
+    fn has_grown(&self, ino: Ino, size: u64) -> io::Result<()> {
+        self.sizes.has_grown(ino, size)
+    }
+}
+
+/// Pages and attributes of an inode first, and then its size, if that is known to have grown.
+fn tell(kernel: &dyn Kernel, ino: Ino, size: Option<u64>) -> io::Result<()> {
+    kernel.inval_inode(ino)?;
+    match size.map(|size| kernel.has_grown(ino, size)) {
+        Some(Err(error)) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -81,6 +106,8 @@ struct State {
     open: bool,
     order: VecDeque<Stale>,
     queued: HashSet<Stale>,
+    /// How large those of the queued inodes are that have grown, as was seen last.
+    sizes: HashMap<Ino, u64>,
     /// The inodes whose invalidation is being sent, by how many threads.
     sending: HashMap<Ino, usize>,
     names: usize,
@@ -131,16 +158,18 @@ impl Notify {
         self.state.lock().dropped
     }
 
-    /// Begins to send.
+    /// Begins to send, by way of `notifier` and of `device`, a descriptor of the same mount.
     ///
     /// # Errors
-    /// No thread could be made.
+    /// No thread could be made, or there is no memory.
     pub(super) fn connect(
         self: &Arc<Self>,
         notifier: fuser::Notifier,
+        device: OwnedFd,
         tasks: Arc<Tasks>,
     ) -> io::Result<()> {
-        self.connect_to(Arc::new(Arc::new(notifier)), tasks)
+        let sizes = SizeTeller::new(device)?;
+        self.connect_to(Arc::new(Linux { notifier, sizes }), tasks)
     }
 
     fn connect_to(self: &Arc<Self>, kernel: Arc<dyn Kernel>, tasks: Arc<Tasks>) -> io::Result<()> {
@@ -176,9 +205,16 @@ impl Notify {
         self.direct.lock().clone()
     }
 
-    fn push(&self, stale: Stale) {
+    /// With the size of what has grown.
+    fn push(&self, stale: Stale, size: Option<u64>) {
         let mut state = self.state.lock();
-        if !state.open || state.queued.contains(&stale) {
+        if !state.open {
+            return;
+        }
+        if let (Stale::Inode(ino), Some(size)) = (&stale, size) {
+            state.sizes.insert(*ino, size);
+        }
+        if state.queued.contains(&stale) {
             return;
         }
         if matches!(stale, Stale::Name(..)) {
@@ -202,7 +238,7 @@ impl Notify {
     }
 
     /// The next one, which is out of the queue then; `None` when closed.
-    fn pop(&self) -> Option<Stale> {
+    fn pop(&self) -> Option<(Stale, Option<u64>)> {
         let mut state = self.state.lock();
         loop {
             if !state.open {
@@ -210,12 +246,18 @@ impl Notify {
             }
             if let Some(stale) = state.order.pop_front() {
                 state.queued.remove(&stale);
-                match stale {
-                    Stale::Name(..) => state.names -= 1,
-                    Stale::Inode(ino) => state.begin(ino),
-                }
+                let size = match stale {
+                    Stale::Name(..) => {
+                        state.names -= 1;
+                        None
+                    }
+                    Stale::Inode(ino) => {
+                        state.begin(ino);
+                        state.sizes.remove(&ino)
+                    }
+                };
                 self.count(&state);
-                return Some(stale);
+                return Some((stale, size));
             }
             self.wake.wait(&mut state);
         }
@@ -244,18 +286,18 @@ impl Notify {
     fn send_all(&self, kernel: &dyn Kernel, tasks: &Tasks) {
         let mut pause = Pause::default();
         let mut died = Instant::now();
-        while let Some(stale) = self.pop() {
+        while let Some((stale, size)) = self.pop() {
             // fuser takes ENOENT, "not cached", for success.
             let sent = tasks.round("notify", || {
                 tasks.point("notify");
                 match &stale {
-                    Stale::Inode(ino) => (kernel.inval_inode(*ino), *ino),
+                    Stale::Inode(ino) => (tell(kernel, *ino, size), *ino),
                     Stale::Name(parent, name) => (kernel.inval_entry(*parent, name), *parent),
                 }
             });
             if sent.is_err() {
                 // Behind the others, and before it is said that it is not being sent.
-                self.push(stale.clone());
+                self.push(stale.clone(), size);
             }
             if let Stale::Inode(ino) = stale {
                 self.was_sent(ino);
@@ -278,7 +320,11 @@ impl Notify {
 
 impl KernelCache for Notify {
     fn inval_inode(&self, ino: Ino) {
-        self.push(Stale::Inode(ino));
+        self.push(Stale::Inode(ino), None);
+    }
+
+    fn inval_inode_grown(&self, ino: Ino, size: u64) {
+        self.push(Stale::Inode(ino), Some(size));
     }
 
     fn inval_inode_now(&self, ino: Ino) {
@@ -303,10 +349,13 @@ impl KernelCache for Notify {
             state.order.retain(|other| *other != stale);
             // It is being told from here on, without a moment between.
             state.begin(ino);
+            let size = state.sizes.remove(&ino);
             self.count(&state);
             drop(state);
             let sent = Sent { queue: self, ino };
-            self.inval_inode_now(ino);
+            if let Some(kernel) = self.direct() {
+                let _ = tell(&*kernel, ino, size);
+            }
             drop(sent);
             state = self.state.lock();
         }
@@ -323,7 +372,7 @@ impl KernelCache for Notify {
     }
 
     fn inval_entry(&self, parent: Ino, name: &[u8]) {
-        self.push(Stale::Name(parent, name.into()));
+        self.push(Stale::Name(parent, name.into()), None);
     }
 
     fn backlog(&self) -> usize {
@@ -346,13 +395,17 @@ mod tests {
     struct Slow {
         sent: mpsc::Sender<(Ino, Vec<u8>)>,
         go: Mutex<mpsc::Receiver<()>>,
+        refuses: bool,
     }
 
     impl Slow {
         fn take(&self, ino: Ino, name: &[u8]) -> io::Result<()> {
             self.sent.send((ino, name.to_vec())).unwrap();
             let _ = self.go.lock().recv_timeout(SOON);
-            Err(io::ErrorKind::Unsupported.into())
+            if self.refuses {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            Ok(())
         }
     }
 
@@ -368,14 +421,26 @@ mod tests {
         fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
             self.take(parent, name)
         }
+
+        fn has_grown(&self, ino: Ino, size: u64) -> io::Result<()> {
+            self.take(ino, size.to_string().as_bytes())
+        }
     }
 
     fn slow() -> (Arc<Notify>, Seen, mpsc::Sender<()>) {
+        slow_one(true)
+    }
+
+    fn slow_but_willing() -> (Arc<Notify>, Seen, mpsc::Sender<()>) {
+        slow_one(false)
+    }
+
+    fn slow_one(refuses: bool) -> (Arc<Notify>, Seen, mpsc::Sender<()>) {
         let (sent, seen) = mpsc::channel();
         let (let_go, go) = mpsc::channel();
         let queue = Notify::new();
         let go = Mutex::new(go);
-        let kernel = Arc::new(Slow { sent, go });
+        let kernel = Arc::new(Slow { sent, go, refuses });
         queue.connect_to(kernel, Tasks::new()).unwrap();
         (queue, seen, let_go)
     }
@@ -440,6 +505,41 @@ mod tests {
         queue.close();
     }
 
+    #[test]
+    fn what_has_grown_is_told_to_be_as_large_behind_its_invalidation() {
+        let (queue, seen, go) = slow_but_willing();
+        queue.inval_inode_grown(5, 10);
+        let told = |size: &str| (5, size.as_bytes().to_vec());
+        assert_eq!(seen.recv_timeout(SOON).unwrap(), told(""));
+        // Queued again: the last size counts, and no size does not take it away.
+        queue.inval_inode_grown(5, 20);
+        queue.inval_inode_grown(5, 30);
+        queue.inval_inode(5);
+        for expected in ["10", "", "30"] {
+            assert!(queue.is_telling(5));
+            go.send(()).unwrap();
+            assert_eq!(seen.recv_timeout(SOON).unwrap(), told(expected));
+        }
+        go.send(()).unwrap();
+        queue.settle(5);
+        // Who settles tells it himself.
+        queue.inval_inode_grown(6, 1);
+        assert_eq!(seen.recv_timeout(SOON).unwrap(), (6, vec![]));
+        queue.inval_inode_grown(5, 40);
+        let settling = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.settle(5))
+        };
+        for _ in 0..4 {
+            go.send(()).unwrap();
+        }
+        settling.join().unwrap();
+        let mut rest: Vec<_> = (0..3).map(|_| seen.recv_timeout(SOON).unwrap()).collect();
+        rest.retain(|(ino, _)| *ino == 5);
+        assert_eq!(rest, [told(""), told("40")]);
+        queue.close();
+    }
+
     /// A kernel on whose invalidations the thread panics, so often.
     struct Deadly {
         sent: mpsc::Sender<(Ino, Vec<u8>)>,
@@ -462,6 +562,10 @@ mod tests {
                 panic!("upon {parent}");
             }
             self.sent.send((parent, name.to_vec())).unwrap();
+            Ok(())
+        }
+
+        fn has_grown(&self, _ino: Ino, _size: u64) -> io::Result<()> {
             Ok(())
         }
     }

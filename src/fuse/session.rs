@@ -9,6 +9,7 @@
 use std::fs;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -21,6 +22,7 @@ use super::mounting;
 use super::notify::Notify;
 use super::place::{Place, Unmount};
 use super::prober::Prober;
+use crate::background::Tasks;
 use crate::privilege;
 use crate::quoting;
 
@@ -136,8 +138,8 @@ pub fn start(
     // No thread is started within: fuser's begin with `spawn`.
     let session = privilege::mounting(|| mounted(adapter, mountpoint, options.config()))?;
     let place = Place::find(mountpoint.to_owned());
-    notify.connect(session.notifier(), tasks)?;
-    let serving = session.spawn().inspect_err(|_| notify.close())?;
+    // Its device is closed when it fails.
+    let serving = serve(session, notify, tasks).inspect_err(|_| place.clear())?;
     let (end, ended) = watch::channel(None);
     // From here on, dropping this unmounts.
     let running = Running {
@@ -167,6 +169,17 @@ pub fn start(
         running.place.set_read_ahead(kib);
     }
     Ok(running)
+}
+
+/// Begins to answer the kernel, and to tell it what is old.
+fn serve(
+    session: Session<Adapter>,
+    notify: &Arc<Notify>,
+    tasks: Arc<Tasks>,
+) -> io::Result<BackgroundSession> {
+    let device = session.as_fd().try_clone_to_owned()?;
+    notify.connect(session.notifier(), device, tasks)?;
+    session.spawn().inspect_err(|_| notify.close())
 }
 
 /// Mounts, and agrees with the kernel. By the descriptor of the directory where mount(2) is

@@ -216,7 +216,10 @@ impl Vfs {
             )
             .await;
         let (left, entered) = match moved {
-            Ok(moved) => (moved.left, moved.entered),
+            Ok(moved) => {
+                let moved = moved.unwrap_or_default();
+                (moved.left, moved.entered)
+            }
             Err(error) => {
                 self.silly.ours.remove(to, &name);
                 return Err(error);

@@ -23,6 +23,15 @@ impl Vfs {
         }
     }
 
+    /// The same of a file that somebody else has made longer. A GETATTR that the kernel has
+    /// under way is ignored when pages are dropped meanwhile, and it may be the one that
+    /// has found this out: so the size is told apart from it.
+    fn heed_growth(&self, inode: &Arc<Inode>, size: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode_grown(inode.ino, size);
+        }
+    }
+
     /// The kernel may have pages that the server will never have.
     pub(super) fn lose_pages(&self, inode: &Arc<Inode>) {
         if let Some(file) = inode.opened() {
@@ -42,8 +51,12 @@ impl Vfs {
         change: impl FnOnce(&mut AttrState) -> Seen,
     ) -> Seen {
         Self::with_attr(inode, |attr| {
+            let before = attr.stat().size;
             let seen = change(attr);
-            if inode.kind != FileKind::Directory {
+            let size = attr.stat().size;
+            if inode.kind == FileKind::Regular && size > before && seen == Seen::Foreign {
+                self.heed_growth(inode, size);
+            } else if inode.kind != FileKind::Directory {
                 self.heed(inode, seen);
             }
             seen

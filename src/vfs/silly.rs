@@ -299,8 +299,14 @@ impl Vfs {
                     return Err(self.refused_in(cred, &error, dir, name).await);
                 }
             };
-            self.named(dir, name, &moved.entered, DentryTarget::Negative, sent);
-            if moved.leads_to.is_some_and(|now| now != victim.handle) {
+            match &moved {
+                Some(moved) => {
+                    self.named(dir, name, &moved.entered, DentryTarget::Negative, sent);
+                }
+                None => self.doubt(dir),
+            }
+            let leads_to = moved.and_then(|moved| moved.leads_to);
+            if leads_to.is_some_and(|now| now != victim.handle) {
                 victim.not_found();
                 victim.attr.lock().expire();
                 // It takes the name off what it knows by it.

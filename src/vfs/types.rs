@@ -344,6 +344,10 @@ pub trait KernelCache: Send + Sync {
     /// The pages and attributes of the inode are old.
     fn inval_inode(&self, ino: Ino);
 
+    /// The same of a file that has grown to so many bytes: the kernel hears of them, too,
+    /// once the pages are gone.
+    fn inval_inode_grown(&self, ino: Ino, size: u64);
+
     /// As `inval_inode`, and the kernel has done it when this returns. It may
     /// wait for pages whose READ is in our hands, so it needs a thread that
     /// answers none: for LOCK, whose answer must not be followed by a read of

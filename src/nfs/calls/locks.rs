@@ -111,6 +111,7 @@ impl Client {
     /// LOCKU. That the server has forgotten the state is as good: nothing is
     /// locked.
     pub async fn unlock(self: &Arc<Self>, lock: &Turn<'_>, span: Span) -> Result<(), NfsError> {
+        let _leaving = lock.gives_up(span);
         for _ in 0..STATE_RETRIES {
             let Some(used) = lock.stateid() else {
                 if lock.held().is_empty() {

@@ -223,20 +223,29 @@ impl Client {
     }
 
     /// RENAME of `object` where one of the names is known to this mount alone (a
-    /// hidden one): if the reply was lost, where they lead tells what became of it.
+    /// hidden one): if the reply was lost, where they lead tells what became of it. `None`: an
+    /// earlier sending has moved it. What has its old name since nobody has told: nothing, or
+    /// something of another host's, which this sending was refused for.
     pub async fn rename_hidden(
         self: &Arc<Self>,
         cred: &Credential,
         from: (&FileHandle, &[u8]),
         to: (&FileHandle, &[u8]),
         object: &FileHandle,
-    ) -> Result<Renamed, NfsError> {
+    ) -> Result<Option<Renamed>, NfsError> {
+        let second = [
+            Status::NOENT,
+            Status::EXIST,
+            Status::NOTDIR,
+            Status::ISDIR,
+            Status::NOTEMPTY,
+        ];
         match self.rename(cred, from, to, None).await {
-            Err(error) if doubtful(&error, Status::NOENT) => {
+            Err(error) if second.iter().any(|status| doubtful(&error, *status)) => {
                 let done = self.leads_to(cred, to, object).await?;
-                done.then(Default::default).ok_or(error)
+                done.then_some(None).ok_or(error)
             }
-            renamed => renamed,
+            renamed => renamed.map(Some),
         }
     }
 

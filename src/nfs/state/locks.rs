@@ -12,7 +12,9 @@
 //!
 //! A lock that cannot be brought back is *lost*: the owner is not told by
 //! anything but EIO, so the state stays lost until its owner has closed the
-//! file or unlocked all of it, and is never locked again in silence.
+//! file or unlocked all of it, and is never locked again in silence. What its owner is just
+//! giving up is not lost: whether it goes by LOCKU or with the lease is the same to him, and all
+//! that was written under it is at the server before LOCKU is sent.
 
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
@@ -46,6 +48,8 @@ struct Inner {
     /// `None` until the first LOCK, and after the server has forgotten it.
     stateid: Option<StateId>,
     held: Ranges,
+    /// What a LOCKU under way is to let go.
+    leaving: Option<Span>,
     lost: bool,
 }
 
@@ -54,6 +58,25 @@ struct Inner {
 pub struct Turn<'a> {
     state: &'a Arc<LockState>,
     _turn: tokio::sync::MutexGuard<'a, ()>,
+}
+
+/// A LOCKU under way.
+#[derive(Debug)]
+pub(in super::super) struct Leaving<'a>(&'a LockState);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.inner.lock().leaving = None;
+    }
+}
+
+impl Turn<'_> {
+    /// The owner gives up what it has locked of `span`: a LOCKU of it begins, and has
+    /// ended when the result is dropped.
+    pub(in super::super) fn gives_up(&self, span: Span) -> Leaving<'_> {
+        self.state.inner.lock().leaving = Some(span);
+        Leaving(self.state)
+    }
 }
 
 impl Deref for Turn<'_> {
@@ -126,6 +149,9 @@ impl LockState {
         {
             let mut inner = self.inner.lock();
             inner.stateid = None;
+            if let Some(span) = inner.leaving {
+                inner.held.set(span, None);
+            }
             if inner.held.is_empty() {
                 return;
             }

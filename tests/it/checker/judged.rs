@@ -390,3 +390,27 @@ fn calls_at_the_same_time_may_be_in_any_order() {
         .call(2, Call::List(None), listed(b""))
         .is_wrong();
 }
+
+/// "What is refused tells of no attributes."
+#[test]
+fn a_refusal_tells_nothing_of_what_else_is_believed() {
+    let told = |refused: Call, errno| {
+        Told::default()
+            .done(0, open(1))
+            .call(1, Call::Stat(at(b'a')), file(0o644, 0))
+            .done(0, Call::Chmod(at(b'a'), 0o600))
+            .call(1, refused, Answer::Refused(errno))
+            .call(1, Call::Stat(at(b'a')), file(0o644, 0))
+    };
+    let below = Path {
+        dir: Some(b'a'),
+        name: b'b',
+    };
+    told(Call::Mkdir(below), libc::ENOTDIR).is_allowed();
+    told(Call::Mkdir(at(b'a')), libc::EEXIST).is_allowed();
+    // What is seen of it does.
+    told(Call::Mkdir(below), libc::ENOTDIR)
+        .call(1, Call::Stat(at(b'a')), file(0o600, 0))
+        .call(1, Call::Stat(at(b'a')), file(0o644, 0))
+        .is_wrong();
+}

@@ -115,6 +115,8 @@ impl<'a> Rules<'a> {
             self.history[one].call,
             Call::Fsync(_) | Call::Close(_) | Call::Unlock(_)
         );
+        // What is refused tells of names at most, and of no attributes.
+        let is_told = !matches!(self.history[one].answer, Some(Answer::Refused(_)));
         let same_open = self.opens[one].is_some() && self.opens[one] == self.opens[other];
         let stable = || self.paths[other].iter().all(|path| self.is_stable(*path));
         let of_names = matches!(self.history[one].call, Call::List(_))
@@ -122,7 +124,8 @@ impl<'a> Rules<'a> {
         let by_name = self.history[other].call.paths() == self.paths[other];
         !silent
             && self.related(one, other)
-            && (same_open || stable() || of_names && by_name && !self.is_looking(other))
+            && (is_told && (same_open || stable())
+                || of_names && by_name && !self.is_looking(other))
     }
 
     /// The name that a refusal is about.

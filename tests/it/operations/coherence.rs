@@ -227,6 +227,35 @@ fn a_growing_file_is_never_seen_with_bytes_that_nobody_has_written() {
     }
 }
 
+/// The kernel asks for the attributes before it reads behind the size that it knows, if they
+/// are too old. That very GETATTR finds the change, pages go before the size is told, and a
+/// GETATTR that an invalidation overtakes is ignored: the kernel is told of the size all the same.
+#[test]
+fn a_read_whose_own_question_finds_the_file_grown_reads_what_has_come() {
+    let world = World::with(|request| request.option("acregmin=0"));
+    let other = Mount::new(&world.server);
+    // The last byte is within a page, the last of one, and the first of one.
+    for piece in [16, 4096, 4097, 5000] {
+        fs::write(other.join("log"), vec![b'x'; 16]).expect("write");
+        let reader = File::open(world.path("log")).expect("open");
+        let mut data = vec![0; 8192];
+        let mut end = reader.read_at(&mut data, 0).expect("read");
+        assert_eq!(end, 16);
+        for round in 0..20 {
+            let file = OpenOptions::new().append(true).open(other.join("log"));
+            let mut file = file.expect("open");
+            file.write_all(&vec![b'x'; piece]).expect("append");
+            drop(file);
+            // One that begins where the file ended, and one that crosses that.
+            let from = end - (round % 2) * 8;
+            let read = reader.read_at(&mut data, from as u64).expect("read");
+            end += piece;
+            assert_eq!(read, end - from, "{piece} bytes, round {round}");
+            assert!(data[..read].iter().all(|byte| *byte == b'x'));
+        }
+    }
+}
+
 /// Whoever reads past the kernel's pages sees the file as it is now; fstat(2) must not tell him
 /// that it is not.
 #[test]

@@ -2,6 +2,7 @@
 //! listing shows them and no directory is kept by them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::vfs::types::{Errno, Ino, ROOT_INO};
@@ -176,6 +177,44 @@ async fn a_move_that_fails_leaves_the_file_where_it_is_or_goes_with_it() {
             rmdir(&mount, ROOT_INO, "dir").await.unwrap();
         }
         assert_eq!(mount.peer.fs().list("/").unwrap(), [""; 0], "{error}");
+    }
+}
+
+/// RENAME to the hidden name is executed, and its reply lost with the session. Before it is sent
+/// again another host makes something else under the name.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_was_hidden_before_the_session_was_lost_is_unlinked_whatever_has_its_name_now()
+{
+    for is_made in [false, true] {
+        let mount = Mount::new(PeerConfig::default()).await;
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        mount.write(file, 0, b"kept").await.unwrap();
+        mount.fsync(file).await.unwrap();
+        let (peer, step) = (Arc::downgrade(&mount.peer), AtomicUsize::new(0));
+        mount.peer.on_op(move |event| {
+            match (step.load(Ordering::Relaxed), event.op) {
+                (0, op::RENAME) => {
+                    step.store(1, Ordering::Relaxed);
+                    return Action::DropConnectionAfter;
+                }
+                (1, op::SEQUENCE) => {
+                    step.store(2, Ordering::Relaxed);
+                    let peer = peer.upgrade().unwrap();
+                    peer.destroy_sessions();
+                    if is_made {
+                        peer.fs().mkdir("/f").unwrap();
+                    }
+                }
+                _ => {}
+            }
+            Action::Pass
+        });
+        within(120, mount.unlink(ROOT_INO, "f")).await.unwrap();
+        let there = mount.walk("/f").await;
+        assert_eq!(there.is_ok(), is_made, "{there:?}");
+        ends(&mount, file).await;
+        let left = mount.peer.fs().list("/").unwrap();
+        assert_eq!(left, ["f"][..usize::from(is_made)]);
     }
 }
 

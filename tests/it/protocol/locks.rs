@@ -190,6 +190,36 @@ async fn a_lock_lost_with_the_lease_makes_its_descriptor_fail_and_no_other() {
     assert_eq!(set(&one, again, 1, range(READ, 0, 0)).await, AGAIN);
 }
 
+/// The lease ends, and LOCKU is what finds out: with all that was locked given up nothing is
+/// lost, and the owner may lock again.
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_while_the_lease_ends_is_not_lost() {
+    let whole = (0, END);
+    for (held, given_up, lost) in [
+        (whole, whole, false),
+        ((0, 9), (0, 9), false),
+        ((5, 9), (0, 20), false),
+        (whole, (0, 5), true),
+    ] {
+        let peer = Peer::new(PeerConfig::default());
+        let (one, here, ..) = two(&peer).await;
+        let lock = |kind, (start, end)| set(&one, here, 1, range(kind, start, end));
+        lock(WRITE, held).await.unwrap();
+        one.write(here, 0, b"ours").await.unwrap();
+        one.fsync(here).await.unwrap();
+        peer.expire_clients();
+        lock(UNLOCK, given_up).await.unwrap();
+        if lost {
+            is_dead(&one, here, 1).await;
+            continue;
+        }
+        lock(WRITE, held).await.unwrap();
+        one.write(here, 0, b"more").await.unwrap();
+        one.fsync(here).await.unwrap();
+        assert_eq!(peer.fs().read_file("/f").unwrap(), b"more");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn data_written_under_a_lock_that_was_lost_are_never_sent() {
     let peer = Peer::new(PeerConfig::default());

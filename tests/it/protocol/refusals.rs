@@ -15,6 +15,7 @@ struct Forgotten(Mutex<Vec<Vec<u8>>>);
 
 impl KernelCache for Forgotten {
     fn inval_inode(&self, _: Ino) {}
+    fn inval_inode_grown(&self, _: Ino, _: u64) {}
     fn inval_inode_now(&self, _: Ino) {}
     fn is_telling(&self, _: Ino) -> bool {
         false
