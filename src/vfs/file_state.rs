@@ -150,6 +150,13 @@ impl FileInner {
         self.readers.iter().filter_map(Weak::upgrade).collect()
     }
 
+    /// Those but this handle.
+    pub(super) fn other_readers(&self, handle: &Arc<OpenHandle>) -> SmallVec<[Arc<OpenHandle>; 4]> {
+        let own = Arc::as_ptr(handle);
+        let others = self.readers.iter().filter(|reader| reader.as_ptr() != own);
+        others.filter_map(Weak::upgrade).collect()
+    }
+
     /// The hidden name, if it is to be removed now.
     pub(super) fn unneeded_name(&mut self) -> Option<SillyName> {
         if self.is_open() || self.replacing > 0 {

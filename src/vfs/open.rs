@@ -23,7 +23,7 @@ use super::inode::{Inode, Place};
 use super::kept_open::KeptOpen;
 use super::pages::FileAt;
 use super::read::Ahead;
-use super::types::{Entry, Errno, FileKind, Ino, Opened};
+use super::types::{Entry, Errno, FileKind, Ino, Opened, SetAttr};
 use crate::nfs::NfsError;
 use crate::nfs::calls::{HowToOpen, PrePost};
 use crate::nfs::proto::attrs::Attributes;
@@ -303,9 +303,35 @@ impl Vfs {
                 users: 1,
             });
         }
-        let entry = self.entry(&inode, &dir);
         let opened = self.opened(&inode, file.open, (access, flags), None);
-        Ok((entry, opened))
+        let is_cut = matches!(how, HowToOpen::Truncate) && !file.is_new;
+        if is_cut && let Err(errno) = Box::pin(self.cut_what_was_written_before(cred, &inode)).await
+        {
+            // The error is that of open(2).
+            let _ = self.release(opened.fh).await;
+            self.forget(inode.ino, 1);
+            return Err(errno);
+        }
+        Ok((self.entry(&inode, &dir), opened))
+    }
+
+    /// An OPEN by a name that was not known here has cut the file, and that turns out to be one
+    /// that this host is writing: what it accepted before, and sends after the OPEN, was to be
+    /// cut as well. So it is sent, and the file cut once more; open(2) has not returned yet.
+    async fn cut_what_was_written_before(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        inode: &Arc<Inode>,
+    ) -> Result<(), Errno> {
+        let is_written = |file: &FileState| !file.inner.lock().writeback.is_idle();
+        if !inode.opened().is_some_and(is_written) {
+            return Ok(());
+        }
+        let empty = SetAttr {
+            size: Some(0),
+            ..SetAttr::default()
+        };
+        self.setattr(cred, inode.ino, None, empty).await.map(drop)
     }
 
     /// A handle on `open`, with what was read along with it.

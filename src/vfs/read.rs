@@ -6,6 +6,10 @@
 //! (`epoch`), and where this host writes, by whichever handle; and they live
 //! only as long as the handle. All handles share one sum of memory
 //! ([`super::readahead_memory`]).
+//!
+//! Nobody on this host is given older bytes after newer ones, by whichever handle: what one
+//! handle hands out no other keeps from before ([`Vfs::handed_out`]). Another host's change that
+//! a READ has shown need not be known by its attributes yet.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -92,8 +96,8 @@ impl Ahead {
         }
     }
 
-    /// The range was written to.
-    pub fn written(&self, range: Range<u64>) {
+    /// The range was written to, or newer bytes of it are known.
+    pub fn outdated(&self, range: Range<u64>) {
         let mut inner = self.inner.lock();
         inner.chunks.drop_range(&range);
         inner.beginning = None;
@@ -140,7 +144,18 @@ impl Vfs {
         let epoch = inner.epoch(&handle.inode.attr.lock());
         let data = handle.ahead.read_beginning(epoch, offset, size.into())?;
         inner.pages_read();
+        let others = inner.other_readers(&handle);
+        drop(inner);
+        Self::handed_out(&others, offset..offset + data.len() as u64);
         Some(data)
+    }
+
+    /// These bytes of a file go to who reads them: what other handles have read ahead of them, or
+    /// are reading, may be older.
+    fn handed_out(others: &[Arc<OpenHandle>], range: Range<u64>) {
+        for other in others {
+            other.ahead.outdated(range.clone());
+        }
     }
 
     /// READ. Fewer bytes than asked for mean the end of the file.
@@ -166,6 +181,10 @@ impl Vfs {
             // A READ that was repeated after a restart of the server may have
             // been answered before what that lost was written again.
             if self.restarts.load(Ordering::Relaxed) == restarts {
+                if let Ok(data) = &data {
+                    let others = file.inner.lock().other_readers(&handle);
+                    Self::handed_out(&others, offset..offset + data.len() as u64);
+                }
                 return data;
             }
         }

@@ -173,7 +173,7 @@ impl Vfs {
                     // What they read ahead from now on waits for these data.
                     for reader in readers {
                         let end = accepted.offset + accepted.len;
-                        reader.ahead.written(accepted.offset..end);
+                        reader.ahead.outdated(accepted.offset..end);
                     }
                     return Ok(accepted);
                 }

@@ -43,6 +43,8 @@ enum Part {
     Act,
     /// O_TRUNC, once the file is open.
     Cut,
+    /// What was accepted reached the server before that lost it, and is sent once more.
+    Early,
     /// What was accepted reaches the server.
     Flush,
     /// Of what was read.
@@ -53,6 +55,11 @@ enum Part {
 impl Part {
     fn is_first(self) -> bool {
         matches!(self, Self::First | Self::FirstCut)
+    }
+
+    /// It need not be over when its call is.
+    fn is_late(self) -> bool {
+        matches!(self, Self::Early | Self::Flush)
     }
 }
 
@@ -87,6 +94,8 @@ struct Search<'a> {
     all: Vec<u128>,
     /// Of each event, the host's own writes that it shows whatever else it knows.
     own: Vec<Vec<usize>>,
+    /// Of each event, whether something has changed on its way meanwhile.
+    overtaken: Vec<bool>,
     volatile: bool,
     tried: HashSet<u64>,
     steps: usize,
@@ -210,6 +219,9 @@ impl<'a> Search<'a> {
             ways: Vec::new(),
             all: vec![0; history.len()],
             own: vec![Vec::new(); history.len()],
+            overtaken: (0..history.len())
+                .map(|event| rules.is_overtaken(event))
+                .collect(),
             volatile: rules.volatile,
             tried: HashSet::new(),
             steps: 0,
@@ -221,7 +233,12 @@ impl<'a> Search<'a> {
             if killed || without.contains(&number) {
                 continue;
             }
-            for part in parts(event, rules.waits(number), is_direct(history, event)) {
+            let mut parts = parts(event, rules.waits(number), is_direct(history, event));
+            let is_write = matches!(event.call, Call::Write { .. } | Call::Append { .. });
+            if rules.volatile && is_write && parts == [Part::Act, Part::Flush] {
+                parts.insert(1, Part::Early);
+            }
+            for part in parts {
                 search.all[number] |= 1u128.checked_shl(search.pieces.len() as u32)?;
                 search.pieces.push(Piece {
                     event: number,
@@ -236,11 +253,10 @@ impl<'a> Search<'a> {
 
     /// The pieces of an event that are over when it has ended.
     fn prompt(&self, event: usize) -> u128 {
-        let flush = self
-            .pieces
-            .iter()
-            .position(|piece| piece.event == event && piece.part == Part::Flush);
-        self.all[event] & !flush.map_or(0, |bit| 1 << bit)
+        let late = |piece: &Piece| piece.event == event && piece.part.is_late();
+        let bits = self.pieces.iter().enumerate();
+        let late = bits.filter(|(_, piece)| late(piece));
+        self.all[event] & !late.fold(0, |bits, (bit, _)| bits | 1 << bit)
     }
 
     /// What comes before something that `event` does or sees and that was true at `since`
@@ -279,14 +295,14 @@ impl<'a> Search<'a> {
             let since = match part {
                 Part::Act => rules.acts_since(event),
                 Part::First | Part::FirstCut => self.history[event].began,
-                Part::Cut | Part::Flush => self.history[event].began,
+                Part::Cut | Part::Early | Part::Flush => self.history[event].began,
                 Part::Slot(_) | Part::Size => rules.data_since(event),
             };
             let tells =
                 |other| rules.informs(other, event) && !self.is_laid_over(other, event, part);
             let mut after = self.before(event, since, tells);
             let follows = match part {
-                Part::Cut | Part::Flush | Part::FirstCut => true,
+                Part::Cut | Part::Early | Part::Flush | Part::FirstCut => true,
                 // What is answered by what was believed before is not behind what was sent.
                 Part::Act => {
                     let asks = since >= self.history[event].began;
@@ -384,6 +400,7 @@ impl<'a> Search<'a> {
                 }
             }
         }
+        self.look_at_attributes(state, done);
     }
 
     /// Where the walks of an event may have led: one list for each way to combine them.
@@ -453,13 +470,15 @@ impl<'a> Search<'a> {
                     libc::ENOTDIR => state.is_directory(at[2]) && state.is_other(at[3]),
                     _ => state.is_other(at[2]) && state.is_directory(at[3]),
                 };
-            right || unlike || self.missed(state, at, errno)
+            right || unlike || self.missed(state, event, at, errno)
         })
     }
 
-    /// The walk has led to what is gone, and the server said so.
-    fn missed(&self, state: &State, at: &[Led], errno: i32) -> bool {
+    /// The walk has led to what is gone, and the server said so; or the second walk was
+    /// overtaken as the first. ("A call by path that meets what another host has removed.")
+    fn missed(&self, state: &State, event: usize, at: &[Led], errno: i32) -> bool {
         matches!(errno, libc::ENOENT | libc::ESTALE) && state.led_to_nothing(at)
+            || errno == libc::ESTALE && self.overtaken[event]
     }
 
     /// What a piece that changes something may lead to.
@@ -469,8 +488,9 @@ impl<'a> Search<'a> {
         if !done {
             return Vec::new();
         }
-        if part == Part::Flush {
-            return state.flush(event).into_iter().collect();
+        if part.is_late() {
+            let is_sent_again = part == Part::Early;
+            return state.flush(event, is_sent_again).into_iter().collect();
         }
         let fd = this.call.fd();
         let opens =
@@ -510,6 +530,7 @@ impl<'a> Search<'a> {
                 let free = *done & 1 << bit == 0 && piece.after & !*done == 0;
                 if free && self.agrees(state, *done, piece.event, piece.part) {
                     *done |= 1 << bit;
+                    state.shown.remove(&piece.event);
                 }
             }
             if before == *done {
@@ -557,8 +578,8 @@ impl<'a> Search<'a> {
         // Of who was killed nothing need have been done; nor the rest of it.
         for &bit in &free {
             let Piece { event, part, .. } = self.pieces[bit];
-            let killed = self.history[event].answer.is_none() && part != Part::Flush;
-            if killed || part.is_first() {
+            let killed = self.history[event].answer.is_none() && !part.is_late();
+            if killed || part.is_first() || part == Part::Early {
                 let mut next = state.clone();
                 let dropped = match part {
                     Part::Act => self.all[event] & !done,

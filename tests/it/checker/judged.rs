@@ -15,6 +15,7 @@ const BELIEVED: Time = 100 * MS;
 struct Told {
     events: Vec<Event>,
     now: Time,
+    volatile: bool,
 }
 
 impl Told {
@@ -64,8 +65,15 @@ impl Told {
         self
     }
 
+    /// The server restarts meanwhile, and has lost what was not committed.
+    fn lost(mut self) -> Self {
+        self.volatile = true;
+        self
+    }
+
     fn verdict(&self) -> Verdict {
-        let rules = Rules::new(&self.events, BELIEVED, BELIEVED);
+        let mut rules = Rules::new(&self.events, BELIEVED, BELIEVED);
+        rules.volatile = self.volatile;
         judge(&self.events, &rules)
     }
 
@@ -412,5 +420,79 @@ fn a_refusal_tells_nothing_of_what_else_is_believed() {
     told(Call::Mkdir(below), libc::ENOTDIR)
         .call(1, Call::Stat(at(b'a')), file(0o600, 0))
         .call(1, Call::Stat(at(b'a')), file(0o644, 0))
+        .is_wrong();
+}
+
+/// "What is sent again after a restart may land on what others did meanwhile."
+#[test]
+fn what_a_restart_has_lost_is_sent_again_over_what_others_did_and_nothing_else_is() {
+    let cut = || {
+        Told::default()
+            .done(0, open(1))
+            .done(0, write(1, 0, 7))
+            .call(1, Call::Stat(at(b'a')), file(0o644, 1))
+            .done(1, Call::Truncate(at(b'a')))
+            .later(BELIEVED)
+            .call(0, Call::Read(1), data(&[]))
+            .done(0, Call::Close(1))
+            .done(OBSERVER, open(9))
+            .call(OBSERVER, Call::Read(9), data(&[7]))
+    };
+    cut().is_wrong();
+    cut().lost().is_allowed();
+    // What was closed is at the server for good.
+    Told::default()
+        .done(0, open(1))
+        .done(0, write(1, 0, 7))
+        .done(0, Call::Close(1))
+        .done(1, Call::Truncate(at(b'a')))
+        .done(OBSERVER, open(9))
+        .call(OBSERVER, Call::Read(9), data(&[7]))
+        .lost()
+        .is_wrong();
+}
+
+/// "Attributes are believed by whichever name the file is found."
+#[test]
+fn attributes_that_were_learnt_by_another_name_may_be_shown_by_a_new_one_while_they_are_believed() {
+    let linked = |later| {
+        Told::default()
+            .done(0, open(1))
+            .call(1, Call::Stat(at(b'a')), file(0o644, 0))
+            .done(0, Call::Chmod(at(b'a'), 0o600))
+            .done(0, Call::Link(at(b'a'), at(b'b')))
+            .later(later)
+            .call(1, Call::Stat(at(b'b')), file(0o644, 0))
+    };
+    linked(0).is_allowed();
+    linked(2 * BELIEVED).is_wrong();
+}
+
+/// "A call by path that meets what another host has removed is made once more."
+#[test]
+fn a_call_that_was_overtaken_twice_is_estale_and_one_that_was_not_is_not() {
+    let told = |other: Call| {
+        Told::default()
+            .done(0, open(1))
+            .done(1, Call::Unlink(at(b'a')))
+            .call(
+                0,
+                Call::Chmod(at(b'a'), 0o600),
+                Answer::Refused(libc::ESTALE),
+            )
+            .slow()
+            .done(1, other)
+    };
+    told(Call::Symlink(at(b'a'), 7)).is_allowed();
+    told(Call::Symlink(at(b'c'), 7)).is_allowed();
+    Told::default()
+        .done(0, open(1))
+        .call(
+            0,
+            Call::Chmod(at(b'a'), 0o600),
+            Answer::Refused(libc::ESTALE),
+        )
+        .slow()
+        .done(1, Call::Symlink(at(b'c'), 7))
         .is_wrong();
 }

@@ -100,6 +100,28 @@ impl<'a> Rules<'a> {
         })
     }
 
+    /// Somebody else changes a name on the way of a call while it runs.
+    pub(super) fn is_overtaken(&self, event: usize) -> bool {
+        let this = &self.history[event];
+        let changes = |other: &Event| {
+            let done = matches!(other.answer, None | Some(Answer::Done)) || other.unsure;
+            let of_names = matches!(
+                other.call,
+                Call::Mkdir(_)
+                    | Call::Rmdir(_)
+                    | Call::Unlink(_)
+                    | Call::Symlink(..)
+                    | Call::Rename { .. }
+            );
+            done && of_names && other.began <= this.ended && this.began <= other.ended
+        };
+        let mine = &self.paths[event];
+        (self.history.iter().enumerate()).any(|(number, other)| {
+            let touch = |path: &Path| mine.iter().any(|own| own.touches(*path));
+            number != event && changes(other) && self.paths[number].iter().any(touch)
+        })
+    }
+
     /// What one call has told its host, or changed, another may not be behind.
     pub(super) fn informs(&self, one: usize, other: usize) -> bool {
         let refused = matches!(

@@ -29,6 +29,9 @@ pub(super) struct Pending {
     pub(super) event: usize,
     ended: Time,
     what: Accepted,
+    /// The host shows it on top of what the server has: not once that had it, and is to get it
+    /// again.
+    is_on_top: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,7 +67,8 @@ impl Node {
     /// The content as a host sees it.
     fn view(&self, host: u8) -> Vec<Token> {
         let mut view = self.slots.clone();
-        for pending in self.pending.iter().filter(|pending| pending.host == host) {
+        let own = |pending: &&Pending| pending.host == host && pending.is_on_top;
+        for pending in self.pending.iter().filter(own) {
             if let Accepted::Data { slot, token } = pending.what {
                 put(&mut view, slot, token);
             }
@@ -105,6 +109,8 @@ pub(super) struct State {
     locks: Vec<Lock>,
     /// What each walk may have come to ([`super::judge`] says which).
     pub(super) found: Vec<Vec<Led>>,
+    /// By event: the objects that have had the attributes which a call shows.
+    pub(super) shown: BTreeMap<usize, Vec<NodeId>>,
 }
 
 /// Who calls, and where the walks before the call have led.
@@ -132,6 +138,7 @@ impl State {
             made: Vec::new(),
             locks: Vec::new(),
             found: vec![Vec::new(); walks],
+            shown: BTreeMap::new(),
         }
     }
 
@@ -143,6 +150,11 @@ impl State {
             // Where it leads there is nothing.
             Kind::Symlink => Err(libc::ENOENT),
         }
+    }
+
+    /// How many objects there are, or were.
+    pub(super) fn nodes(&self) -> usize {
+        self.nodes.len()
     }
 
     pub(super) fn is_directory(&self, at: Led) -> bool {
@@ -223,15 +235,19 @@ impl State {
             .any(|pending| pending.host == host && pending.ended < before)
     }
 
-    /// What is accepted goes to the server.
-    pub(super) fn flush(&self, event: usize) -> Option<Self> {
+    /// What is accepted goes to the server: for good, or to be sent again.
+    pub(super) fn flush(&self, event: usize, is_sent_again: bool) -> Option<Self> {
         let has = |node: &Node| node.pending.iter().any(|pending| pending.event == event);
         let node = self.nodes.iter().position(has)?;
         let mut next = self.clone();
         let pending = &mut next.nodes[node].pending;
         let at = pending.iter().position(|pending| pending.event == event)?;
-        let pending = pending.remove(at);
-        match pending.what {
+        let what = pending[at].what;
+        match is_sent_again {
+            true => pending[at].is_on_top = false,
+            false => drop(pending.remove(at)),
+        }
+        match what {
             Accepted::Data { slot, token } => put(&mut next.nodes[node].slots, slot, token),
             Accepted::Mode(mode) => next.nodes[node].mode = mode,
         }
@@ -270,6 +286,7 @@ impl State {
                         event: by.event,
                         ended: by.ended,
                         what: Accepted::Mode(mode),
+                        is_on_top: true,
                     }),
                 }
                 Ok(next)
@@ -478,6 +495,7 @@ impl State {
                 event: by.event,
                 ended: by.ended,
                 what: Accepted::Data { slot, token },
+                is_on_top: true,
             });
         }
         Ok(next)

@@ -1,6 +1,8 @@
 //! Data through the vfs: short counts, lost unstable data, and errors that
 //! come after write(2) was answered.
 
+use std::time::Duration;
+
 use efs_fuse::vfs::types::{Errno, ROOT_INO};
 
 use super::rig::{Mount, millis, once_at, within};
@@ -283,7 +285,7 @@ async fn a_failed_commit_is_told_and_the_next_one_counts() {
 #[tokio::test(start_paused = true)]
 async fn what_a_file_held_is_read_whatever_is_pending_for_it() {
     let mount = Mount::new(PeerConfig {
-        latency: std::time::Duration::from_millis(5),
+        latency: Duration::from_millis(5),
         ..PeerConfig::default()
     })
     .await;
@@ -308,6 +310,32 @@ async fn what_a_file_held_is_read_whatever_is_pending_for_it() {
         mount.close(file).await.unwrap();
     })
     .await;
+}
+
+/// O_CREAT and O_TRUNC by a name that another host has linked to the file and that is not known
+/// here: OPEN cuts the file, and what this host had accepted for it by its other name comes after that.
+#[tokio::test(start_paused = true)]
+async fn what_was_written_before_an_open_that_cuts_is_cut_by_whatever_name() {
+    // Not sent yet, on its way, and there without a COMMIT.
+    for pause in [0, 5, 20] {
+        let mount = Mount::new(PeerConfig::default()).await;
+        mount.peer.set_latency(Duration::from_millis(2));
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        mount.write(file, 0, b"old").await.unwrap();
+        mount.fsync(file).await.unwrap();
+        mount.peer.fs().link("/f", "/g").unwrap();
+        mount.write(file, 3, b"before").await.unwrap();
+        millis(pause).await;
+        let flags = libc::O_RDWR | libc::O_TRUNC;
+        let again = mount.create(ROOT_INO, "g", flags).await.unwrap();
+        assert_eq!(again.ino, file.ino);
+        assert_eq!(mount.getattr(file.ino).await.unwrap().size, 0, "{pause} ms");
+        mount.write(again, 1, b"after").await.unwrap();
+        mount.close(again).await.unwrap();
+        mount.fsync(file).await.unwrap();
+        let content = mount.peer.fs().read_file("/f").unwrap();
+        assert_eq!(content, b"\0after", "{pause} ms");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -197,6 +197,43 @@ async fn a_foreign_change_that_this_host_has_seen_is_not_hidden_by_what_came_alo
     reads(&mount, old, b"second").await;
 }
 
+/// What one descriptor has been given, another does not know older: another host's change that
+/// a READ has shown is not known by any attribute yet.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_given_older_bytes_by_another_descriptor_than_a_read_has_shown() {
+    const SIZE: usize = 4 << 20;
+    // What comes along with an OPEN, and what is read ahead.
+    for size in [5, SIZE] {
+        let peer = Peer::new(PeerConfig::default());
+        peer.fs().write_file("/f", &vec![b'a'; size]).unwrap();
+        let mount = Mount::of(&peer, "one", default_timeouts()).await;
+        let ino = mount.walk("/f").await.unwrap();
+        let (ahead, other) = (
+            mount.open(ino, libc::O_RDONLY).await.unwrap(),
+            mount.open(ino, libc::O_RDONLY).await.unwrap(),
+        );
+        let piece = 128 << 10;
+        if size == SIZE {
+            for at in 0..8 {
+                let data = mount.read(ahead, at * piece, piece as u32).await.unwrap();
+                assert_eq!(data[0], b'a');
+            }
+            millis(100).await;
+            assert!(mount.vfs.read_ahead_bytes().0 > 0);
+        } else {
+            // What came along for this one is used up.
+            reads(&mount, other, b"aaaaa").await;
+        }
+        peer.fs().write_file("/f", &vec![b'b'; size]).unwrap();
+        let at = if size == SIZE { 8 * piece } else { 0 };
+        let len = piece.min(size as u64) as usize;
+        for file in [other, ahead] {
+            let data = mount.read(file, at, piece as u32).await.unwrap();
+            assert!(data == vec![b'b'; len], "{size}: {:?}", &data[..5]);
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn data_that_nobody_reads_are_not_asked_for_until_somebody_does() {
     let mount = mount().await;

@@ -1,6 +1,6 @@
 //! What a call that sees, and changes nothing, may show of a state.
 
-use super::super::history::{Answer, Call, Event, Fd, Kind, OBSERVER};
+use super::super::history::{Answer, Call, Event, Fd, Kind, OBSERVER, Seen};
 use super::super::rules::Rules;
 use super::super::state::{NodeId, PLOT, State};
 use super::{Part, Search};
@@ -68,12 +68,54 @@ impl Search<'_> {
         let may = |number: &usize| {
             let other = &self.history[*number];
             other.host == this.host
-                && other.began < this.ended
+                && other.began <= this.ended
                 && matches!(other.answer, Some(Answer::Done) | None)
         };
         let others = (0..self.history.len()).filter(may).filter(is_left);
         let more = others.map(end).filter(|&size| size > least).collect();
         Sizes { least, more }
+    }
+
+    /// Takes in which objects had the attributes that calls by path show. They may be believed
+    /// from before the name was seen to lead there: from another name of the same file.
+    pub(super) fn look_at_attributes(&self, state: &mut State, done: u128) {
+        for (bit, piece) in self.pieces.iter().enumerate() {
+            let this = &self.history[piece.event];
+            let (Call::Stat(_), Some(Answer::Seen(seen))) = (this.call, &this.answer) else {
+                continue;
+            };
+            if done & 1 << bit != 0 || piece.after & !done != 0 {
+                continue;
+            }
+            for node in 0..state.nodes() {
+                let is_listed = |nodes: &Vec<NodeId>| nodes.contains(&node);
+                if !state.shown.get(&piece.event).is_some_and(is_listed)
+                    && self.has_attributes(state, done, piece.event, node, *seen)
+                {
+                    state.shown.entry(piece.event).or_default().push(node);
+                }
+            }
+        }
+    }
+
+    /// A host may show an object with these attributes now.
+    fn has_attributes(
+        &self,
+        state: &State,
+        done: u128,
+        event: usize,
+        node: NodeId,
+        seen: Seen,
+    ) -> bool {
+        let Ok(now) = state.seen(Ok(node), self.history[event].host) else {
+            return false;
+        };
+        // Hosts that have it open may keep hidden names.
+        let hidden = now.links..=now.links + 3;
+        let links = seen.kind == Kind::Directory || hidden.contains(&seen.links);
+        let sizes = self.shows_size(state, done, event, (node, now.size as usize));
+        let size = self.volatile || sizes.contains(seen.size as usize);
+        links && size && (seen.kind, seen.mode) == (now.kind, now.mode)
     }
 
     /// Whether a piece that changes nothing agrees with the state.
@@ -122,18 +164,13 @@ impl Search<'_> {
                 let ways = self.led(state, event);
                 ways.iter()
                     .any(|at| match (answer, state.seen(at[0], host)) {
-                        (Answer::Seen(seen), Ok(now)) => {
-                            // Hosts that have it open may keep hidden names.
-                            let hidden = now.links..=now.links + 3;
-                            let links =
-                                seen.kind == Kind::Directory || hidden.contains(&seen.links);
-                            let shown = (at[0].unwrap_or(PLOT), now.size as usize);
-                            let sizes = self.shows_size(state, done, event, shown);
-                            let size = self.volatile || sizes.contains(seen.size as usize);
-                            links && size && (seen.kind, seen.mode) == (now.kind, now.mode)
+                        (Answer::Seen(_), Ok(_)) => {
+                            let node = at[0].unwrap_or(PLOT);
+                            let shown = state.shown.get(&event);
+                            shown.is_some_and(|nodes| nodes.contains(&node))
                         }
                         (Answer::Refused(errno), Err(right)) => right.contains(errno),
-                        (Answer::Refused(errno), Ok(_)) => self.missed(state, at, *errno),
+                        (Answer::Refused(errno), Ok(_)) => self.missed(state, event, at, *errno),
                         _ => false,
                     })
             }
