@@ -18,9 +18,9 @@ use crate::rpc::caller;
 /// renameat2(2) flags: nothing of it can be said in NFS.
 const NO_FLAGS: u32 = 0;
 
-/// RFC 8881 §18.26.3 has EXIST for a target that cannot be replaced; rename(2) tells
-/// more. Two that are no directories can replace each other: one of them is not what is
-/// known of it, and after ESTALE the kernel finds out which.
+/// RFC 8881 §18.26.3 has EXIST for a target that cannot be replaced, a full directory among
+/// them; rename(2) tells more. Two that are no directories can replace each other: one of them
+/// is not what is known of it, and after ESTALE the kernel finds out which.
 fn not_replaced(source: Option<&Inode>, target: Option<&Inode>) -> Errno {
     let is_directory = |inode: &Inode| inode.kind == FileKind::Directory;
     let source = source.map(is_directory);
@@ -224,7 +224,11 @@ impl Vfs {
                     self.doubt(&to);
                 }
                 if error.status() == Some(Status::EXIST) {
-                    let errno = not_replaced(source.as_deref(), victim.as_deref());
+                    let mut errno = not_replaced(source.as_deref(), victim.as_deref());
+                    let ends = [(&from, name, &source), (&to, new_name, &victim)];
+                    if errno.0 == libc::ENOTEMPTY && !self.lead_still(cred, ends).await {
+                        errno = Errno(libc::ESTALE);
+                    }
                     self.heed_refusal(errno, &to, new_name);
                     if errno.0 == libc::ESTALE {
                         self.doubt(&from);
@@ -357,6 +361,26 @@ impl Vfs {
                 .and_then(|(handle, attrs)| self.inodes.find(&handle, &attrs))),
             Err(error) => Err(self.failed(&error, dir)),
         }
+    }
+
+    /// Whether each of the names leads still to what is known by it. Not knowing does not count
+    /// against it.
+    async fn lead_still(
+        &self,
+        cred: &Arc<Credential>,
+        ends: [(&Arc<Inode>, &[u8], &Option<Arc<Inode>>); 2],
+    ) -> bool {
+        for (dir, name, known) in ends {
+            let Some(known) = known else { continue };
+            if let Ok(found) = self.client.lookup(cred, &dir.handle, name).await
+                && found
+                    .object
+                    .is_none_or(|(handle, _)| handle != known.handle)
+            {
+                return false;
+            }
+        }
+        true
     }
 
     fn lost_a_name(inode: &Arc<Inode>) {

@@ -159,7 +159,7 @@ impl Client {
                 .call(&open.cred, Class::Bulk, |c| {
                     // A session that came meanwhile may allow less: the rest is
                     // for the caller, as with any short WRITE.
-                    c.put(&open.handle).get_attrs(CHANGE_ONLY).write(
+                    c.once().put(&open.handle).get_attrs(CHANGE_ONLY).write(
                         stateid,
                         offset,
                         stable,
@@ -228,7 +228,7 @@ impl Client {
             let (stateid, token) = open.for_io();
             let mut reply = self
                 .call(&open.cred, Class::Bulk, |c| {
-                    c.put(&open.handle).get_attrs(CHANGE_ONLY);
+                    c.once().put(&open.handle).get_attrs(CHANGE_ONLY);
                     for (index, (offset, data)) in pieces.iter().enumerate() {
                         if index == 1 {
                             c.then();

@@ -470,7 +470,7 @@ fn attributes_that_were_learnt_by_another_name_may_be_shown_by_a_new_one_while_t
 
 /// "A call by path that meets what another host has removed is made once more."
 #[test]
-fn a_call_that_was_overtaken_twice_is_estale_and_one_that_was_not_is_not() {
+fn a_call_that_was_overtaken_is_estale_and_one_that_was_not_is_not() {
     let told = |other: Call| {
         Told::default()
             .done(0, open(1))

@@ -2,13 +2,15 @@
 //! last (RFC 8881 §2.10.6; the redo rules of `nfs::calls`).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use efs_fuse::nfs::NfsError;
 use efs_fuse::nfs::calls::HowToOpen;
 use efs_fuse::nfs::proto::types::FileHandle;
+use efs_fuse::vfs::types::ROOT_INO;
 use parking_lot::Mutex;
 
-use super::rig::{ONCE, Rig, within};
+use super::rig::{Mount, ONCE, Rig, within};
 use crate::peer::proto::{op, st};
 use crate::peer::{Action, Executed, Peer, PeerConfig};
 
@@ -250,6 +252,40 @@ async fn a_replayed_request_that_failed_is_an_error_and_not_taken_for_our_own_do
             };
             assert_eq!(errno, expected, "{}", op::name(number));
         }
+    }
+}
+
+/// A WRITE that ran and whose reply is lost is not run again over what another host has done
+/// since: the server keeps its reply, too. (The kernel's client does not ask for that.)
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_reply_was_lost_does_not_land_on_what_came_after_it() {
+    let fragments: [&[u64]; 2] = [&[0], &[0, 5000, 9000]];
+    for offsets in fragments {
+        let mount = Mount::new(PeerConfig::default()).await;
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        let (peer, step) = (Arc::downgrade(&mount.peer), AtomicUsize::new(0));
+        mount.peer.on_op(move |event| {
+            match (step.load(Ordering::Relaxed), event.op) {
+                (0, op::WRITE) => {
+                    step.store(1, Ordering::Relaxed);
+                    return Action::DropConnectionAfter;
+                }
+                (1, op::SEQUENCE) => {
+                    step.store(2, Ordering::Relaxed);
+                    let peer = peer.upgrade().unwrap();
+                    assert!(!peer.fs().read_file("/f").unwrap().is_empty());
+                    peer.fs().write_file("/f", b"").unwrap();
+                }
+                _ => {}
+            }
+            Action::Pass
+        });
+        for offset in offsets {
+            mount.write(file, *offset, b"ours").await.unwrap();
+        }
+        within(60, mount.fsync(file)).await.unwrap();
+        let content = mount.peer.fs().read_file("/f").unwrap();
+        assert_eq!(content, b"", "{offsets:?}");
     }
 }
 

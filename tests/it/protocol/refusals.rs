@@ -128,3 +128,32 @@ async fn a_rename_onto_what_another_host_has_made_a_directory_has_the_kernel_wal
     let now = mount.lookup(dir, "name").await.unwrap().unwrap();
     assert_eq!(now.stat.kind, FileKind::Directory);
 }
+
+/// EXIST is a full directory, and two things that cannot replace each other: by what is known here
+/// both are directories.
+#[tokio::test(start_paused = true)]
+async fn a_rename_is_refused_for_a_full_directory_only_if_there_is_one() {
+    for (replaced, by_link) in [("from", false), ("to", false), ("to", true), ("", false)] {
+        let mount = mount(PeerConfig::default()).await;
+        for name in ["from", "to"] {
+            mount.mkdir(ROOT_INO, name).await.unwrap();
+        }
+        let fs = mount.peer.fs();
+        if replaced.is_empty() {
+            fs.write_file("/to/file", b"x").unwrap();
+            once_at(&mount.peer, op::RENAME, Action::Fail(st::EXIST));
+        } else {
+            fs.remove(&format!("/{replaced}")).unwrap();
+            match by_link {
+                true => fs.symlink(&format!("/{replaced}"), "elsewhere").unwrap(),
+                false => fs.write_file(&format!("/{replaced}"), b"x").unwrap(),
+            }
+        }
+        let refused = mount.rename((ROOT_INO, "from"), (ROOT_INO, "to")).await;
+        let expected = match replaced {
+            "" => libc::ENOTEMPTY,
+            _ => libc::ESTALE,
+        };
+        assert_eq!(refused.unwrap_err().0, expected, "{replaced}");
+    }
+}
