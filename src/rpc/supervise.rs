@@ -14,11 +14,11 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::channel::Shared;
-use super::connection::{self, End, Ended, Signals};
+use super::connection::{self, Ended};
 use super::pending::ConnectionId;
 use super::preface;
 use super::scaling;
+use super::shared::{End, Shared, Signals};
 use super::transport::{BoxStream, NoFurther};
 use crate::background::Pause;
 
