@@ -26,11 +26,10 @@ mod orphans;
 mod root;
 mod tree;
 
+pub use super::server::FileSystem;
 pub use data::{Epilogue, Written, WrittenSeveral};
 pub use features::Feature;
 pub use locks::Locked;
 pub use names::{DirChange, Found, Made, PrePost, Renamed};
-pub(super) use opens::ServerFeatures;
 pub use opens::{FoundOpen, HowToOpen, InlineRead, OpenedFile, OpenedHandle};
-pub use root::FileSystem;
 pub use tree::ListFrom;

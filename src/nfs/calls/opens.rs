@@ -1,20 +1,19 @@
 //! OPEN and CLOSE.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::super::client::Client;
-use super::super::close_queue::UNLOCKS;
+use super::super::close;
 use super::super::proto::attrs::{
     AttrSet, Attributes, CHANGE_ONLY, NewAttributes, NewTime, number as n,
 };
 use super::super::proto::compound::Compound;
 use super::super::proto::ops::{Claim, Create, Op, PRESERVE_UNLINKED};
 use super::super::proto::reply::{NfsError, ReadResult, Reply};
-use super::super::proto::status::Status;
+use super::super::proto::status::{Status, state_is_gone};
 use super::super::proto::types::{FileHandle, NfsTime, StateId};
-use super::super::recovery::state_is_gone;
+use super::super::reopen::renew_state;
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
 use super::names::{DirChange, LOOKS, change_before, saved_after};
@@ -85,39 +84,6 @@ pub struct FoundOpen {
     pub preserves_unlinked: bool,
 }
 
-/// What saves requests and this server was found to lack. Asked for until it is
-/// refused once, then never again.
-#[derive(Debug, Default)]
-pub(in super::super) struct ServerFeatures {
-    /// The current stateid (RFC 8881 §16.2.3.1.2) in READ.
-    current_stateid: AtomicBool,
-    /// The anonymous stateid (§8.2.3) in READ of an open file.
-    anonymous_read: AtomicBool,
-    /// NVERIFY (§18.15).
-    nverify: AtomicBool,
-}
-
-impl ServerFeatures {
-    /// The stateid for a READ in the compound of its OPEN.
-    fn stateid(&self) -> Option<StateId> {
-        if !self.current_stateid.load(Ordering::Relaxed) {
-            Some(StateId::CURRENT)
-        } else if !self.anonymous_read.load(Ordering::Relaxed) {
-            Some(StateId::ANONYMOUS)
-        } else {
-            None
-        }
-    }
-
-    fn refused(&self, stateid: StateId) {
-        let lack = match stateid == StateId::CURRENT {
-            true => &self.current_stateid,
-            false => &self.anonymous_read,
-        };
-        lack.store(true, Ordering::Relaxed);
-    }
-}
-
 impl Client {
     /// OPEN of a file by its handle (CLAIM_FH), merged into `open`. With
     /// `truncate` the file is cut to nothing in the same compound. With `name`
@@ -155,14 +121,14 @@ impl Client {
                 ..opened
             }));
         }
-        self.room_to_open().await;
+        self.close_queue.room_to_open().await;
         let inline = inline.filter(|_| !truncate).and_then(|inline| {
-            let lacks_nverify = self.features.nverify.load(Ordering::Relaxed);
             let stateid = self.features.stateid()?;
-            (inline.unless.is_none() || !lacks_nverify).then_some((inline, stateid))
+            (inline.unless.is_none() || self.features.has_nverify()).then_some((inline, stateid))
         });
-        let front = self.close_along(&open.cred, OPEN_OPS);
+        let front = self.close_queue.close_along(&open.cred, OPEN_OPS);
         let opened = self
+            .close_queue
             .call_behind(front, &open.cred, |c| {
                 if let Some((dir, name)) = name {
                     c.put(dir).lookup(name).get_handle();
@@ -210,7 +176,7 @@ impl Client {
         let opened = reply.open()?;
         let token = open.for_io().1;
         if !open.opened(opened.stateid, access) {
-            self.renew_state(open, token, Status::BAD_STATEID).await?;
+            renew_state(self, open, token, Status::BAD_STATEID).await?;
         }
         if !leads_here {
             return Ok(None);
@@ -264,7 +230,7 @@ impl Client {
                 }
                 Err(error) => {
                     tracing::debug!("{error}: not asked again");
-                    self.features.nverify.store(true, Ordering::Relaxed);
+                    self.features.refused_nverify();
                     return None;
                 }
             }
@@ -297,7 +263,7 @@ impl Client {
         mode: u32,
         how: HowToOpen,
     ) -> Result<OpenedFile, NfsError> {
-        self.room_to_open().await;
+        self.close_queue.room_to_open().await;
         let owner = self.opens.next_owner();
         let owner_bytes = owner.to_be_bytes();
         let at_creation = NewAttributes {
@@ -308,8 +274,9 @@ impl Client {
         let plan = (how == HowToOpen::Exclusive)
             .then(|| Exclusive::plan(mode, self.fs().exclcreat))
             .transpose()?;
-        let front = self.close_along(cred, OPEN_OPS);
+        let front = self.close_queue.close_along(cred, OPEN_OPS);
         let opened = self
+            .close_queue
             .call_behind(front, cred, |c: &mut Compound| {
                 let create = match &plan {
                     Some(plan) => Create::Exclusive(plan.verifier, &plan.at_creation),
@@ -422,11 +389,12 @@ impl Client {
         name: &[u8],
         access: u32,
     ) -> Result<FoundOpen, NfsError> {
-        self.room_to_open().await;
+        self.close_queue.room_to_open().await;
         let owner = self.opens.next_owner();
         let owner_bytes = owner.to_be_bytes();
-        let front = self.close_along(cred, OPEN_OPS);
+        let front = self.close_queue.close_along(cred, OPEN_OPS);
         let opened = self
+            .close_queue
             .call_behind(front, cred, |c| {
                 c.put(dir)
                     .get_attrs(self.object())
@@ -514,57 +482,28 @@ impl Client {
     /// CLOSE. The open is gone locally whatever the server says; what it says
     /// is for the log.
     pub async fn close(self: &Arc<Self>, open: &Arc<OpenState>) -> Result<(), NfsError> {
-        match self.closed_here(open) {
-            Some(stateid) => self.send_close(open, stateid).await,
+        match self.opens.close_here(open) {
+            Some(stateid) => close::close(&self.fore, open, stateid).await,
             None => Ok(()),
         }
     }
 
-    /// Nobody uses the open any more. What there is to be closed.
-    pub(in super::super) fn closed_here(&self, open: &OpenState) -> Option<StateId> {
-        self.opens.forget(open);
-        let was_dead = open.is_dead();
-        // Requests may still be on their way with it (reading ahead): they must
-        // not open it again.
-        open.lose();
-        open.exact().filter(|_| !was_dead)
+    /// CLOSE, soon, together with others. The open is gone locally at once.
+    /// For an open that nothing is written with any more.
+    pub fn close_soon(&self, open: &Arc<OpenState>) {
+        if let Some(stateid) = self.opens.close_here(open) {
+            self.close_queue.close_soon(open, stateid);
+        }
     }
 
-    /// The CLOSE itself. `stateid` is what it was when this began. What the server
-    /// does not close for its locks is unlocked first.
-    pub(in super::super) async fn send_close(
-        self: &Arc<Self>,
-        open: &Arc<OpenState>,
-        stateid: StateId,
-    ) -> Result<(), NfsError> {
-        let locks = open.lock_states();
-        let mut unlocks = 0;
-        loop {
-            let mut reply = self
-                .call(&open.cred, Class::Metadata, |c| {
-                    c.once()
-                        .put(&open.handle)
-                        .close(open.exact().unwrap_or(stateid));
-                })
-                .await?;
-            reply.ok(Op::PutFh)?;
-            match reply.stateid(Op::Close) {
-                Err(NfsError::Status(_, Status::LOCKS_HELD)) if unlocks < UNLOCKS => {
-                    unlocks += 1;
-                    self.unlock_all(&locks).await;
-                }
-                result => return result.map(drop),
-            }
-        }
+    /// Sends every CLOSE that still waits, and waits for all of them.
+    pub async fn closes_sent(&self) {
+        self.close_queue.sent_all().await;
     }
 
     /// A new open of `handle`, not yet known to the server.
     pub fn prepare_open(&self, handle: FileHandle, cred: Arc<Credential>) -> Arc<OpenState> {
         self.opens.prepare(handle, cred)
-    }
-
-    pub(super) fn open_owner<'a>(&self, owner: &'a [u8]) -> (u64, &'a [u8]) {
-        (self.client_id.lock().id, owner)
     }
 }
 

@@ -11,15 +11,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::{Backoff, Client};
-use super::proto::compound::{Compound, SlotUse};
-use super::proto::ops::Op;
-use super::proto::reply::{NfsError, Reply};
-use super::proto::status::Status;
-use super::proto::types::SessionId;
-use super::session::establish;
-use super::session::live::Session;
-use super::session::slots::Slot;
+use super::super::backoff::Backoff;
+use super::super::proto::compound::{Compound, SlotUse};
+use super::super::proto::ops::Op;
+use super::super::proto::reply::{NfsError, Reply};
+use super::super::proto::status::Status;
+use super::super::proto::types::SessionId;
+use super::super::session::establish;
+use super::super::session::live::Session;
+use super::super::session::slots::Slot;
+use super::ForeChannel;
 use crate::rpc::caller::Request;
 use crate::rpc::{Load, RpcError};
 use crate::xdr::DecodeError;
@@ -35,10 +36,10 @@ pub(super) enum Sent {
     Again(bool),
 }
 
-impl Client {
+impl ForeChannel {
     /// Sends a compound on a slot until its SEQUENCE is answered.
     pub(super) async fn send(
-        self: &Arc<Self>,
+        &self,
         session: &Arc<Session>,
         slot: Slot,
         compound: &Compound,
@@ -50,7 +51,7 @@ impl Client {
         }
         self.metrics.gauges.slots_in_use.inc();
         let mut held = HeldSlot {
-            client: self,
+            fore: self,
             session,
             id: Some(slot.id),
             unmoved: false,
@@ -194,7 +195,7 @@ impl Client {
     /// Takes the result of SEQUENCE: checks that it answers what was sent,
     /// gives the slot back, and heeds what the server wishes.
     pub(super) fn sequenced(
-        self: &Arc<Self>,
+        &self,
         session: &Arc<Session>,
         held: &mut HeldSlot<'_>,
         sent: &SlotUse,
@@ -220,8 +221,10 @@ impl Client {
         if !any_left {
             self.recover(session.generation);
         }
-        if raised != 0 {
-            self.flags_raised(session, raised);
+        if raised != 0
+            && let Some(upkeep) = self.upkeep.get()
+        {
+            upkeep.flags_raised(session, raised);
         }
         Ok(())
     }
@@ -248,7 +251,7 @@ impl Client {
 /// A slot with a request on it. Dropped without being given back, the slot is
 /// retired: nobody knows what the server made of the request.
 pub(super) struct HeldSlot<'a> {
-    client: &'a Arc<Client>,
+    fore: &'a ForeChannel,
     session: &'a Session,
     /// `None` once given back.
     id: Option<u32>,
@@ -259,7 +262,7 @@ pub(super) struct HeldSlot<'a> {
 impl HeldSlot<'_> {
     pub(super) fn give_back(&mut self, spent: bool) {
         if let Some(id) = self.id.take() {
-            self.client.metrics.gauges.slots_in_use.dec();
+            self.fore.metrics.gauges.slots_in_use.dec();
             self.session.release(id, spent);
         }
     }
@@ -270,9 +273,9 @@ impl Drop for HeldSlot<'_> {
         if self.unmoved {
             self.give_back(false);
         } else if let Some(id) = self.id.take() {
-            self.client.metrics.gauges.slots_in_use.dec();
+            self.fore.metrics.gauges.slots_in_use.dec();
             if !self.session.retire(id) {
-                self.client.recover(self.session.generation);
+                self.fore.recover(self.session.generation);
             }
         }
     }
