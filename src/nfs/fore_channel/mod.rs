@@ -13,6 +13,7 @@
 
 mod resolve;
 mod send;
+mod slot_request;
 
 use std::sync::{Arc, OnceLock};
 

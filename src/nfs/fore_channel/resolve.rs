@@ -27,7 +27,8 @@ use super::super::proto::status::Status;
 use super::super::session::establish;
 use super::super::session::live::Session;
 use super::ForeChannel;
-use super::send::{GARBLED_TRIES, HeldSlot, Sent};
+use super::send::{HeldSlot, Sent};
+use super::slot_request::GARBLED_TRIES;
 use crate::rpc::{Load, RpcError};
 
 /// The request may have been executed, and nobody waits for it.

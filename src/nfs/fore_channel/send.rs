@@ -1,33 +1,30 @@
 //! One compound on one slot: sent until its SEQUENCE is answered.
 //!
-//! The slot and its sequence id stay the same over every sending, so the server
-//! runs the request once (RFC 8881 §2.10.6). The slot is given back when the
-//! server has said that it moved, or that it did not; where neither is known it
-//! is retired. What the server wishes of the session (target slots, status
-//! flags) is heeded here, for each reply.
+//! What a reply means is decided by [`super::slot_request`]; here it is done: sending,
+//! waiting, binding, and giving the slot back when the server has said that it moved, or
+//! that it did not. Where neither is known it is retired. What the server wishes of the
+//! session (target slots, status flags) is heeded here, for each reply.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::super::backoff::Backoff;
 use super::super::proto::compound::{Compound, SlotUse};
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, Reply};
-use super::super::proto::status::Status;
 use super::super::proto::types::SessionId;
 use super::super::session::establish;
 use super::super::session::live::Session;
 use super::super::session::slots::Slot;
 use super::ForeChannel;
+use super::slot_request::{Action, Arrival, SlotFate, SlotRequest};
+use crate::rpc::call::Call;
 use crate::rpc::caller::Request;
+use crate::rpc::channel::Answer;
 use crate::rpc::{Load, RpcError};
 use crate::xdr::DecodeError;
-
-/// How often a reply that does not decode, as far as it says whose it is, is asked
-/// for again.
-pub(super) const GARBLED_TRIES: u32 = 3;
 
 /// What a sending of a compound came to.
 pub(super) enum Sent {
@@ -49,13 +46,6 @@ impl ForeChannel {
             session.release(slot.id, false);
             return Err(NfsError::Unfit("more operations than the session allows"));
         }
-        self.metrics.gauges.slots_in_use.inc();
-        let mut held = HeldSlot {
-            fore: self,
-            session,
-            id: Some(slot.id),
-            unmoved: false,
-        };
         let slot_use = SlotUse {
             session: session.id,
             seqid: slot.seqid,
@@ -63,133 +53,70 @@ impl ForeChannel {
             highest: slot.highest,
             keeps: session.attrs.max_cached >= establish::CACHED_REPLY,
         };
-        let mut misordered = 0;
-        let mut garbled = 0;
-        let mut resent = false;
-        // It was found at work on an earlier sending.
-        let mut slow = false;
-        let begun = Instant::now();
-        let mut backoff = Backoff::new();
-        let request = Request::new();
+        let mut on_slot = OnSlot {
+            fore: self,
+            session,
+            compound,
+            load,
+            slot_use,
+            request: Request::new(),
+            held: HeldSlot::new(self, session, slot.id),
+        };
+        let mut state = SlotRequest::new(slot.id, Instant::now());
+        let mut action = on_slot.send_once(&mut state).await;
         loop {
-            let sent_at = Instant::now();
-            self.metrics.gauges.rpc_in_flight.inc();
-            let call = compound.finish(Some(slot_use));
-            let answer = self
-                .channel
-                .call_for(Arc::clone(&request), call, load)
-                .await;
-            self.metrics.gauges.rpc_in_flight.dec();
-            if matches!(answer, Err(RpcError::Abandoned { .. })) {
-                if request.was_started() {
+            action = match action {
+                Action::Done(reply) => return Ok(Sent::Reply(reply)),
+                Action::Resend { after, distrust } => {
+                    if let Some(connection) = distrust {
+                        self.channel.distrust(connection);
+                    }
+                    if !after.is_zero() {
+                        tokio::time::sleep(after).await;
+                    }
+                    on_slot.send_once(&mut state).await
+                }
+                Action::Rebind(connection) => {
+                    let (channel, identity) = (&self.channel, &self.config.identity);
+                    let bound =
+                        establish::bind_connection(channel, connection, identity, session.id);
+                    state.on_bound(bound.await)
+                }
+                Action::Resolve => {
+                    let held = on_slot.held;
                     return self.resolve(session, held, slot_use, compound).await;
                 }
-                held.unmoved = true;
-                return Err(RpcError::Abandoned { sent: false }.into());
-            }
-            self.metrics.round_trip();
-            let answer = match answer {
-                Ok(answer) => answer,
-                Err(error) => {
-                    // Refused before any of it was looked at.
-                    held.unmoved =
-                        matches!(error, RpcError::NotSpoken(_) | RpcError::AuthRefused(_));
-                    return Err(error.into());
+                Action::Again { slot, may_have_run } => {
+                    on_slot.held.leave(slot);
+                    return Ok(Sent::Again(may_have_run));
                 }
-            };
-            resent |= answer.resent;
-            let connection = answer.connection;
-            let parsed = Reply::parse(answer.body, compound.ops()).and_then(|mut reply| {
-                self.count(compound, &reply, sent_at.elapsed());
-                match reply.ok(Op::Sequence) {
-                    // Although it may have been sent more than once, the reply
-                    // is that of the one time it ran: the slot sees to that.
-                    Ok(_) => self.sequenced(session, &mut held, &slot_use, &mut reply, sent_at)?,
-                    Err(error) => return Err(error),
-                }
-                Ok(reply)
-            });
-            let at_work = parsed
-                .as_ref()
-                .is_err_and(|error| matches!(error, NfsError::Status(Op::Sequence, Status::DELAY)));
-            slow |= at_work && resent;
-            if slow && !at_work {
-                self.channel.needed(begun.elapsed());
-            }
-            let error = match parsed {
-                Ok(reply) => return Ok(Sent::Reply(reply)),
-                Err(error) => error,
-            };
-            match error.status().filter(|status| status.name().is_some()) {
-                // Nobody knows whose reply that was. The connection is not to be
-                // trusted; on another one the slot has the right reply, or says
-                // that there is none.
-                None if garbled < GARBLED_TRIES => {
-                    garbled += 1;
-                    tracing::warn!("a reply that is none ({error}), asking again");
-                    self.channel.distrust(connection);
-                    resent = true;
-                }
-                // The slot may have moved or not: `held` takes it out of use.
-                None => return Err(error),
-                // Perhaps still at work on an earlier sending: same slot, same
-                // seqid.
-                Some(Status::DELAY) => backoff.pause().await,
-                // It ran, and the slot moved, but the reply was not kept.
-                Some(Status::RETRY_UNCACHED_REP) => {
-                    held.give_back(true);
-                    return Ok(Sent::Again(true));
-                }
-                Some(Status::SEQ_MISORDERED) if misordered < 3 => {
-                    misordered += 1;
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-                Some(Status::CONN_NOT_BOUND_TO_SESSION) => {
-                    let bound = establish::bind_connection(
-                        &self.channel,
-                        connection,
-                        &self.config.identity,
-                        session.id,
-                    );
-                    match bound.await {
-                        // Not at once: a server may say so for ever.
-                        Ok(()) => backoff.pause().await,
-                        Err(NfsError::Rpc(error)) => return Err(error.into()),
-                        Err(error) => {
-                            tracing::warn!("a connection cannot join the session: {error}");
-                            held.give_back(false);
-                            self.recover(session.generation);
-                            return Ok(Sent::Again(resent));
-                        }
-                    }
-                }
-                Some(Status::SEQ_MISORDERED | Status::BADSLOT | Status::BAD_HIGH_SLOT) => {
-                    tracing::warn!(slot = slot.id, "slot given up: {error}");
-                    drop(held);
-                    return Ok(Sent::Again(resent));
-                }
-                Some(Status::SEQ_FALSE_RETRY) => {
-                    held.give_back(true);
-                    return Ok(Sent::Again(resent));
-                }
-                // The last two are what some servers say of a client whose lease
-                // ran out, until they have forgotten its sessions as well.
-                Some(
-                    Status::BADSESSION
-                    | Status::DEADSESSION
-                    | Status::EXPIRED
-                    | Status::STALE_CLIENTID,
-                ) => {
-                    held.give_back(false);
+                Action::Recover { may_have_run } => {
+                    on_slot.held.leave(SlotFate::Unmoved);
                     self.recover(session.generation);
-                    return Ok(Sent::Again(resent));
+                    return Ok(Sent::Again(may_have_run));
                 }
-                _ => {
-                    held.give_back(false);
+                Action::Fail { error, slot } => {
+                    on_slot.held.leave(slot);
                     return Err(error);
                 }
             }
         }
+    }
+
+    /// Sends a call, and counts it as a round trip unless it was abandoned.
+    async fn exchange(
+        &self,
+        request: &Arc<Request>,
+        call: Call,
+        load: Load,
+    ) -> Result<Answer, RpcError> {
+        self.metrics.gauges.rpc_in_flight.inc();
+        let answer = self.channel.call_for(Arc::clone(request), call, load).await;
+        self.metrics.gauges.rpc_in_flight.dec();
+        if !matches!(answer, Err(RpcError::Abandoned { .. })) {
+            self.metrics.round_trip();
+        }
+        answer
     }
 
     /// Takes the result of SEQUENCE: checks that it answers what was sent,
@@ -248,6 +175,53 @@ impl ForeChannel {
     }
 }
 
+/// A compound on its slot.
+struct OnSlot<'a> {
+    fore: &'a ForeChannel,
+    session: &'a Arc<Session>,
+    compound: &'a Compound,
+    load: Load,
+    slot_use: SlotUse,
+    request: Arc<Request>,
+    held: HeldSlot<'a>,
+}
+
+impl OnSlot<'_> {
+    /// Sends it once, and says what comes of that.
+    async fn send_once(&mut self, state: &mut SlotRequest) -> Action<Reply> {
+        let sent_at = Instant::now();
+        let call = self.compound.finish(Some(self.slot_use));
+        let answer = self.fore.exchange(&self.request, call, self.load).await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return state.on_no_reply(error, self.request.was_started()),
+        };
+        let arrival = Arrival {
+            connection: answer.connection,
+            resent: answer.resent,
+        };
+        let parsed = self.take(answer.body, sent_at);
+        let action = state.on_reply(Instant::now(), arrival, parsed);
+        if let Some(time) = state.take_needed() {
+            self.fore.channel.needed(time);
+        }
+        action
+    }
+
+    /// Takes a reply apart as far as SEQUENCE.
+    fn take(&mut self, body: Bytes, sent_at: Instant) -> Result<Reply, NfsError> {
+        let mut reply = Reply::parse(body, self.compound.ops())?;
+        self.fore.count(self.compound, &reply, sent_at.elapsed());
+        reply.ok(Op::Sequence)?;
+        // Although it may have been sent more than once, the reply
+        // is that of the one time it ran: the slot sees to that.
+        let (held, slot_use) = (&mut self.held, &self.slot_use);
+        self.fore
+            .sequenced(self.session, held, slot_use, &mut reply, sent_at)?;
+        Ok(reply)
+    }
+}
+
 /// A slot with a request on it. Dropped without being given back, the slot is
 /// retired: nobody knows what the server made of the request.
 pub(super) struct HeldSlot<'a> {
@@ -255,24 +229,40 @@ pub(super) struct HeldSlot<'a> {
     session: &'a Session,
     /// `None` once given back.
     id: Option<u32>,
-    /// The slot's sequence id is known not to have moved.
-    unmoved: bool,
 }
 
-impl HeldSlot<'_> {
+impl<'a> HeldSlot<'a> {
+    fn new(fore: &'a ForeChannel, session: &'a Session, id: u32) -> Self {
+        fore.metrics.gauges.slots_in_use.inc();
+        Self {
+            fore,
+            session,
+            id: Some(id),
+        }
+    }
+
+    /// Gives the slot back, if it was not given back before; `spent` says that its
+    /// sequence id has moved.
     pub(super) fn give_back(&mut self, spent: bool) {
         if let Some(id) = self.id.take() {
             self.fore.metrics.gauges.slots_in_use.dec();
             self.session.release(id, spent);
         }
     }
+
+    fn leave(mut self, slot: SlotFate) {
+        match slot {
+            SlotFate::Spent => self.give_back(true),
+            SlotFate::Unmoved => self.give_back(false),
+            // Dropping it takes the slot out of use.
+            SlotFate::Unknown => {}
+        }
+    }
 }
 
 impl Drop for HeldSlot<'_> {
     fn drop(&mut self) {
-        if self.unmoved {
-            self.give_back(false);
-        } else if let Some(id) = self.id.take() {
+        if let Some(id) = self.id.take() {
             self.fore.metrics.gauges.slots_in_use.dec();
             if !self.session.retire(id) {
                 self.fore.recover(self.session.generation);
