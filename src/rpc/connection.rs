@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use super::call::{self, Incoming};
 use super::error::RpcError;
-use super::pending::{ConnectionId, Load, Next};
+use super::pending::Next;
+use super::placement::{ConnectionId, Load};
 use super::record::RecordReader;
 use super::shared::{Answer, End, Shared, Signals};
 use super::transport::BoxStream;

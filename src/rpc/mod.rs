@@ -13,8 +13,8 @@
 //! - [`call`]: the messages
 //! - [`auth`]: who a call is made for (`AUTH_SYS`)
 //! - [`caller`]: who waits for it, and what is done when nobody does any more
-//! - [`pending`]: which calls wait for which reply, and on which of the connections
-//!   (a plain state machine)
+//! - [`pending`]: which calls wait for which reply (a plain state machine)
+//! - [`placement`]: which of the connections each is put on (likewise)
 //! - [`silence`]: when a silent connection is given up (likewise)
 //! - [`scaling`]: how many connections there should be (likewise)
 //! - [`channel`]: what callers have of it; `supervise` makes the connections, `connection`
@@ -29,6 +29,7 @@ pub mod channel;
 mod connection;
 mod error;
 pub mod pending;
+pub mod placement;
 pub mod preface;
 pub mod record;
 pub mod scaling;
@@ -39,7 +40,7 @@ pub mod transport;
 
 pub use channel::Channel;
 pub use error::RpcError;
-pub use pending::{ConnectionId, Load};
+pub use placement::{ConnectionId, Load};
 pub use scaling::{Connections, Pause};
 pub use shared::{Greeting, Refused};
 pub use silence::Tolerance;

@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 use super::call::Call;
 use super::error::RpcError;
-use super::pending::{ConnectionId, Pending};
+use super::pending::Pending;
+use super::placement::ConnectionId;
 use super::scaling::{Pause, Scaling};
 use super::silence::{SilenceLimit, Tolerance};
 use super::transport::Connector;
