@@ -12,7 +12,7 @@ use super::exit::{self, Failure};
 use super::mount::{find_device, read_lists};
 use super::probe;
 use crate::efs::{Device, Problem, ServerConnector};
-use crate::mount::assembly::{self, Unwelcome};
+use crate::mount::connecting::{self, Unwelcome};
 use crate::mount::{MountError, MountOptions, launch};
 use crate::nfs::session::establish::Identity;
 use crate::nfs::{Client, ClientConfig};
@@ -233,9 +233,9 @@ async fn serve(
             info.slots, info.max_ops, info.lease
         ),
     );
-    let root = match assembly::find_root(&device.path, &client).await {
+    let root = match connecting::find_root(&device.path, &client).await {
         Ok(()) => Ok(()),
-        Err(error) => Err(assembly::explain(error, &device.path, connector).await),
+        Err(error) => Err(connecting::explain(error, &device.path, connector).await),
     };
     let root = report.step("root", root);
     if root.is_some() {
@@ -279,7 +279,7 @@ async fn session(
     let client = Client::connect(Arc::clone(connector) as _, config, Metrics::new());
     match tokio::time::timeout(PATIENCE, client).await {
         Ok(Ok(client)) => Ok(client),
-        Ok(Err(error)) => Err(assembly::explain(Unwelcome::Client(error), path, connector).await),
+        Ok(Err(error)) => Err(connecting::explain(Unwelcome::Client(error), path, connector).await),
         Err(_) => {
             let peer = crate::rpc::transport::Connector::peer(&**connector);
             Err(MountError::silent(&peer, PATIENCE))

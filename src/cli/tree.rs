@@ -16,7 +16,7 @@ use super::mount::{find_device, read_lists};
 use crate::mount::found::{Found, effective_user};
 use crate::mount::mountinfo::{Mount, MountTable};
 use crate::mount::registry::Entry;
-use crate::mount::{MountError, MountRequest, assembly, launch};
+use crate::mount::{MountError, MountRequest, connecting, launch};
 use crate::nfs::Client;
 use crate::quoting;
 use crate::rpc::auth::Credential;
@@ -186,7 +186,7 @@ where
         .map_err(|why| Failure::system("starting the runtime", why))?;
     runtime.block_on(async {
         let metrics = Metrics::new();
-        let client = assembly::connect_only(&target.request, &metrics).await?;
+        let client = connecting::connect_only(&target.request, &metrics).await?;
         let cred = Credential::of_process();
         let found = Top::find(&client, &cred, &target.name).await;
         let outcome = match found {
