@@ -370,7 +370,7 @@ const CACHE_TIMES: &[&str] = &["actimeo", "acregmin", "acregmax", "acdirmin", "a
 mod tests {
     use super::*;
     use crate::efs::Settings;
-    use crate::mount::options::{Atime, MAX_IO, MIN_IO, Patience, Unanswered};
+    use crate::mount::options::{Atime, MAX_IO, MIN_IO, MountWait, Unanswered};
 
     fn meant(list: &str) -> Result<MountOptions, OptionError> {
         mean(&read(&[list], false)?.typed)
@@ -421,7 +421,7 @@ mod tests {
             (Atime::Never, Some(true), 12049)
         );
         assert_eq!(o.server.region.as_deref(), Some("eu-west-1"));
-        assert_eq!(o.patience, Patience::GiveUpAfter(Duration::from_secs(7)));
+        assert_eq!(o.mount_wait, MountWait::GiveUpAfter(Duration::from_secs(7)));
         assert_eq!(
             (o.unanswered, o.timeo, o.retrans),
             (Unanswered::SoftErr, Duration::from_secs(5), 3)
@@ -453,10 +453,10 @@ mod tests {
     #[test]
     fn waiting_is_for_a_time_or_forever() {
         assert_eq!(
-            taken("wait=90").patience,
-            Patience::WaitFor(Duration::from_secs(90))
+            taken("wait=90").mount_wait,
+            MountWait::WaitFor(Duration::from_secs(90))
         );
-        assert_eq!(taken("wait=forever").patience, Patience::WaitForever);
+        assert_eq!(taken("wait=forever").mount_wait, MountWait::WaitForever);
         wrong("wait=never", "forever");
         wrong("wait=0", "at least 1");
         wrong("wait=5,mount_timeout=5", "mount_timeout and wait");

@@ -340,7 +340,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
-    type Seen = mpsc::Receiver<(Ino, Vec<u8>)>;
+    type Told = mpsc::Receiver<(Ino, Vec<u8>)>;
 
     /// A kernel that takes an invalidation only when the test lets it.
     struct Slow {
@@ -370,7 +370,7 @@ mod tests {
         }
     }
 
-    fn slow() -> (Arc<Notify>, Seen, mpsc::Sender<()>) {
+    fn slow() -> (Arc<Notify>, Told, mpsc::Sender<()>) {
         let (sent, seen) = mpsc::channel();
         let (let_go, go) = mpsc::channel();
         let queue = Notify::new();

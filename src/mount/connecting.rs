@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::error::{AccessRequest, MountError, Retry};
 use super::launch::MountRequest;
-use super::options::Patience;
+use super::options::MountWait;
 use super::owner::Owner;
 use crate::efs::{Problem, ServerConnector};
 use crate::nfs::proto::ops::Op;
@@ -65,17 +65,17 @@ pub(super) async fn connect_patiently(
     connector: &Arc<ServerConnector>,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Client>, Instant), MountError> {
-    let patience = request.options.patience;
+    let wait = request.options.mount_wait;
     let begun = Instant::now();
     let mut told = begun;
     loop {
-        let rest = patience
+        let rest = wait
             .limit()
             .map(|limit| limit.saturating_sub(begun.elapsed()));
         // With `wait=` no attempt takes so long that nothing is told.
-        let time = match patience {
-            Patience::GiveUpAfter(_) => rest.unwrap_or(PROGRESS),
-            Patience::WaitFor(_) | Patience::WaitForever => {
+        let time = match wait {
+            MountWait::GiveUpAfter(_) => rest.unwrap_or(PROGRESS),
+            MountWait::WaitFor(_) | MountWait::WaitForever => {
                 rest.map_or(PROGRESS, |rest| rest.min(PROGRESS))
             }
         };
@@ -93,13 +93,13 @@ pub(super) async fn connect_patiently(
             Ok(Err(error)) => error,
             Err(_) => MountError::silent(&peer, begun.elapsed()),
         };
-        let over = patience
+        let over = wait
             .limit()
             .is_some_and(|limit| begun.elapsed() + RETRY >= limit);
         let Retry::MayHelp(why) = error.retry else {
             return Err(error);
         };
-        if !patience.retries() || over {
+        if !wait.retries() || over {
             return Err(error);
         }
         tracing::debug!("mounting is tried again: {why}");
@@ -196,7 +196,7 @@ pub async fn explain(error: Unwelcome, path: &str, connector: &ServerConnector) 
     match error.status() {
         Some(Status::NOENT) => MountError::no_directory(path),
         Some(Status::NOTDIR | Status::SYMLINK) => MountError::not_a_directory(path),
-        _ => MountError::mount("mounting", error).may_pass(Retry::HALF_UP),
+        _ => MountError::mount("mounting", error).with_retry(Retry::HALF_UP),
     }
 }
 
@@ -237,10 +237,9 @@ fn refused(peer: &str, error: &NfsError) -> MountError {
             "mounting",
             format_args!("{peer} refuses this client: {error}"),
         )
-        .may_pass(Retry::NOT_SET_UP_YET)
+        .with_retry(Retry::NOT_SET_UP_YET)
         .remedy("check the server's list of allowed clients"),
-        error => {
-            MountError::mount("mounting", format_args!("{peer}: {error}")).may_pass(Retry::HALF_UP)
-        }
+        error => MountError::mount("mounting", format_args!("{peer}: {error}"))
+            .with_retry(Retry::HALF_UP),
     }
 }

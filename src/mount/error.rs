@@ -89,7 +89,7 @@ impl std::error::Error for MountError {}
 
 impl MountError {
     /// `WHAT failed: WHY` with the given status. Trying again is in vain unless
-    /// [`Self::may_pass`] says otherwise.
+    /// [`Self::with_retry`] says otherwise.
     pub fn new(status: u8, what: impl fmt::Display, why: impl fmt::Display) -> Self {
         // Other programs' words may come with line breaks.
         let why = plain(why.to_string().trim()).replace('\n', "; ");
@@ -101,9 +101,9 @@ impl MountError {
         }
     }
 
-    /// The same mount may succeed later, for this reason.
+    /// Says whether waiting may help.
     #[must_use]
-    pub fn may_pass(self, retry: Retry) -> Self {
+    pub fn with_retry(self, retry: Retry) -> Self {
         Self { retry, ..self }
     }
 
@@ -168,10 +168,10 @@ impl MountError {
         }
         let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
         let error =
-            || Self::mount(format_args!("connecting to {peer}"), why).may_pass(Retry::NOT_UP_YET);
+            || Self::mount(format_args!("connecting to {peer}"), why).with_retry(Retry::NOT_UP_YET);
         match why.kind() {
             io::ErrorKind::NotFound => Self::mount(format_args!("resolving {host}"), why)
-                .may_pass(Retry::NOT_UP_YET)
+                .with_retry(Retry::NOT_UP_YET)
                 .remedy(format_args!(
                     "check the name and this machine's DNS (getent hosts {host})"
                 )),
@@ -190,7 +190,7 @@ impl MountError {
     pub fn silent(peer: &str, limit: Duration) -> Self {
         let seconds = limit.as_secs_f64();
         Self::mount("mounting", format_args!("{peer} did not answer within {seconds} s"))
-            .may_pass(Retry::NOT_UP_YET)
+            .with_retry(Retry::NOT_UP_YET)
             .remedy("check that it is an NFS server, or go on waiting with -o wait=SECONDS or -o wait=forever")
     }
 
@@ -200,7 +200,7 @@ impl MountError {
             "mounting",
             format_args!("what listens at {peer} is no NFS server"),
         )
-        .may_pass(Retry::HALF_UP)
+        .with_retry(Retry::HALF_UP)
         .remedy("check the host and -o port=")
     }
 
@@ -210,7 +210,7 @@ impl MountError {
             "mounting",
             format_args!("the server at {peer} does not speak NFSv4.1"),
         )
-        .may_pass(Retry::HALF_UP)
+        .with_retry(Retry::HALF_UP)
         .remedy("enable NFSv4.1 on the server; versions 3 and 4.0 are not supported here")
     }
 
@@ -220,7 +220,7 @@ impl MountError {
             "mounting",
             format_args!("no such directory on the server: {}", quoting::name(path)),
         )
-        .may_pass(Retry::NOT_SET_UP_YET)
+        .with_retry(Retry::NOT_SET_UP_YET)
         .remedy("check the part of the device after the colon, or the server's exports")
     }
 
@@ -230,7 +230,7 @@ impl MountError {
             "mounting",
             format_args!("{} on the server is not a directory", quoting::name(path)),
         )
-        .may_pass(Retry::NOT_SET_UP_YET)
+        .with_retry(Retry::NOT_SET_UP_YET)
     }
 
     /// The server does not let us at the directory.
@@ -244,7 +244,7 @@ impl MountError {
         } = *asked;
         let denied = format!("access to {} denied by the server", quoting::name(path));
         let error = |why: String| {
-            Self::mount("mounting", format_args!("{denied}{why}")).may_pass(Retry::NOT_SET_UP_YET)
+            Self::mount("mounting", format_args!("{denied}{why}")).with_retry(Retry::NOT_SET_UP_YET)
         };
         if let Some(skew) = skew.filter(|skew| skew.abs() >= SKEW) {
             let direction = if skew > 0 { "ahead of" } else { "behind" };
@@ -285,7 +285,7 @@ impl MountError {
             "mounting",
             format_args!("{peer} ends every connection right after the TLS handshake"),
         )
-        .may_pass(Retry::HALF_UP)
+        .with_retry(Retry::HALF_UP)
         .remedy(
             "check that an NFS server is behind it; if it is EFS, the file system id, accesspoint=, iam, and the clock",
         )
@@ -303,7 +303,7 @@ impl From<Problem> for MountError {
             Step::Region | Step::Zone | Step::Credentials => Retry::NO_METADATA_YET,
             Step::Name | Step::MountTarget | Step::Connection | Step::Tls => Retry::NOT_UP_YET,
         };
-        let error = Self::mount(problem.what, problem.why).may_pass(retry);
+        let error = Self::mount(problem.what, problem.why).with_retry(retry);
         match problem.remedy {
             Some(remedy) => error.remedy(remedy),
             None => error,

@@ -27,8 +27,8 @@ use super::error::RpcError;
 use super::pending::Pending;
 use super::placement::{ConnectionId, ConnectionLoad, Load};
 use super::scaling::{Connections, Scaling};
-pub use super::shared::{Answer, Greet, Greeting, Judge, Link, Refused};
 use super::shared::{End, Shared, Table};
+pub use super::shared::{Greet, Greeting, Judge, Link, Refused, RpcReply};
 use super::silence::{SilenceLimit, Tolerance};
 use super::supervise::{supervise, watch_responses};
 use super::transport::Connector;
@@ -108,7 +108,7 @@ impl Channel {
     /// # Errors
     /// [`RpcError::Closed`] once the channel is closed; else what the server
     /// said at the RPC level.
-    pub async fn call(&self, call: Call, load: Load) -> Result<Answer, RpcError> {
+    pub async fn call(&self, call: Call, load: Load) -> Result<RpcReply, RpcError> {
         self.call_for(Request::of_nobody(), call, load).await
     }
 
@@ -121,7 +121,7 @@ impl Channel {
         request: Arc<Request>,
         call: Call,
         load: Load,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<RpcReply, RpcError> {
         self.submit(request, call, load, None).await
     }
 
@@ -129,7 +129,11 @@ impl Channel {
     ///
     /// # Errors
     /// As [`Self::call`].
-    pub async fn call_on(&self, connection: ConnectionId, call: Call) -> Result<Answer, RpcError> {
+    pub async fn call_on(
+        &self,
+        connection: ConnectionId,
+        call: Call,
+    ) -> Result<RpcReply, RpcError> {
         let request = Request::of_nobody();
         self.submit(request, call, Load::Small, Some(connection))
             .await
@@ -141,7 +145,7 @@ impl Channel {
         call: Call,
         load: Load,
         wish: Option<ConnectionId>,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<RpcReply, RpcError> {
         let (owed, reply) = oneshot::channel();
         {
             let mut table = self.shared.table.lock();

@@ -16,7 +16,7 @@ use super::error::RpcError;
 use super::pending::Next;
 use super::placement::{ConnectionId, Load};
 use super::record::RecordReader;
-use super::shared::{Answer, End, Shared, Signals};
+use super::shared::{End, RpcReply, Shared, Signals};
 use super::transport::BoxStream;
 use crate::background::Died;
 
@@ -142,7 +142,7 @@ async fn read_replies<R: AsyncRead + Unpin>(
                 answered(shared, replied.since);
                 let resent = replied.resent;
                 // The caller may be gone; nothing is owed then.
-                let _ = (replied.owed).send(result.map(|body| Answer {
+                let _ = (replied.owed).send(result.map(|body| RpcReply {
                     body,
                     resent,
                     connection,

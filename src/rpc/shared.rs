@@ -25,7 +25,7 @@ use crate::telemetry::Metrics;
 
 /// A reply to a call.
 #[derive(Debug)]
-pub struct Answer {
+pub struct RpcReply {
     /// The body of the reply.
     pub body: Bytes,
     /// The call went out more than once.
@@ -106,7 +106,7 @@ impl Signals {
 }
 
 /// How a caller gets its reply.
-pub(super) type Owed = oneshot::Sender<Result<Answer, RpcError>>;
+pub(super) type Owed = oneshot::Sender<Result<RpcReply, RpcError>>;
 
 /// What the one mutex guards.
 pub(super) struct Table {

@@ -22,7 +22,7 @@ use super::ForeChannel;
 use super::slot_request::{Action, Arrival, SlotFate, SlotRequest};
 use crate::rpc::call::Call;
 use crate::rpc::caller::Request;
-use crate::rpc::channel::Answer;
+use crate::rpc::channel::RpcReply;
 use crate::rpc::{Load, RpcError};
 use crate::xdr::DecodeError;
 
@@ -109,7 +109,7 @@ impl ForeChannel {
         request: &Arc<Request>,
         call: Call,
         load: Load,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<RpcReply, RpcError> {
         self.metrics.gauges.rpc_in_flight.inc();
         let answer = self.channel.call_for(Arc::clone(request), call, load).await;
         self.metrics.gauges.rpc_in_flight.dec();
