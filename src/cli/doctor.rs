@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use super::arguments::Doctor;
 use super::exit::{self, Failure};
 use super::mount::{find_device, read_lists};
 use super::probe;
 use crate::efs::{Device, Problem, ServerConnector};
-use crate::mount::assembly::{self, Unwelcome};
+use crate::mount::connecting::{self, Unwelcome};
 use crate::mount::{MountError, MountOptions, launch};
 use crate::nfs::session::establish::Identity;
 use crate::nfs::{Client, ClientConfig};
@@ -129,7 +130,6 @@ async fn walk(
         "device",
         format!("{}, directory {}, {by}", device.host, device.path),
     );
-
     let target = report.step("region", problem(connector.target().await))?;
     if let Some(file_system) = &target.file_system {
         let detail = format!(
@@ -137,60 +137,12 @@ async fn walk(
             file_system.id, file_system.region, target.host
         );
         report.good("region", detail);
-        match connector.instance().await {
-            Ok(instance) => report.good(
-                "zone",
-                format!(
-                    "this machine is in {} ({})",
-                    instance.zone.as_deref().unwrap_or("?"),
-                    instance.zone_id.as_deref().unwrap_or("?")
-                ),
-            ),
-            Err(why) => report.note("zone", format!("not known: {why}")),
-        }
-        match connector.clock_skew().await {
-            Some(skew) if skew.abs() >= SKEW => report.note(
-                "clock",
-                format!(
-                    "{} s {} AWS's",
-                    skew.abs(),
-                    if skew > 0 { "ahead of" } else { "behind" }
-                ),
-            ),
-            Some(skew) => report.good("clock", format!("within {} s of AWS's", skew.abs().max(1))),
-            None => {}
-        }
+        surroundings(report, connector).await;
     }
-
-    let found = report.step("addresses", problem(connector.addresses().await))?;
-    let shown: Vec<_> = found
-        .addresses
-        .iter()
-        .map(|address| address.ip().to_string())
-        .collect();
-    report.good("addresses", shown.join(", "));
-
-    let begun = Instant::now();
-    let stream = report.step("connection", problem(connector.tcp(found.addresses).await))?;
-    let peer = stream
-        .peer_addr()
-        .map_or_else(|_| "?".to_owned(), |peer| peer.to_string());
-    report.good(
-        "connection",
-        format!("{peer} in {}", millis(begun.elapsed())),
-    );
-
-    let secure = report.step("identity", problem(connector.prepare_tls().await))?;
-    if secure {
-        let point = options.server.access_point.as_deref();
-        let principal = connector.identity().and_then(|shown| shown.access_key_id);
-        let who = match &principal {
-            Some(key_id) => format!("IAM principal of access key {key_id}"),
-            None => "no IAM identity".to_owned(),
-        };
+    let stream = reach(report, connector).await?;
+    if report.step("identity", problem(connector.prepare_tls().await))? {
         if target.file_system.is_some() {
-            let point = point.map_or_else(String::new, |point| format!(", access point {point}"));
-            report.good("identity", format!("{who}{point}"));
+            report.good("identity", who(options, connector));
         }
         let begun = Instant::now();
         let secured = connector.secured(stream).await;
@@ -202,7 +154,76 @@ async fn walk(
         );
         report.good("tls", detail);
     }
+    serve(report, device, options, connector, probed).await
+}
 
+/// Where this machine is, and how well its clock goes.
+async fn surroundings(report: &mut Report, connector: &ServerConnector) {
+    match connector.instance().await {
+        Ok(instance) => report.good(
+            "zone",
+            format!(
+                "this machine is in {} ({})",
+                instance.zone.as_deref().unwrap_or("?"),
+                instance.zone_id.as_deref().unwrap_or("?")
+            ),
+        ),
+        Err(why) => report.note("zone", format!("not known: {why}")),
+    }
+    match connector.clock_skew().await {
+        Some(skew) if skew.abs() >= SKEW => report.note(
+            "clock",
+            format!(
+                "{} s {} AWS's",
+                skew.abs(),
+                if skew > 0 { "ahead of" } else { "behind" }
+            ),
+        ),
+        Some(skew) => report.good("clock", format!("within {} s of AWS's", skew.abs().max(1))),
+        None => {}
+    }
+}
+
+/// The addresses of the server, and a connection to one of them.
+async fn reach(report: &mut Report, connector: &ServerConnector) -> Option<TcpStream> {
+    let found = report.step("addresses", problem(connector.addresses().await))?;
+    let shown: Vec<_> = found
+        .addresses
+        .iter()
+        .map(|address| address.ip().to_string())
+        .collect();
+    report.good("addresses", shown.join(", "));
+    let begun = Instant::now();
+    let stream = report.step("connection", problem(connector.tcp(found.addresses).await))?;
+    let peer = stream
+        .peer_addr()
+        .map_or_else(|_| "?".to_owned(), |peer| peer.to_string());
+    report.good(
+        "connection",
+        format!("{peer} in {}", millis(begun.elapsed())),
+    );
+    Some(stream)
+}
+
+/// Who we are to EFS.
+fn who(options: &MountOptions, connector: &ServerConnector) -> String {
+    let point = options.server.access_point.as_deref();
+    let point = point.map_or_else(String::new, |point| format!(", access point {point}"));
+    let principal = connector.identity().and_then(|shown| shown.access_key_id);
+    match &principal {
+        Some(key_id) => format!("IAM principal of access key {key_id}{point}"),
+        None => format!("no IAM identity{point}"),
+    }
+}
+
+/// The NFS session, the directory to mount, and what `--probe` asks beyond.
+async fn serve(
+    report: &mut Report,
+    device: &Device,
+    options: &MountOptions,
+    connector: &Arc<ServerConnector>,
+    probed: bool,
+) -> Option<()> {
     let client = report.step("session", session(options, connector, &device.path).await)?;
     let info = client.session_info();
     report.good(
@@ -212,9 +233,9 @@ async fn walk(
             info.slots, info.max_ops, info.lease
         ),
     );
-    let root = match assembly::find_root(&device.path, &client).await {
+    let root = match connecting::find_root(&device.path, &client).await {
         Ok(()) => Ok(()),
-        Err(error) => Err(assembly::explain(error, &device.path, connector).await),
+        Err(error) => Err(connecting::explain(error, &device.path, connector).await),
     };
     let root = report.step("root", root);
     if root.is_some() {
@@ -258,7 +279,7 @@ async fn session(
     let client = Client::connect(Arc::clone(connector) as _, config, Metrics::new());
     match tokio::time::timeout(PATIENCE, client).await {
         Ok(Ok(client)) => Ok(client),
-        Ok(Err(error)) => Err(assembly::explain(Unwelcome::Client(error), path, connector).await),
+        Ok(Err(error)) => Err(connecting::explain(Unwelcome::Client(error), path, connector).await),
         Err(_) => {
             let peer = crate::rpc::transport::Connector::peer(&**connector);
             Err(MountError::silent(&peer, PATIENCE))

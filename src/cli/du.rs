@@ -9,14 +9,14 @@ use super::arguments::Du;
 use super::exit::{self, Failure};
 use super::format::bytes;
 use super::names::Names;
-use super::tree::{self, Target, found_line};
+use super::tree::{self, TreeTarget, found_line};
 use crate::mount::MountError;
 use crate::quoting;
 use crate::tree::measure::{Measured, measure};
 use crate::tree::progress::Progress;
 
 pub(super) fn run(asked: &Du) -> Result<(), Failure> {
-    let target = Target::find(&asked.tree)?;
+    let target = TreeTarget::find(&asked.tree)?;
     let progress = Arc::new(Progress::default());
     let begun = Instant::now();
     let walk = |client, cred, top| {

@@ -178,21 +178,7 @@ fn checked(spec: &'static OptionSpec, value: Option<&str>) -> Result<String, Opt
 /// A malformed value, or two options that contradict each other.
 pub fn mean(typed: &[Typed]) -> Result<MountOptions, OptionError> {
     let last = |name: &str| typed.iter().rev().find(|option| option.spec.name == name);
-    // mount(8) puts what is to change behind what is mounted: the last counts.
-    let remount = last("remount").is_some();
-    for (one, other) in CONTRADICTIONS {
-        if let (Some(_), Some(_), false) = (last(one), last(other), remount) {
-            return Err(OptionError::Conflict(
-                (*one).to_owned(),
-                (*other).to_owned(),
-            ));
-        }
-    }
-    for (one, needed) in NEEDS {
-        if let (Some(_), None) = (last(one), last(needed)) {
-            return Err(OptionError::Lacks((*one).to_owned(), (*needed).to_owned()));
-        }
-    }
+    fit_together(last)?;
     let mut options = MountOptions::default();
     for option in typed {
         match option.spec.meaning {
@@ -208,30 +194,7 @@ pub fn mean(typed: &[Typed]) -> Result<MountOptions, OptionError> {
         }
     }
     let given = |name: &str| last(name).map(|option| format!("{name}={}", option.value));
-    if let Some(noac) = last("noac") {
-        // nfs(5) users write "noac,actimeo=0", which says the same twice.
-        let nonzero =
-            |name| given(name).filter(|times| times.bytes().any(|c| matches!(c, b'1'..=b'9')));
-        if let Some(times) = CACHE_TIMES.iter().find_map(|name| nonzero(name)) {
-            return Err(OptionError::Conflict(noac.spec.name.to_owned(), times));
-        }
-        options.cache_times = CacheTimes::NONE;
-        options.name_cache = NameCache::None;
-    }
-    order(
-        &mut options.cache_times.reg_min,
-        &mut options.cache_times.reg_max,
-        "acregmin",
-        "acregmax",
-        given,
-    )?;
-    order(
-        &mut options.cache_times.dir_min,
-        &mut options.cache_times.dir_max,
-        "acdirmin",
-        "acdirmax",
-        given,
-    )?;
+    cache_times(&mut options, last("noac"), given)?;
     if let (Some(_), Some(window), true) = (
         last("sync"),
         given("write_window"),
@@ -248,6 +211,61 @@ pub fn mean(typed: &[Typed]) -> Result<MountOptions, OptionError> {
         options.default_permissions = false;
     }
     Ok(options)
+}
+
+/// No option contradicts another, or lacks one that it needs; `last` finds one that was
+/// given.
+fn fit_together<'a>(last: impl Fn(&str) -> Option<&'a Typed>) -> Result<(), OptionError> {
+    // mount(8) puts what is to change behind what is mounted: the last counts.
+    let remount = last("remount").is_some();
+    for (one, other) in CONTRADICTIONS {
+        if let (Some(_), Some(_), false) = (last(one), last(other), remount) {
+            return Err(OptionError::Conflict(
+                (*one).to_owned(),
+                (*other).to_owned(),
+            ));
+        }
+    }
+    for (one, needed) in NEEDS {
+        if let (Some(_), None) = (last(one), last(needed)) {
+            return Err(OptionError::Lacks((*one).to_owned(), (*needed).to_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// What `noac` means for the times of caches, and that none of them is before another;
+/// `given` has an option as it was written.
+fn cache_times(
+    options: &mut MountOptions,
+    noac: Option<&Typed>,
+    given: impl Fn(&str) -> Option<String>,
+) -> Result<(), OptionError> {
+    if let Some(noac) = noac {
+        // nfs(5) users write "noac,actimeo=0", which says the same twice.
+        let nonzero =
+            |name| given(name).filter(|times| times.bytes().any(|c| matches!(c, b'1'..=b'9')));
+        if let Some(times) = CACHE_TIMES.iter().find_map(|name| nonzero(name)) {
+            return Err(OptionError::Conflict(noac.spec.name.to_owned(), times));
+        }
+        options.cache_times = CacheTimes::NONE;
+        options.name_cache = NameCache::None;
+    }
+    let times = &mut options.cache_times;
+    order(
+        &mut times.reg_min,
+        &mut times.reg_max,
+        "acregmin",
+        "acregmax",
+        &given,
+    )?;
+    order(
+        &mut times.dir_min,
+        &mut times.dir_max,
+        "acdirmin",
+        "acdirmax",
+        &given,
+    )
 }
 
 /// The smaller of two times must not exceed the larger. If the user gave only
@@ -352,7 +370,7 @@ const CACHE_TIMES: &[&str] = &["actimeo", "acregmin", "acregmax", "acdirmin", "a
 mod tests {
     use super::*;
     use crate::efs::Settings;
-    use crate::mount::options::{Atime, MAX_IO, MIN_IO, Patience, Unanswered};
+    use crate::mount::options::{Atime, MAX_IO, MIN_IO, MountWait, Unanswered};
 
     fn meant(list: &str) -> Result<MountOptions, OptionError> {
         mean(&read(&[list], false)?.typed)
@@ -403,7 +421,7 @@ mod tests {
             (Atime::Never, Some(true), 12049)
         );
         assert_eq!(o.server.region.as_deref(), Some("eu-west-1"));
-        assert_eq!(o.patience, Patience::GiveUpAfter(Duration::from_secs(7)));
+        assert_eq!(o.mount_wait, MountWait::GiveUpAfter(Duration::from_secs(7)));
         assert_eq!(
             (o.unanswered, o.timeo, o.retrans),
             (Unanswered::SoftErr, Duration::from_secs(5), 3)
@@ -435,10 +453,10 @@ mod tests {
     #[test]
     fn waiting_is_for_a_time_or_forever() {
         assert_eq!(
-            taken("wait=90").patience,
-            Patience::WaitFor(Duration::from_secs(90))
+            taken("wait=90").mount_wait,
+            MountWait::WaitFor(Duration::from_secs(90))
         );
-        assert_eq!(taken("wait=forever").patience, Patience::WaitForever);
+        assert_eq!(taken("wait=forever").mount_wait, MountWait::WaitForever);
         wrong("wait=never", "forever");
         wrong("wait=0", "at least 1");
         wrong("wait=5,mount_timeout=5", "mount_timeout and wait");

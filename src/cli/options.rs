@@ -13,8 +13,8 @@ use Value::{Allowed, Needed, No};
 
 use super::option_value as value;
 use crate::mount::options::{
-    Atime, CacheTimes, Locks, LocksOf, MAX_CONNECTIONS, MAX_IO, MIN_IO, MountOptions, NameCache,
-    Patience, Unanswered,
+    Atime, CacheTimes, Locks, LocksOf, MAX_CONNECTIONS, MAX_IO, MIN_IO, MountOptions, MountWait,
+    NameCache, Unanswered,
 };
 
 /// One option of the table.
@@ -343,7 +343,7 @@ pub static TABLE: &[OptionSpec] = &[
         "SECONDS",
         "give up mounting after this time (30)",
         |o, text| {
-            o.patience = Patience::GiveUpAfter(value::seconds(text, 1)?);
+            o.mount_wait = MountWait::GiveUpAfter(value::seconds(text, 1)?);
             Ok(())
         },
     ),
@@ -352,9 +352,9 @@ pub static TABLE: &[OptionSpec] = &[
         "SECONDS|forever",
         "keep trying to mount for this time",
         |o, text| {
-            o.patience = match text {
-                "forever" => Patience::WaitForever,
-                _ => Patience::WaitFor(
+            o.mount_wait = match text {
+                "forever" => MountWait::WaitForever,
+                _ => MountWait::WaitFor(
                     value::seconds(text, 1).map_err(|why| format!("{why}, or forever"))?,
                 ),
             };

@@ -12,7 +12,7 @@ use super::arguments::Rm;
 use super::exit::{self, Failure};
 use super::format::{bytes, count};
 use super::names::Names;
-use super::tree::{self, Target};
+use super::tree::{self, TreeTarget};
 use crate::mount::MountError;
 use crate::quoting;
 use crate::tree::progress::Progress;
@@ -22,7 +22,7 @@ use crate::tree::remove::{Wanted, remove};
 const LISTED_AHEAD: usize = 4096;
 
 pub(super) fn run(asked: &Rm) -> Result<(), Failure> {
-    let target = Target::find(&asked.tree)?;
+    let target = TreeTarget::find(&asked.tree)?;
     refuse(&target)?;
     let progress = Arc::new(Progress::default());
     let begun = Instant::now();
@@ -76,7 +76,7 @@ pub(super) fn run(asked: &Rm) -> Result<(), Failure> {
 }
 
 /// What must not be removed, whoever asks.
-fn refuse(target: &Target) -> Result<(), Failure> {
+fn refuse(target: &TreeTarget) -> Result<(), Failure> {
     let refused = |why: String, remedy: &str| {
         let failure = Failure::usage(
             format_args!("removing {}", quoting::name(&target.shown)),
@@ -133,7 +133,7 @@ fn removed_line(progress: &Progress) -> String {
 
 fn report(
     asked: &Rm,
-    target: &Target,
+    target: &TreeTarget,
     progress: &Progress,
     gone: bool,
     took: Duration,

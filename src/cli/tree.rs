@@ -16,7 +16,7 @@ use super::mount::{find_device, read_lists};
 use crate::mount::found::{Found, effective_user};
 use crate::mount::mountinfo::{Mount, MountTable};
 use crate::mount::registry::Entry;
-use crate::mount::{MountError, MountRequest, assembly, launch};
+use crate::mount::{MountError, MountRequest, connecting, launch};
 use crate::nfs::Client;
 use crate::quoting;
 use crate::rpc::auth::Credential;
@@ -29,7 +29,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A tree on a server, and how to get there.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct TreeTarget {
     /// Connects to the directory that holds the tree.
     request: MountRequest,
     /// The name in that directory; empty for the root of the file system.
@@ -40,7 +40,7 @@ pub(super) struct Target {
     pub(super) mounted_below: Vec<PathBuf>,
 }
 
-impl Target {
+impl TreeTarget {
     /// What `asked` names: a device, or a path in a mount of ours.
     pub(super) fn find(asked: &Tree) -> Result<Self, Failure> {
         let text = asked.target.as_bytes();
@@ -170,7 +170,7 @@ fn ends_in_dots(path: &Path) -> bool {
 /// Connects, finds the tree, runs `work` on it and leaves the server. While it
 /// works a line on the terminal shows how far it is; Ctrl-C stops it.
 pub(super) fn run<T, W>(
-    target: &Target,
+    target: &TreeTarget,
     progress: &Arc<Progress>,
     line: fn(&Progress) -> String,
     work: impl FnOnce(Arc<Client>, Arc<Credential>, Top) -> W,
@@ -186,7 +186,7 @@ where
         .map_err(|why| Failure::system("starting the runtime", why))?;
     runtime.block_on(async {
         let metrics = Metrics::new();
-        let client = assembly::connect_only(&target.request, &metrics).await?;
+        let client = connecting::connect_only(&target.request, &metrics).await?;
         let cred = Credential::of_process();
         let found = Top::find(&client, &cred, &target.name).await;
         let outcome = match found {
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn a_tree_of_a_device_is_found_from_the_directory_that_holds_it() {
         let target = |device: &str| {
-            Target::of_device(device, &[], Vec::new()).map(|target| {
+            TreeTarget::of_device(device, &[], Vec::new()).map(|target| {
                 (
                     target.request.device.path,
                     String::from_utf8(target.name).unwrap_or_default(),
@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn what_is_not_in_a_mount_of_ours_is_refused() {
         for path in ["/", "/proc/self", "/nonexistent/x"] {
-            let refused = Target::of_path(Path::new(path), &[]);
+            let refused = TreeTarget::of_path(Path::new(path), &[]);
             assert!(refused.is_err_and(|why| why.status() == 1), "{path}");
         }
     }

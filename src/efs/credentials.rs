@@ -305,7 +305,7 @@ struct Container(String);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
+struct ContainerCredentials {
     access_key_id: String,
     secret_access_key: String,
     token: Option<String>,
@@ -335,7 +335,7 @@ impl ProvideCredentials for Container {
 /// No credentials.
 pub fn read(body: &str) -> provider::Result {
     // serde's words would quote what it read.
-    let read: Answer = serde_json::from_str(body)
+    let read: ContainerCredentials = serde_json::from_str(body)
         .map_err(|_| CredentialsError::provider_error("the answer holds no credentials"))?;
     Ok(Credentials::new(
         read.access_key_id,

@@ -15,7 +15,7 @@ const MAX_WORDS: usize = 500;
 
 /// What came back.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     /// The HTTP status.
     pub status: u16,
     /// The server's clock, as its `Date` header says.
@@ -33,7 +33,7 @@ pub(super) async fn request(
     url: &str,
     headers: &[(&str, &str)],
     limit: Duration,
-) -> Result<Answer, String> {
+) -> Result<Response, String> {
     let exchange = exchange(method, url, headers, limit);
     tokio::time::timeout(limit, exchange)
         .await
@@ -45,7 +45,7 @@ async fn exchange(
     url: &str,
     headers: &[(&str, &str)],
     limit: Duration,
-) -> Result<Answer, String> {
+) -> Result<Response, String> {
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(limit));
     over(connector, method, url, headers).await
@@ -60,7 +60,7 @@ pub async fn over(
     method: &str,
     url: &str,
     headers: &[(&str, &str)],
-) -> Result<Answer, String> {
+) -> Result<Response, String> {
     let mut request = http::Request::builder().method(method).uri(url);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -88,7 +88,7 @@ pub async fn over(
         .map_err(|why| why.to_string())?;
     let body = String::from_utf8(body.to_bytes().to_vec())
         .map_err(|_| "the answer is no text".to_owned())?;
-    Ok(Answer { status, date, body })
+    Ok(Response { status, date, body })
 }
 
 /// The cause at the bottom of a chain of errors: "connection refused" and not

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::http::{self, Answer};
+use super::http::{self, Response};
 use super::region;
 
 /// Where it listens.
@@ -139,7 +139,7 @@ impl Imds {
         Err(last)
     }
 
-    async fn get(&self, path: &str, token: &str) -> Result<Answer, String> {
+    async fn get(&self, path: &str, token: &str) -> Result<Response, String> {
         let url = format!("{}{path}", self.endpoint);
         let header = [("X-aws-ec2-metadata-token", token)];
         match http::request("GET", &url, &header, DATA_TIME).await {

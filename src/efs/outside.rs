@@ -6,7 +6,7 @@ use aws_credential_types::Credentials;
 
 pub use super::bind::{Generation, Reply};
 pub use super::credentials::{none_found, read as container_credentials, usable};
-pub use super::http::{Answer, MAX_BODY, over as http_over};
+pub use super::http::{MAX_BODY, Response, over as http_over};
 pub use super::tls::{Tls, issuers_in, names_of, provider, verifier};
 
 use super::certificate::Claims;

@@ -115,12 +115,6 @@ impl Settings {
     /// # Errors
     /// The first thing that does not fit.
     pub fn check(&self, device: &Device) -> Result<(), Unfit> {
-        let unfit = |why: String, remedy: &str| {
-            Err(Unfit {
-                why,
-                remedy: remedy.to_owned(),
-            })
-        };
         if let (DeviceKind::Doubtful { why }, None) = (&device.kind, self.tls) {
             let why = format!(
                 "{} looks like a file system of EFS and is none: {why}",
@@ -131,29 +125,7 @@ impl Settings {
                 "the id, fs-…, as the device; or -o tls or -o notls for a server of that name that is not EFS",
             );
         }
-        let identity = match (&self.access_point, self.iam) {
-            (Some(_), _) => Some("accesspoint="),
-            (None, true) => Some("iam"),
-            _ => None,
-        };
-        if let Some(option) = identity {
-            if !self.uses_tls(device) {
-                let why = format!("option {option} needs TLS, which carries it to EFS");
-                return match self.tls {
-                    Some(_) => unfit(why, "leave out notls"),
-                    None => unfit(why, "add tls, or name the file system by its id, fs-…"),
-                };
-            }
-            if !device.is_efs() {
-                // A DNS alias of it will not do: who makes DNS answer would choose the
-                // file system that is trusted.
-                let why = format!("option {option} needs to know which file system is meant");
-                return unfit(
-                    why,
-                    "fs-… as the device, with -o mounttargetip= for its address if need be",
-                );
-            }
-        }
+        self.check_identity(device)?;
         let of_efs = [
             ("az=", self.zone.is_some()),
             ("mounttargetip=", self.mount_target.is_some()),
@@ -169,7 +141,7 @@ impl Settings {
             );
             return unfit(
                 why,
-                &format!("leave out {option}, or name the file system by its id, fs-…"),
+                format!("leave out {option}, or name the file system by its id, fs-…"),
             );
         }
         if let DeviceKind::EfsName {
@@ -179,38 +151,82 @@ impl Settings {
             ..
         } = &device.kind
         {
-            let expected = self.suffix_of(region);
-            if *suffix != expected {
-                let why = format!(
-                    "{} is no name of EFS: those of {region} end in {expected}, not in {suffix}",
-                    device.host
-                );
-                return unfit(
-                    why,
-                    &format!(
-                        "the id, fs-…, with -o region={region}; or -o dns_suffix={suffix} if that is where its names are"
-                    ),
-                );
-            }
-            if let Some(wanted) = &self.region
-                && wanted != region
-            {
-                let why = format!("region={wanted} is not the region in {}", device.host);
-                return unfit(why, "leave out region=");
-            }
-            if let (Some(wanted), Some(zone)) = (&self.zone, zone)
-                && wanted != zone
-            {
-                let why = format!("az={wanted} is not the zone in {}", device.host);
-                return unfit(why, "leave out az=");
-            }
-            if self.cross_account && zone.is_some() {
-                let why = format!("crossaccount makes a name of its own, not {}", device.host);
-                return unfit(why, "fs-… as the device");
-            }
+            self.check_name(&device.host, zone.as_deref(), region, suffix)?;
         }
         Ok(())
     }
+
+    /// An identity goes to EFS only, and only by TLS.
+    fn check_identity(&self, device: &Device) -> Result<(), Unfit> {
+        let option = match (&self.access_point, self.iam) {
+            (Some(_), _) => "accesspoint=",
+            (None, true) => "iam",
+            _ => return Ok(()),
+        };
+        if !self.uses_tls(device) {
+            let why = format!("option {option} needs TLS, which carries it to EFS");
+            return match self.tls {
+                Some(_) => unfit(why, "leave out notls"),
+                None => unfit(why, "add tls, or name the file system by its id, fs-…"),
+            };
+        }
+        if !device.is_efs() {
+            // A DNS alias of it will not do: who makes DNS answer would choose the
+            // file system that is trusted.
+            let why = format!("option {option} needs to know which file system is meant");
+            return unfit(
+                why,
+                "fs-… as the device, with -o mounttargetip= for its address if need be",
+            );
+        }
+        Ok(())
+    }
+
+    /// The options and the name of a mount target, `host`, say the same.
+    fn check_name(
+        &self,
+        host: &str,
+        zone: Option<&str>,
+        region: &str,
+        suffix: &str,
+    ) -> Result<(), Unfit> {
+        let expected = self.suffix_of(region);
+        if suffix != expected {
+            let why = format!(
+                "{host} is no name of EFS: those of {region} end in {expected}, not in {suffix}"
+            );
+            return unfit(
+                why,
+                format!(
+                    "the id, fs-…, with -o region={region}; or -o dns_suffix={suffix} if that is where its names are"
+                ),
+            );
+        }
+        if let Some(wanted) = &self.region
+            && wanted != region
+        {
+            let why = format!("region={wanted} is not the region in {host}");
+            return unfit(why, "leave out region=");
+        }
+        if let (Some(wanted), Some(zone)) = (&self.zone, zone)
+            && wanted != zone
+        {
+            let why = format!("az={wanted} is not the zone in {host}");
+            return unfit(why, "leave out az=");
+        }
+        if self.cross_account && zone.is_some() {
+            let why = format!("crossaccount makes a name of its own, not {host}");
+            return unfit(why, "fs-… as the device");
+        }
+        Ok(())
+    }
+}
+
+fn unfit(why: String, remedy: impl Into<String>) -> Result<(), Unfit> {
+    Err(Unfit {
+        why,
+        remedy: remedy.into(),
+    })
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use super::dispatch::{Call, Dispatcher, attempt, keep};
 use super::estale_retry::{EstaleRetries, Refused};
 use super::identity::IdentityCache;
 use super::intent::{self, Intents};
-use super::interrupt::{InterruptWatcher, Patience, Soft};
+use super::interrupt::{InterruptWatcher, Soft, WaitMode};
 use super::kernel::KernelOptions;
 use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::lookup::{self, Asker};
@@ -612,12 +612,12 @@ impl Filesystem for Adapter {
         let from_cache = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE);
         // An error for write-back drops the pages: a killed process must not
         // cost others what they mapped.
-        let patience = if from_cache {
-            Patience::Endless
+        let wait_mode = if from_cache {
+            WaitMode::Uninterruptible
         } else {
-            Patience::UntilKilled
+            WaitMode::Killable
         };
-        let call = Call::new(FuseOp::Write, req, ino.0).patience(patience);
+        let call = Call::new(FuseOp::Write, req, ino.0).wait_mode(wait_mode);
         // The one copy: `data` lies in the reader thread's buffer.
         let (vfs, data) = (self.vfs(), buffers::copy(data));
         let flags = WriteFlags {
@@ -669,7 +669,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let call = Call::new(FuseOp::Release, req, ino.0).patience(Patience::Endless);
+        let call = Call::new(FuseOp::Release, req, ino.0).wait_mode(WaitMode::Uninterruptible);
         // Here, not in the task: a lock that is asked for next finds it under way.
         let work = self.vfs.release(fh.0);
         self.done(call, reply, work);
@@ -761,7 +761,7 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let call = Call::new(FuseOp::ReleaseDir, req, ino.0).patience(Patience::Endless);
+        let call = Call::new(FuseOp::ReleaseDir, req, ino.0).wait_mode(WaitMode::Uninterruptible);
         let vfs = self.vfs();
         self.done(call, reply, async move { vfs.releasedir(fh.0).await });
     }
@@ -837,12 +837,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         // Only F_SETLKW is documented to end with EINTR.
-        let patience = if sleep && typ != libc::F_UNLCK {
-            Patience::UntilSignal
+        let wait_mode = if sleep && typ != libc::F_UNLCK {
+            WaitMode::Interruptible
         } else {
-            Patience::UntilKilled
+            WaitMode::Killable
         };
-        let call = Call::new(FuseOp::SetLk, req, ino.0).patience(patience);
+        let call = Call::new(FuseOp::SetLk, req, ino.0).wait_mode(wait_mode);
         let range = LockRange {
             start,
             end,

@@ -30,7 +30,7 @@ use tokio::runtime::Handle;
 use tracing::Instrument;
 
 use super::convert;
-use super::interrupt::{Interrupt, InterruptWatcher, Patience, Ticket};
+use super::interrupt::{Interrupt, InterruptWatcher, Ticket, WaitMode};
 use crate::rpc::caller::{self, Abandoned, Caller};
 use crate::telemetry::{FuseOp, Metrics};
 use crate::vfs::types::{Errno, Ino, Waiting};
@@ -68,7 +68,7 @@ pub(super) struct Call {
     /// The caller's thread id; 0 if it cannot be seen from here.
     pub(super) tid: u32,
     /// What may end the caller's wait.
-    pub(super) patience: Patience,
+    pub(super) wait_mode: WaitMode,
     /// When it came in.
     pub(super) started: Instant,
 }
@@ -81,7 +81,7 @@ impl Call {
             unique: request.unique().0,
             ino,
             tid: request.pid(),
-            patience: Patience::UntilKilled,
+            wait_mode: WaitMode::Killable,
             started: Instant::now(),
         }
     }
@@ -103,9 +103,9 @@ impl Call {
         }
     }
 
-    /// The same with another patience.
-    pub(super) fn patience(self, patience: Patience) -> Self {
-        Self { patience, ..self }
+    /// The same with another wait mode.
+    pub(super) fn wait_mode(self, wait_mode: WaitMode) -> Self {
+        Self { wait_mode, ..self }
     }
 }
 
@@ -135,7 +135,7 @@ fn changes(op: FuseOp) -> bool {
 /// (FLUSH, RELEASE), and the kernel holds pages locked while it reads and writes them
 /// back, which an abandoned operation may have to wait for.
 fn waits_for_abandoned(call: &Call) -> bool {
-    call.patience != Patience::Endless
+    call.wait_mode != WaitMode::Uninterruptible
         && !matches!(
             call.op,
             FuseOp::Read | FuseOp::Flush | FuseOp::Fsync | FuseOp::FsyncDir
@@ -336,7 +336,7 @@ impl Dispatcher {
             _ticket: self.watcher.list(
                 Arc::clone(&pending) as Arc<dyn Interrupt>,
                 call.tid,
-                call.patience,
+                call.wait_mode,
                 call.started,
             ),
             pending,
@@ -448,7 +448,7 @@ mod tests {
             unique: 1,
             ino: 2,
             tid: 0,
-            patience: Patience::UntilKilled,
+            wait_mode: WaitMode::Killable,
             started: Instant::now(),
         }
     }

@@ -6,7 +6,7 @@
 //! request that waits for the server is listed with the thread id of its
 //! caller; those listed for longer than [`OLD`] are checked every [`TICK`]
 //! against the pending signals in `/proc/<tid>/status`, and answered with EINTR
-//! if there is one that may end their wait ([`Patience`]).
+//! if there is one that may end their wait ([`WaitMode`]).
 //!
 //! EINTR is given only while a signal is pending. For locks the kernel makes
 //! ERESTARTSYS of it, which would reach the application if nothing were there
@@ -54,22 +54,22 @@ const PER_SHARD: usize = 32;
 
 /// What may end a caller's wait before the answer is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Patience {
+pub(super) enum WaitMode {
     /// Nothing: nobody waits (release), or the data would be lost (write-back
     /// of mapped pages).
-    Endless,
+    Uninterruptible,
     /// The caller's death.
-    UntilKilled,
+    Killable,
     /// Any signal that would be delivered (waiting for a lock).
-    UntilSignal,
+    Interruptible,
 }
 
-impl Patience {
+impl WaitMode {
     fn is_over(self, signals: Signals) -> bool {
         match self {
-            Patience::Endless => false,
-            Patience::UntilKilled => signals.fatal(),
-            Patience::UntilSignal => signals.fatal() || signals.deliverable(),
+            WaitMode::Uninterruptible => false,
+            WaitMode::Killable => signals.fatal(),
+            WaitMode::Interruptible => signals.fatal() || signals.deliverable(),
         }
     }
 }
@@ -104,7 +104,7 @@ pub(super) trait Interrupt: Send + Sync {
 struct Waiter {
     request: Arc<dyn Interrupt>,
     tid: u32,
-    patience: Patience,
+    wait_mode: WaitMode,
     since: Instant,
 }
 
@@ -112,7 +112,7 @@ struct Waiter {
 struct Found {
     request: Arc<dyn Interrupt>,
     tid: u32,
-    patience: Patience,
+    wait_mode: WaitMode,
     since: Instant,
 }
 
@@ -164,7 +164,7 @@ impl Slots {
             found.push(Found {
                 request: Arc::clone(&waiter.request),
                 tid: waiter.tid,
-                patience: waiter.patience,
+                wait_mode: waiter.wait_mode,
                 since: waiter.since,
             });
         }
@@ -225,11 +225,11 @@ impl Registry {
         for Found {
             request,
             tid,
-            patience,
+            wait_mode,
             since,
         } in found.drain(..)
         {
-            if signals_of(tid).is_some_and(|signals| patience.is_over(signals)) {
+            if signals_of(tid).is_some_and(|signals| wait_mode.is_over(signals)) {
                 interrupted += u64::from(request.give_up(libc::EINTR));
             } else if let Some(soft) = soft
                 && now.saturating_duration_since(since) >= soft.limit
@@ -275,16 +275,16 @@ impl InterruptWatcher {
         self: &Arc<Self>,
         request: Arc<dyn Interrupt>,
         tid: u32,
-        patience: Patience,
+        wait_mode: WaitMode,
         since: Instant,
     ) -> Option<Ticket> {
-        if (tid == 0 || patience == Patience::Endless) && !self.soft {
+        if (tid == 0 || wait_mode == WaitMode::Uninterruptible) && !self.soft {
             return None;
         }
         let (index, wake) = self.registry.insert(Waiter {
             request,
             tid,
-            patience,
+            wait_mode,
             since,
         });
         if wake {
@@ -391,23 +391,23 @@ mod tests {
     const KILL: u64 = 0x100;
     const TERM: u64 = 0x4000;
 
-    fn waiter(request: &Arc<Request>, tid: u32, patience: Patience, since: Instant) -> Waiter {
+    fn waiter(request: &Arc<Request>, tid: u32, wait_mode: WaitMode, since: Instant) -> Waiter {
         Waiter {
             request: Arc::clone(request) as Arc<dyn Interrupt>,
             tid,
-            patience,
+            wait_mode,
             since,
         }
     }
 
     #[test]
     fn a_lock_yields_to_any_signal_and_the_rest_only_to_death() {
-        assert!(Patience::UntilSignal.is_over(pending(TERM)));
-        assert!(Patience::UntilSignal.is_over(pending(KILL)));
-        assert!(!Patience::UntilSignal.is_over(pending(0)));
-        assert!(!Patience::UntilKilled.is_over(pending(TERM)));
-        assert!(Patience::UntilKilled.is_over(pending(KILL | TERM)));
-        assert!(!Patience::Endless.is_over(pending(KILL)));
+        assert!(WaitMode::Interruptible.is_over(pending(TERM)));
+        assert!(WaitMode::Interruptible.is_over(pending(KILL)));
+        assert!(!WaitMode::Interruptible.is_over(pending(0)));
+        assert!(!WaitMode::Killable.is_over(pending(TERM)));
+        assert!(WaitMode::Killable.is_over(pending(KILL | TERM)));
+        assert!(!WaitMode::Uninterruptible.is_over(pending(KILL)));
     }
 
     #[test]
@@ -415,8 +415,8 @@ mod tests {
         let registry = Registry::default();
         let (old, young) = (Arc::<Request>::default(), Arc::<Request>::default());
         let now = Instant::now() + Duration::from_secs(10);
-        registry.insert(waiter(&old, 1, Patience::UntilKilled, now - OLD));
-        registry.insert(waiter(&young, 2, Patience::UntilKilled, now - OLD / 2));
+        registry.insert(waiter(&old, 1, WaitMode::Killable, now - OLD));
+        registry.insert(waiter(&young, 2, WaitMode::Killable, now - OLD / 2));
         let mut asked = Vec::new();
         let mut found = Vec::new();
         let count = registry.look(now, &mut found, None, |tid| {
@@ -436,7 +436,7 @@ mod tests {
         let registry = Registry::default();
         let request = Arc::<Request>::default();
         let now = Instant::now() + OLD;
-        registry.insert(waiter(&request, 1, Patience::UntilSignal, now - OLD));
+        registry.insert(waiter(&request, 1, WaitMode::Interruptible, now - OLD));
         assert_eq!(registry.look(now, &mut Vec::new(), None, |_| None), 0);
         assert!(!request.0.load(Ordering::SeqCst));
     }
@@ -450,7 +450,7 @@ mod tests {
             let request = Arc::<Request>::default();
             let since = now - Duration::from_secs(waited);
             // Also who no signal would end.
-            registry.insert(waiter(&request, 0, Patience::Endless, since));
+            registry.insert(waiter(&request, 0, WaitMode::Uninterruptible, since));
             let soft = Soft {
                 limit,
                 errno: libc::ETIMEDOUT,
@@ -469,7 +469,7 @@ mod tests {
         let request = Arc::<Request>::default();
         for n in 1..=100u32 {
             let tid = n * u32::try_from(SHARDS).unwrap();
-            registry.insert(waiter(&request, tid, Patience::UntilKilled, now - OLD));
+            registry.insert(waiter(&request, tid, WaitMode::Killable, now - OLD));
         }
         let mut seen = HashSet::new();
         for _ in 0..4 {
@@ -489,7 +489,7 @@ mod tests {
         let registry = Registry::default();
         assert!(registry.disarm());
         let request = Arc::<Request>::default();
-        let listed = |tid| waiter(&request, tid, Patience::UntilKilled, Instant::now());
+        let listed = |tid| waiter(&request, tid, WaitMode::Killable, Instant::now());
         let (index, wake) = registry.insert(listed(1));
         assert!(wake);
         assert!(!registry.insert(listed(2)).1);
@@ -507,7 +507,7 @@ mod tests {
             let listed = watcher.list(
                 Arc::clone(&request) as Arc<dyn Interrupt>,
                 5,
-                Patience::UntilKilled,
+                WaitMode::Killable,
                 Instant::now(),
             );
             assert!(listed.is_some());
@@ -521,16 +521,16 @@ mod tests {
     fn nobody_is_listed_who_cannot_be_watched() {
         let watcher = InterruptWatcher::start(Metrics::new(), None).unwrap();
         let request = Arc::<Request>::default();
-        let list = |tid, patience| {
+        let list = |tid, wait_mode| {
             watcher.list(
                 Arc::clone(&request) as Arc<dyn Interrupt>,
                 tid,
-                patience,
+                wait_mode,
                 Instant::now(),
             )
         };
-        assert!(list(0, Patience::UntilSignal).is_none());
-        assert!(list(1, Patience::Endless).is_none());
+        assert!(list(0, WaitMode::Interruptible).is_none());
+        assert!(list(1, WaitMode::Uninterruptible).is_none());
     }
 
     #[test]
@@ -549,13 +549,13 @@ mod tests {
             libc::kill(pid, libc::SIGTERM);
         }
         let (lock, read) = (Arc::<Request>::default(), Arc::<Request>::default());
-        let list = |request: &Arc<Request>, patience| {
+        let list = |request: &Arc<Request>, wait_mode| {
             let request = Arc::clone(request) as Arc<dyn Interrupt>;
-            watcher.list(request, child.id(), patience, Instant::now())
+            watcher.list(request, child.id(), wait_mode, Instant::now())
         };
         let tickets = (
-            list(&lock, Patience::UntilSignal),
-            list(&read, Patience::UntilKilled),
+            list(&lock, WaitMode::Interruptible),
+            list(&read, WaitMode::Killable),
         );
         let until = Instant::now() + Duration::from_secs(20);
         while !lock.0.load(Ordering::SeqCst) && Instant::now() < until {

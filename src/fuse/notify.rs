@@ -389,7 +389,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
-    type Seen = mpsc::Receiver<(Ino, Vec<u8>)>;
+    type Told = mpsc::Receiver<(Ino, Vec<u8>)>;
 
     /// A kernel that takes an invalidation only when the test lets it.
     struct Slow {
@@ -427,15 +427,15 @@ mod tests {
         }
     }
 
-    fn slow() -> (Arc<Notify>, Seen, mpsc::Sender<()>) {
+    fn slow() -> (Arc<Notify>, Told, mpsc::Sender<()>) {
         slow_one(true)
     }
 
-    fn slow_but_willing() -> (Arc<Notify>, Seen, mpsc::Sender<()>) {
+    fn slow_but_willing() -> (Arc<Notify>, Told, mpsc::Sender<()>) {
         slow_one(false)
     }
 
-    fn slow_one(refuses: bool) -> (Arc<Notify>, Seen, mpsc::Sender<()>) {
+    fn slow_one(refuses: bool) -> (Arc<Notify>, Told, mpsc::Sender<()>) {
         let (sent, seen) = mpsc::channel();
         let (let_go, go) = mpsc::channel();
         let queue = Notify::new();

@@ -76,10 +76,10 @@ impl Place {
     /// # Errors
     /// As [`Running::unmount`](super::Running::unmount).
     pub(super) fn unmount(&self, how: Unmount) -> io::Result<()> {
-        match self.seen()? {
-            Seen::OnTop => {}
-            Seen::Covered => return Err(io::Error::from_raw_os_error(libc::EBUSY)),
-            Seen::Gone => return Ok(()),
+        match self.visibility()? {
+            Visibility::OnTop => {}
+            Visibility::Covered => return Err(io::Error::from_raw_os_error(libc::EBUSY)),
+            Visibility::Gone => return Ok(()),
         }
         let flags = match how {
             Unmount::Clean => 0,
@@ -118,7 +118,7 @@ impl Place {
     pub(super) fn clear(&self) {
         // The device number alone does not tell: as soon as ours is unmounted
         // the next mount, perhaps at this very place, may be given it.
-        if !self.is_left() && matches!(self.seen(), Ok(Seen::OnTop)) && self.is_dead() {
+        if !self.is_left() && matches!(self.visibility(), Ok(Visibility::OnTop)) && self.is_dead() {
             let _ = self.unmount(Unmount::Lazy);
         }
     }
@@ -160,19 +160,19 @@ impl Place {
         })
     }
 
-    fn seen(&self) -> io::Result<Seen> {
+    fn visibility(&self) -> io::Result<Visibility> {
         let Some(device) = &self.device else {
-            return Ok(Seen::OnTop);
+            return Ok(Visibility::OnTop);
         };
         let table = mount_table()?;
         let stack = fuse_devices_at(&table, &self.mountpoint);
         let ours = |found: &Option<String>| found.as_ref() == Some(device);
         Ok(if stack.last().is_some_and(ours) {
-            Seen::OnTop
+            Visibility::OnTop
         } else if stack.iter().any(ours) {
-            Seen::Covered
+            Visibility::Covered
         } else {
-            Seen::Gone
+            Visibility::Gone
         })
     }
 
@@ -195,7 +195,7 @@ impl Place {
 
 /// What the path of a mount shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
+enum Visibility {
     /// The mount.
     OnTop,
     /// Another one that was mounted over it.
@@ -290,7 +290,7 @@ torn 0:47 / /mnt/d";
             device: fuse("0:4294967295"),
             left: Arc::default(),
         };
-        assert_eq!(place.seen().unwrap(), Seen::Gone);
+        assert_eq!(place.visibility().unwrap(), Visibility::Gone);
         for how in [Unmount::Clean, Unmount::Lazy, Unmount::Force] {
             place.unmount(how).unwrap();
         }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::error::MountError;
+use super::error::{MountError, Retry};
 use super::notify;
 use super::registry::StartLock;
 
@@ -202,6 +202,8 @@ fn try_read_verdict(reader: &mut impl Read) -> io::Result<Verdict> {
         message: message.to_owned(),
         remedy,
         status,
+        // The daemon has tried as often as the options say.
+        retry: Retry::InVain,
     }))
 }
 

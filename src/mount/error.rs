@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::efs::Problem;
+use crate::efs::problem::Step;
 use crate::quoting;
 
 /// Exit status: arguments, options, device; not our mount.
@@ -25,7 +26,7 @@ const SKEW: i64 = 300;
 
 /// How a mount asked for what it was denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Asked<'a> {
+pub struct AccessRequest<'a> {
     /// The server is EFS.
     pub efs: bool,
     /// By TLS.
@@ -38,6 +39,29 @@ pub struct Asked<'a> {
     pub skew: Option<i64>,
 }
 
+/// Whether the same mount may succeed later although nothing is changed here: what
+/// `wait=` goes on for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// It may, for this reason.
+    MayHelp(&'static str),
+    /// It will not: something has to be changed by whoever mounts.
+    InVain,
+}
+
+impl Retry {
+    /// Instance metadata and credentials come with the network.
+    const NO_METADATA_YET: Self =
+        Self::MayHelp("what tells this machine who and where it is may not answer yet");
+    /// Servers and networks come up in any order.
+    const NOT_UP_YET: Self = Self::MayHelp("the server or the network may not be up yet");
+    /// NFS servers bind their ports before all of them is there.
+    pub(super) const HALF_UP: Self = Self::MayHelp("the server may not be up entirely");
+    /// Exports and access points are made, and policies take effect, while others mount.
+    pub(super) const NOT_SET_UP_YET: Self =
+        Self::MayHelp("what the server exports, and to whom, may not be set up yet");
+}
+
 /// A failure, as its line on stderr says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountError {
@@ -47,6 +71,8 @@ pub struct MountError {
     pub remedy: Option<String>,
     /// The exit status: [`USAGE`], [`SYSTEM`] or [`MOUNT`].
     pub status: u8,
+    /// Whether `wait=` goes on after it.
+    pub retry: Retry,
 }
 
 impl fmt::Display for MountError {
@@ -62,7 +88,8 @@ impl fmt::Display for MountError {
 impl std::error::Error for MountError {}
 
 impl MountError {
-    /// `WHAT failed: WHY` with the given status.
+    /// `WHAT failed: WHY` with the given status. Trying again is in vain unless
+    /// [`Self::with_retry`] says otherwise.
     pub fn new(status: u8, what: impl fmt::Display, why: impl fmt::Display) -> Self {
         // Other programs' words may come with line breaks.
         let why = plain(why.to_string().trim()).replace('\n', "; ");
@@ -70,7 +97,14 @@ impl MountError {
             message: format!("{what} failed: {why}"),
             remedy: None,
             status,
+            retry: Retry::InVain,
         }
+    }
+
+    /// Says whether waiting may help.
+    #[must_use]
+    pub fn with_retry(self, retry: Retry) -> Self {
+        Self { retry, ..self }
     }
 
     /// A mistake in what the user wrote (status 1).
@@ -133,11 +167,14 @@ impl MountError {
             return problem.clone().into();
         }
         let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
-        let error = || Self::mount(format_args!("connecting to {peer}"), why);
+        let error =
+            || Self::mount(format_args!("connecting to {peer}"), why).with_retry(Retry::NOT_UP_YET);
         match why.kind() {
-            io::ErrorKind::NotFound => Self::mount(format_args!("resolving {host}"), why).remedy(
-                format_args!("check the name and this machine's DNS (getent hosts {host})"),
-            ),
+            io::ErrorKind::NotFound => Self::mount(format_args!("resolving {host}"), why)
+                .with_retry(Retry::NOT_UP_YET)
+                .remedy(format_args!(
+                    "check the name and this machine's DNS (getent hosts {host})"
+                )),
             io::ErrorKind::ConnectionRefused => error()
                 .remedy("check that an NFS server listens there, and -o port= if it is not 2049"),
             io::ErrorKind::TimedOut
@@ -153,6 +190,7 @@ impl MountError {
     pub fn silent(peer: &str, limit: Duration) -> Self {
         let seconds = limit.as_secs_f64();
         Self::mount("mounting", format_args!("{peer} did not answer within {seconds} s"))
+            .with_retry(Retry::NOT_UP_YET)
             .remedy("check that it is an NFS server, or go on waiting with -o wait=SECONDS or -o wait=forever")
     }
 
@@ -162,6 +200,7 @@ impl MountError {
             "mounting",
             format_args!("what listens at {peer} is no NFS server"),
         )
+        .with_retry(Retry::HALF_UP)
         .remedy("check the host and -o port=")
     }
 
@@ -171,6 +210,7 @@ impl MountError {
             "mounting",
             format_args!("the server at {peer} does not speak NFSv4.1"),
         )
+        .with_retry(Retry::HALF_UP)
         .remedy("enable NFSv4.1 on the server; versions 3 and 4.0 are not supported here")
     }
 
@@ -180,6 +220,7 @@ impl MountError {
             "mounting",
             format_args!("no such directory on the server: {}", quoting::name(path)),
         )
+        .with_retry(Retry::NOT_SET_UP_YET)
         .remedy("check the part of the device after the colon, or the server's exports")
     }
 
@@ -189,11 +230,12 @@ impl MountError {
             "mounting",
             format_args!("{} on the server is not a directory", quoting::name(path)),
         )
+        .with_retry(Retry::NOT_SET_UP_YET)
     }
 
     /// The server does not let us at the directory.
-    pub fn denied(path: &str, asked: &Asked<'_>) -> Self {
-        let Asked {
+    pub fn denied(path: &str, asked: &AccessRequest<'_>) -> Self {
+        let AccessRequest {
             efs,
             tls,
             iam,
@@ -201,7 +243,9 @@ impl MountError {
             skew,
         } = *asked;
         let denied = format!("access to {} denied by the server", quoting::name(path));
-        let error = |why: String| Self::mount("mounting", format_args!("{denied}{why}"));
+        let error = |why: String| {
+            Self::mount("mounting", format_args!("{denied}{why}")).with_retry(Retry::NOT_SET_UP_YET)
+        };
         if let Some(skew) = skew.filter(|skew| skew.abs() >= SKEW) {
             let direction = if skew > 0 { "ahead of" } else { "behind" };
             let why = format!(
@@ -241,6 +285,7 @@ impl MountError {
             "mounting",
             format_args!("{peer} ends every connection right after the TLS handshake"),
         )
+        .with_retry(Retry::HALF_UP)
         .remedy(
             "check that an NFS server is behind it; if it is EFS, the file system id, accesspoint=, iam, and the clock",
         )
@@ -254,7 +299,11 @@ impl MountError {
 
 impl From<Problem> for MountError {
     fn from(problem: Problem) -> Self {
-        let error = Self::mount(problem.what, problem.why);
+        let retry = match problem.step {
+            Step::Region | Step::Zone | Step::Credentials => Retry::NO_METADATA_YET,
+            Step::Name | Step::MountTarget | Step::Connection | Step::Tls => Retry::NOT_UP_YET,
+        };
+        let error = Self::mount(problem.what, problem.why).with_retry(retry);
         match problem.remedy {
             Some(remedy) => error.remedy(remedy),
             None => error,
@@ -306,19 +355,19 @@ mod tests {
 
     #[test]
     fn each_way_of_being_denied_has_its_own_line() {
-        let plain = Asked {
+        let plain = AccessRequest {
             efs: true,
-            ..Asked::default()
+            ..AccessRequest::default()
         };
-        let tls = Asked { tls: true, ..plain };
-        let iam = Asked { iam: true, ..tls };
+        let tls = AccessRequest { tls: true, ..plain };
+        let iam = AccessRequest { iam: true, ..tls };
         let point = Some("fsap-0123456789abcdef0");
         let cases = [
-            (Asked::default(), "client list"),
+            (AccessRequest::default(), "client list"),
             (plain, "leave out notls"),
             (tls, "add iam"),
             (
-                Asked {
+                AccessRequest {
                     access_point: point,
                     ..tls
                 },
@@ -326,14 +375,14 @@ mod tests {
             ),
             (iam, "elasticfilesystem:ClientMount on the file system"),
             (
-                Asked {
+                AccessRequest {
                     access_point: point,
                     ..iam
                 },
                 "elasticfilesystem:ClientMount on it",
             ),
             (
-                Asked {
+                AccessRequest {
                     skew: Some(-900),
                     ..iam
                 },
@@ -356,7 +405,7 @@ mod tests {
         // A small skew is none.
         let line = MountError::denied(
             "/",
-            &Asked {
+            &AccessRequest {
                 skew: Some(60),
                 ..iam
             },
@@ -378,5 +427,52 @@ mod tests {
             "{unknown}"
         );
         assert_eq!((refused.status, unknown.status), (MOUNT, MOUNT));
+    }
+
+    /// What `wait=` goes on after, and what ends it at once.
+    #[test]
+    fn waiting_goes_on_for_the_server_and_not_for_what_the_user_must_change() {
+        let peer = "h:2049";
+        let problem = |step| MountError::from(Problem::new(step, "finding it", "it is away"));
+        let steps = [
+            Step::Region,
+            Step::Zone,
+            Step::Name,
+            Step::MountTarget,
+            Step::Connection,
+            Step::Tls,
+            Step::Credentials,
+        ];
+        let kinds = [
+            io::ErrorKind::NotFound,
+            io::ErrorKind::ConnectionRefused,
+            io::ErrorKind::TimedOut,
+            io::ErrorKind::Other,
+        ];
+        let connecting = kinds.map(|kind| MountError::connecting(peer, &kind.into()));
+        let may_pass = [
+            MountError::silent(peer, Duration::from_secs(1)),
+            MountError::not_nfs(peer),
+            MountError::no_minor_version(peer),
+            MountError::no_directory("/d"),
+            MountError::not_a_directory("/d"),
+            MountError::denied("/d", &AccessRequest::default()),
+            MountError::hung_up(peer),
+        ];
+        let all = may_pass.into_iter().chain(connecting);
+        for error in all.chain(steps.map(problem)) {
+            assert!(matches!(error.retry, Retry::MayHelp(_)), "{error}");
+            assert_eq!(error.status, MOUNT, "{error}");
+        }
+        let on = Path::new("/mnt");
+        let forbidden = io::Error::from_raw_os_error(libc::EPERM);
+        for error in [
+            MountError::usage("reading options", "no such option"),
+            MountError::system("starting a thread", "no memory"),
+            MountError::mounting(on, &forbidden),
+            MountError::interrupted(),
+        ] {
+            assert_eq!(error.retry, Retry::InVain, "{error}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! umount:  mountinfo, registry ─► umount2 ─► wait for the daemon
 //! ```
 //!
-//! [`launch`] runs the first line; [`unmount`] is the second; [`remount`] and
+//! [`launch`] runs the first line ([`connecting`]: up to the first READDIR); [`unmount`] is the second; [`remount`] and
 //! [`watchdog`] are for what happens in between. The kernel's
 //! mount table ([`mountinfo`]) is the truth about what is mounted, the
 //! [`registry`] adds who serves it ([`found`]: as far as that is believed), [`owner`] who
@@ -15,6 +15,7 @@
 pub mod assembly;
 pub mod checks;
 mod claim;
+pub mod connecting;
 pub mod daemon;
 pub mod error;
 pub mod found;
@@ -29,6 +30,7 @@ pub mod owner;
 pub mod place;
 mod private_dir;
 pub mod process;
+mod publish;
 pub mod registry;
 pub mod remount;
 pub mod signals;

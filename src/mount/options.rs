@@ -24,7 +24,7 @@ const EFS_CONNECTIONS: usize = 5;
 
 /// How long mounting goes on against a server that does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
+pub enum MountWait {
     /// One attempt, given up after this time (`mount_timeout=`).
     GiveUpAfter(Duration),
     /// Attempt after attempt, with progress lines, for this time (`wait=SECONDS`).
@@ -33,7 +33,7 @@ pub enum Patience {
     WaitForever,
 }
 
-impl Patience {
+impl MountWait {
     /// The time after which mounting is given up; `None` for never.
     pub fn limit(self) -> Option<Duration> {
         match self {
@@ -153,7 +153,7 @@ pub struct MountOptions {
     /// How to find the server and to talk to it: `port=`, `tls`, `iam`, …
     pub server: Settings,
     /// `mount_timeout=`, `wait=`.
-    pub patience: Patience,
+    pub mount_wait: MountWait,
     /// `rsize=`: most bytes of a READ. [`MIN_IO`]`..=`[`MAX_IO`], multiple of 1024.
     pub rsize: u32,
     /// `wsize=`: most bytes of a WRITE, same limits.
@@ -240,7 +240,7 @@ impl Default for MountOptions {
         Self {
             read_only: false,
             server: Settings::default(),
-            patience: Patience::GiveUpAfter(Duration::from_secs(30)),
+            mount_wait: MountWait::GiveUpAfter(Duration::from_secs(30)),
             rsize: MAX_IO,
             wsize: MAX_IO,
             cache_times: CacheTimes::DEFAULT,
@@ -304,8 +304,8 @@ mod tests {
     #[test]
     fn the_defaults_are_those_that_the_manual_states() {
         let options = MountOptions::default();
-        assert_eq!(options.patience.limit(), Some(Duration::from_secs(30)));
-        assert!(!options.patience.retries());
+        assert_eq!(options.mount_wait.limit(), Some(Duration::from_secs(30)));
+        assert!(!options.mount_wait.retries());
         assert_eq!(options.cache_times.reg_min, Duration::from_secs(3));
         assert_eq!(options.cache_times.dir_max, Duration::from_secs(60));
         assert_eq!(options.write_window, 67_108_864);

@@ -24,7 +24,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::client::{Client, Phase};
+use super::close::{UNLOCKS, unlock_all};
+use super::fore_channel::ForeChannel;
 use super::proto::compound::Compound;
 use super::proto::ops::Op;
 use super::proto::reply::{NfsError, Reply};
@@ -49,11 +50,9 @@ const ALONG: usize = 2;
 /// PUTFH and CLOSE.
 const OPS_EACH: usize = 2;
 
-/// How often a file is unlocked that the server does not close for its locks.
-pub(super) const UNLOCKS: u32 = 3;
-
+/// A CLOSE that the server has not answered.
 #[derive(Debug)]
-struct Waiting {
+struct PendingClose {
     open: Arc<OpenState>,
     /// What it was when the last handle was closed.
     stateid: StateId,
@@ -67,7 +66,7 @@ struct Waiting {
 #[derive(Debug, Default)]
 struct Inner {
     /// In the order they came.
-    waiting: Vec<Waiting>,
+    waiting: Vec<PendingClose>,
     /// Sent, or about to be, and not yet answered.
     sent: Vec<Arc<OpenState>>,
     /// A task looks after `waiting`.
@@ -76,7 +75,7 @@ struct Inner {
 
 impl Inner {
     /// Takes out those that `wanted` names: they are being sent.
-    fn take(&mut self, mut wanted: impl FnMut(&Waiting) -> bool) -> Vec<Waiting> {
+    fn take(&mut self, mut wanted: impl FnMut(&PendingClose) -> bool) -> Vec<PendingClose> {
         let taken: Vec<_> = self.waiting.extract_if(.., |one| wanted(one)).collect();
         self.sent
             .extend(taken.iter().map(|one| Arc::clone(&one.open)));
@@ -85,14 +84,23 @@ impl Inner {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
 pub(super) struct CloseQueue {
+    fore: Arc<ForeChannel>,
     inner: Mutex<Inner>,
     /// Some were answered.
     answered: Notify,
 }
 
 impl CloseQueue {
+    /// An empty queue, whose CLOSEs go through `fore`.
+    pub(super) fn new(fore: Arc<ForeChannel>) -> Arc<Self> {
+        Arc::new(Self {
+            fore,
+            inner: Mutex::default(),
+            answered: Notify::new(),
+        })
+    }
+
     /// CLOSEs that the server has not answered.
     pub(super) fn pending(&self) -> usize {
         let inner = self.inner.lock();
@@ -113,11 +121,11 @@ impl CloseQueue {
 
     /// Takes a CLOSE in, and gives out those that are to be sent now. True if a
     /// timer is to be started.
-    fn add(&self, closed: Waiting, at_once: usize) -> (Vec<Waiting>, bool) {
+    fn add(&self, closed: PendingClose, at_once: usize) -> (Vec<PendingClose>, bool) {
         let mut inner = self.inner.lock();
         let cred = Arc::clone(&closed.open.cred);
         inner.waiting.push(closed);
-        let alike = |one: &Waiting| *one.open.cred == *cred;
+        let alike = |one: &PendingClose| *one.open.cred == *cred;
         let full = inner.waiting.iter().filter(|one| alike(one)).count() >= at_once;
         let batch = match full {
             true => inner.take(alike),
@@ -130,7 +138,7 @@ impl CloseQueue {
 
     /// Those whose time is over, or when that will be; `None` if none are left,
     /// and then the next one starts a new timer.
-    fn due(&self, now: Instant) -> Option<Result<Vec<Waiting>, Instant>> {
+    fn due(&self, now: Instant) -> Option<Result<Vec<PendingClose>, Instant>> {
         let mut inner = self.inner.lock();
         let Some(first) = inner.waiting.first() else {
             inner.timed = false;
@@ -143,43 +151,23 @@ impl CloseQueue {
         })
     }
 
-    fn answered(&self, closes: &[Waiting]) {
-        let mut inner = self.inner.lock();
-        for close in closes {
-            let at = inner
-                .sent
-                .iter()
-                .position(|open| Arc::ptr_eq(open, &close.open));
-            if let Some(at) = at {
-                inner.sent.swap_remove(at);
-            }
-        }
-        drop(inner);
-        self.answered.notify_waiters();
-    }
-}
-
-impl Client {
-    /// CLOSE, soon, together with others. The open is gone locally at once.
-    /// For an open that nothing is written with any more.
-    pub fn close_soon(self: &Arc<Self>, open: &Arc<OpenState>) {
-        let Some(stateid) = self.closed_here(open) else {
-            return;
-        };
-        let waiting = Waiting {
+    /// Takes in the CLOSE of an open that is closed here already, and had this stateid
+    /// then ([`OpenTable::close_here`](super::state::OpenTable::close_here)).
+    pub(super) fn close_soon(self: &Arc<Self>, open: &Arc<OpenState>, stateid: StateId) {
+        let close = PendingClose {
             open: Arc::clone(open),
             stateid,
             since: Instant::now(),
             locks: open.lock_states(),
             unlocks: 0,
         };
-        let (batch, begin) = self.close_queue.add(waiting, self.closes_a_compound());
-        self.metrics.gauges.closes_pending.inc();
+        let (batch, begin) = self.add(close, self.closes_a_compound());
+        self.fore.metrics.gauges.closes_pending.inc();
         self.send_apart(batch);
         if begin {
-            let client = Arc::downgrade(self);
-            let look = move || look_after(client.clone());
-            self.metrics.tasks.restarted("look_after", look);
+            let queue = Arc::downgrade(self);
+            let look = move || look_after(queue.clone());
+            self.fore.metrics.tasks.restarted("look_after", look);
         }
     }
 
@@ -195,22 +183,17 @@ impl Client {
     ) -> Prologue {
         let mut front = Prologue::of(self, Vec::new());
         let Some(file) = file else { return front };
-        let mut closes = self
-            .close_queue
-            .inner
-            .lock()
-            .take(|one| one.open.handle == *file);
+        let mut closes = self.inner.lock().take(|one| one.open.handle == *file);
         let room = self.max_ops().saturating_sub(ops) / OPS_EACH;
-        let alike = |one: &mut Waiting| *one.open.cred == *cred;
+        let alike = |one: &mut PendingClose| *one.open.cred == *cred;
         front.closes = closes.extract_if(.., alike).collect();
         closes.extend(front.closes.drain(room.min(front.closes.len())..));
         self.send_apart(closes);
-        self.close_queue
-            .until(|inner| {
-                let mut sent = inner.sent.iter().filter(|open| open.handle == *file);
-                sent.all(|open| front.holds(open))
-            })
-            .await;
+        self.until(|inner| {
+            let mut sent = inner.sent.iter().filter(|open| open.handle == *file);
+            sent.all(|open| front.holds(open))
+        })
+        .await;
         front
     }
 
@@ -219,7 +202,7 @@ impl Client {
     /// together from one such request to the next.
     pub(super) fn close_along(self: &Arc<Self>, cred: &Credential, ops: usize) -> Prologue {
         let room = self.max_ops().saturating_sub(ops) / OPS_EACH;
-        let mut inner = self.close_queue.inner.lock();
+        let mut inner = self.inner.lock();
         let mut left = room.min(ALONG);
         let closes = inner.take(|one| {
             let along = left > 0 && *one.open.cred == *cred;
@@ -239,6 +222,7 @@ impl Client {
         build: impl Fn(&mut Compound) + Send + Sync,
     ) -> Result<Reply, NfsError> {
         let reply = self
+            .fore
             .call(cred, Class::Metadata, |c| {
                 front.add(c);
                 build(c);
@@ -254,7 +238,7 @@ impl Client {
         if self.closed_in_front(&mut front, &mut reply) {
             return Ok(reply);
         }
-        self.call(cred, Class::Metadata, build).await
+        self.fore.call(cred, Class::Metadata, build).await
     }
 
     /// Takes the CLOSEs in front off a reply. False if one was refused, and what
@@ -285,30 +269,42 @@ impl Client {
         true
     }
 
-    fn answered(&self, closes: &[Waiting]) {
-        self.metrics.gauges.closes_pending.sub(closes.len() as u64);
-        self.close_queue.answered(closes);
+    fn answered(&self, closes: &[PendingClose]) {
+        let pending = &self.fore.metrics.gauges.closes_pending;
+        pending.sub(closes.len() as u64);
+        let mut inner = self.inner.lock();
+        for close in closes {
+            let at = inner
+                .sent
+                .iter()
+                .position(|open| Arc::ptr_eq(open, &close.open));
+            if let Some(at) = at {
+                inner.sent.swap_remove(at);
+            }
+        }
+        drop(inner);
+        self.answered.notify_waiters();
     }
 
     /// Sends every CLOSE that still waits, and waits for all of them.
-    pub async fn closes_sent(self: &Arc<Self>) {
-        self.send_apart(self.close_queue.inner.lock().take(|_| true));
+    pub(super) async fn sent_all(self: &Arc<Self>) {
+        self.send_apart(self.inner.lock().take(|_| true));
         let none = |inner: &Inner| inner.waiting.is_empty() && inner.sent.is_empty();
-        self.close_queue.until(none).await;
+        self.until(none).await;
     }
 
     /// Waits while too many files are being closed for one more to be opened.
     pub(super) async fn room_to_open(&self) {
         let room = |inner: &Inner| inner.waiting.len() + inner.sent.len() < MOST;
-        self.close_queue.until(room).await;
+        self.until(room).await;
     }
 
     /// Operations that a compound may have.
     fn max_ops(&self) -> usize {
-        match &*self.phase.borrow() {
-            Phase::Up(session) => session.attrs.max_ops as usize,
+        match self.fore.session.up() {
+            Some(session) => session.attrs.max_ops as usize,
             // One that every session has room for.
-            Phase::Recovering | Phase::Down => 1 + OPS_EACH,
+            None => 1 + OPS_EACH,
         }
     }
 
@@ -318,21 +314,21 @@ impl Client {
     }
 
     /// Sends CLOSEs, each identity's in a task of its own.
-    fn send_apart(self: &Arc<Self>, mut closes: Vec<Waiting>) {
+    fn send_apart(self: &Arc<Self>, mut closes: Vec<PendingClose>) {
         while let Some(first) = closes.first() {
             let cred = Arc::clone(&first.open.cred);
             let alike = closes
                 .extract_if(.., |one| *one.open.cred == *cred)
                 .collect();
-            let client = Arc::clone(self);
-            tokio::spawn(async move { client.send_surely(alike).await });
+            let queue = Arc::clone(self);
+            tokio::spawn(async move { queue.send_surely(alike).await });
         }
     }
 
     /// Sends CLOSEs of one identity. Should that die, those that are left go out
     /// again: the server says of one that has run that it knows no such open.
-    async fn send_surely(self: &Arc<Self>, mut closes: Vec<Waiting>) {
-        let tasks = &self.metrics.tasks;
+    async fn send_surely(self: &Arc<Self>, mut closes: Vec<PendingClose>) {
+        let tasks = &self.fore.metrics.tasks;
         for _ in 0..background::TRIES {
             let sent = self.send_together(&mut closes);
             if tasks.watched("send_together", sent).await.is_ok() {
@@ -347,9 +343,9 @@ impl Client {
 
     /// Sends CLOSEs of one identity until all of them were answered, and takes those
     /// out.
-    async fn send_together(self: &Arc<Self>, closes: &mut Vec<Waiting>) {
+    async fn send_together(self: &Arc<Self>, closes: &mut Vec<PendingClose>) {
         while !closes.is_empty() {
-            self.metrics.tasks.point("send_together");
+            self.fore.metrics.tasks.point("send_together");
             let done = self.send_some(closes).await;
             self.answered(&closes[..done]);
             closes.drain(..done);
@@ -358,12 +354,13 @@ impl Client {
 
     /// Sends as many as a compound takes. How many of them, from the front, are
     /// done with: at least one, or the first was unlocked.
-    async fn send_some(self: &Arc<Self>, closes: &mut [Waiting]) -> usize {
+    async fn send_some(self: &Arc<Self>, closes: &mut [PendingClose]) -> usize {
         let sent = closes.len().min(self.closes_a_compound());
         let Some(first) = closes.first() else {
             return 0;
         };
         let reply = self
+            .fore
             .call(&first.open.cred, Class::Metadata, |c| {
                 c.once();
                 for (at, close) in closes[..sent].iter().enumerate() {
@@ -393,7 +390,7 @@ impl Client {
                 }
                 Err(NfsError::Status(Op::Close, Status::LOCKS_HELD)) if close.unlocks < UNLOCKS => {
                     close.unlocks += 1;
-                    self.unlock_all(&close.locks).await;
+                    unlock_all(&self.fore, &close.locks).await;
                     return at;
                 }
                 Err(error) => {
@@ -410,31 +407,31 @@ impl Client {
 /// who was to send that request died, it sends them by themselves: others wait for
 /// them.
 pub(super) struct Prologue {
-    closes: Vec<Waiting>,
+    closes: Vec<PendingClose>,
     sendings: AtomicUsize,
-    client: Weak<Client>,
+    queue: Weak<CloseQueue>,
 }
 
 impl Drop for Prologue {
     fn drop(&mut self) {
         if !self.closes.is_empty()
-            && let Some(client) = self.client.upgrade()
+            && let Some(queue) = self.queue.upgrade()
         {
-            client.send_apart(self.take());
+            queue.send_apart(self.take());
         }
     }
 }
 
 impl Prologue {
-    fn of(client: &Arc<Client>, closes: Vec<Waiting>) -> Self {
+    fn of(queue: &Arc<CloseQueue>, closes: Vec<PendingClose>) -> Self {
         Self {
             closes,
             sendings: AtomicUsize::new(0),
-            client: Arc::downgrade(client),
+            queue: Arc::downgrade(queue),
         }
     }
 
-    fn take(&mut self) -> Vec<Waiting> {
+    fn take(&mut self) -> Vec<PendingClose> {
         std::mem::take(&mut self.closes)
     }
 
@@ -456,13 +453,13 @@ impl Prologue {
 }
 
 /// Sends what has waited long enough, as long as anything waits.
-async fn look_after(client: Weak<Client>) {
+async fn look_after(queue: Weak<CloseQueue>) {
     loop {
-        let Some(strong) = client.upgrade() else {
+        let Some(strong) = queue.upgrade() else {
             return;
         };
-        strong.metrics.tasks.point("look_after");
-        let at = match strong.close_queue.due(Instant::now()) {
+        strong.fore.metrics.tasks.point("look_after");
+        let at = match strong.due(Instant::now()) {
             None => return,
             Some(Ok(batch)) => {
                 strong.send_apart(batch);

@@ -4,12 +4,10 @@
 use std::sync::Weak;
 use std::time::Duration;
 
-use super::client::{Client, Phase};
+use super::fore_channel::ForeChannel;
+use super::session::current::Phase;
 use super::session::slots::Class;
 use crate::rpc::auth::Credential;
-
-/// Until the server has told its lease time, seconds.
-pub(super) const DEFAULT_LEASE: u32 = 90;
 
 /// How long this machine has been suspended since it was started: what
 /// CLOCK_BOOTTIME counts and CLOCK_MONOTONIC does not.
@@ -43,25 +41,24 @@ fn plan(lease: Duration, idle: Duration) -> (bool, Duration) {
 }
 
 /// Renews the lease until the client is gone.
-pub(super) async fn renew(client: Weak<Client>) {
-    let Some(mut lease) = client.upgrade().map(|client| client.lease.subscribe()) else {
+pub(super) async fn renew(fore: Weak<ForeChannel>) {
+    let Some(mut lease) = fore.upgrade().map(|fore| fore.lease.subscribe()) else {
         return;
     };
     loop {
         let time = Duration::from_secs((*lease.borrow_and_update()).max(1).into());
         let pause = {
-            let Some(client) = client.upgrade() else {
+            let Some(fore) = fore.upgrade() else {
                 return;
             };
-            client.metrics.tasks.point("renew");
-            let phase = client.phase.borrow().clone();
-            match phase {
+            fore.metrics.tasks.point("renew");
+            match fore.session.phase() {
                 Phase::Down => return,
                 Phase::Recovering => time / 3,
                 Phase::Up(session) => {
                     let (now, pause) = plan(time, session.idle());
                     if now {
-                        let result = client
+                        let result = fore
                             .call(&Credential::machine(), Class::Control, |_| {})
                             .await;
                         if let Err(error) = result {

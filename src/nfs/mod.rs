@@ -1,17 +1,26 @@
 //! The NFSv4.1 client (RFC 8881).
 //!
+//! An arrow points down: no file, and no folder, uses one above it.
+//!
 //! ```text
-//! calls/    one method a request: its compound, its redo rule, its result
-//!   └─► state/    what the server keeps for us: opens
-//!   └─► closing   CLOSEs, several in one compound
-//!   └─► client    runs a compound: waits for session and slot, retries
-//!         ├─► send       one compound on one slot, until it is answered
-//!         ├─► resolve    what became of a request that nobody waits for
-//!         ├─► session/   EXCHANGE_ID, CREATE_SESSION, the slot table
-//!         ├─► lease      renews the lease when nothing else does
-//!         ├─► flags      what SEQUENCE says between the lines
-//!         ├─► recovery   one task that rebuilds session and state
-//!         └─► proto/     compounds, results, attributes, statuses
+//! connect       makes a client, and gives it who looks after its session
+//!   ├─► recovery      one task that rebuilds session and state
+//!   ├─► flags         what SEQUENCE says between the lines
+//!   ├─► lease         renews the lease when nothing else does
+//!   └─► trunk         further connections join the session
+//! calls/        one method a request: its compound, its redo rule, its result
+//!   └─► reopen        an open that the server has dropped
+//!         └─► client        what belongs to a client of one server
+//!               ├─► close_queue   CLOSEs, several in one compound
+//!               │     └─► close         CLOSE, and the LOCKU before it
+//!               └─► server        what is known of the server
+//! stateids      which opens and locks the server still knows
+//! fore_channel/ runs a compound: waits for session and slot, retries
+//!   ├─► send          one compound on one slot, until it is answered
+//!   └─► resolve       what became of a request that nobody waits for
+//! session/      EXCHANGE_ID, CREATE_SESSION, the slot table, the session of the moment
+//! state/        what the server keeps for us: opens and locks
+//! proto/        compounds, results, attributes, statuses
 //! ```
 //!
 //! It knows no inode number and no cache: files are named by their handles,
@@ -19,19 +28,28 @@
 //! sixteen operations a compound, no delegations, no back channel, owners as
 //! numbers.
 
+mod backoff;
 pub mod calls;
-pub mod client;
+mod client;
+mod close;
 mod close_queue;
+mod config;
+mod connect;
 mod errno;
 mod flags;
+mod fore_channel;
 mod lease;
 pub mod proto;
 mod recovery;
-mod resolve;
-mod send;
+mod reopen;
+mod server;
 pub mod session;
 pub mod state;
+mod stateids;
+mod trunk;
 
-pub use client::{Client, ClientConfig, ConnectError, SessionInfo};
+pub use client::{Client, SessionInfo};
+pub use config::ClientConfig;
+pub use connect::ConnectError;
 pub use lease::suspended;
 pub use proto::reply::NfsError;

@@ -6,8 +6,8 @@
 //! Within a step, opens are independent of each other and go several at once.
 //! While it runs the phase is `Recovering` and ordinary requests wait for the
 //! new session; if anything fails, the task starts over from the top, for ever.
-//! Who finds the session lost calls [`Client::recover`] with the generation it
-//! used, so that a late finding about an older session starts nothing.
+//! Who finds the session lost calls [`ForeChannel::recover`], which calls [`begin`], once
+//! for each session.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,67 +15,46 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::client::{Backoff, Client, Phase};
+use super::backoff::Backoff;
+use super::client::Client;
+use super::fore_channel::ForeChannel;
 use super::proto::compound::Compound;
-use super::proto::ops::{self, Claim, Create, LockType, Op};
+use super::proto::ops::{Claim, Create, LockType, Op};
 use super::proto::reply::{NfsError, Reply};
 use super::proto::status::Status;
+use super::session::current::Phase;
 use super::session::establish::{self, ChannelAttrs};
 use super::session::live::Session;
-use super::session::slots::Class;
 use super::state::OpenState;
 use super::state::locks::LockState;
 use super::state::ranges::{LockKind, Span};
+use super::stateids;
 use crate::background;
 use crate::rpc::auth::Credential;
-use crate::rpc::caller;
 use crate::telemetry::repeats::Repeats;
 
 // Of hundreds of files at a time.
 static OPENS_LOST: Repeats = Repeats::new(|count| {
     tracing::warn!("{count} open files are lost: the server refused to open them again");
 });
-static OPENS_DROPPED: Repeats = Repeats::new(|count| {
-    tracing::warn!(
-        "the server dropped the state of open files {count} times; they are opened again"
-    );
-});
-
-impl Client {
-    /// Starts recovery of the session with this generation, if it is still the
-    /// current one.
-    pub(super) fn recover(self: &Arc<Self>, generation: u64) {
-        let mut lost = None;
-        self.phase.send_if_modified(|phase| match phase {
-            Phase::Up(session) if session.generation == generation => {
-                lost = Some(Arc::clone(session));
-                *phase = Phase::Recovering;
-                true
-            }
-            _ => false,
-        });
-        if let Some(session) = lost {
-            tracing::info!("the session is lost, recovering");
-            self.metrics.recoveries.inc();
-            // Bound to the lost session; see `session::trunk`.
-            self.channel.fold();
-            let (client, lost) = (Arc::clone(self), Arc::clone(&session));
-            let work = recover(Arc::clone(self), session);
-            self.metrics.tasks.vital("recover", work, move || {
-                client.phase.send_replace(Phase::Down);
-                lost.end();
-            });
-        }
-    }
+/// Begins to bring back the session `lost`, in a task of its own.
+pub(super) fn begin(client: &Arc<Client>, lost: Arc<Session>) {
+    let work = recover(Arc::clone(client), Arc::clone(&lost));
+    let client = Arc::clone(client);
+    let tasks = Arc::clone(&client.metrics.tasks);
+    tasks.vital("recover", work, move || {
+        client.fore.session.shut_down();
+        lost.end();
+    });
 }
 
 async fn recover(client: Arc<Client>, lost: Arc<Session>) {
-    let mut backoff = Backoff::up_to(client.channel.pause());
+    let mut backoff = Backoff::up_to(client.fore.channel.pause());
     let tasks = &client.metrics.tasks;
     tasks.point("recover");
     let mut deaths = 0;
     let session = loop {
-        if matches!(&*client.phase.borrow(), Phase::Down) {
+        if matches!(client.fore.session.phase(), Phase::Down) {
             lost.end();
             return;
         }
@@ -98,14 +77,7 @@ async fn recover(client: Arc<Client>, lost: Arc<Session>) {
         }
     };
     tracing::info!("the session is back");
-    client.phase.send_if_modified(|phase| {
-        // A shutdown in the meantime stands.
-        let recovering = matches!(phase, Phase::Recovering);
-        if recovering {
-            *phase = Phase::Up(session);
-        }
-        recovering
-    });
+    client.fore.session.replace(session);
     // Whoever stood in line for a slot of the old session comes to the new.
     lost.end();
 }
@@ -113,16 +85,17 @@ async fn recover(client: Arc<Client>, lost: Arc<Session>) {
 /// A new session, and if need be a new client id with all its state.
 async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Session>, NfsError> {
     client.metrics.tasks.point("rebuild");
-    let identity = &client.config.identity;
-    let wanted = ChannelAttrs::wanted(client.config.slots);
+    let (channel, config) = (&client.fore.channel, client.config());
+    let identity = &config.identity;
+    let wanted = ChannelAttrs::wanted(config.slots);
     let known = client.client_id.lock().clone();
     let mut id = known.clone();
-    let created = establish::create_session(&client.channel, identity, &mut id, wanted).await;
+    let created = establish::create_session(channel, identity, &mut id, wanted).await;
     let new = match created {
         Ok(new) => {
             // The old one may still be there, if only its slots were of no more
             // use. Nobody waits for its end.
-            let work = drain(Arc::clone(client), Arc::clone(lost));
+            let work = drain(Arc::clone(&client.fore), Arc::clone(lost));
             client.metrics.tasks.harmless("drain", work);
             new
         }
@@ -131,8 +104,8 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
             return Err(NfsError::Status(Op::CreateSession, Status::DELAY));
         }
         Err(NfsError::Status(Op::CreateSession, _)) => {
-            id = establish::exchange_id(&client.channel, identity).await?;
-            establish::create_session(&client.channel, identity, &mut id, wanted).await?
+            id = establish::exchange_id(channel, identity).await?;
+            establish::create_session(channel, identity, &mut id, wanted).await?
         }
         Err(error) => return Err(error),
     };
@@ -142,7 +115,7 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
         &new,
         lost.generation + 1,
         lost.flags(),
-        client.config.suspended,
+        config.suspended,
     ));
     client.fit_io(&session.attrs);
     let told = client.must_reclaim.load(Ordering::Relaxed);
@@ -154,7 +127,7 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
         if known {
             // It says that it restarted; what it still knows need not, and after
             // RECLAIM_COMPLETE cannot, be reclaimed.
-            let intact = client.intact(&session, &opens).await?;
+            let intact = stateids::intact(&client.fore, &session, &client.opens, &opens).await?;
             opens.retain(|open| !intact.contains(&open.owner));
         }
         tracing::info!(opens = opens.len(), "the server forgot us, reclaiming");
@@ -167,7 +140,7 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
         {
             restarted();
         }
-        client.reclaim_complete(&session).await?;
+        reclaim_complete(&client.fore, &session).await?;
         // Only now: before RECLAIM_COMPLETE anything but a reclaim gets GRACE,
         // for ever (RFC 8881 §18.51.3).
         reclaim_all(client, &session, refused, Claim::Handle).await?;
@@ -177,9 +150,30 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
     Ok(session)
 }
 
+/// RECLAIM_COMPLETE for all file systems (RFC 8881 §18.51).
+///
+/// # Errors
+/// The server's, but for COMPLETE_ALREADY.
+pub(super) async fn reclaim_complete(
+    fore: &ForeChannel,
+    session: &Arc<Session>,
+) -> Result<(), NfsError> {
+    let mut reply = fore
+        .call_on(session, &Credential::machine(), |c| {
+            c.once().other(Op::ReclaimComplete, |enc| {
+                enc.bool(false);
+            });
+        })
+        .await?;
+    match reply.ok(Op::ReclaimComplete) {
+        Err(error) if error.status() != Some(Status::COMPLETE_ALREADY) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Ends a session that is not used any more, when nothing is under way in it: its
 /// replies would be lost with it.
-async fn drain(client: Arc<Client>, session: Arc<Session>) {
+async fn drain(fore: Arc<ForeChannel>, session: Arc<Session>) {
     const LOOKS: u32 = 300;
     const PAUSE: Duration = Duration::from_millis(100);
     for _ in 0..LOOKS {
@@ -188,8 +182,8 @@ async fn drain(client: Arc<Client>, session: Arc<Session>) {
         }
         tokio::time::sleep(PAUSE).await;
     }
-    let identity = &client.config.identity;
-    let _ = establish::destroy_session(&client.channel, identity, session.id).await;
+    let identity = &fore.config.identity;
+    let _ = establish::destroy_session(&fore.channel, identity, session.id).await;
 }
 
 /// Opens brought back at once.
@@ -248,7 +242,7 @@ async fn ask<T>(
     let mut tries = 0;
     loop {
         tries += 1;
-        let mut reply = client.call_on(session, cred, &build).await?;
+        let mut reply = client.fore.call_on(session, cred, &build).await?;
         let put = reply.ok(Op::PutFh).map(drop);
         match put.and_then(|()| read(&mut reply)) {
             Err(NfsError::Garbled(op, why)) if tries < TRIES => {
@@ -270,7 +264,7 @@ async fn reclaim(
 ) -> Result<bool, NfsError> {
     let opened = ask(client, session, &open.cred, Reply::open, |c| {
         c.put(&open.handle).once().open(
-            (client.client_id.lock().id, &open.owner.to_be_bytes()),
+            client.open_owner(&open.owner.to_be_bytes()),
             open.access(),
             &Create::No,
             claim,
@@ -349,6 +343,7 @@ async fn give_up(
         return Ok(());
     };
     client
+        .fore
         .call_on(session, &lock.open.cred, |c| {
             let all = (Span::ALL.start, Span::ALL.length());
             c.put(&lock.open.handle)
@@ -357,90 +352,4 @@ async fn give_up(
         })
         .await
         .map(|_| ())
-}
-
-impl Client {
-    /// An operation on `open` failed because the server does not know its
-    /// state (any more); `token` came with the stateid that was used. After Ok
-    /// it is to be tried again with a fresh stateid.
-    ///
-    /// STALE_STATEID is no exception: a server that restarted has forgotten the
-    /// session as well, and with that everything is reclaimed; what is stale in
-    /// a living session was opened while that went on.
-    pub(super) async fn renew_state(
-        self: &Arc<Self>,
-        open: &Arc<OpenState>,
-        token: u32,
-        status: Status,
-    ) -> Result<(), NfsError> {
-        // The open may be others' too: it is renewed whoever waits.
-        caller::apart(self.renew(open, token, status)).await
-    }
-
-    async fn renew(
-        self: &Arc<Self>,
-        open: &Arc<OpenState>,
-        token: u32,
-        status: Status,
-    ) -> Result<(), NfsError> {
-        if open.is_dead() {
-            return Err(NfsError::StateLost);
-        }
-        if open.renewed_since(token) {
-            return Ok(());
-        }
-        tracing::debug!("the server dropped the state of an open file: {status}");
-        OPENS_DROPPED.happened();
-        if matches!(
-            status,
-            Status::EXPIRED | Status::ADMIN_REVOKED | Status::DELEG_REVOKED
-        ) {
-            let locks = open.lock_states();
-            let locks = locks.iter().filter_map(|lock| lock.stateid());
-            for stateid in locks.chain(open.exact()) {
-                self.free_state(&open.cred, stateid).await;
-            }
-        }
-        let mut reply = self
-            .call(&open.cred, Class::Metadata, |c| {
-                c.put(&open.handle).once().open(
-                    (self.client_id.lock().id, &open.owner.to_be_bytes()),
-                    open.access().max(ops::ACCESS_READ),
-                    &Create::No,
-                    Claim::Handle,
-                );
-            })
-            .await?;
-        let put = reply.ok(Op::PutFh).map(|_| ());
-        match put.and_then(|()| reply.open()) {
-            Ok(opened) => {
-                open.renewed(opened.stateid);
-                open.lose_locks();
-                if open.is_dead() {
-                    // Closed meanwhile, with the stateid that is no more.
-                    self.send_close(open, opened.stateid).await?;
-                    return Err(NfsError::StateLost);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                open.lose();
-                open.lose_locks();
-                Err(error)
-            }
-        }
-    }
-}
-
-/// Statuses that say that a stateid is of no more use.
-pub(super) fn state_is_gone(status: Status) -> bool {
-    matches!(
-        status,
-        Status::BAD_STATEID
-            | Status::STALE_STATEID
-            | Status::OLD_STATEID
-            | Status::EXPIRED
-            | Status::ADMIN_REVOKED
-            | Status::DELEG_REVOKED
-    )
 }

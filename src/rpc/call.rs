@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::RpcError;
 use super::auth::Credential;
+use super::error::RpcError;
 use super::record::LAST_FRAGMENT;
 use crate::xdr::{DecodeError, Decoder, Encoder};
 

@@ -9,7 +9,7 @@
 //!   ([`Request::start`] refuses it).
 //! - One that was sent and whose connection was lost is not sent again for its own
 //!   sake ([`Request::start`]). What became of it is found out by
-//!   `nfs::resolve`, which resolves its slot.
+//!   `nfs::fore_channel`, which resolves its slot.
 //! - One that is on a living connection takes effect, if it does, before anything that
 //!   begins after the answer: until its end it is listed in [`Abandoned`], and what
 //!   begins later waits for that ([`Abandoned::ended`]).

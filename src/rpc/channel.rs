@@ -3,10 +3,7 @@
 //!
 //! Who owns what: the table of waiting calls ([`Pending`]), which knows the connection of
 //! each, and what is decided of the number of connections ([`Scaling`]) are behind
-//! one short mutex that callers, readers and writers take for one map operation each
-//! and never hold across an await; `silence`, `answered` and what a connection was last
-//! heard are taken inside it or alone. The
-//! connections belong to the supervisor task ([`super::supervise`]), each to a task
+//! one short mutex ([`super::shared`]). The connections belong to the supervisor task ([`super::supervise`]), each to a task
 //! of its own ([`super::connection`]).
 //!
 //! Another task watches whether the server responds at all, over however many
@@ -20,136 +17,22 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-use super::RpcError;
 use super::call::Call;
 use super::caller::Request;
-use super::connection::{End, Signals};
-use super::pending::{ConnectionId, ConnectionLoad, Load, Pending};
-use super::scaling::{Connections, Pause, Scaling};
+use super::error::RpcError;
+use super::pending::Pending;
+use super::placement::{ConnectionId, ConnectionLoad, Load};
+use super::scaling::{Connections, Scaling};
+use super::shared::{End, Shared, Table};
+pub use super::shared::{Greet, Greeting, Judge, Link, Refused, RpcReply};
 use super::silence::{SilenceLimit, Tolerance};
 use super::supervise::{supervise, watch_responses};
 use super::transport::Connector;
 use crate::telemetry::Metrics;
-
-/// A reply to a call.
-#[derive(Debug)]
-pub struct Answer {
-    /// The body of the reply.
-    pub body: Bytes,
-    /// The call went out more than once.
-    pub resent: bool,
-    /// The connection that it came over.
-    pub connection: ConnectionId,
-}
-
-/// Says whether a connection may be used, by the reply to its greeting.
-pub type Judge = Box<dyn FnOnce(Result<Bytes, RpcError>) -> Result<(), Refused> + Send>;
-
-/// What a further connection is greeted with, before calls go over it.
-pub struct Greeting {
-    /// The call.
-    pub call: Call,
-    /// What the reply means.
-    pub judge: Judge,
-}
-
-impl std::fmt::Debug for Greeting {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Greeting")
-    }
-}
-
-/// A further connection may not be used.
-#[derive(Debug)]
-pub struct Refused {
-    /// The reason.
-    pub why: String,
-    /// When to try another.
-    pub pause: Pause,
-}
-
-/// Makes greetings. `None`: no connection can be added now.
-pub type Greet = dyn Fn() -> Option<Greeting> + Send + Sync;
-
-pub(super) type Owed = oneshot::Sender<Result<Answer, RpcError>>;
-
-/// What the one mutex guards.
-pub(super) struct Table {
-    pub(super) pending: Pending<Owed>,
-    pub(super) scaling: Scaling,
-    /// How to reach the task of each connection.
-    pub(super) signals: Vec<(ConnectionId, Arc<Signals>)>,
-}
-
-impl Table {
-    /// Tells a connection that there is something to send.
-    pub(super) fn wake(&self, connection: ConnectionId) {
-        if let Some((_, signals)) = self.signals.iter().find(|(id, _)| *id == connection) {
-            signals.submitted.notify_one();
-        }
-    }
-
-    /// Ends a connection; it gets no more calls.
-    pub(super) fn end(&mut self, connection: ConnectionId, end: End) {
-        self.pending.close_to_calls(connection);
-        if let Some((_, signals)) = self.signals.iter().find(|(id, _)| *id == connection) {
-            signals.end.send_replace(Some(end));
-        }
-    }
-}
-
-pub(super) struct Shared {
-    pub(super) table: Mutex<Table>,
-    /// Wakes the supervisor: the number of connections may be wrong.
-    pub(super) recount: Notify,
-    /// True once the channel is to end.
-    pub(super) closing: watch::Sender<bool>,
-    /// What the channel is doing, for `status` and for who waits on it.
-    pub(super) link: watch::Sender<Link>,
-    /// When a silent connection is given up.
-    pub(super) silence: Mutex<SilenceLimit>,
-    /// When a reply last came, over whatever connection, or the first call went
-    /// out after a pause.
-    pub(super) answered: Mutex<Instant>,
-    pub(super) greet: OnceLock<Box<Greet>>,
-    pub(super) tolerance: Tolerance,
-    pub(super) connector: Arc<dyn Connector>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) max_record: usize,
-}
-
-impl Shared {
-    fn close(&self) {
-        self.closing.send_replace(true);
-        self.table.lock().pending.close();
-    }
-}
-
-/// The state of the connections, for people.
-#[derive(Clone, Debug)]
-pub struct Link {
-    /// A connection is up.
-    pub connected: bool,
-    /// Connections made so far.
-    pub connections: u64,
-    /// Connections in a row, up to now, that failed or ended without a reply, while
-    /// there was no other.
-    pub fruitless: u32,
-    /// Why the last one ended, or could not be made.
-    pub last_error: Option<String>,
-    /// The same for programs.
-    pub cause: Option<Arc<io::Error>>,
-    /// What came over it was no RPC.
-    pub garbled: bool,
-    /// Since when the server answers nothing, once that is longer than it should
-    /// be.
-    pub silent_since: Option<Instant>,
-}
 
 /// Connections to the server that replace themselves when they break.
 pub struct Channel {
@@ -225,7 +108,7 @@ impl Channel {
     /// # Errors
     /// [`RpcError::Closed`] once the channel is closed; else what the server
     /// said at the RPC level.
-    pub async fn call(&self, call: Call, load: Load) -> Result<Answer, RpcError> {
+    pub async fn call(&self, call: Call, load: Load) -> Result<RpcReply, RpcError> {
         self.call_for(Request::of_nobody(), call, load).await
     }
 
@@ -238,7 +121,7 @@ impl Channel {
         request: Arc<Request>,
         call: Call,
         load: Load,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<RpcReply, RpcError> {
         self.submit(request, call, load, None).await
     }
 
@@ -246,7 +129,11 @@ impl Channel {
     ///
     /// # Errors
     /// As [`Self::call`].
-    pub async fn call_on(&self, connection: ConnectionId, call: Call) -> Result<Answer, RpcError> {
+    pub async fn call_on(
+        &self,
+        connection: ConnectionId,
+        call: Call,
+    ) -> Result<RpcReply, RpcError> {
         let request = Request::of_nobody();
         self.submit(request, call, Load::Small, Some(connection))
             .await
@@ -258,7 +145,7 @@ impl Channel {
         call: Call,
         load: Load,
         wish: Option<ConnectionId>,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<RpcReply, RpcError> {
         let (owed, reply) = oneshot::channel();
         {
             let mut table = self.shared.table.lock();

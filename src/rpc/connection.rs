@@ -8,59 +8,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::RpcError;
 use super::call::{self, Incoming};
-use super::channel::{Answer, Shared};
-use super::pending::{ConnectionId, Load, Next};
+use super::error::RpcError;
+use super::pending::Next;
+use super::placement::{ConnectionId, Load};
 use super::record::RecordReader;
+use super::shared::{End, RpcReply, Shared, Signals};
 use super::transport::BoxStream;
 use crate::background::Died;
-
-/// Why a connection is to end although it works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// What came over it makes no sense.
-    Distrusted,
-    /// Nothing came over it for as long as over another one that was silent.
-    Suspect,
-    /// It is not needed any more.
-    LetGo,
-}
-
-/// How the task of a connection is told things.
-#[derive(Debug)]
-pub(super) struct Signals {
-    /// A call was submitted.
-    pub(super) submitted: Notify,
-    /// It is to end.
-    pub(super) end: watch::Sender<Option<End>>,
-    /// When something last came over it.
-    heard: Mutex<Instant>,
-}
-
-impl Signals {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            submitted: Notify::new(),
-            end: watch::Sender::new(None),
-            heard: Mutex::new(Instant::now()),
-        })
-    }
-
-    fn hear(&self) {
-        *self.heard.lock() = Instant::now();
-    }
-
-    /// When something last came over it.
-    pub(super) fn heard(&self) -> Instant {
-        *self.heard.lock()
-    }
-}
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -184,7 +142,7 @@ async fn read_replies<R: AsyncRead + Unpin>(
                 answered(shared, replied.since);
                 let resent = replied.resent;
                 // The caller may be gone; nothing is owed then.
-                let _ = (replied.owed).send(result.map(|body| Answer {
+                let _ = (replied.owed).send(result.map(|body| RpcReply {
                     body,
                     resent,
                     connection,

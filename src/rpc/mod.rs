@@ -13,12 +13,12 @@
 //! - [`call`]: the messages
 //! - [`auth`]: who a call is made for (`AUTH_SYS`)
 //! - [`caller`]: who waits for it, and what is done when nobody does any more
-//! - [`pending`]: which calls wait for which reply, and on which of the connections
-//!   (a plain state machine)
+//! - [`pending`]: which calls wait for which reply (a plain state machine)
+//! - [`placement`]: which of the connections each is put on (likewise)
 //! - [`silence`]: when a silent connection is given up (likewise)
 //! - [`scaling`]: how many connections there should be (likewise)
 //! - [`channel`]: what callers have of it; `supervise` makes the connections, `connection`
-//!   moves the bytes of one
+//!   moves the bytes of one, and `shared` is what these three have in common
 //! - [`preface`]: what is said on a connection before anything else
 
 pub mod auth;
@@ -27,39 +27,20 @@ pub mod call;
 pub mod caller;
 pub mod channel;
 mod connection;
+mod error;
 pub mod pending;
+pub mod placement;
 pub mod preface;
 pub mod record;
 pub mod scaling;
+mod shared;
 pub mod silence;
 mod supervise;
 pub mod transport;
 
-pub use channel::{Channel, Greeting, Refused};
-pub use pending::{ConnectionId, Load};
+pub use channel::Channel;
+pub use error::RpcError;
+pub use placement::{ConnectionId, Load};
 pub use scaling::{Connections, Pause};
+pub use shared::{Greeting, Refused};
 pub use silence::Tolerance;
-
-/// Why a call has no reply body.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RpcError {
-    /// The channel was closed before the reply came.
-    #[error("the connection to the server is closed")]
-    Closed,
-    /// The server does not speak this program or version.
-    #[error("the server does not speak NFS version 4 (RPC: {0})")]
-    NotSpoken(&'static str),
-    /// The server refused the credential (`auth_stat`, RFC 5531 §9).
-    #[error("the server refuses AUTH_SYS credentials (auth_stat {0})")]
-    AuthRefused(u32),
-    /// The server could not decode the call, or failed inside.
-    #[error("the server could not process the call (RPC: {0})")]
-    Failed(&'static str),
-    /// The caller has been answered, so the call was not sent; or (`sent`) it was, and
-    /// its connection was lost: it was not sent again, and may have been executed.
-    #[error("the caller does not wait any more")]
-    Abandoned {
-        /// It was handed to a connection.
-        sent: bool,
-    },
-}

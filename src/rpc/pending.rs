@@ -8,41 +8,28 @@
 //! - A connection is given a call at most once. A call goes out again only on another
 //!   connection, when its own has ended (RFC 8881 §2.9.2), with the bytes it had; the
 //!   calls of other connections are not touched by that.
-//! - With several connections the first carries no bulk, so that a small call never
-//!   stands behind megabytes; bulk goes to the connection with the least of it.
+//! - Which connection a call is put on is decided by [`super::placement`].
 //! - A call whose caller does not wait any more is not given to a connection, neither for
 //!   the first time nor again ([`Next::Abandoned`]).
 //! - The bound of all queues is the caller's: the session's slot table lets
 //!   through one call a slot.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::call::{Call, Message};
 use super::caller::Request;
-
-/// The number of a connection; never used twice in a channel.
-pub type ConnectionId = u64;
-
-/// What a call weighs on its connection, there or back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Load {
-    /// Some hundred bytes, and somebody waits.
-    Small,
-    /// Data of a file.
-    Bulk,
-}
+use super::placement::{ConnectionId, ConnectionLoad, ConnectionTable, Load};
 
 /// Calls without a reply, each with what is owed to its caller.
 #[derive(Debug)]
 pub struct Pending<T> {
     next_xid: u32,
     next_order: u64,
-    calls: HashMap<u32, Waiting<T>>,
-    /// In the order they joined.
-    connections: Vec<Connection>,
+    calls: HashMap<u32, PendingCall<T>>,
+    connections: ConnectionTable,
     /// Calls without a connection, by order.
     homeless: BTreeMap<u64, u32>,
     /// Bulk calls among all.
@@ -50,7 +37,7 @@ pub struct Pending<T> {
 }
 
 #[derive(Debug)]
-struct Waiting<T> {
+struct PendingCall<T> {
     /// Submission order: replays keep it.
     order: u64,
     /// When it was submitted.
@@ -79,29 +66,6 @@ pub enum Next<T> {
     },
 }
 
-#[derive(Debug)]
-struct Connection {
-    id: ConnectionId,
-    /// Calls it was not given yet.
-    unsent: VecDeque<u32>,
-    /// Calls without a reply, the unsent ones among them.
-    small: usize,
-    bulk: usize,
-    /// When the first call since it had none was put on it.
-    busy_since: Instant,
-    /// It is about to end: it gets no more calls.
-    leaving: bool,
-}
-
-impl Connection {
-    fn calls(&mut self, load: Load) -> &mut usize {
-        match load {
-            Load::Small => &mut self.small,
-            Load::Bulk => &mut self.bulk,
-        }
-    }
-}
-
 /// What is known of a call when its reply comes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Replied<T> {
@@ -116,17 +80,6 @@ pub struct Replied<T> {
     pub since: Instant,
 }
 
-/// A connection, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnectionLoad {
-    /// Which.
-    pub id: ConnectionId,
-    /// Small calls without a reply.
-    pub small: usize,
-    /// Bulk calls without a reply.
-    pub bulk: usize,
-}
-
 impl<T> Pending<T> {
     /// No calls; the first xid is `xid` (random, so that a restarted client
     /// does not repeat the xids of its predecessor).
@@ -135,7 +88,7 @@ impl<T> Pending<T> {
             next_xid: xid,
             next_order: 0,
             calls: HashMap::new(),
-            connections: Vec::new(),
+            connections: ConnectionTable::default(),
             homeless: BTreeMap::new(),
             bulk: 0,
         }
@@ -161,7 +114,7 @@ impl<T> Pending<T> {
         let order = self.next_order;
         self.next_order += 1;
         self.bulk += usize::from(load == Load::Bulk);
-        let waiting = Waiting {
+        let call = PendingCall {
             order,
             since: now,
             message: Message::seal(call, xid),
@@ -171,7 +124,7 @@ impl<T> Pending<T> {
             request,
             owed,
         };
-        self.calls.insert(xid, waiting);
+        self.calls.insert(xid, call);
         (xid, self.place(xid, wish, now))
     }
 
@@ -182,54 +135,25 @@ impl<T> Pending<T> {
         wish: Option<ConnectionId>,
         now: Instant,
     ) -> Option<ConnectionId> {
-        let waiting = self.calls.get_mut(&xid)?;
-        let open = || {
-            self.connections
-                .iter()
-                .enumerate()
-                .filter(|(_, l)| !l.leaving)
-        };
-        let several = open().nth(1).is_some();
-        let kept_free = usize::from(several && waiting.load == Load::Bulk);
-        let chosen = open()
-            .find(|(_, connection)| Some(connection.id) == wish)
-            .or_else(|| {
-                open()
-                    .skip(kept_free)
-                    .min_by_key(|(_, connection)| (connection.bulk, connection.small))
-            })
-            .map(|(index, _)| index);
-        let Some(connection) = chosen.map(|index| &mut self.connections[index]) else {
-            waiting.connection = None;
-            self.homeless.insert(waiting.order, xid);
-            return None;
-        };
-        waiting.connection = Some(connection.id);
-        if connection.small + connection.bulk == 0 {
-            connection.busy_since = now;
+        let call = self.calls.get_mut(&xid)?;
+        call.connection = self.connections.put(xid, call.load, wish, now);
+        if call.connection.is_none() {
+            self.homeless.insert(call.order, xid);
         }
-        *connection.calls(waiting.load) += 1;
-        connection.unsent.push_back(xid);
-        Some(connection.id)
-    }
-
-    fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
-        self.connections
-            .iter_mut()
-            .find(|connection| connection.id == id)
+        call.connection
     }
 
     /// Takes the next call that this connection has not been given.
     pub fn next_to_send(&mut self, id: ConnectionId) -> Option<Next<T>> {
-        while let Some(xid) = self.connection(id)?.unsent.pop_front() {
-            let Some(waiting) = self.calls.get_mut(&xid) else {
+        while let Some(xid) = self.connections.next_unsent(id) {
+            let Some(call) = self.calls.get_mut(&xid) else {
                 continue;
             };
-            if waiting.request.start() {
-                waiting.sent += 1;
-                return Some(Next::Send(waiting.message.clone()));
+            if call.request.start() {
+                call.sent += 1;
+                return Some(Next::Send(call.message.clone()));
             }
-            let sent = waiting.sent > 0;
+            let sent = call.sent > 0;
             let owed = self.replied(xid)?.owed;
             return Some(Next::Abandoned { owed, sent });
         }
@@ -239,14 +163,7 @@ impl<T> Pending<T> {
     /// A new connection is there: what has no connection goes out on it, in the order it
     /// was submitted. Returns how many of these calls are replayed.
     pub fn join(&mut self, id: ConnectionId, now: Instant) -> usize {
-        self.connections.push(Connection {
-            id,
-            unsent: VecDeque::new(),
-            small: 0,
-            bulk: 0,
-            busy_since: now,
-            leaving: false,
-        });
+        self.connections.join(id, now);
         let mut replayed = 0;
         for xid in std::mem::take(&mut self.homeless).into_values() {
             replayed += usize::from(self.calls.get(&xid).is_some_and(|call| call.sent > 0));
@@ -257,29 +174,23 @@ impl<T> Pending<T> {
 
     /// A connection gets no more calls: it is about to end.
     pub fn close_to_calls(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connection(id) {
-            connection.leaving = true;
-        }
+        self.connections.close_to_calls(id);
     }
 
     /// The same, if nothing is under way on it. False: it goes on.
     pub fn retire(&mut self, id: ConnectionId) -> bool {
-        let Some(connection) = self.connection(id) else {
-            return false;
-        };
-        connection.leaving |= connection.small + connection.bulk == 0;
-        connection.leaving
+        self.connections.retire(id)
     }
 
     /// A connection has ended: its calls go out again on the others, in the order
     /// they were submitted. Returns the connections that have something to send now.
     pub fn leave(&mut self, id: ConnectionId, now: Instant) -> Vec<ConnectionId> {
-        self.connections.retain(|connection| connection.id != id);
+        self.connections.remove(id);
         let left: BTreeMap<u64, u32> = self
             .calls
             .iter()
-            .filter(|(_, waiting)| waiting.connection == Some(id))
-            .map(|(&xid, waiting)| (waiting.order, xid))
+            .filter(|(_, call)| call.connection == Some(id))
+            .map(|(&xid, call)| (call.order, xid))
             .collect();
         let mut given: Vec<_> = left
             .into_values()
@@ -293,16 +204,16 @@ impl<T> Pending<T> {
     /// A reply came: returns what is owed, or `None` for an xid that nobody
     /// waits for (a duplicate, or a late answer to a replayed call).
     pub fn replied(&mut self, xid: u32) -> Option<Replied<T>> {
-        let waiting = self.calls.remove(&xid)?;
-        self.bulk -= usize::from(waiting.load == Load::Bulk);
-        if let Some(connection) = waiting.connection.and_then(|id| self.connection(id)) {
-            *connection.calls(waiting.load) -= 1;
+        let call = self.calls.remove(&xid)?;
+        self.bulk -= usize::from(call.load == Load::Bulk);
+        if let Some(connection) = call.connection {
+            self.connections.answered(connection, call.load);
         }
         Some(Replied {
-            owed: waiting.owed,
-            resent: waiting.sent > 1,
-            load: waiting.load,
-            since: waiting.since,
+            owed: call.owed,
+            resent: call.sent > 1,
+            load: call.load,
+            since: call.since,
         })
     }
 
@@ -310,40 +221,25 @@ impl<T> Pending<T> {
     pub fn close(&mut self) -> Vec<T> {
         self.homeless.clear();
         self.bulk = 0;
-        for connection in &mut self.connections {
-            connection.unsent.clear();
-            (connection.small, connection.bulk) = (0, 0);
-        }
-        let mut left: Vec<_> = self.calls.drain().map(|(_, waiting)| waiting).collect();
-        left.sort_unstable_by_key(|waiting| waiting.order);
-        left.into_iter().map(|waiting| waiting.owed).collect()
+        self.connections.clear();
+        let mut left: Vec<_> = self.calls.drain().map(|(_, call)| call).collect();
+        left.sort_unstable_by_key(|call| call.order);
+        left.into_iter().map(|call| call.owed).collect()
     }
 
     /// When the call was submitted that has waited longest.
     pub fn oldest(&self) -> Option<Instant> {
-        self.calls.values().map(|waiting| waiting.since).min()
+        self.calls.values().map(|call| call.since).min()
     }
 
     /// Since when calls are out on this connection, one or another.
     pub fn busy_since(&self, id: ConnectionId) -> Option<Instant> {
-        let connection = self
-            .connections
-            .iter()
-            .find(|connection| connection.id == id)?;
-        (connection.small + connection.bulk > 0).then_some(connection.busy_since)
+        self.connections.busy_since(id)
     }
 
     /// The connections, in the order they joined, without those that are about to end.
     pub fn connections(&self) -> impl DoubleEndedIterator<Item = ConnectionLoad> {
-        let open = self
-            .connections
-            .iter()
-            .filter(|connection| !connection.leaving);
-        open.map(|connection| ConnectionLoad {
-            id: connection.id,
-            small: connection.small,
-            bulk: connection.bulk,
-        })
+        self.connections.loads()
     }
 
     /// Number of bulk calls without a reply.
@@ -382,7 +278,7 @@ mod tests {
         }
     }
 
-    fn with_lanes(xid: u32, connections: &[ConnectionId]) -> Pending<u8> {
+    fn with_connections(xid: u32, connections: &[ConnectionId]) -> Pending<u8> {
         let mut pending = Pending::new(xid);
         for &connection in connections {
             pending.join(connection, Instant::now());
@@ -421,7 +317,7 @@ mod tests {
             [(); 3].map(|()| Request::new())
         });
         let [sent, held, answered] = requests.await;
-        let mut pending = with_lanes(0, &[A]);
+        let mut pending = with_connections(0, &[A]);
         let add = |pending: &mut Pending<u8>, request: &Arc<Request>, tag| {
             let request = Arc::clone(request);
             pending.submit(call(tag), Load::Small, None, request, tag, Instant::now())
@@ -463,7 +359,7 @@ mod tests {
 
     #[test]
     fn unanswered_calls_are_replayed_in_order_with_the_same_bytes() {
-        let mut pending = with_lanes(u32::MAX, &[A]);
+        let mut pending = with_connections(u32::MAX, &[A]);
         let since = Instant::now();
         let [a, b, c] = [1, 2, 3].map(|tag| {
             let (load, wish) = (Load::Small, None);
@@ -497,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_ends_disturbs_no_other_and_its_calls_go_to_the_living() {
-        let mut pending = with_lanes(10, &[A, B, C]);
+        let mut pending = with_connections(10, &[A, B, C]);
         let placed: Vec<_> = (0..4)
             .map(|tag| submit(&mut pending, tag, Load::Bulk))
             .collect();
@@ -522,7 +418,7 @@ mod tests {
 
     #[test]
     fn a_small_call_never_stands_behind_bulk_if_there_are_several_lanes() {
-        let mut pending = with_lanes(0, &[A]);
+        let mut pending = with_connections(0, &[A]);
         assert_eq!(submit(&mut pending, 0, Load::Bulk).1, Some(A), "the only");
         pending.replied(0);
         pending.join(B, Instant::now());
@@ -542,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_is_about_to_end_gets_nothing_and_an_idle_one_may_end() {
-        let mut pending = with_lanes(0, &[A, B]);
+        let mut pending = with_connections(0, &[A, B]);
         let (xid, connection) = pending.submit(
             call(1),
             Load::Small,
@@ -573,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_is_busy_from_the_first_call_of_its_own_until_none_is_out() {
+    fn a_connection_is_busy_from_the_first_call_of_its_own_until_none_is_out() {
         let begun = Instant::now();
         let at = |secs| begun + Duration::from_secs(secs);
         let mut pending = Pending::new(0);
@@ -606,7 +502,7 @@ mod tests {
 
     #[test]
     fn a_reply_is_taken_once() {
-        let mut pending = with_lanes(5, &[A]);
+        let mut pending = with_connections(5, &[A]);
         let xid = small(&mut pending, 1);
         assert_eq!(pending.replied(77), None);
         assert_eq!(pending.replied(xid).unwrap().owed, 1);
@@ -620,7 +516,7 @@ mod tests {
 
     #[test]
     fn the_call_that_waits_longest_is_known() {
-        let mut pending = with_lanes(5, &[A]);
+        let mut pending = with_connections(5, &[A]);
         let begun = Instant::now();
         assert_eq!(pending.oldest(), None);
         let later = begun + Duration::from_secs(3);
@@ -635,7 +531,7 @@ mod tests {
 
     #[test]
     fn an_xid_in_use_is_not_given_again() {
-        let mut pending = with_lanes(1, &[A]);
+        let mut pending = with_connections(1, &[A]);
         let a = small(&mut pending, 1);
         pending.next_xid = a;
         assert_ne!(small(&mut pending, 2), a);

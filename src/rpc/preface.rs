@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::RpcError;
 use super::call::{self, Call, Incoming, Message};
+use super::error::RpcError;
 use super::record::LAST_FRAGMENT;
 use super::transport::BoxStream;
 

@@ -11,14 +11,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-use super::channel::Shared;
-use super::connection::{self, End, Ended, Signals};
-use super::pending::ConnectionId;
+use super::connection::{self, Ended};
+use super::placement::ConnectionId;
 use super::preface;
 use super::scaling;
+use super::shared::{End, Shared, Signals};
 use super::transport::{BoxStream, NoFurther};
 use crate::background::Pause;
 
@@ -100,6 +100,44 @@ impl ConnectionSet {
         }
     }
 
+    /// One has ended: its calls go elsewhere. Returns the pause before the next one is
+    /// made if it was the last, which was `backoff` before.
+    fn after_end(&mut self, ended: Result<Ended, JoinError>, backoff: Duration) -> Duration {
+        let ended = match ended {
+            Ok(ended) => ended,
+            // Not reached: what dies in it is caught there.
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        let silent = |why: &io::Error| why.kind() == io::ErrorKind::TimedOut;
+        if ended.error.as_ref().is_some_and(silent) {
+            self.suspect_others(ended.connection);
+        }
+        self.clear(ended.connection);
+        self.shared.metrics.tasks.point("supervise");
+        if ended.died {
+            self.count_death();
+        }
+        let Some(error) = ended.error else {
+            return backoff;
+        };
+        if !self.running.is_empty() {
+            one_of_several_lost(&self.shared, &error, ended.useful);
+            return backoff;
+        }
+        if silent(&error) {
+            self.shared.silence.lock().given_up();
+        }
+        // A server that accepts and hangs up at once is not to be
+        // hammered: only a connection that carried a reply resets the
+        // pause.
+        let backoff = match ended.useful {
+            true => Duration::ZERO,
+            false => longer(&self.shared, backoff),
+        };
+        lost(&self.shared, error, ended.useful);
+        backoff
+    }
+
     /// What is left of an ended connection: its calls go elsewhere.
     fn clear(&self, connection: ConnectionId) {
         self.shared.metrics.gauges.connections.dec();
@@ -119,6 +157,7 @@ impl Drop for ConnectionSet {
     }
 }
 
+/// Keeps connections up until the channel is closed; `first` is the one that is there.
 pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
     let mut closing = shared.closing.subscribe();
     let mut backoff = Duration::ZERO;
@@ -138,12 +177,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
             let connected = tokio::select! {
                 biased;
                 _ = closing.wait_for(|closing| *closing) => return,
-                stream = async {
-                    tokio::time::sleep(backoff).await;
-                    let attempt = shared.connector.connect();
-                    let tried = shared.metrics.tasks.watched("connect", attempt).await;
-                    tried.unwrap_or_else(|died| Err(io::Error::other(died)))
-                } => stream,
+                stream = another(&shared, backoff) => stream,
             };
             match connected {
                 Ok(stream) => connections.start(stream),
@@ -167,33 +201,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
             biased;
             _ = closing.wait_for(|closing| *closing) => return,
             Some(ended) = connections.running.join_next() => {
-                let ended = match ended {
-                    Ok(ended) => ended,
-                    // Not reached: what dies in it is caught there.
-                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-                };
-                if ended.error.as_ref().is_some_and(|why| why.kind() == io::ErrorKind::TimedOut) {
-                    connections.suspect_others(ended.connection);
-                }
-                connections.clear(ended.connection);
-                shared.metrics.tasks.point("supervise");
-                if ended.died {
-                    connections.count_death();
-                }
-                let alone = connections.running.is_empty();
-                let Some(error) = ended.error else { continue };
-                if !alone {
-                    one_of_several_lost(&shared, &error, ended.useful);
-                    continue;
-                }
-                if error.kind() == io::ErrorKind::TimedOut {
-                    shared.silence.lock().given_up();
-                }
-                // A server that accepts and hangs up at once is not to be
-                // hammered: only a connection that carried a reply resets the
-                // pause.
-                backoff = if ended.useful { Duration::ZERO } else { longer(&shared, backoff) };
-                lost(&shared, error, ended.useful);
+                backoff = connections.after_end(ended, backoff);
             }
             Some(attempt) = attempts.join_next() => match attempt {
                 Ok(Ok(stream)) => {
@@ -207,6 +215,14 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
             () = tokio::time::sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {}
         }
     }
+}
+
+/// A connection in the place of the last one, after a pause.
+async fn another(shared: &Shared, pause: Duration) -> io::Result<BoxStream> {
+    tokio::time::sleep(pause).await;
+    let attempt = shared.connector.connect();
+    let tried = shared.metrics.tasks.watched("connect", attempt).await;
+    tried.unwrap_or_else(|died| Err(io::Error::other(died)))
 }
 
 fn longer(shared: &Shared, backoff: Duration) -> Duration {

@@ -48,6 +48,12 @@ pub fn render(metrics: &Metrics, status: &Value) -> String {
     }
     session(&mut page, status);
 
+    caches(&mut page, metrics);
+    operations(&mut page, metrics);
+    page.0
+}
+
+fn caches(page: &mut Page, metrics: &Metrics) {
     page.head(
         "cache_hits_total",
         "counter",
@@ -72,7 +78,10 @@ pub fn render(metrics: &Metrics, status: &Value) -> String {
             misses as f64,
         );
     }
+}
 
+/// FUSE requests and NFS operations: how many failed, and how long they took.
+fn operations(page: &mut Page, metrics: &Metrics) {
     for (fuse, kind, what) in [
         (
             true,
@@ -97,7 +106,6 @@ pub fn render(metrics: &Metrics, status: &Value) -> String {
             page.histogram(&duration, name, counts);
         }
     }
-    page.0
 }
 
 fn session(page: &mut Page, status: &Value) {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::efs::ServerConnector;
+use crate::efs::tls::Agreed;
 use crate::nfs::calls::{HowToOpen, Locked};
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::proto::types::Stable;
@@ -25,78 +26,82 @@ const ROUNDS: u32 = 20;
 /// Everything that could be found out; what failed says why.
 pub(super) async fn probe(client: &Arc<Client>, connector: &ServerConnector) -> Value {
     let mut found = Map::new();
-    let mut say = |name: &str, value: Value| {
-        found.insert(name.to_owned(), value);
-    };
     // Of the session's connection, before others are made.
     let agreed = connector.agreed();
     if let Some(agreed) = &agreed {
-        say(
-            "tls",
-            json!(format!("{} {}", agreed.version, agreed.cipher)),
-        );
-        say("tls_certificates_of_server", json!(agreed.certificates));
-        say("tls_names_of_server", json!(agreed.names.join(" ")));
-        say(
-            "tls_asks_for_certificate",
-            json!(agreed.asks_for_certificate),
-        );
+        tls(&mut found, agreed);
     }
     for (program, answer) in connector.bind_programs().await {
-        say(&format!("bind_program_{program}"), json!(answer));
+        say(&mut found, &format!("bind_program_{program}"), answer);
     }
-    let (info, server) = (client.session_info(), client.server());
-    let words = |bytes: &[u8]| json!(bytes.escape_ascii().to_string());
-    say("server_owner", words(&server.major));
-    say("server_owner_minor", json!(server.minor));
-    say("server_scope", words(&server.scope));
-    say("exchange_id_flags", json!(format!("{:#x}", server.flags)));
-    say("slots", json!(info.slots));
-    say("operations_per_compound", json!(info.max_ops));
-    if let Some(agreed) = info.agreed {
-        say("longest_request", json!(agreed.max_request));
-        say("longest_reply", json!(agreed.max_response));
-        say("longest_reply_kept", json!(agreed.max_cached));
-    }
-    say("lease_s", json!(info.lease));
-    let fs = client.fs();
-    say("rsize", json!(info.rsize));
-    say("wsize", json!(info.wsize));
-    say("longest_name", json!(fs.max_name));
-    let supported: Vec<u32> = (0..96).filter(|number| fs.supported.has(*number)).collect();
-    say("supported_attributes", json!(supported));
-    say("handle_bytes", json!(fs.root.as_bytes().len()));
-    let (major, minor) = fs.root_attrs.fsid;
-    say("root_fsid", json!(format!("{major}:{minor}")));
-    say("root_fileid", json!(fs.root_attrs.fileid));
+    protocol(&mut found, client);
     match times(client).await {
         Ok(times) => {
-            say("getattr_median_us", json!(times.getattr));
-            say("seven_getattrs_in_one_median_us", json!(times.seven));
-            say("readdir_us", json!(times.readdir));
+            say(&mut found, "getattr_median_us", times.getattr);
+            say(&mut found, "seven_getattrs_in_one_median_us", times.seven);
+            say(&mut found, "readdir_us", times.readdir);
         }
-        Err(why) => say("getattr", json!(why.to_string())),
+        Err(why) => say(&mut found, "getattr", why.to_string()),
     }
     match writing(client).await {
         Ok(more) => found.extend(more),
-        Err(why) => {
-            found.insert("writing".to_owned(), json!(why.to_string()));
-        }
+        Err(why) => say(&mut found, "writing", why.to_string()),
     }
     match listing::listing(client).await {
         Ok(more) => found.extend(more),
-        Err(why) => {
-            found.insert("listing".to_owned(), json!(why.to_string()));
-        }
+        Err(why) => say(&mut found, "listing", why.to_string()),
     }
     let deepest = depth::depth(client).await;
     let deepest = deepest.unwrap_or_else(|why| json!(why.to_string()));
-    found.insert("deepest_directory".to_owned(), deepest);
+    say(&mut found, "deepest_directory", deepest);
     // By now they have come.
     if let Some(tickets) = agreed.and_then(|agreed| agreed.tickets()) {
-        found.insert("tls_tickets".to_owned(), json!(tickets));
+        say(&mut found, "tls_tickets", tickets);
     }
     Value::Object(found)
+}
+
+fn say(found: &mut Map<String, Value>, name: &str, value: impl serde::Serialize) {
+    found.insert(name.to_owned(), json!(value));
+}
+
+/// What was agreed upon for TLS.
+fn tls(found: &mut Map<String, Value>, agreed: &Agreed) {
+    let version = format!("{} {}", agreed.version, agreed.cipher);
+    say(found, "tls", version);
+    let (certificates, names) = (&agreed.certificates, agreed.names.join(" "));
+    say(found, "tls_certificates_of_server", certificates);
+    say(found, "tls_names_of_server", names);
+    let asks = agreed.asks_for_certificate;
+    say(found, "tls_asks_for_certificate", asks);
+}
+
+/// Who the server says it is, what it grants a session, and what its file system has.
+fn protocol(found: &mut Map<String, Value>, client: &Client) {
+    let (info, server) = (client.session_info(), client.server());
+    let words = |bytes: &[u8]| bytes.escape_ascii().to_string();
+    say(found, "server_owner", words(&server.major));
+    say(found, "server_owner_minor", server.minor);
+    say(found, "server_scope", words(&server.scope));
+    say(found, "exchange_id_flags", format!("{:#x}", server.flags));
+    say(found, "slots", info.slots);
+    say(found, "operations_per_compound", info.max_ops);
+    if let Some(agreed) = info.agreed {
+        say(found, "longest_request", agreed.max_request);
+        say(found, "longest_reply", agreed.max_response);
+        say(found, "longest_reply_kept", agreed.max_cached);
+    }
+    say(found, "lease_s", info.lease);
+    let fs = client.fs();
+    say(found, "rsize", info.rsize);
+    say(found, "wsize", info.wsize);
+    say(found, "longest_name", fs.max_name);
+    let supported: Vec<u32> = (0..96).filter(|number| fs.supported.has(*number)).collect();
+    say(found, "supported_attributes", supported);
+    say(found, "handle_bytes", fs.root.as_bytes().len());
+    let (major, minor) = fs.root_attrs.fsid;
+    say(found, "root_fsid", format!("{major}:{minor}"));
+    say(found, "root_fileid", fs.root_attrs.fileid);
 }
 
 fn micros(time: Duration) -> u64 {

@@ -5,17 +5,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::super::client::{Client, IoSizes};
+use super::super::client::Client;
 use super::super::proto::attrs::{Attributes, CHANGE_ONLY, NewAttributes};
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, ReadResult, WriteResult};
-use super::super::proto::status::Status;
+use super::super::proto::status::{Status, state_is_gone};
 use super::super::proto::types::{Stable, StateId, Verifier};
-use super::super::recovery::state_is_gone;
+use super::super::reopen::renew_state;
 use super::super::session::slots::Class;
-use super::super::state::OpenState;
+use super::super::state::{OpenState, STATE_RETRIES};
 use super::names::{PrePost, change_before};
-use super::objects::STATE_RETRIES;
 
 /// What a WRITE came to.
 #[derive(Clone, Debug)]
@@ -96,11 +95,11 @@ impl Client {
                 })
                 .await;
             let mut reply = match reply {
-                Err(error) if too_large(&error) && IoSizes::shrink(&self.io_sizes.read) => continue,
+                Err(error) if too_large(&error) && self.io_sizes.shrink_read() => continue,
                 reply => reply?,
             };
             match reply.ok(Op::PutFh) {
-                Err(error) if too_large(&error) && IoSizes::shrink(&self.io_sizes.read) => continue,
+                Err(error) if too_large(&error) && self.io_sizes.shrink_read() => continue,
                 result => result.map(drop)?,
             }
             match reply.read() {
@@ -111,9 +110,9 @@ impl Client {
                     ));
                 }
                 Err(NfsError::Status(_, status)) if state_is_gone(status) => {
-                    self.renew_state(open, token, status).await?;
+                    renew_state(self, open, token, status).await?;
                 }
-                Err(error) if too_large(&error) && IoSizes::shrink(&self.io_sizes.read) => {}
+                Err(error) if too_large(&error) && self.io_sizes.shrink_read() => {}
                 result => {
                     if let Ok(read) = &result {
                         self.metrics.bytes_read(read.data.len() as u64);
@@ -176,7 +175,7 @@ impl Client {
                 })
                 .await;
             let mut reply = match reply {
-                Err(error) if too_large(&error) && IoSizes::shrink(&self.io_sizes.write) => {
+                Err(error) if too_large(&error) && self.io_sizes.shrink_write() => {
                     continue;
                 }
                 reply => reply?,
@@ -201,7 +200,7 @@ impl Client {
                     });
                 }
                 Err(NfsError::Status(_, status)) if state_is_gone(status) => {
-                    self.renew_state(open, token, status).await?;
+                    renew_state(self, open, token, status).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -257,7 +256,7 @@ impl Client {
                 Some(NfsError::Status(_, status))
                     if results.is_empty() && state_is_gone(status) =>
                 {
-                    self.renew_state(open, token, status).await?;
+                    renew_state(self, open, token, status).await?;
                     continue;
                 }
                 Some(error) if results.is_empty() => return Err(error),

@@ -119,6 +119,7 @@ impl Client {
     async fn rebound(self: &Arc<Self>) -> Result<Result<(), NfsError>, NfsError> {
         let session = self.session().await?;
         let Some(connection) = self
+            .fore
             .channel
             .connections()
             .first()
@@ -126,8 +127,9 @@ impl Client {
         else {
             return Ok(Err(NfsError::Unfit("there is no connection")));
         };
-        let identity = &self.config.identity;
-        match establish::bind_connection(&self.channel, connection, identity, session.id).await {
+        let identity = &self.config().identity;
+        match establish::bind_connection(&self.fore.channel, connection, identity, session.id).await
+        {
             Err(NfsError::Rpc(error)) => Err(error.into()),
             bound => Ok(bound),
         }

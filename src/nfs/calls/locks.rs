@@ -7,17 +7,17 @@
 use std::sync::Arc;
 
 use super::super::client::Client;
+use super::super::close;
 use super::super::proto::attrs::Attributes;
-use super::super::proto::ops::{LockType, Locker, Op};
+use super::super::proto::ops::{LockType, Op};
 use super::super::proto::reply::{Denied, NfsError};
-use super::super::proto::status::Status;
+use super::super::proto::status::{Status, state_is_gone};
 use super::super::proto::types::FileHandle;
-use super::super::recovery::state_is_gone;
+use super::super::reopen::renew_state;
 use super::super::session::slots::Class;
-use super::super::state::OpenState;
 use super::super::state::locks::{LockState, Turn};
 use super::super::state::ranges::{LockKind, Span};
-use super::objects::STATE_RETRIES;
+use super::super::state::{OpenState, STATE_RETRIES};
 use crate::rpc::auth::Credential;
 
 /// What a LOCK came to.
@@ -42,17 +42,6 @@ impl Client {
     /// The locks of a new owner on an open file. Nothing is locked yet.
     pub fn prepare_lock(&self, open: &Arc<OpenState>) -> Arc<LockState> {
         LockState::new(Arc::clone(open), self.opens.next_owner())
-    }
-
-    pub(in super::super) fn locker(&self, lock: &LockState) -> Locker {
-        match lock.stateid() {
-            Some(stateid) => Locker::Known(stateid.newest()),
-            None => Locker::New {
-                open: lock.open.for_io().0,
-                client: self.client_id.lock().id,
-                owner: lock.owner,
-            },
-        }
     }
 
     /// LOCK. `waits`: it will be asked for again if it is denied.
@@ -95,7 +84,7 @@ impl Client {
                     }
                     match used {
                         Some(_) => lock.lose(),
-                        None => self.renew_state(&lock.open, token, status).await?,
+                        None => renew_state(self, &lock.open, token, status).await?,
                     }
                 }
                 // It may be ours by now, and under a stateid that nobody has seen.
@@ -110,53 +99,11 @@ impl Client {
 
     /// LOCKU. That the server has forgotten the state is as good: nothing is
     /// locked.
-    pub async fn unlock(self: &Arc<Self>, lock: &Turn<'_>, span: Span) -> Result<(), NfsError> {
-        let _leaving = lock.gives_up(span);
-        for _ in 0..STATE_RETRIES {
-            let Some(used) = lock.stateid() else {
-                if lock.held().is_empty() {
-                    return Ok(());
-                }
-                // It is being reclaimed, and will be there when that is over.
-                self.session().await?;
-                continue;
-            };
-            let mut reply = self
-                .call(&lock.open.cred, Class::Metadata, |c| {
-                    let stateid = lock.stateid().unwrap_or(used);
-                    c.once()
-                        .put(&lock.open.handle)
-                        .unlock(stateid.newest(), (span.start, span.length()));
-                })
-                .await?;
-            reply.ok(Op::PutFh)?;
-            match reply.stateid(Op::LockU) {
-                Ok(stateid) => {
-                    lock.changed(stateid, span, None);
-                    return Ok(());
-                }
-                Err(NfsError::Status(_, status)) if state_is_gone(status) => {
-                    if lock.stateid() == Some(used) {
-                        lock.lose();
-                        return Ok(());
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(NfsError::StateLost)
-    }
-
-    /// LOCKU of all that was locked with an open that the server does not close for
-    /// its locks, whatever is known of them here. Nobody else uses them any more.
-    pub(in super::super) async fn unlock_all(self: &Arc<Self>, locks: &[Arc<LockState>]) {
-        tracing::debug!("a file that is to be closed is locked at the server, unlocking it");
-        for lock in locks {
-            let turn = lock.turn().await;
-            if let Err(error) = self.unlock(&turn, Span::ALL).await {
-                tracing::warn!("unlocking a file that is to be closed: {error}");
-            }
-        }
+    ///
+    /// # Errors
+    /// The server's; [`NfsError::StateLost`] if the state was replaced time and again.
+    pub async fn unlock(&self, lock: &Turn<'_>, span: Span) -> Result<(), NfsError> {
+        close::unlock(&self.fore, lock, span).await
     }
 
     /// LOCKT: who keeps an owner (`None`: one who has no lock) from a lock.

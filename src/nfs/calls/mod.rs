@@ -15,6 +15,7 @@
 //! only we can have set ([`Reply::redone`](super::proto::reply::Reply::redone)); and
 //! where hidden names lead, which nobody else uses.
 
+mod create;
 mod data;
 mod features;
 mod listing;
@@ -26,11 +27,11 @@ mod orphans;
 mod root;
 mod tree;
 
+pub use super::server::FileSystem;
+pub use create::{HowToOpen, OpenedFile};
 pub use data::{Epilogue, Written, WrittenSeveral};
 pub use features::Feature;
 pub use locks::Locked;
 pub use names::{DirChange, Found, Made, PrePost, Renamed};
-pub(super) use opens::ServerFeatures;
-pub use opens::{FoundOpen, HowToOpen, InlineRead, OpenedFile, OpenedHandle};
-pub use root::FileSystem;
+pub use opens::{BehindOpen, FoundOpen, InlineRead, OpenRequest, OpenedHandle};
 pub use tree::ListFrom;

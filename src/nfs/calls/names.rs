@@ -204,8 +204,9 @@ impl Client {
         name: &[u8],
         file: Option<&FileHandle>,
     ) -> Result<DirChange, NfsError> {
-        let front = self.close_in_front(file, cred, 4).await;
+        let front = self.close_queue.close_in_front(file, cred, 4).await;
         let mut reply = self
+            .close_queue
             .call_behind(front, cred, |c| {
                 c.once()
                     .put(dir)
@@ -270,8 +271,9 @@ impl Client {
         to: (&FileHandle, &[u8]),
         file: Option<&FileHandle>,
     ) -> Result<Renamed, NfsError> {
-        let front = self.close_in_front(file, cred, 13).await;
+        let front = self.close_queue.close_in_front(file, cred, 13).await;
         let mut reply = self
+            .close_queue
             .call_behind(front, cred, |c| {
                 c.once()
                     .put(from.0)

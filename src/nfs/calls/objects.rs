@@ -9,10 +9,11 @@ use super::super::proto::attrs::{self, Attributes, FsAttributes, NewAttributes};
 use super::super::proto::compound::Compound;
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, Reply};
+use super::super::proto::status::state_is_gone;
 use super::super::proto::types::{FileHandle, StateId};
-use super::super::recovery::state_is_gone;
+use super::super::reopen::renew_state;
 use super::super::session::slots::Class;
-use super::super::state::OpenState;
+use super::super::state::{OpenState, STATE_RETRIES};
 use super::names::{PrePost, change_before};
 use crate::rpc::auth::Credential;
 
@@ -122,7 +123,7 @@ impl Client {
                     });
                 }
                 Err(NfsError::Status(op, status)) if state_is_gone(status) => match open {
-                    Some(open) => self.renew_state(open, token, status).await?,
+                    Some(open) => renew_state(self, open, token, status).await?,
                     None => return Err(NfsError::Status(op, status)),
                 },
                 Err(error) => return Err(error),
@@ -162,7 +163,3 @@ impl Client {
         Ok(reply.ok(Op::PutFh)?.attrs()?.fs.unwrap_or_default())
     }
 }
-
-/// How often an operation is repeated because its state was replaced meanwhile.
-/// A server that never accepts a state it has just given out ends here.
-pub(super) const STATE_RETRIES: usize = 8;

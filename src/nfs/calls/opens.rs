@@ -1,55 +1,23 @@
 //! OPEN and CLOSE.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::super::client::Client;
-use super::super::close_queue::UNLOCKS;
-use super::super::proto::attrs::{
-    AttrSet, Attributes, CHANGE_ONLY, NewAttributes, NewTime, number as n,
-};
+use super::super::close;
+use super::super::proto::attrs::{Attributes, NewAttributes};
 use super::super::proto::compound::Compound;
 use super::super::proto::ops::{Claim, Create, Op, PRESERVE_UNLINKED};
 use super::super::proto::reply::{NfsError, ReadResult, Reply};
-use super::super::proto::status::Status;
-use super::super::proto::types::{FileHandle, NfsTime, StateId};
-use super::super::recovery::state_is_gone;
-use super::super::session::slots::Class;
+use super::super::proto::status::{Status, state_is_gone};
+use super::super::proto::types::{FileHandle, StateId};
+use super::super::reopen::renew_state;
 use super::super::state::OpenState;
-use super::names::{DirChange, LOOKS, change_before, saved_after};
+use super::names::LOOKS;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 
 /// Operations of a compound with an OPEN in it, SEQUENCE among them, at most.
-const OPEN_OPS: usize = 10;
-
-/// How `create` treats a name that exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HowToOpen {
-    /// Open it as it is.
-    Existing,
-    /// Open it and cut it to nothing (O_TRUNC).
-    Truncate,
-    /// Fail (O_EXCL).
-    Exclusive,
-}
-
-/// A file that was opened by name.
-#[derive(Debug)]
-pub struct OpenedFile {
-    /// The open.
-    pub open: Arc<OpenState>,
-    /// The file's attributes.
-    pub attrs: Attributes,
-    /// How the directory moved.
-    pub dir: DirChange,
-    /// The server promises to keep the file's data until the last CLOSE even
-    /// if its name is removed.
-    pub preserves_unlinked: bool,
-    /// The file was not there before.
-    pub is_new: bool,
-}
+pub(super) const OPEN_OPS: usize = 10;
 
 /// A READ of a file's beginning that goes along with its OPEN.
 #[derive(Clone, Copy, Debug)]
@@ -60,16 +28,58 @@ pub struct InlineRead {
     pub unless: Option<u64>,
 }
 
+/// What goes behind an OPEN by handle, in its compound.
+#[derive(Clone, Copy, Debug)]
+pub enum BehindOpen {
+    /// Nothing but the file's attributes.
+    Nothing,
+    /// The file is cut to nothing.
+    Truncate,
+    /// The beginning of the file is read. The compound is not kept for a replay: a
+    /// second OPEN of the same owner only moves the stateid.
+    Read(InlineRead),
+}
+
+/// An OPEN of a file by its handle (CLAIM_FH).
+#[derive(Clone, Copy, Debug)]
+pub struct OpenRequest<'a> {
+    /// What the result is merged into.
+    pub open: &'a Arc<OpenState>,
+    /// What the open is to allow (OPEN4_SHARE_ACCESS_*).
+    pub access: u32,
+    /// A directory and a name in it that must lead to the file.
+    pub name: Option<(&'a FileHandle, &'a [u8])>,
+    /// What else is done in the compound.
+    pub behind: BehindOpen,
+}
+
 /// A file that was opened by its handle.
 #[derive(Debug)]
 pub struct OpenedHandle {
     /// The file's attributes.
     pub attrs: Attributes,
-    /// See [`OpenedFile::preserves_unlinked`].
+    /// See [`OpenedFile::preserves_unlinked`](super::OpenedFile::preserves_unlinked).
     pub preserves_unlinked: bool,
     /// What was read along, after `attrs` were taken; `None` if nothing was,
     /// for whatever reason.
     pub data: Option<ReadResult>,
+}
+
+/// What O_TRUNC makes of a file.
+const EMPTY: NewAttributes = NewAttributes::of_size(0);
+
+/// What a LOOKUP in front of an OPEN has found. `None`: there is nothing by that name.
+fn found(reply: &mut Reply) -> Result<Option<FileHandle>, NfsError> {
+    match reply.ok(Op::PutFh).and_then(|reply| reply.ok(Op::Lookup)) {
+        Ok(reply) => reply.handle().map(Some),
+        Err(NfsError::Status(
+            Op::PutFh | Op::Lookup,
+            // Or not for this user, who may have the file by other means (a descriptor
+            // passed on, or /proc): whether it was by name, the second walk shows.
+            Status::NOENT | Status::STALE | Status::NOTDIR | Status::ACCESS,
+        )) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// A file that was found and opened by its name, in one request.
@@ -81,53 +91,16 @@ pub struct FoundOpen {
     pub attrs: Attributes,
     /// The directory's, from before.
     pub dir: Attributes,
-    /// See [`OpenedFile::preserves_unlinked`].
+    /// See [`OpenedFile::preserves_unlinked`](super::OpenedFile::preserves_unlinked).
     pub preserves_unlinked: bool,
 }
 
-/// What saves requests and this server was found to lack. Asked for until it is
-/// refused once, then never again.
-#[derive(Debug, Default)]
-pub(in super::super) struct ServerFeatures {
-    /// The current stateid (RFC 8881 §16.2.3.1.2) in READ.
-    current_stateid: AtomicBool,
-    /// The anonymous stateid (§8.2.3) in READ of an open file.
-    anonymous_read: AtomicBool,
-    /// NVERIFY (§18.15).
-    nverify: AtomicBool,
-}
-
-impl ServerFeatures {
-    /// The stateid for a READ in the compound of its OPEN.
-    fn stateid(&self) -> Option<StateId> {
-        if !self.current_stateid.load(Ordering::Relaxed) {
-            Some(StateId::CURRENT)
-        } else if !self.anonymous_read.load(Ordering::Relaxed) {
-            Some(StateId::ANONYMOUS)
-        } else {
-            None
-        }
-    }
-
-    fn refused(&self, stateid: StateId) {
-        let lack = match stateid == StateId::CURRENT {
-            true => &self.current_stateid,
-            false => &self.anonymous_read,
-        };
-        lack.store(true, Ordering::Relaxed);
-    }
-}
-
 impl Client {
-    /// OPEN of a file by its handle (CLAIM_FH), merged into `open`. With
-    /// `truncate` the file is cut to nothing in the same compound. With `name`
-    /// (a directory and a name in it), `None` if that does not lead to the file
-    /// (any more); the caller has to close `open` then. With both, the file is cut
-    /// in a second round trip.
+    /// [`Self::open_by_handle`] with its request in pieces; `truncate` goes before
+    /// `inline`.
     ///
-    /// With `along` the beginning of the file is read in the same compound,
-    /// which is not kept for a replay: a second OPEN of the same owner only
-    /// moves the stateid.
+    /// # Errors
+    /// As there.
     pub async fn open_handle(
         self: &Arc<Self>,
         open: &Arc<OpenState>,
@@ -136,33 +109,144 @@ impl Client {
         name: Option<(&FileHandle, &[u8])>,
         inline: Option<InlineRead>,
     ) -> Result<Option<OpenedHandle>, NfsError> {
-        let empty = NewAttributes {
-            size: Some(0),
-            ..NewAttributes::default()
+        let behind = match inline {
+            _ if truncate => BehindOpen::Truncate,
+            Some(inline) => BehindOpen::Read(inline),
+            None => BehindOpen::Nothing,
         };
-        if truncate && name.is_some() {
-            // Which file it is has to be known before anything of it is lost.
-            let opened = self.open_handle(open, access, false, name, None);
-            let Some(opened) = Box::pin(opened).await? else {
-                return Ok(None);
-            };
-            let moved = self.set_attrs(&open.cred, &open.handle, Some(open), &empty);
-            return Ok(Some(OpenedHandle {
-                attrs: match moved.await?.after {
-                    Some(attrs) => attrs,
-                    None => self.get_attrs(&open.cred, &open.handle).await?,
-                },
-                ..opened
-            }));
+        self.open_by_handle(OpenRequest {
+            open,
+            access,
+            name,
+            behind,
+        })
+        .await
+    }
+
+    /// OPEN of a file by its handle. `None` if the request has a name that does not lead
+    /// to the file (any more); the caller has to close the open then. One round trip;
+    /// two, if there is a name and the file is cut.
+    ///
+    /// # Errors
+    /// The server's, of the lookup, the OPEN or the truncation.
+    pub async fn open_by_handle(
+        self: &Arc<Self>,
+        request: OpenRequest<'_>,
+    ) -> Result<Option<OpenedHandle>, NfsError> {
+        self.close_queue.room_to_open().await;
+        match (request.behind, request.name) {
+            (BehindOpen::Nothing, _) => self.open_and_read(&request, None).await,
+            (BehindOpen::Read(inline), _) => self.open_and_read(&request, Some(inline)).await,
+            (BehindOpen::Truncate, None) => self.open_and_truncate(&request).await,
+            (BehindOpen::Truncate, Some(_)) => self.open_then_truncate(&request).await,
         }
-        self.room_to_open().await;
-        let inline = inline.filter(|_| !truncate).and_then(|inline| {
-            let lacks_nverify = self.features.nverify.load(Ordering::Relaxed);
+    }
+
+    /// OPEN, and a READ behind it as far as the server is not known to refuse that.
+    async fn open_and_read(
+        self: &Arc<Self>,
+        request: &OpenRequest<'_>,
+        inline: Option<InlineRead>,
+    ) -> Result<Option<OpenedHandle>, NfsError> {
+        let inline = inline.and_then(|inline| {
             let stateid = self.features.stateid()?;
-            (inline.unless.is_none() || !lacks_nverify).then_some((inline, stateid))
+            (inline.unless.is_none() || self.features.has_nverify()).then_some((inline, stateid))
         });
-        let front = self.close_along(&open.cred, OPEN_OPS);
+        let opened = self.send_open(request, |c| {
+            c.then().get_attrs(self.object());
+            if let Some((inline, stateid)) = inline {
+                if let Some(change) = inline.unless {
+                    c.differs_from(change);
+                }
+                c.read(stateid, 0, inline.count);
+            }
+        });
+        let Some((preserves_unlinked, mut reply)) = opened.await? else {
+            return Ok(None);
+        };
+        let (attrs, data) = match reply.attrs() {
+            Ok(attrs) => {
+                let data = inline
+                    .and_then(|(inline, stateid)| self.read_inline(&mut reply, inline, stateid));
+                (attrs, data)
+            }
+            Err(_) => {
+                let attrs = self.get_attrs(&request.open.cred, &request.open.handle);
+                (attrs.await?, None)
+            }
+        };
+        Ok(Some(OpenedHandle {
+            attrs,
+            preserves_unlinked,
+            data,
+        }))
+    }
+
+    /// OPEN, and SETATTR of the size behind it.
+    async fn open_and_truncate(
+        self: &Arc<Self>,
+        request: &OpenRequest<'_>,
+    ) -> Result<Option<OpenedHandle>, NfsError> {
+        let open = request.open;
+        let opened = self.send_open(request, |c| {
+            c.once().set_attrs(StateId::CURRENT, &EMPTY);
+            c.then().get_attrs(self.object());
+        });
+        let Some((preserves_unlinked, mut reply)) = opened.await? else {
+            return Ok(None);
+        };
+        let after = match reply.attrs_set() {
+            Ok(()) => reply.attrs().ok(),
+            // A server without the current stateid (RFC 8881 §16.2.3.1.2).
+            Err(NfsError::Status(_, Status::BAD_STATEID)) => {
+                let moved = self.set_attrs(&open.cred, &open.handle, Some(open), &EMPTY);
+                moved.await?.after.or_else(|| reply.attrs().ok())
+            }
+            Err(error) => return Err(error),
+        };
+        let attrs = match after {
+            Some(attrs) => attrs,
+            None => self.get_attrs(&open.cred, &open.handle).await?,
+        };
+        Ok(Some(OpenedHandle {
+            attrs,
+            preserves_unlinked,
+            data: None,
+        }))
+    }
+
+    /// OPEN, and SETATTR of the size in a round trip of its own: which file the name
+    /// leads to has to be known before anything of it is lost.
+    async fn open_then_truncate(
+        self: &Arc<Self>,
+        request: &OpenRequest<'_>,
+    ) -> Result<Option<OpenedHandle>, NfsError> {
+        let open = request.open;
+        let Some(opened) = self.open_and_read(request, None).await? else {
+            return Ok(None);
+        };
+        let moved = self.set_attrs(&open.cred, &open.handle, Some(open), &EMPTY);
+        let attrs = match moved.await?.after {
+            Some(attrs) => attrs,
+            None => self.get_attrs(&open.cred, &open.handle).await?,
+        };
+        Ok(Some(OpenedHandle { attrs, ..opened }))
+    }
+
+    /// Sends an OPEN by handle with what `behind` adds, and merges the result into the
+    /// open. Whether the server keeps the data of a file without a name, and the rest of
+    /// the reply; `None` if the name does not lead to the file.
+    async fn send_open(
+        self: &Arc<Self>,
+        request: &OpenRequest<'_>,
+        behind: impl Fn(&mut Compound) + Send + Sync,
+    ) -> Result<Option<(bool, Reply)>, NfsError> {
+        let OpenRequest {
+            open, access, name, ..
+        } = *request;
+        let front = self.close_queue.close_along(&open.cred, OPEN_OPS);
         let opened = self
+            .close_queue
             .call_behind(front, &open.cred, |c| {
                 if let Some((dir, name)) = name {
                     c.put(dir).lookup(name).get_handle();
@@ -173,16 +257,7 @@ impl Client {
                     &Create::No,
                     Claim::Handle,
                 );
-                if truncate {
-                    c.once().set_attrs(StateId::CURRENT, &empty);
-                }
-                c.then().get_attrs(self.object());
-                if let Some((inline, stateid)) = inline {
-                    if let Some(change) = inline.unless {
-                        c.differs_from(change);
-                    }
-                    c.read(stateid, 0, inline.count);
-                }
+                behind(c);
             })
             .await;
         let mut reply = match opened {
@@ -192,60 +267,21 @@ impl Client {
                 return Err(error);
             }
         };
-        let mut leads_here = true;
-        if name.is_some() {
-            let found = match reply.ok(Op::PutFh).and_then(|reply| reply.ok(Op::Lookup)) {
-                Ok(reply) => reply.handle()?,
-                Err(NfsError::Status(
-                    Op::PutFh | Op::Lookup,
-                    // Or not for this user, who may have the file by other means (a descriptor
-                    // passed on, or /proc): whether it was by name, the second walk shows.
-                    Status::NOENT | Status::STALE | Status::NOTDIR | Status::ACCESS,
-                )) => return Ok(None),
-                Err(error) => return Err(error),
-            };
-            leads_here = found == open.handle;
-        }
+        let leads_here = match name {
+            None => true,
+            Some(_) => match found(&mut reply)? {
+                Some(handle) => handle == open.handle,
+                None => return Ok(None),
+            },
+        };
         reply.ok(Op::PutFh)?;
         let opened = reply.open()?;
         let token = open.for_io().1;
         if !open.opened(opened.stateid, access) {
-            self.renew_state(open, token, Status::BAD_STATEID).await?;
-        }
-        if !leads_here {
-            return Ok(None);
+            renew_state(self, open, token, Status::BAD_STATEID).await?;
         }
         let preserves_unlinked = opened.flags & PRESERVE_UNLINKED != 0;
-        let found = |attrs, data| {
-            Ok(Some(OpenedHandle {
-                attrs,
-                preserves_unlinked,
-                data,
-            }))
-        };
-        if truncate {
-            match reply.attrs_set() {
-                Ok(()) => {}
-                // A server without the current stateid (RFC 8881 §16.2.3.1.2).
-                Err(NfsError::Status(_, Status::BAD_STATEID)) => {
-                    let moved = self
-                        .set_attrs(&open.cred, &open.handle, Some(open), &empty)
-                        .await?;
-                    if let Some(attrs) = moved.after {
-                        return found(attrs, None);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        match reply.attrs() {
-            Ok(attrs) => {
-                let data = inline
-                    .and_then(|(inline, stateid)| self.read_inline(&mut reply, inline, stateid));
-                found(attrs, data)
-            }
-            Err(_) => found(self.get_attrs(&open.cred, &open.handle).await?, None),
-        }
+        Ok(leads_here.then_some((preserves_unlinked, reply)))
     }
 
     /// The data that came along with an OPEN, which stands whatever became of
@@ -264,7 +300,7 @@ impl Client {
                 }
                 Err(error) => {
                     tracing::debug!("{error}: not asked again");
-                    self.features.nverify.store(true, Ordering::Relaxed);
+                    self.features.refused_nverify();
                     return None;
                 }
             }
@@ -282,109 +318,6 @@ impl Client {
                 None
             }
             _ => None,
-        }
-    }
-
-    /// OPEN of a name, creating it (O_CREAT). An exclusive create sets in the
-    /// same compound what the server could not set at creation: the times, in
-    /// which it may have kept the verifier, and the mode.
-    pub async fn create(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        dir: &FileHandle,
-        name: &[u8],
-        access: u32,
-        mode: u32,
-        how: HowToOpen,
-    ) -> Result<OpenedFile, NfsError> {
-        self.room_to_open().await;
-        let owner = self.opens.next_owner();
-        let owner_bytes = owner.to_be_bytes();
-        let at_creation = NewAttributes {
-            mode: Some(mode),
-            size: (how == HowToOpen::Truncate).then_some(0),
-            ..NewAttributes::default()
-        };
-        let plan = (how == HowToOpen::Exclusive)
-            .then(|| Exclusive::plan(mode, self.fs().exclcreat))
-            .transpose()?;
-        let front = self.close_along(cred, OPEN_OPS);
-        let opened = self
-            .call_behind(front, cred, |c: &mut Compound| {
-                let create = match &plan {
-                    Some(plan) => Create::Exclusive(plan.verifier, &plan.at_creation),
-                    None => Create::Unchecked(&at_creation),
-                };
-                c.once()
-                    .put(dir)
-                    .get_attrs(CHANGE_ONLY)
-                    .save()
-                    .open(
-                        self.open_owner(&owner_bytes),
-                        access,
-                        &create,
-                        Claim::Name(name),
-                    )
-                    .get_handle()
-                    .then();
-                if let Some(plan) = &plan {
-                    c.set_attrs(StateId::ANONYMOUS, &plan.afterwards);
-                }
-                c.get_attrs(self.object())
-                    .restore()
-                    .get_attrs(self.object());
-            })
-            .await;
-        let mut reply = match opened {
-            Ok(reply) => reply,
-            Err(error) => {
-                self.close_orphan(cred, (dir, name), owner, &error).await;
-                return Err(error);
-            }
-        };
-        let before = change_before(&mut reply)?;
-        reply.ok(Op::SaveFh)?;
-        let opened = match (reply.open(), &plan) {
-            // Ours, on a server that has the verifier in the times, which were set
-            // since.
-            (Err(error @ NfsError::Status(_, Status::EXIST)), Some(plan)) if reply.redone() => {
-                let ours = self.open_marked(cred, (dir, name), owner, access, plan.mark);
-                return ours.await?.ok_or(error);
-            }
-            (opened, _) => opened?,
-        };
-        let handle = reply.handle()?;
-        let open = self
-            .opens
-            .adopt(handle, Arc::clone(cred), owner, opened.stateid, access);
-        let finish = async {
-            if let Some(plan) = &plan
-                && let Err(error) = reply.attrs_set()
-            {
-                tracing::debug!("attributes after an exclusive create: {error}, once more");
-                self.set_attrs(cred, &open.handle, None, &plan.afterwards)
-                    .await?;
-            }
-            let attrs = match reply.attrs() {
-                Ok(attrs) => attrs,
-                Err(_) => self.get_attrs(cred, &open.handle).await?,
-            };
-            let after = saved_after(&mut reply);
-            Ok::<_, NfsError>((attrs, DirChange::new(opened.change, before, after)))
-        };
-        match finish.await {
-            Ok((attrs, dir)) => Ok(OpenedFile {
-                open,
-                attrs,
-                dir,
-                preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
-                // Of a file that exists no mode is set.
-                is_new: plan.is_some() || opened.set.has(n::MODE),
-            }),
-            Err(error) => {
-                let _ = caller::apart(self.close(&open)).await;
-                Err(error)
-            }
         }
     }
 
@@ -422,11 +355,12 @@ impl Client {
         name: &[u8],
         access: u32,
     ) -> Result<FoundOpen, NfsError> {
-        self.room_to_open().await;
+        self.close_queue.room_to_open().await;
         let owner = self.opens.next_owner();
         let owner_bytes = owner.to_be_bytes();
-        let front = self.close_along(cred, OPEN_OPS);
+        let front = self.close_queue.close_along(cred, OPEN_OPS);
         let opened = self
+            .close_queue
             .call_behind(front, cred, |c| {
                 c.put(dir)
                     .get_attrs(self.object())
@@ -470,142 +404,30 @@ impl Client {
         }
     }
 
-    /// OPEN of a file that an exclusive create of ours has made, which is known by the
-    /// time of access that it was given; `None` if the name leads to another.
-    async fn open_marked(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        (dir, name): (&FileHandle, &[u8]),
-        owner: u64,
-        access: u32,
-        mark: NfsTime,
-    ) -> Result<Option<OpenedFile>, NfsError> {
-        let found = self.lookup(cred, dir, name).await?;
-        let Some((handle, attrs)) = found.object else {
-            return Ok(None);
-        };
-        if !attrs.present.has(n::TIME_ACCESS) || attrs.atime != mark {
-            return Ok(None);
-        }
-        let mut reply = self
-            .call(cred, Class::Metadata, |c| {
-                c.once().put(&handle).open(
-                    self.open_owner(&owner.to_be_bytes()),
-                    access,
-                    &Create::No,
-                    Claim::Handle,
-                );
-            })
-            .await?;
-        let opened = reply.ok(Op::PutFh)?.open()?;
-        let open = self
-            .opens
-            .adopt(handle, Arc::clone(cred), owner, opened.stateid, access);
-        Ok(Some(OpenedFile {
-            open,
-            attrs,
-            dir: DirChange::default(),
-            preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
-            // It was made a while ago; others may know it by now.
-            is_new: false,
-        }))
-    }
-
     /// CLOSE. The open is gone locally whatever the server says; what it says
     /// is for the log.
     pub async fn close(self: &Arc<Self>, open: &Arc<OpenState>) -> Result<(), NfsError> {
-        match self.closed_here(open) {
-            Some(stateid) => self.send_close(open, stateid).await,
+        match self.opens.close_here(open) {
+            Some(stateid) => close::close(&self.fore, open, stateid).await,
             None => Ok(()),
         }
     }
 
-    /// Nobody uses the open any more. What there is to be closed.
-    pub(in super::super) fn closed_here(&self, open: &OpenState) -> Option<StateId> {
-        self.opens.forget(open);
-        let was_dead = open.is_dead();
-        // Requests may still be on their way with it (reading ahead): they must
-        // not open it again.
-        open.lose();
-        open.exact().filter(|_| !was_dead)
+    /// CLOSE, soon, together with others. The open is gone locally at once.
+    /// For an open that nothing is written with any more.
+    pub fn close_soon(&self, open: &Arc<OpenState>) {
+        if let Some(stateid) = self.opens.close_here(open) {
+            self.close_queue.close_soon(open, stateid);
+        }
     }
 
-    /// The CLOSE itself. `stateid` is what it was when this began. What the server
-    /// does not close for its locks is unlocked first.
-    pub(in super::super) async fn send_close(
-        self: &Arc<Self>,
-        open: &Arc<OpenState>,
-        stateid: StateId,
-    ) -> Result<(), NfsError> {
-        let locks = open.lock_states();
-        let mut unlocks = 0;
-        loop {
-            let mut reply = self
-                .call(&open.cred, Class::Metadata, |c| {
-                    c.once()
-                        .put(&open.handle)
-                        .close(open.exact().unwrap_or(stateid));
-                })
-                .await?;
-            reply.ok(Op::PutFh)?;
-            match reply.stateid(Op::Close) {
-                Err(NfsError::Status(_, Status::LOCKS_HELD)) if unlocks < UNLOCKS => {
-                    unlocks += 1;
-                    self.unlock_all(&locks).await;
-                }
-                result => return result.map(drop),
-            }
-        }
+    /// Sends every CLOSE that still waits, and waits for all of them.
+    pub async fn closes_sent(&self) {
+        self.close_queue.sent_all().await;
     }
 
     /// A new open of `handle`, not yet known to the server.
     pub fn prepare_open(&self, handle: FileHandle, cred: Arc<Credential>) -> Arc<OpenState> {
         self.opens.prepare(handle, cred)
-    }
-
-    pub(super) fn open_owner<'a>(&self, owner: &'a [u8]) -> (u64, &'a [u8]) {
-        (self.client_id.lock().id, owner)
-    }
-}
-
-/// What an exclusive create sets when.
-struct Exclusive {
-    verifier: [u8; 8],
-    at_creation: NewAttributes,
-    afterwards: NewAttributes,
-    /// The time of access that the file gets, which is like no other: should it be
-    /// asked later whose the file is, this says so.
-    mark: NfsTime,
-}
-
-impl Exclusive {
-    /// `allowed` is suppattr_exclcreat (RFC 8881 §5.8.1.14): what may be set
-    /// together with the verifier. The times are set afterwards in any case,
-    /// because a server may keep the verifier in them.
-    fn plan(mode: u32, allowed: AttrSet) -> Result<Self, NfsError> {
-        let mut verifier = [0; 8];
-        getrandom::fill(&mut verifier)
-            .map_err(|_| NfsError::Unfit("no random numbers for an exclusive create"))?;
-        let with_mode = allowed.has(n::MODE);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let mark = NfsTime {
-            sec: now.map_or(0, |now| now.as_secs().cast_signed()),
-            // In microseconds: not every server keeps more.
-            nsec: u32::from_ne_bytes([verifier[0], verifier[1], verifier[2], 0]) % 1_000_000 * 1000,
-        };
-        Ok(Self {
-            verifier,
-            mark,
-            at_creation: NewAttributes {
-                mode: with_mode.then_some(mode),
-                ..NewAttributes::default()
-            },
-            afterwards: NewAttributes {
-                mode: (!with_mode).then_some(mode),
-                atime: Some(NewTime::At(mark)),
-                mtime: Some(NewTime::Server),
-                ..NewAttributes::default()
-            },
-        })
     }
 }

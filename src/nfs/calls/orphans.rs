@@ -1,7 +1,7 @@
 //! Opens that the server may have made for callers that do not wait any more.
 //!
 //! An OPEN whose reply was lost with its connection, and whose caller has been answered,
-//! is not sent again ([`super::super::resolve`]), and the server need not say whether it
+//! is not sent again (`nfs::fore_channel`), and the server need not say whether it
 //! was executed. If it was, there is an open at the server, or a newer stateid of one,
 //! that nobody here knows, and a removed file would be kept by it for the life of the
 //! mount. The same owner opens again, whereupon the server tells the stateid

@@ -1,38 +1,16 @@
 //! Finding the root of a mount, and what its file system can do.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::client::Client;
-use super::super::proto::attrs::{self, AttrSet, Attributes};
+use super::super::proto::attrs::{self, AttrSet};
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::types::FileHandle;
-use super::super::session::establish::{ChannelAttrs, OVERHEAD};
+use super::super::server::FileSystem;
 use super::super::session::slots::Class;
 use crate::rpc::auth::Credential;
-
-/// What is known of the mounted file system.
-#[derive(Clone, Debug)]
-pub struct FileSystem {
-    /// The root of the mount.
-    pub root: FileHandle,
-    /// Its attributes at mount.
-    pub root_attrs: Attributes,
-    /// Attributes the server has.
-    pub supported: AttrSet,
-    /// Attributes that an exclusive create can set.
-    pub exclcreat: AttrSet,
-    /// Largest READ the server takes, bytes.
-    pub max_read: u32,
-    /// Largest WRITE the server takes, bytes.
-    pub max_write: u32,
-    /// Longest name, bytes.
-    pub max_name: u32,
-    /// No file is longer, bytes.
-    pub max_file_size: u64,
-}
 
 impl Client {
     /// What is known of the mounted file system.
@@ -43,32 +21,6 @@ impl Client {
         self.fs
             .get()
             .expect("the root is found before anything else")
-    }
-
-    /// Largest READ, bytes. A new session may have another.
-    pub fn rsize(&self) -> u32 {
-        self.io_sizes.read.load(Ordering::Relaxed)
-    }
-
-    /// Largest WRITE, bytes. A new session may have another.
-    pub fn wsize(&self) -> u32 {
-        self.io_sizes.write.load(Ordering::Relaxed)
-    }
-
-    /// Takes in what a session allows, and what the file system does, once it is
-    /// known.
-    pub(in super::super) fn fit_io(&self, session: &ChannelAttrs) {
-        let size = |asked: u32, channel: u32, server: Option<u32>| {
-            asked
-                .min(channel - OVERHEAD.min(channel / 2))
-                .min(server.unwrap_or(u32::MAX))
-        };
-        let fs = self.fs.get();
-        let (read, write) = (fs.map(|fs| fs.max_read), fs.map(|fs| fs.max_write));
-        let read = size(self.config.rsize, session.max_response, read);
-        let write = size(self.config.wsize, session.max_request, write);
-        self.io_sizes.read.store(read, Ordering::Relaxed);
-        self.io_sizes.write.store(write, Ordering::Relaxed);
     }
 
     /// Walks from the server's root along `path` and learns about the file
@@ -137,9 +89,9 @@ impl Client {
             .await?;
         let (fs, root_attrs) = take(&mut reply)?;
         if fs.lease_time > 0 {
-            self.lease.send_replace(fs.lease_time);
+            self.fore.lease.send_replace(fs.lease_time);
             let lease = Duration::from_secs(fs.lease_time.into());
-            self.channel.set_lease(lease);
+            self.fore.channel.set_lease(lease);
         }
         let most = |server: u64| match server {
             0 => u32::MAX,

@@ -368,6 +368,18 @@ pub struct NewAttributes {
 }
 
 impl NewAttributes {
+    /// The size alone.
+    pub const fn of_size(size: u64) -> Self {
+        Self {
+            size: Some(size),
+            mode: None,
+            uid: None,
+            gid: None,
+            atime: None,
+            mtime: None,
+        }
+    }
+
     /// Which attributes would be set.
     pub fn set(&self) -> AttrSet {
         let bit = |there: bool, number| {

@@ -72,6 +72,19 @@ impl fmt::Debug for Status {
     }
 }
 
+/// Statuses that say that a stateid is of no more use.
+pub fn state_is_gone(status: Status) -> bool {
+    matches!(
+        status,
+        Status::BAD_STATEID
+            | Status::STALE_STATEID
+            | Status::OLD_STATEID
+            | Status::EXPIRED
+            | Status::ADMIN_REVOKED
+            | Status::DELEG_REVOKED
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -270,7 +270,7 @@ pub async fn bind_connection(
 }
 
 /// The compound of BIND_CONN_TO_SESSION (§18.34): the fore channel, no RDMA.
-pub(super) fn bind(identity: &Identity, id: SessionId) -> Compound {
+pub(in crate::nfs) fn bind(identity: &Identity, id: SessionId) -> Compound {
     let mut compound = Compound::bare(&Credential::machine(), &identity.machine_name);
     compound.other(Op::BindConnToSession, |enc| {
         enc.fixed(&id).u32(1).bool(false);
@@ -279,6 +279,6 @@ pub(super) fn bind(identity: &Identity, id: SessionId) -> Compound {
 }
 
 /// What became of it.
-pub(super) fn bound(mut reply: Reply) -> Result<(), NfsError> {
+pub(in crate::nfs) fn bound(mut reply: Reply) -> Result<(), NfsError> {
     reply.ok(Op::BindConnToSession).map(drop)
 }

@@ -21,6 +21,10 @@ use parking_lot::Mutex;
 use super::proto::types::{FileHandle, StateId};
 use crate::rpc::auth::Credential;
 
+/// How often an operation is repeated because its state was replaced meanwhile.
+/// A server that never accepts a state it has just given out ends here.
+pub(super) const STATE_RETRIES: usize = 8;
+
 /// One open of one file by one identity.
 #[derive(Debug)]
 pub struct OpenState {
@@ -178,6 +182,17 @@ impl OpenTable {
     /// The open is closed; recovery need not think of it any more.
     pub(super) fn forget(&self, open: &OpenState) {
         self.opens.lock().remove(&open.owner);
+    }
+
+    /// Nobody uses the open any more. What there is to be closed: the newest stateid, or
+    /// `None` if the server knows nothing of it.
+    pub(super) fn close_here(&self, open: &OpenState) -> Option<StateId> {
+        self.forget(open);
+        let was_dead = open.is_dead();
+        // Requests may still be on their way with it (reading ahead): they must
+        // not open it again.
+        open.lose();
+        open.exact().filter(|_| !was_dead)
     }
 
     /// Every open that has state at the server.

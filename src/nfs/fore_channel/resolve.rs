@@ -19,27 +19,29 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::{Backoff, Client};
-use super::proto::compound::{Compound, SlotUse};
-use super::proto::ops::Op;
-use super::proto::reply::{NfsError, Reply};
-use super::proto::status::Status;
-use super::send::{GARBLED_TRIES, HeldSlot, Sent};
-use super::session::establish;
-use super::session::live::Session;
+use super::super::backoff::Backoff;
+use super::super::proto::compound::{Compound, SlotUse};
+use super::super::proto::ops::Op;
+use super::super::proto::reply::{NfsError, Reply};
+use super::super::proto::status::Status;
+use super::super::session::establish;
+use super::super::session::live::Session;
+use super::ForeChannel;
+use super::send::{HeldSlot, Sent};
+use super::slot_request::GARBLED_TRIES;
 use crate::rpc::{Load, RpcError};
 
 /// The request may have been executed, and nobody waits for it.
 const ABANDONED: NfsError = NfsError::Rpc(RpcError::Abandoned { sent: true });
 
-impl Client {
+impl ForeChannel {
     /// Resolves the slot of an abandoned request, which is given back, or retired
     /// where the server does not tell.
     ///
     /// # Errors
     /// [`RpcError::Abandoned`] unless the server has kept the reply.
     pub(super) async fn resolve(
-        self: &Arc<Self>,
+        &self,
         session: &Arc<Session>,
         mut held: HeldSlot<'_>,
         slot_use: SlotUse,

@@ -12,49 +12,45 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::super::client::{Client, Phase};
-use super::super::proto::reply::{NfsError, Reply};
-use super::super::proto::status::Status;
-use super::establish;
+use super::fore_channel::ForeChannel;
+use super::proto::reply::{NfsError, Reply};
+use super::proto::status::Status;
+use super::session::establish;
 use crate::rpc::{Greeting, Pause, Refused, RpcError};
 
 /// After BADSESSION: perhaps one of several servers behind a name.
 const ELSEWHERE: Duration = Duration::from_secs(30);
 
 /// Lets the channel have further connections, as many as the configuration allows.
-pub(crate) fn offer(client: &Arc<Client>) {
-    let connections = client.config.connections;
+pub(super) fn offer(fore: &Arc<ForeChannel>) {
+    let connections = fore.config.connections;
     if connections.most.max(connections.least) > 1 {
-        let weak = Arc::downgrade(client);
-        client.channel().greet_with(move || greeting(&weak));
+        let weak = Arc::downgrade(fore);
+        fore.channel.greet_with(move || greeting(&weak));
     }
 }
 
 /// Binds a connection to the session of this moment.
-fn greeting(client: &Weak<Client>) -> Option<Greeting> {
-    let client = client.upgrade()?;
-    let session = match &*client.phase.borrow() {
-        Phase::Up(session) => Arc::clone(session),
-        Phase::Recovering | Phase::Down => return None,
-    };
-    let compound = establish::bind(&client.config.identity, session.id);
+fn greeting(fore: &Weak<ForeChannel>) -> Option<Greeting> {
+    let fore = fore.upgrade()?;
+    let session = fore.session.up()?;
+    let compound = establish::bind(&fore.config.identity, session.id);
     let call = compound.finish(None);
-    let client = Arc::downgrade(&client);
+    let fore = Arc::downgrade(&fore);
     let generation = session.generation;
     let judge = move |reply: Result<_, RpcError>| {
         let bound = reply
             .map_err(NfsError::from)
             .and_then(|body| Reply::parse(body, compound.ops()))
             .and_then(establish::bound);
-        let Some(client) = client.upgrade() else {
+        let Some(fore) = fore.upgrade() else {
             return Err(refused("the client is gone", Pause::Forever));
         };
-        let same =
-            matches!(&*client.phase.borrow(), Phase::Up(now) if now.generation == generation);
-        if !same {
+        let now = fore.session.up();
+        if now.is_none_or(|now| now.generation != generation) {
             return Err(refused("the session is another one by now", Pause::Growing));
         }
-        judge(bound, client.channel().vouched())
+        judge(bound, fore.channel.vouched())
     };
     Some(Greeting {
         call,

@@ -1,0 +1,235 @@
+//! The screen of `stats --watch`, line by line.
+
+use std::collections::VecDeque;
+
+use serde_json::Value;
+
+use super::super::format::{bytes, count, micros};
+use super::rates::{Operation, Rates, whole};
+use crate::quoting;
+use crate::telemetry::log::utc;
+
+/// Intervals that the curves show.
+const HISTORY: usize = 60;
+
+/// What the curves are drawn from.
+#[derive(Default)]
+pub(super) struct History {
+    pub(super) read: VecDeque<f64>,
+    pub(super) written: VecDeque<f64>,
+    pub(super) round_trips: VecDeque<f64>,
+}
+
+impl History {
+    pub(super) fn add(&mut self, rates: &Rates) {
+        for (curve, value) in [
+            (&mut self.read, rates.read),
+            (&mut self.written, rates.written),
+            (&mut self.round_trips, rates.round_trips),
+        ] {
+            curve.push_back(value);
+            if curve.len() > HISTORY {
+                curve.pop_front();
+            }
+        }
+    }
+}
+
+const BOLD: &str = "\x1b[1m";
+const DIM: &str = "\x1b[2m";
+const CYAN: &str = "\x1b[36m";
+const GREEN: &str = "\x1b[32m";
+const YELLOW: &str = "\x1b[33m";
+const RED: &str = "\x1b[31m";
+const PLAIN: &str = "\x1b[0m";
+
+/// The newest values as a curve of `width` characters, as high as the highest.
+pub(super) fn curve(values: &VecDeque<f64>, width: usize) -> String {
+    const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let shown = values.iter().skip(values.len().saturating_sub(width));
+    let top = values.iter().copied().fold(0.0, f64::max);
+    let drawn: String = shown
+        .map(|&value| match value {
+            v if v <= 0.0 || top <= 0.0 => ' ',
+            v => STEPS[((v / top * 8.0).ceil() as usize).clamp(1, 8) - 1],
+        })
+        .collect();
+    format!("{drawn:>width$}")
+}
+
+/// How full something is.
+pub(super) fn bar(part: f64, whole: f64, width: usize) -> String {
+    let share = if whole > 0.0 {
+        (part / whole).clamp(0.0, 1.0)
+    } else {
+        0.0
+    };
+    let full = (share * width as f64).round() as usize;
+    let colour = match share {
+        s if s >= 0.9 => RED,
+        s if s >= 0.6 => YELLOW,
+        _ => GREEN,
+    };
+    format!(
+        "{colour}{}{PLAIN}{DIM}{}{PLAIN}",
+        "█".repeat(full),
+        "░".repeat(width - full)
+    )
+}
+
+fn age(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours) {
+        (0, 0) => format!("{minutes} min"),
+        (0, _) => format!("{hours} h {minutes:02} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+/// The screen, line by line; `size` is columns and rows.
+pub(super) fn draw(
+    rates: &Rates,
+    history: &History,
+    status: &Value,
+    size: (usize, usize),
+) -> Vec<String> {
+    let (columns, rows) = (size.0.clamp(40, 200), size.1.max(10));
+    let width = (columns.saturating_sub(36)).min(HISTORY);
+    let mut lines = title(rates, status);
+    lines.push(String::new());
+    lines.extend(curves(rates, history, width));
+    lines.extend(bars(rates, status, (width / 2).clamp(8, 24)));
+    lines.push(cache_hits(rates));
+    // What is left of the screen is shared by the two tables.
+    let room = rows.saturating_sub(lines.len() + 6);
+    let of_nfs = rates
+        .nfs
+        .len()
+        .min((room / 2).max(room.saturating_sub(rates.fuse.len())));
+    let of_fuse = room.saturating_sub(of_nfs);
+    for (title, list, most) in [
+        ("FUSE operation", &rates.fuse, of_fuse),
+        ("NFS operation", &rates.nfs, of_nfs),
+    ] {
+        lines.push(String::new());
+        lines.extend(table(title, list, most));
+    }
+    lines.push(match &rates.last_error {
+        Some(error) => format!("{RED}last error: {}{PLAIN}", quoting::plain(error)),
+        None => format!("{DIM}q ends{PLAIN}"),
+    });
+    lines
+}
+
+/// What is mounted where, since when, and how the session is.
+fn title(rates: &Rates, status: &Value) -> Vec<String> {
+    let text = |value: &Value| quoting::plain(value.as_str().unwrap_or("?"));
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let up = now.saturating_sub(status["since"].as_u64().unwrap_or(now));
+    let session = &status["session"];
+    let state = text(&session["state"]);
+    let colour = if state == "up" { GREEN } else { RED };
+    vec![
+        format!(
+            "{BOLD}{}{PLAIN} on {BOLD}{}{PLAIN}   {DIM}{} · up {}{PLAIN}",
+            quoting::name(status["device"].as_str().unwrap_or("?")),
+            quoting::name(status["mountpoint"].as_str().unwrap_or("?")),
+            &utc(now)[11..],
+            age(up),
+        ),
+        format!(
+            "{} · session {colour}{state}{PLAIN} · lease {} s, {:.0} s ago · connections {} · reconnects {} · recoveries {} · slow {}",
+            text(&status["server"]),
+            quoting::plain(&session["lease_s"].to_string()),
+            session["idle_s"].as_f64().unwrap_or(0.0),
+            rates.gauge("connections"),
+            rates.reconnects,
+            rates.recoveries,
+            rates.slow,
+        ),
+    ]
+}
+
+/// What was moved in the last intervals.
+fn curves(rates: &Rates, history: &History, width: usize) -> impl Iterator<Item = String> {
+    let per_second = |rate: f64| format!("{}/s", bytes(rate as u64));
+    let rows = [
+        ("read", &history.read, per_second(rates.read)),
+        ("written", &history.written, per_second(rates.written)),
+        (
+            "round trips",
+            &history.round_trips,
+            format!("{}/s", whole(rates.round_trips)),
+        ),
+    ];
+    rows.into_iter().map(move |(name, values, value)| {
+        let curve = curve(values, width);
+        format!("{name:<12} {CYAN}{curve}{PLAIN} {BOLD}{value:>14}{PLAIN}")
+    })
+}
+
+/// What has a bound, and how full it is.
+fn bars(rates: &Rates, status: &Value, width: usize) -> [String; 2] {
+    let (window, limit) = (
+        rates.gauge("window_bytes") as f64,
+        status["write_window"]["limit"].as_f64().unwrap_or(0.0),
+    );
+    let (slots, of) = (
+        rates.gauge("slots_in_use"),
+        status["session"]["slots"].as_u64().unwrap_or(0),
+    );
+    [
+        format!(
+            "{:<12} {} {} of {}",
+            "window",
+            bar(window, limit, width),
+            bytes(window.max(0.0) as u64),
+            bytes(limit as u64)
+        ),
+        format!(
+            "{:<12} {} {slots} of {of}   {DIM}requests in flight {}, open files {}, inodes {}{PLAIN}",
+            "slots",
+            bar(slots as f64, of as f64, width),
+            rates.gauge("fuse_in_flight"),
+            rates.gauge("open_files"),
+            rates.gauge("inodes"),
+        ),
+    ]
+}
+
+fn cache_hits(rates: &Rates) -> String {
+    let caches: Vec<_> = rates
+        .caches
+        .iter()
+        .map(|(name, _, ratio)| (quoting::plain(name), ratio))
+        .map(|(name, ratio)| match ratio {
+            Some(ratio) => format!("{name} {BOLD}{:.1} %{PLAIN}", 100.0 * ratio),
+            None => format!("{DIM}{name} -{PLAIN}"),
+        })
+        .collect();
+    format!("{:<12} {}", "cache hits", caches.join("   "))
+}
+
+/// The busiest operations, at most `most` of them, under their heading.
+fn table(title: &str, list: &[Operation], most: usize) -> Vec<String> {
+    let heading = format!(
+        "{DIM}{title:<20}{:>10}{:>10}{:>10}{:>10}{:>9}{PLAIN}",
+        "per s", "p50", "p99", "p99.9", "errors"
+    );
+    let rows = list.iter().take(most).map(|op| {
+        let errors = if op.errors > 0 { RED } else { DIM };
+        format!(
+            "{:<20}{BOLD}{:>10}{PLAIN}{:>10}{:>10}{:>10}{errors}{:>9}{PLAIN}",
+            quoting::plain(&op.name),
+            whole(op.per_second),
+            micros(op.p50_us),
+            micros(op.p99_us),
+            micros(op.p999_us),
+            count(op.errors),
+        )
+    });
+    std::iter::once(heading).chain(rows).collect()
+}

@@ -1,0 +1,181 @@
+//! What makes a mount known: its entry in the registry, its control socket with `status`
+//! and `stats`, and its metrics.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::launch::MountRequest;
+use super::registry::{Entry, Registration, Registry};
+use crate::efs::ServerConnector;
+use crate::nfs::Client;
+use crate::privilege;
+use crate::quoting;
+use crate::rpc::Channel;
+use crate::telemetry::{Metrics, control, serve};
+use crate::vfs::Vfs;
+
+/// Makes the mount known to `stats` and `status`, as long as what is returned
+/// lives.
+pub(super) fn publish(
+    request: &MountRequest,
+    connector: &Arc<ServerConnector>,
+    client: &Arc<Client>,
+    vfs: &Arc<Vfs>,
+    metrics: &Arc<Metrics>,
+) -> io::Result<impl Drop + use<>> {
+    struct Published {
+        _control: control::ControlServer,
+        _metrics: Option<serve::Endpoint>,
+        _registration: Registration,
+    }
+    impl Drop for Published {
+        fn drop(&mut self) {}
+    }
+    let peer = client.channel().peer();
+    let mut entry = Entry::own(&request.mountpoint, &request.device.spec, &peer)?;
+    entry.options.clone_from(&request.written);
+    let since = entry.since;
+    let registration = Registry::of_user().register(&entry)?;
+    let (client, vfs, connector) = (Arc::clone(client), Arc::clone(vfs), Arc::clone(connector));
+    let (device, mountpoint) = (request.device.spec.clone(), request.mountpoint.clone());
+    let counted = Arc::clone(metrics);
+    let status = move || {
+        let mut status = status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
+        (status["tls"], status["iam"]) = security(&connector);
+        status
+    };
+    let status: control::StatusFn = Arc::new(status);
+    let endpoint = request.options.metrics.as_ref();
+    let endpoint =
+        endpoint.and_then(|address| serve_metrics(address, Arc::clone(metrics), &status));
+    let control = control::serve(registration.socket(), Arc::clone(metrics), status)?;
+    Ok(Published {
+        _control: control,
+        _metrics: endpoint,
+        _registration: registration,
+    })
+}
+
+/// Serves metrics. A volume matters more than its numbers: a port that is taken
+/// is a warning, not the end of the mount.
+fn serve_metrics(
+    address: &serve::Address,
+    metrics: Arc<Metrics>,
+    status: &control::StatusFn,
+) -> Option<serve::Endpoint> {
+    let registry = Registry::of_user();
+    let is_ours = |path: &Path, socket: &_| registry.has_claimed(path, socket);
+    match privilege::binding(|| serve::bind(address, is_ours)) {
+        Ok(bound) => {
+            if let Some((path, socket)) = bound.socket()
+                && let Err(why) = registry.claim(path, socket)
+            {
+                tracing::warn!(
+                    "should this daemon be killed, {} is in the way of the next one: {why}",
+                    quoting::path(path)
+                );
+            }
+            let endpoint = bound.serve(metrics, Arc::clone(status));
+            tracing::info!("metrics at {}", endpoint.address());
+            Some(endpoint)
+        }
+        Err(why) => {
+            tracing::warn!("no metrics: {address}: {why}");
+            metrics.set_last_error(format!("no metrics at {address}: {why}"));
+            let why = quoting::plain(&why.to_string());
+            eprintln!(
+                "efs-fuse: warning: no metrics: {address}: {why}. Try: another address in -o metrics="
+            );
+            None
+        }
+    }
+}
+
+/// What `efs-fuse status` shows of TLS and of who we are.
+fn security(connector: &ServerConnector) -> (Value, Value) {
+    let tls = connector.agreed().map(|agreed| {
+        let shown = connector.identity();
+        json!({
+            "version": agreed.version,
+            "cipher": agreed.cipher,
+            "certificates_made": shown.as_ref().map(|shown| shown.certificates),
+            "certificate_made_at": shown.map(|shown| crate::telemetry::log::utc(shown.made)),
+        })
+    });
+    let settings = connector.asked().1;
+    let point = settings.access_point.as_deref();
+    let iam = (settings.iam || point.is_some()).then(|| {
+        json!({
+            "access_key_id": connector.identity().and_then(|shown| shown.access_key_id),
+            "access_point": point,
+        })
+    });
+    (json!(tls), json!(iam))
+}
+
+/// What `efs-fuse status` shows of the connections: one at least, so that it is seen
+/// when there is none, and with the first what is true of all.
+fn connections(channel: &Channel, server: &str) -> Value {
+    let link = channel.link();
+    let shown = |state: &str, calls: usize| {
+        json!({
+            "peer": server,
+            "state": state,
+            "in_flight": calls,
+        })
+    };
+    let connections = channel.connections().into_iter();
+    let mut all: Vec<_> = connections
+        .map(|connection| shown("up", connection.small + connection.bulk))
+        .collect();
+    if all.is_empty() {
+        all.push(shown("down", 0));
+    }
+    let first = &mut all[0];
+    first["made"] = json!(link.connections);
+    first["responding"] = json!(link.silent_since.is_none());
+    first["silent_s"] = json!(link.silent_since.map(|since| since.elapsed().as_secs_f64()));
+    first["last_error"] = json!(link.last_error);
+    json!(all)
+}
+
+/// What `efs-fuse status` shows of one mount.
+fn status(
+    client: &Client,
+    vfs: &Vfs,
+    metrics: &Metrics,
+    device: &str,
+    mountpoint: &Path,
+    server: &str,
+    since: u64,
+) -> Value {
+    let session = client.session_info();
+    let (window, limit) = vfs.write_window();
+    let stats = metrics.snapshot();
+    json!({
+        "mountpoint": mountpoint.display().to_string(),
+        "device": device,
+        "server": server,
+        "since": since,
+        "session": {
+            "state": session.state,
+            "lease_s": session.lease,
+            "idle_s": session.idle.as_secs_f64(),
+            "slots": session.slots,
+            "in_use": session.in_use,
+            "max_ops": session.max_ops,
+            "rsize": session.rsize,
+            "wsize": session.wsize,
+        },
+        "connections": connections(client.channel(), server),
+        "tls": null,
+        "iam": null,
+        "caches": stats["cache"],
+        "write_window": { "bytes": window, "limit": limit },
+        "tasks": metrics.tasks.snapshot(),
+        "last_error": stats["last_error"],
+    })
+}
