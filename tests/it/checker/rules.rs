@@ -3,7 +3,7 @@
 //! Everything else is asked after the question: its answer was true at a moment between
 //! the call's beginning and its end.
 
-use super::history::{Answer, Call, Event, Fd, Kind, Path, Time};
+use super::history::{Answer, Call, Event, Fd, Kind, Name, Path, Time};
 
 /// What hosts may believe, and the history it is applied to.
 pub(super) struct Rules<'a> {
@@ -221,21 +221,46 @@ impl<'a> Rules<'a> {
         })
     }
 
+    /// The names that a directory had before, by which its entries may be known.
+    fn former(&self, dir: Option<Name>) -> Vec<Option<Name>> {
+        let mut names = vec![dir];
+        let mut next = 0;
+        while let Some(Some(name)) = names.get(next).copied() {
+            let renamed = self.history.iter().filter_map(|event| match event.call {
+                Call::Rename { from, to, .. } if to.dir.is_none() && to.name == name => {
+                    (from.dir.is_none()).then_some(Some(from.name))
+                }
+                _ => None,
+            });
+            for former in renamed {
+                if !names.contains(&former) {
+                    names.push(former);
+                }
+            }
+            next += 1;
+        }
+        names
+    }
+
     /// A name on the way of a call: since when it may have led somewhere, and nowhere.
     /// ("A name that was never asked for is asked for"; a listing tells what is there,
     /// and not what is missing.)
     pub(super) fn walks_since(&self, event: usize, at: Path) -> (Time, Time) {
+        let dirs = self.former(at.dir);
         let near = |number: usize| {
             let lists = match self.history[number].call {
                 Call::List(None) => at.dir.is_none(),
-                Call::List(name) => name == at.dir,
+                Call::List(name) => dirs.contains(&name),
                 _ => false,
             };
             // Every walk begins in the plot, and asks there.
-            let beside = |path: &Path| at.dir.is_none() || path.dir == at.dir || path.touches(at);
+            let beside =
+                |path: &Path| at.dir.is_none() || dirs.contains(&path.dir) || path.touches(at);
             lists || self.paths[number].iter().any(beside)
         };
-        let it = |number: usize| self.paths[number].iter().any(|path| path.touches(at));
+        let is_it =
+            |path: &Path| path.touches(at) || path.name == at.name && dirs.contains(&path.dir);
+        let it = |number: usize| self.paths[number].iter().any(is_it);
         let missing = match self.knew(event, it) {
             true => self.asked(event, self.names, near),
             false => self.asked(event, self.names, it),
@@ -260,11 +285,11 @@ impl<'a> Rules<'a> {
             // "A directory is asked for when it is opened."
             (Call::List(_), Some(Answer::Listed(_))) => this.began,
             (Call::Stat(_), Some(Answer::Seen(seen))) => {
-                let longest = match seen.kind {
-                    Kind::Directory => self.names,
-                    _ => self.attributes,
-                };
-                self.asked(event, longest, near)
+                match seen.kind {
+                    Kind::Directory => self.asked(event, self.names, near),
+                    // By whichever of its names it is known.
+                    _ => self.asked(event, self.attributes, |_| true),
+                }
             }
             (Call::Fstat(_), _) => self.data_since(event),
             // "A call that must not find the name there is told of it by the server."

@@ -313,6 +313,7 @@ impl State {
                     Some(Kind::File) => self.clone(),
                 };
                 next.fds.insert(fd, there.unwrap_or(self.nodes.len()));
+                next.made.retain(|made| *made != fd);
                 if there.is_none() {
                     next.made.push(fd);
                 }

@@ -169,8 +169,10 @@ impl Search<'_> {
                             let shown = state.shown.get(&event);
                             shown.is_some_and(|nodes| nodes.contains(&node))
                         }
-                        (Answer::Refused(errno), Err(right)) => right.contains(errno),
-                        (Answer::Refused(errno), Ok(_)) => self.missed(state, event, at, *errno),
+                        (Answer::Refused(errno), now) => {
+                            now.is_err_and(|right| right.contains(errno))
+                                || self.missed(state, event, at, *errno)
+                        }
                         _ => false,
                     })
             }
