@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use efs_fuse::vfs::Vfs;
-use efs_fuse::vfs::attr::Timeouts;
+use efs_fuse::vfs::inode::attr::Timeouts;
 use efs_fuse::vfs::types::{Errno, Ino, Lookup, ROOT_INO};
 
 use crate::Case;

@@ -397,10 +397,10 @@ mod tests {
         "mount/watchdog.rs",
         "nfs/close_queue.rs",
         "telemetry/control.rs",
-        "vfs/dir.rs",
-        "vfs/read.rs",
+        "vfs/dirs/handle.rs",
+        "vfs/files/read.rs",
         "vfs/types.rs",
-        "vfs/write.rs",
+        "vfs/files/write.rs",
     ];
 
     #[test]

@@ -5,26 +5,26 @@
 //!
 //! | operation | file |
 //! |---|---|
-//! | lookup, forget, mknod, mkdir, symlink, link | [`name`] |
-//! | lookup of what a handle names | `export` |
-//! | unlink, rmdir, rename | [`unlink`] |
-//! | silly rename: names of files that are open here | [`silly`], `hidden` |
-//! | getattr, setattr, readlink, statfs | [`object`], [`deferred_setattr`] |
-//! | access | [`access`] |
-//! | open, create, flush, fsync, release | [`open`], [`file_state`] |
-//! | read | [`read`], [`readahead`], `readahead_memory`, [`inline_read`], `revalidate` |
-//! | write | [`mod@write`], [`writeback`], [`window`], [`errseq`] |
-//! | getlk, setlk (fcntl, flock) | [`lock`], `locktable`, `lockline` |
-//! | opendir, readdir, readdirplus, releasedir | [`dir`] |
-//! | what is cached | [`attr`], [`pages`], [`inode`], [`dentry_cache`], [`change_tracker`] |
-//! | what is asked for together | `access_pattern`, `keyed_mutex` |
-//! | what the kernel is asked to forget, is told, and believes | `eviction`, `invalidation`, `kernel_dentry` |
-//! | names that an open is on its way through | `reopen_guard`, `kept_open` |
-//! | writes whose tasks have died | `unanswered` |
+//! | lookup, forget, mknod, mkdir, symlink, link | `ops::lookup` |
+//! | lookup of what a handle names | `ops::export` |
+//! | unlink, rmdir, rename | `ops::unlink` |
+//! | silly rename: names of files that are open here | `files::silly`, `files::hidden` |
+//! | getattr, setattr, readlink, statfs | `ops::attr`, `files::deferred_setattr` |
+//! | access | `namespace::access` |
+//! | open, create, flush, fsync, release | `ops::open`, `file::state` |
+//! | read | `files::read`, `file::readahead`, `file::readahead_memory`, `file::inline_read`, `files::revalidate` |
+//! | write | `files::write`, [`writeback`], `files::window`, `writeback::errseq` |
+//! | getlk, setlk (fcntl, flock) | `files::lock`, `locks::locktable`, `locks::lockline` |
+//! | opendir, readdir, readdirplus, releasedir | `dirs::handle` |
+//! | what is cached | `inode::attr`, `file::pages`, `inode`, `inode::dentry_cache`, `inode::change_tracker` |
+//! | what is asked for together | `namespace::access_pattern`, `namespace::keyed_mutex` |
+//! | what the kernel is asked to forget, is told, and believes | `namespace::eviction`, `namespace::invalidation`, `namespace::kernel_dentry` |
+//! | names that an open is on its way through | `namespace::reopen_guard`, `files::kept_open` |
+//! | writes whose tasks have died | `files::unanswered` |
 //!
 //! Ownership and order of locks: the inode table's shards, then the line for file locks
-//! ([`lock`]), then an inode's
-//! `FileState` lock, then its `attr`, its `names`, a lock state's or the
+//! (`files::lock`), then an inode's
+//! `FileState` lock, then its `inode::attr`, its `names`, a lock state's or the
 //! window's, and under any of them the lock of the kernel's queue
 //! ([`types::KernelCache`]). No two inodes are locked at once and nothing is locked across an await; what
 //! has to be waited for is waited for by `Notify`, with the condition checked
@@ -35,42 +35,14 @@
 //! that it would make ([`crate::rpc::caller`]). What it must undo then, and what it
 //! does for others, it does *apart* from its caller.
 
-pub mod access;
-mod access_pattern;
-pub mod attr;
-pub mod change_tracker;
-pub mod deferred_setattr;
-pub mod dentry_cache;
-pub mod dir;
-pub mod errseq;
-mod eviction;
-mod export;
-pub mod file_state;
-mod hidden;
-pub mod inline_read;
+pub mod dirs;
+pub mod file;
+pub mod files;
 pub mod inode;
-mod invalidation;
-mod kept_open;
-mod kernel_dentry;
-mod keyed_mutex;
-pub mod lock;
-mod lockline;
-mod locktable;
-pub mod name;
-pub mod object;
-pub mod open;
-pub mod pages;
-pub mod read;
-pub mod readahead;
-mod readahead_memory;
-mod reopen_guard;
-mod revalidate;
-pub mod silly;
+mod locks;
+pub mod namespace;
+pub mod ops;
 pub mod types;
-mod unanswered;
-pub mod unlink;
-pub mod window;
-pub mod write;
 pub mod writeback;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -81,24 +53,24 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use self::kernel_dentry::DentryState;
+pub use self::namespace::kernel_dentry::DentryState;
 
-use self::access::AccessCache;
-use self::access_pattern::AccessPattern;
-use self::attr::{AttrState, Seen, Timeouts};
-use self::change_tracker::Verdict;
-use self::dentry_cache::{Dentry, DentryCache, DentryTarget, Name};
-use self::dir::DirHandle;
-use self::file_state::OpenHandle;
+use self::dirs::handle::DirHandle;
+use self::file::readahead_memory::ReadMemory;
+use self::file::state::OpenHandle;
+use self::files::kept_open::Kept;
+use self::files::silly::Silly;
+use self::files::window::Window;
+use self::inode::attr::{AttrState, Seen, Timeouts};
+use self::inode::change_tracker::Verdict;
+use self::inode::dentry_cache::{Dentry, DentryCache, DentryTarget, Name};
 use self::inode::{Inode, InodeTable};
-use self::kept_open::Kept;
-use self::lockline::Line;
-use self::object::SpaceCache;
-use self::readahead_memory::ReadMemory;
-use self::reopen_guard::ReopenGuard;
-use self::silly::Silly;
+use self::locks::lockline::Line;
+use self::namespace::access::AccessCache;
+use self::namespace::access_pattern::AccessPattern;
+use self::namespace::reopen_guard::ReopenGuard;
+use self::ops::attr::SpaceCache;
 use self::types::{Entry, Errno, FileKind, Ino, KernelCache, Stat};
-use self::window::Window;
 use self::writeback::WritebackConfig;
 use crate::nfs::calls::{DirChange, PrePost};
 use crate::nfs::proto::attrs::Attributes;
@@ -154,7 +126,7 @@ pub struct Vfs {
     /// See [`deferred_setattr`]: files with changes that wait.
     changed: Mutex<Vec<Arc<Inode>>>,
     /// See [`inline_read`].
-    inline_reads: inline_read::Budget,
+    inline_reads: file::inline_read::Budget,
     access: AccessCache,
     space: SpaceCache,
     reopen_guard: ReopenGuard,
@@ -238,7 +210,7 @@ impl Vfs {
             silly: Silly::default(),
             line: Mutex::default(),
             changed: Mutex::default(),
-            inline_reads: inline_read::Budget::default(),
+            inline_reads: file::inline_read::Budget::default(),
             access: AccessCache::default(),
             space: SpaceCache::default(),
             reopen_guard: ReopenGuard::default(),

@@ -59,6 +59,7 @@
 //! lost is written again, at most a few rounds, then it is an EIO. A restart of the server
 //! ([`Writeback::server_restarted`]) is no such round.
 
+pub mod errseq;
 mod machine;
 #[cfg(test)]
 mod model_tests;
@@ -76,8 +77,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use self::errseq::ErrSeq;
 use self::machine::{Lasting, Machine};
-use super::errseq::ErrSeq;
 use super::types::Errno;
 
 /// The data of one WRITE, in the buffers they were accepted in.

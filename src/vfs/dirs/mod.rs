@@ -1,0 +1,3 @@
+//! Open directories.
+
+pub mod handle;

@@ -1,0 +1,85 @@
+//! What the kernel is told of an inode, and who waits until it was.
+//!
+//! An invalidation is queued where a foreign change is seen, under the lock of the
+//! attributes, and sent by another thread
+//! ([`KernelCache`](crate::vfs::types::KernelCache)): whoever reads new attributes finds
+//! it queued, being sent, or done. Nothing that answers with attributes of a file, or opens it,
+//! is answered before it is done.
+
+use std::sync::Arc;
+
+use crate::vfs::Vfs;
+use crate::vfs::inode::Inode;
+use crate::vfs::inode::attr::{AttrState, Seen};
+use crate::vfs::types::{FileKind, Ino};
+
+impl Vfs {
+    /// What was seen of the inode makes old what the kernel has of it.
+    pub(in crate::vfs) fn heed(&self, inode: &Arc<Inode>, seen: Seen) {
+        if seen == Seen::Foreign
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.inval_inode(inode.ino);
+        }
+    }
+
+    /// The kernel may have pages that the server will never have.
+    pub(in crate::vfs) fn lose_pages(&self, inode: &Arc<Inode>) {
+        if let Some(file) = inode.opened() {
+            file.lose_pages();
+        }
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode(inode.ino);
+        }
+    }
+
+    /// As [`Vfs::with_attr`] for what the server says. Whoever sees a foreign change of a file finds
+    /// what the kernel is to be told of it queued (see [`Vfs::pages_go_first`]), so both
+    /// happen under the attributes' lock. What is old of a directory its names know.
+    pub(in crate::vfs) fn with_attr_told(
+        &self,
+        inode: &Arc<Inode>,
+        change: impl FnOnce(&mut AttrState) -> Seen,
+    ) -> Seen {
+        Self::with_attr(inode, |attr| {
+            let seen = change(attr);
+            if inode.kind != FileKind::Directory {
+                self.heed(inode, seen);
+            }
+            seen
+        })
+    }
+
+    /// Something is queued for the kernel of this file, or being told. What other objects
+    /// than files have in the kernel no size makes wrong.
+    pub fn is_telling(&self, ino: Ino) -> bool {
+        let kernel = self.kernel.get();
+        kernel.is_some_and(|kernel| kernel.is_telling(ino))
+            && (self.inodes.get(ino)).is_some_and(|inode| inode.kind == FileKind::Regular)
+    }
+
+    /// Waits until the kernel was told what is queued for it of a file. Whatever answers with
+    /// attributes has read them before this, and answers after it: the kernel drops pages
+    /// before it hears of a size that they are too old for.
+    pub async fn pages_go_first(&self, ino: Ino) {
+        if self.is_telling(ino) {
+            self.nothing_to_tell(ino).await;
+        }
+    }
+
+    /// Waits until the kernel was told what is queued for it of the inode: what opens is
+    /// answered after it, and nothing comes between a read after the open and its GETATTR.
+    pub(in crate::vfs) async fn nothing_to_tell(&self, ino: Ino) {
+        if let Some(kernel) = self.kernel.get()
+            && kernel.is_telling(ino)
+        {
+            let kernel = Arc::clone(kernel);
+            let tasks = Arc::clone(&self.metrics.tasks);
+            let settle = move || {
+                tasks.point("settle");
+                kernel.settle(ino);
+            };
+            self.metrics.tasks.blocking("settle", settle).await;
+        }
+    }
+}

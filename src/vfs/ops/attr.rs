@@ -1,0 +1,437 @@
+//! One object: getattr, setattr, readlink; and statfs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::nfs::proto::attrs::{Attributes, NewAttributes, NewTime};
+use crate::nfs::proto::ops::ACCESS_WRITE;
+use crate::nfs::proto::types::NfsTime;
+use crate::rpc::auth::Credential;
+use crate::telemetry::Cache;
+use crate::vfs::inode::Inode;
+use crate::vfs::types::{Errno, FileKind, Ino, SetAttr, SetTime, Stat, StatFs, Timestamp};
+use crate::vfs::{NAME_MAX, Vfs};
+
+/// `df` and file managers ask often; space does not move that fast.
+const SPACE_TTL: Duration = Duration::from_secs(1);
+
+/// What EFS and others without limits say: unlimited, in the field's size.
+const BLOCK: u64 = 1 << 20;
+
+/// The last answer to statfs, and of which object (its generation): another one may lie
+/// in another file system of the server, or under another quota.
+#[derive(Debug, Default)]
+pub struct SpaceCache(Mutex<Option<(u64, Instant, StatFs)>>);
+
+impl Vfs {
+    /// Something is on its way that changes the attributes.
+    pub(in crate::vfs) fn is_changing(inode: &Inode) -> bool {
+        inode.opened().is_some_and(|file| {
+            let inner = file.inner.lock();
+            inner.writeback.end_offset().is_some() || !inner.deferred.is_empty()
+        })
+    }
+
+    /// What the attributes are while data are on their way, but for the times: those
+    /// the server has yet to tell. The size is known, if it was.
+    fn stat_while_writing(inode: &Inode) -> Option<Stat> {
+        let file = inode.opened()?;
+        if !file.inner.lock().deferred.is_empty() {
+            return None;
+        }
+        let attr = inode.attr.lock();
+        (!attr.ttl(Instant::now()).is_zero()).then(|| attr.stat().clone())
+    }
+
+    /// The attributes, if they may be believed and nothing is on its way that
+    /// changes them.
+    ///
+    /// With a handle the kernel asks on behalf of read(2) near the end of the file and
+    /// of SEEK_END, and takes but the size from the answer (fstat(2) comes without):
+    /// then data on their way are no obstacle, and nothing is to be kept of it.
+    pub fn getattr_cached(&self, ino: Ino, fh: Option<u64>) -> Option<(Stat, Duration)> {
+        let inode = self.inodes.get(ino)?;
+        let answer = match Self::stat_of_changed(&inode) {
+            Some(stat) => Some((stat, Duration::ZERO)),
+            None if Self::is_changing(&inode) => fh
+                .and_then(|_| Self::stat_while_writing(&inode))
+                .map(|stat| (stat, Duration::ZERO)),
+            None => {
+                let attr = inode.attr.lock();
+                let ttl = attr.ttl(Instant::now());
+                (!ttl.is_zero()).then(|| (attr.stat().clone(), ttl))
+            }
+        };
+        self.metrics.cache(Cache::Attr, answer.is_some());
+        answer
+    }
+
+    /// GETATTR. What was written is at the server before it is asked, so that
+    /// times and size are those after the last write(2).
+    pub async fn getattr(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        fh: Option<u64>,
+    ) -> Result<(Stat, Duration), Errno> {
+        let inode = self.inode_of(ino, fh)?;
+        if let Some(stat) = Self::stat_of_changed(&inode) {
+            return Ok((stat, Duration::ZERO));
+        }
+        self.send_changes(&inode).await;
+        self.settle(&inode, 0, u64::MAX).await;
+        {
+            let attr = inode.attr.lock();
+            let ttl = attr.ttl(Instant::now());
+            if !ttl.is_zero() {
+                return Ok((attr.stat().clone(), ttl));
+            }
+        }
+        match self.refresh(cred, &inode).await {
+            Ok(()) => {}
+            Err(errno) => Self::is_gone_by_us(&inode, errno)?,
+        }
+        Ok(Self::known_stat(&inode))
+    }
+
+    /// What fstat(2) of a directory comes to that the server does not know any more: no
+    /// error if this host has removed it.
+    pub(in crate::vfs) fn is_gone_by_us(inode: &Inode, errno: Errno) -> Result<(), Errno> {
+        match errno.0 == libc::ESTALE && inode.attr.lock().ends() {
+            true => Ok(()),
+            false => Err(errno),
+        }
+    }
+
+    /// GETATTR, whatever is known: the caller wants what the server has now.
+    pub async fn getattr_asked(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+    ) -> Result<(Stat, Duration), Errno> {
+        let inode = self.inode(ino)?;
+        if !inode.attr.lock().is_over() {
+            self.send_changes(&inode).await;
+            self.settle(&inode, 0, u64::MAX).await;
+            let sent = Instant::now();
+            let attrs = self.client.get_attrs(cred, &inode.handle).await;
+            match attrs.map_err(|error| self.failed(&error, &inode)) {
+                Ok(attrs) => drop(self.learn(&inode, &attrs, sent)),
+                Err(errno) => Self::is_gone_by_us(&inode, errno)?,
+            }
+        }
+        Ok(Self::known_stat(&inode))
+    }
+
+    /// What a descriptor is open on, if one is given: the number may have gone
+    /// to another file meanwhile.
+    fn inode_of(&self, ino: Ino, fh: Option<u64>) -> Result<Arc<Inode>, Errno> {
+        match fh.map(|fh| self.handle(fh)) {
+            Some(Ok(handle)) => Ok(Arc::clone(&handle.inode)),
+            // A directory's, perhaps.
+            Some(Err(_)) | None => self.inode(ino),
+        }
+    }
+
+    /// SETATTR: one round trip, or none at once (see [`deferred_setattr`]). Before a new
+    /// size everything written is made stable, so that nothing of it can come
+    /// back behind the new end.
+    ///
+    /// [`deferred_setattr`]: crate::vfs::files::deferred_setattr
+    pub async fn setattr(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        fh: Option<u64>,
+        set: SetAttr,
+    ) -> Result<(Stat, Duration), Errno> {
+        let inode = self.inode_of(ino, fh)?;
+        if set.size > Some(self.client.fs().max_file_size) {
+            return Err(Errno(libc::EFBIG));
+        }
+        if let Some(stat) = self.set_together(&inode, cred, &set) {
+            return Ok((stat, Duration::ZERO));
+        }
+        self.send_changes(&inode).await;
+        let (set, rights) = Self::split_off_rights(&inode, cred, set);
+        let new = new_attributes(&set);
+        let (mut open, mut joined) = (None, None);
+        if set.size.is_some() {
+            if inode.kind != FileKind::Regular {
+                return Err(Errno(libc::EINVAL));
+            }
+            self.drain(&inode).await;
+            open = match fh {
+                // ftruncate(2): permission was checked when it was opened.
+                Some(fh) => {
+                    let handle = self.handle(fh)?;
+                    // open(2) with O_RDONLY and O_TRUNC cuts by its handle too.
+                    (handle.access & ACCESS_WRITE != 0).then(|| Arc::clone(&handle.open))
+                }
+                None => {
+                    joined = inode.opened().and_then(|file| file.join_writable(cred));
+                    joined.clone()
+                }
+            };
+        } else if set.mtime.is_some() || set.atime.is_some() {
+            // A write that reaches the server later would move them again.
+            self.settle(&inode, 0, u64::MAX).await;
+        }
+        let owner = Self::drops_privileges(&inode, cred, &set);
+        let caller = match (&open, fh) {
+            (Some(open), Some(_)) => &open.cred,
+            _ => owner.as_ref().unwrap_or(cred),
+        };
+        let _changing = self.changing(&inode);
+        let sent = Instant::now();
+        let moved = self
+            .client
+            .set_attrs(caller, &inode.handle, open.as_ref(), &new)
+            .await;
+        if let Some(open) = &joined {
+            self.leave(&inode, open).await;
+        }
+        let moved = moved.map_err(|error| self.failed(&error, &inode))?;
+        self.moved(&inode, &moved, sent);
+        if set.size.is_some() {
+            self.was_cut(&inode, moved.after.as_ref());
+        }
+        if let Some(rights) = rights {
+            let mode = moved.after.as_ref().map(|after| after.mode);
+            self.lose_rights(&inode, mode, rights).await?;
+        }
+        if moved.after.is_none() {
+            return self.getattr(cred, ino, fh).await;
+        }
+        Ok(Self::known_stat(&inode))
+    }
+
+    /// We have set the size of a file: what was read ahead is old, and the
+    /// size is this, even if a reply from before was taken in meanwhile.
+    pub(in crate::vfs) fn was_cut(&self, inode: &Arc<Inode>, after: Option<&Attributes>) {
+        if let Some(file) = inode.opened() {
+            file.inner.lock().cuts += 1;
+        }
+        if let Some(after) = after {
+            Self::with_attr(inode, |attr| attr.cut(after.size));
+        }
+    }
+
+    /// The kernel takes setuid and setgid rights from a file that somebody who
+    /// does not own it writes to. The server would refuse that user the change,
+    /// so it is made as the owner: a mode that only loses these bits widens
+    /// nobody's rights. Where the kernel does not check, a chmod(2) of a stranger looks the
+    /// same: so only for who has the file open for writing, and might take them by that.
+    fn drops_privileges(
+        inode: &Inode,
+        cred: &Credential,
+        set: &SetAttr,
+    ) -> Option<Arc<Credential>> {
+        let only_mode = set.uid.is_none()
+            && set.gid.is_none()
+            && set.size.is_none()
+            && set.atime.is_none()
+            && set.mtime.is_none();
+        let mode = set.mode.filter(|_| only_mode)? & 0o7777;
+        let writes = inode.opened().is_some_and(|file| file.is_written_by(cred));
+        let attr = inode.attr.lock();
+        let stat = attr.stat();
+        let loses_only = loses_only_rights(stat.perm.into(), mode);
+        if !loses_only || cred.uid == 0 || cred.uid == stat.uid || !writes {
+            return None;
+        }
+        Some(owner_of(stat))
+    }
+
+    /// What the kernel takes from a file whose size is set (truncate(2), O_TRUNC), from
+    /// the size: who may write a file may cut it, but may not set its mode. The server
+    /// takes these rights itself, as it would after the kernel's NFS client, which leaves
+    /// the mode out, too; else see [`Self::lose_rights`].
+    fn split_off_rights(inode: &Inode, cred: &Credential, set: SetAttr) -> (SetAttr, Option<u32>) {
+        let attr = inode.attr.lock();
+        let stat = attr.stat();
+        let may = cred.uid == 0 || cred.uid == stat.uid;
+        let mode = set.mode.map(|mode| mode & 0o7777);
+        match mode.filter(|_| !may && set.size.is_some()) {
+            Some(mode) if loses_only_rights(stat.perm.into(), mode) => {
+                let lost = u32::from(stat.perm) & !mode;
+                (SetAttr { mode: None, ..set }, Some(lost))
+            }
+            _ => (set, None),
+        }
+    }
+
+    /// The file was cut, after which the server shows this mode: of these rights none
+    /// is left in it. As the owner, see [`Self::drops_privileges`].
+    async fn lose_rights(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        mode: Option<u32>,
+        rights: u32,
+    ) -> Result<(), Errno> {
+        let (owner, known) = {
+            let attr = inode.attr.lock();
+            (owner_of(attr.stat()), attr.stat().perm.into())
+        };
+        let mode = mode.unwrap_or(known) & 0o7777;
+        if mode & rights == 0 {
+            return Ok(());
+        }
+        let new = new_attributes(&SetAttr {
+            mode: Some(mode & !rights),
+            ..SetAttr::default()
+        });
+        let sent = Instant::now();
+        let moved = self
+            .client
+            .set_attrs(&owner, &inode.handle, None, &new)
+            .await
+            .map_err(|error| self.failed(&error, inode))?;
+        self.moved(inode, &moved, sent);
+        Ok(())
+    }
+
+    /// Somebody without CAP_FSETID writes past the page cache: the set-id rights that the
+    /// kernel takes from a file before it writes through the cache are ours to take then
+    /// (FUSE_WRITE_KILL_SUIDGID). None without these rights costs anything.
+    pub(in crate::vfs) async fn kill_privileges(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        writer: &Credential,
+    ) -> Result<(), Errno> {
+        let (before, owner) = {
+            let attr = inode.attr.lock();
+            let stat = attr.stat();
+            let owner = Credential {
+                uid: stat.uid,
+                gid: stat.gid,
+                gids: Vec::new(),
+            };
+            (u32::from(stat.perm), owner)
+        };
+        let member = writer.gid == owner.gid || writer.gids.contains(&owner.gid);
+        let after = without_privileges(before, member);
+        if after == before {
+            return Ok(());
+        }
+        let new = new_attributes(&SetAttr {
+            mode: Some(after),
+            ..SetAttr::default()
+        });
+        let _changing = self.changing(inode);
+        let sent = Instant::now();
+        let moved = self
+            .client
+            .set_attrs(&owner, &inode.handle, None, &new)
+            .await
+            .map_err(|error| self.failed(&error, inode))?;
+        self.moved(inode, &moved, sent);
+        // execve(2) goes by what the kernel knows.
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_attr(inode.ino);
+        }
+        Ok(())
+    }
+
+    /// The text of a symbolic link, if it was read before.
+    pub fn readlink_cached(&self, ino: Ino) -> Option<Bytes> {
+        self.inodes
+            .get(ino)?
+            .link
+            .get()
+            .map(|text| Bytes::clone(text))
+    }
+
+    /// READLINK: one round trip, once in the life of the inode, and for others
+    /// beside it too; see `access_pattern`.
+    pub async fn readlink(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+    ) -> Result<Bytes, Errno> {
+        let inode = self.inode(ino)?;
+        if inode.kind != FileKind::Symlink {
+            return Err(Errno(libc::EINVAL));
+        }
+        self.read_links(cred, &inode).await
+    }
+
+    /// The space of the file system that the object lies in: one round trip a second at
+    /// most, for who asks about one object.
+    pub async fn statfs(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+    ) -> Result<StatFs, Errno> {
+        let inode = self.inode(ino)?;
+        if let Some((of, at, space)) = &*self.space.0.lock()
+            && *of == inode.generation
+            && at.elapsed() < SPACE_TTL
+        {
+            return Ok(*space);
+        }
+        let fs = self
+            .client
+            .space(cred, &inode.handle)
+            .await
+            .map_err(|error| self.failed(&error, &inode))?;
+        let space = StatFs {
+            blocks: fs.space_total / BLOCK,
+            bfree: fs.space_free / BLOCK,
+            bavail: fs.space_avail / BLOCK,
+            files: fs.files_total,
+            ffree: fs.files_free,
+            bsize: BLOCK as u32,
+            namelen: NAME_MAX as u32,
+        };
+        *self.space.0.lock() = Some((inode.generation, Instant::now(), space));
+        Ok(space)
+    }
+}
+
+const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+
+/// The second mode is the first without some set-id rights.
+fn loses_only_rights(before: u32, mode: u32) -> bool {
+    mode != before && before & !SET_ID == mode & !SET_ID && mode & SET_ID & !before == 0
+}
+
+fn owner_of(stat: &Stat) -> Arc<Credential> {
+    Arc::new(Credential {
+        uid: stat.uid,
+        gid: stat.gid,
+        gids: Vec::new(),
+    })
+}
+
+/// A mode without what a write takes from it: the right of setuid, and that of setgid
+/// where it is one. Without the group's right to execute it is a mark, which members of
+/// the group leave there (Linux, setattr_should_drop_sgid).
+fn without_privileges(mode: u32, member: bool) -> u32 {
+    let mark = mode & libc::S_IXGRP == 0 && member;
+    let setgid = if mark { 0 } else { libc::S_ISGID };
+    mode & !(libc::S_ISUID | setgid)
+}
+
+/// What SETATTR is asked to set.
+pub(in crate::vfs) fn new_attributes(set: &SetAttr) -> NewAttributes {
+    NewAttributes {
+        size: set.size,
+        mode: set.mode.map(|mode| mode & 0o7777),
+        uid: set.uid,
+        gid: set.gid,
+        atime: set.atime.map(new_time),
+        mtime: set.mtime.map(new_time),
+    }
+}
+
+fn new_time(time: SetTime) -> NewTime {
+    match time {
+        SetTime::Now => NewTime::Server,
+        SetTime::At(Timestamp { sec, nsec }) => NewTime::At(NfsTime { sec, nsec }),
+    }
+}
