@@ -56,12 +56,13 @@ use tokio::time::Instant;
 pub use self::namespace::kernel_dentry::DentryState;
 
 use self::dirs::handle::DirHandle;
+use self::file::ahead::Ahead;
 use self::file::readahead_memory::ReadMemory;
-use self::file::state::OpenHandle;
+use self::files::handle::OpenHandle;
 use self::files::kept_open::Kept;
 use self::files::silly::Silly;
 use self::files::window::Window;
-use self::inode::attr::{AttrState, Seen, Timeouts};
+use self::inode::attr::{Seen, Timeouts};
 use self::inode::change_tracker::Verdict;
 use self::inode::dentry_cache::{Dentry, DentryCache, DentryTarget, Name};
 use self::inode::{Inode, InodeTable};
@@ -70,7 +71,7 @@ use self::namespace::access::AccessCache;
 use self::namespace::access_pattern::AccessPattern;
 use self::namespace::reopen_guard::ReopenGuard;
 use self::ops::attr::SpaceCache;
-use self::types::{Entry, Errno, FileKind, Ino, KernelCache, Stat};
+use self::types::{Entry, Errno, FileKind, Ino, KernelCache};
 use self::writeback::WritebackConfig;
 use crate::nfs::calls::{DirChange, PrePost};
 use crate::nfs::proto::attrs::Attributes;
@@ -119,7 +120,7 @@ pub struct Vfs {
     restarts: AtomicU64,
     window: Window,
     writeback: Arc<WritebackConfig>,
-    read_memory: ReadMemory<OpenHandle>,
+    read_memory: ReadMemory<Ahead>,
     silly: Silly,
     /// Who waits for a file lock.
     line: Mutex<Line<Arc<Inode>>>,
@@ -457,45 +458,12 @@ impl Vfs {
         self.names.used(dir);
     }
 
-    /// Changes the attributes to what the server says, and keeps the file at
-    /// least as long as what is on its way to it: the kernel cuts its pages at
-    /// any size that it is told, and appends there. What this host has set and
-    /// the server does not know yet stays set.
-    fn with_attr<T>(inode: &Inode, change: impl FnOnce(&mut AttrState) -> T) -> T {
-        // Held, so that no write is accepted between the two.
-        let file = inode.opened().map(|file| file.inner.lock());
-        let mut attr = inode.attr.lock();
-        let result = change(&mut attr);
-        if let Some(inner) = file {
-            if let Some(end) = inner.writeback.end_offset() {
-                attr.grow(end);
-            }
-            for (set, ctime) in inner.deferred.unknown() {
-                attr.overlay(set, ctime);
-            }
-        }
-        result
-    }
-
-    /// The attributes, and how long they may be believed: not at all while
-    /// there are data on their way, which will move them.
-    fn known_stat(inode: &Inode) -> (Stat, Duration) {
-        let changing = Self::is_changing(inode);
-        let attr = inode.attr.lock();
-        let ttl = if changing {
-            Duration::ZERO
-        } else {
-            attr.ttl(Instant::now())
-        };
-        (attr.stat().clone(), ttl)
-    }
-
     /// The answer for a name that leads to `inode`, which has been counted as
     /// looked up. `dir` says how long the name may be believed.
     fn entry(&self, inode: &Arc<Inode>, dir: &Inode) -> Entry {
         self.trim();
         let mut entry_ttl = self.names_ttl(dir);
-        let (stat, mut attr_ttl) = Self::known_stat(inode);
+        let (stat, mut attr_ttl) = inode.known_stat();
         if inode.kind == FileKind::Regular && stat.nlink > 1 {
             // An open has to find the very name that it was asked for still leading
             // there, so that has to be known.

@@ -21,20 +21,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
-use super::pages::FileAt;
-use super::state::FileInner;
-use crate::nfs::calls::InlineRead;
 use crate::nfs::proto::reply::ReadResult;
-use crate::vfs::Vfs;
-use crate::vfs::inode::Inode;
-use crate::vfs::inode::attr::AttrState;
-use crate::vfs::writeback::Writeback;
 
 /// What is read along with an OPEN, at most.
 pub(in crate::vfs) const SMALL: u32 = 128 << 10;
 
 /// Times in a row that nobody wanted it.
-const UNREAD: u8 = 2;
+pub(in crate::vfs) const UNREAD: u8 = 2;
 
 /// What all handles may keep.
 const MOST: usize = 16 << 20;
@@ -44,7 +37,8 @@ const MOST: usize = 16 << 20;
 pub(in crate::vfs) struct Budget(Arc<AtomicUsize>);
 
 impl Budget {
-    fn has_room(&self) -> bool {
+    /// More may come along.
+    pub(in crate::vfs) fn has_room(&self) -> bool {
         self.0.load(Ordering::Relaxed) < MOST
     }
 
@@ -66,10 +60,10 @@ impl Drop for Spent {
 /// What tells whether a file is still as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::vfs) struct FileVersion {
-    /// See [`FileInner::epoch`].
-    epoch: u64,
-    /// See [`FileInner::writes`].
-    writes: u64,
+    /// Data read under another one are old (`FileInner::epoch`).
+    pub(in crate::vfs) epoch: u64,
+    /// The writes of this host.
+    pub(in crate::vfs) writes: u64,
 }
 
 impl FileVersion {
@@ -95,6 +89,25 @@ pub(in crate::vfs) struct InlineData {
 }
 
 impl InlineData {
+    /// What came along with an OPEN that was sent when the file stood as `version`, if it
+    /// still does, `now`.
+    pub(in crate::vfs) fn came(
+        budget: &Budget,
+        now: FileVersion,
+        (read, version): (ReadResult, FileVersion),
+    ) -> Option<Self> {
+        if now != version || read.data.is_empty() && !read.eof {
+            return None;
+        }
+        Some(Self {
+            _spent: budget.spend(read.data.len()),
+            data: read.data,
+            eof: read.eof,
+            epoch: now.epoch,
+            used: false,
+        })
+    }
+
     /// The bytes at `offset`, if they are known: fewer than `size` mean the end
     /// of the file. True with the last ones: nobody asks for them again.
     pub(in crate::vfs) fn read(&mut self, offset: u64, size: u64) -> Option<(Bytes, bool)> {
@@ -111,76 +124,5 @@ impl InlineData {
     /// Somebody wanted it.
     pub(in crate::vfs) fn was_used(&self) -> bool {
         self.used
-    }
-}
-
-impl FileInner {
-    pub(in crate::vfs) fn version(&self, attr: &AttrState) -> FileVersion {
-        FileVersion {
-            epoch: self.epoch(attr),
-            writes: self.writes,
-        }
-    }
-
-    /// The kernel reads the file.
-    pub(in crate::vfs) fn pages_read(&mut self) {
-        self.filled = true;
-        self.unread = 0;
-    }
-
-    /// What came along with an OPEN was (not) wanted.
-    pub(in crate::vfs) fn inline_used(&mut self, used: bool) {
-        self.unread = match used {
-            true => 0,
-            false => self.unread.saturating_add(1),
-        };
-    }
-}
-
-impl Vfs {
-    /// Whether the beginning of the file is to come along with an OPEN that is
-    /// about to be sent, and how the file stands before that.
-    pub(in crate::vfs) fn inline_read(&self, inode: &Inode) -> Option<(InlineRead, FileVersion)> {
-        if !self.believes_data() {
-            return None;
-        }
-        let inner = self.file_state(inode).inner.lock();
-        if inner.unread >= UNREAD
-            || !Writeback::is_idle(&inner.writeback)
-            || !self.inline_reads.has_room()
-        {
-            return None;
-        }
-        let attr = inode.attr.lock();
-        let (size, change) = (attr.stat().size, attr.change());
-        // A reply has more in it than a READ alone.
-        let count = SMALL.min(self.client.rsize().saturating_sub(1024));
-        if size > u64::from(count) || count == 0 {
-            return None;
-        }
-        let moves = inner.moves(&attr);
-        let file = FileAt { change, moves };
-        let kept = inner.filled && inner.pages.are_of(file, |pages| attr.explains(pages));
-        let unless = kept.then_some(change);
-        Some((InlineRead { count, unless }, inner.version(&attr)))
-    }
-
-    /// What came along with an OPEN, if the file still stands as it should.
-    pub(in crate::vfs) fn beginning(
-        &self,
-        now: FileVersion,
-        came: Option<(ReadResult, FileVersion)>,
-    ) -> Option<InlineData> {
-        let (read, version) = came?;
-        if now != version || read.data.is_empty() && !read.eof {
-            return None;
-        }
-        Some(InlineData {
-            _spent: self.inline_reads.spend(read.data.len()),
-            data: read.data,
-            eof: read.eof,
-            epoch: now.epoch,
-            used: false,
-        })
     }
 }

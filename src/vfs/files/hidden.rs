@@ -22,13 +22,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::silly::SillyName;
 use crate::nfs::NfsError;
 use crate::nfs::proto::status::Status;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 use crate::vfs::Vfs;
 use crate::vfs::inode::Inode;
+use crate::vfs::inode::SillyName;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::types::Ino;
 
@@ -149,15 +149,15 @@ impl Vfs {
             let Some(state) = file.opened() else {
                 return Fate::Stays;
             };
-            let mut inner = state.inner.lock();
+            let mut inner = state.lock();
             let is_it = |silly: &&SillyName| Arc::ptr_eq(&silly.dir, from) && silly.name == name;
-            match inner.silly.as_ref().filter(is_it) {
+            match inner.silly().filter(is_it) {
                 // Also while the name is being made beside another: nobody knows yet
                 // whether it stays.
-                Some(_) if inner.replacing > 0 => return Fate::Stays,
+                Some(_) if inner.is_being_replaced() => return Fate::Stays,
                 Some(silly) => {
                     let silly = silly.clone();
-                    inner.replacing += 1;
+                    inner.begin_replacing();
                     silly
                 }
                 None => return Fate::Ends,
@@ -169,7 +169,7 @@ impl Vfs {
             match self.moved_by(by, &silly, to, file).await {
                 Ok(moved) => {
                     if let Some(state) = file.opened() {
-                        state.inner.lock().silly = Some(moved);
+                        state.lock().set_silly(Some(moved));
                     }
                     fate = Fate::Moved;
                     break;

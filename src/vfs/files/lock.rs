@@ -35,11 +35,11 @@
 //! locks one file after the other inside.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::handle::OpenHandle;
 use crate::nfs::calls::Locked;
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
@@ -48,7 +48,7 @@ use crate::nfs::state::ranges::{LockKind, Ranges, Span};
 use crate::rpc::auth::Credential;
 use crate::rpc::caller::{self, Effect};
 use crate::vfs::Vfs;
-use crate::vfs::file::state::{FileState, OpenHandle};
+use crate::vfs::inode::FileState;
 use crate::vfs::inode::Inode;
 use crate::vfs::locks::lockline::{LockedFile, Ticket, Turn as InLine};
 use crate::vfs::locks::locktable::{Closed, Holder};
@@ -97,20 +97,20 @@ impl LockedFile for Arc<Inode> {
     }
 
     fn keeps(&self, owner: u64, span: Span, kind: LockKind) -> bool {
-        let locked = |file: &FileState| file.inner.lock().locks.holder(owner, span, kind);
+        let locked = |file: &FileState| file.lock().locks().holder(owner, span, kind);
         self.opened().and_then(locked).is_some()
     }
 
     fn held_by(&self, owner: u64) -> Ranges {
-        let state = |file: &FileState| file.inner.lock().locks.state(owner);
+        let state = |file: &FileState| file.lock().locks().state(owner);
         let state = self.opened().and_then(state);
         state.map(|state| state.held()).unwrap_or_default()
     }
 
     fn knows_another_handle(&self, owner: u64, handle: u64) -> bool {
         self.opened().is_some_and(|file| {
-            let inner = file.inner.lock();
-            inner.locks.knows_another_handle(owner, handle)
+            let inner = file.lock();
+            inner.locks().knows_another_handle(owner, handle)
         })
     }
 }
@@ -178,11 +178,10 @@ pub(in crate::vfs) struct Releasing(Option<Arc<OpenHandle>>);
 impl Drop for Releasing {
     fn drop(&mut self) {
         if let Some(file) = self.0.as_ref().and_then(|handle| handle.inode.opened()) {
-            let mut inner = file.inner.lock();
-            inner.releasing -= 1;
-            inner.releases += 1;
+            let mut inner = file.lock();
+            inner.end_release();
             drop(inner);
-            file.progress.notify_waiters();
+            file.has_moved_on();
         }
     }
 }
@@ -227,9 +226,9 @@ impl Vfs {
             return Err(Errno(libc::EINVAL));
         };
         let (here, own) = {
-            let inner = self.file_state(&handle.inode).inner.lock();
-            let here = inner.locks.holder(owner, span, kind);
-            (here, inner.locks.state(owner))
+            let inner = self.file_state(&handle.inode).lock();
+            let here = inner.locks().holder(owner, span, kind);
+            (here, inner.locks().state(owner))
         };
         if let Some(Holder { span, kind, pid }) = here {
             return Ok(to_range(span, kind, pid));
@@ -279,9 +278,8 @@ impl Vfs {
         // Before anything is asked for: RELEASE comes when a killed caller had its answer.
         let lock = self
             .file_state(&handle.inode)
-            .inner
             .lock()
-            .begin_lock(&handle, (fh, owner, range.pid), || {
+            .begin_lock(&handle.locking, (fh, owner, range.pid), || {
                 self.client.prepare_lock(&handle.open)
             })
             .ok_or(Errno(libc::EBADF))?;
@@ -299,7 +297,7 @@ impl Vfs {
             Ok(()) => self.try_lock(&request).await,
             Err(errno) => Err(errno),
         };
-        let orphan = self.file_state(&handle.inode).inner.lock().locks.end(owner);
+        let orphan = self.file_state(&handle.inode).lock().locks_mut().end(owner);
         caller::apart(self.drop_locks(&handle.inode, orphan.into_iter().collect())).await;
         result
     }
@@ -350,7 +348,7 @@ impl Vfs {
     }
 
     fn releases(&self, inode: &Inode) -> u64 {
-        self.file_state(inode).inner.lock().releases
+        self.file_state(inode).lock().releases()
     }
 
     /// A lock is in somebody's way. True if a handle through which was locked here has
@@ -365,13 +363,13 @@ impl Vfs {
     ) -> Result<bool, Errno> {
         let file = self.file_state(inode);
         loop {
-            let progress = file.progress.notified();
+            let progress = file.progress();
             tokio::pin!(progress);
             progress.as_mut().enable();
             {
-                let inner = file.inner.lock();
-                if inner.releasing == 0 {
-                    return Ok(inner.releases != releases);
+                let inner = file.lock();
+                if !inner.is_being_released() {
+                    return Ok(inner.releases() != releases);
                 }
             }
             tokio::select! {
@@ -385,9 +383,9 @@ impl Vfs {
     /// A handle is about to be released.
     pub(in crate::vfs) fn begins_release(&self, fh: u64) -> Releasing {
         let handle = self.files.get(&fh).map(|handle| Arc::clone(&handle));
-        let locked = handle.filter(|handle| handle.locked.load(Ordering::Relaxed));
+        let locked = handle.filter(|handle| handle.locking.was_used());
         if let Some(handle) = &locked {
-            self.file_state(&handle.inode).inner.lock().releasing += 1;
+            self.file_state(&handle.inode).lock().begin_release();
         }
         Releasing(locked)
     }
@@ -616,8 +614,8 @@ impl Vfs {
     fn believe_nothing_beside(&self, inode: &Arc<Inode>) {
         let foreign = inode.attr.lock().foreign();
         let seen = {
-            let mut inner = self.file_state(inode).inner.lock();
-            std::mem::replace(&mut inner.beside, foreign)
+            let mut inner = self.file_state(inode).lock();
+            inner.doubt_beside(foreign)
         };
         let Some(place) = inode.place().filter(|_| seen != foreign) else {
             return;
@@ -649,7 +647,7 @@ impl Vfs {
         span: Span,
     ) -> Result<(), Errno> {
         let inode = &handle.inode;
-        let lock = self.file_state(inode).inner.lock().locks.state(owner);
+        let lock = self.file_state(inode).lock().locks().state(owner);
         let Some(lock) = lock else {
             return Ok(());
         };
@@ -718,11 +716,11 @@ impl Vfs {
     /// killed meanwhile.
     pub(in crate::vfs) async fn closed_by(self: &Arc<Self>, inode: &Arc<Inode>, owner: u64) {
         let closed = {
-            let mut inner = self.file_state(inode).inner.lock();
-            if inner.locks.is_empty() {
+            let mut inner = self.file_state(inode).lock();
+            if inner.locks().is_empty() {
                 return;
             }
-            inner.locks.closed_by(owner)
+            inner.locks_mut().closed_by(owner)
         };
         match closed {
             None => {}
@@ -735,12 +733,11 @@ impl Vfs {
     /// through it any more.
     pub(in crate::vfs) async fn released(self: &Arc<Self>, handle: &OpenHandle, fh: u64) {
         let locks = {
-            let mut inner = self.file_state(&handle.inode).inner.lock();
-            handle.released.store(true, Ordering::Relaxed);
-            if !handle.locked.load(Ordering::Relaxed) {
-                return;
+            let mut inner = self.file_state(&handle.inode).lock();
+            match inner.end_locking(&handle.locking, fh) {
+                Some(locks) => locks,
+                None => return,
             }
-            inner.locks.released(fh)
         };
         caller::apart(self.drop_locks(&handle.inode, locks)).await;
     }
@@ -748,14 +745,7 @@ impl Vfs {
     /// EIO for a handle whose lock was lost: what it reads or writes would not
     /// be protected.
     pub(in crate::vfs) fn check_locks(&self, handle: &OpenHandle, fh: u64) -> Result<(), Errno> {
-        if handle.locked.load(Ordering::Relaxed)
-            && self
-                .file_state(&handle.inode)
-                .inner
-                .lock()
-                .locks
-                .is_lost(fh)
-        {
+        if handle.locking.was_used() && self.file_state(&handle.inode).lock().locks().is_lost(fh) {
             return Err(Errno(libc::EIO));
         }
         Ok(())

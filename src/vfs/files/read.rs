@@ -7,120 +7,23 @@
 //! only as long as the handle. All handles share one sum of memory
 //! ([`crate::vfs::file::readahead_memory`]).
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
-use smallvec::SmallVec;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::handle::OpenHandle;
 use crate::nfs::state::OpenState;
 use crate::vfs::Vfs;
-use crate::vfs::file::inline_read::InlineData;
-use crate::vfs::file::readahead::{CHUNK, Chunk, ChunkCache, Fetch, Readahead};
-use crate::vfs::file::readahead_memory::{Holder, Share};
-use crate::vfs::file::state::OpenHandle;
+use crate::vfs::file::readahead::{CHUNK, Fetch};
+use crate::vfs::file::readahead_memory::Share;
 use crate::vfs::inode::Inode;
 use crate::vfs::types::Errno;
 
 /// A server that says neither data nor end of file so many times in a row has
 /// lost its way.
 const EMPTY_READS: usize = 3;
-
-/// What is read ahead for one handle.
-#[derive(Debug)]
-pub struct Ahead {
-    inner: Mutex<AheadInner>,
-    arrived: Notify,
-}
-
-#[derive(Debug)]
-struct AheadInner {
-    detector: Readahead,
-    chunks: ChunkCache<Held>,
-    /// When the kernel last read.
-    last_read: Instant,
-    /// The file's epoch that the chunks belong to.
-    epoch: u64,
-    /// The file knows that this handle reads ahead.
-    listed: bool,
-    /// The mount does.
-    enlisted: bool,
-    /// What came along with the OPEN.
-    beginning: Option<InlineData>,
-    /// It came, and whether somebody read it.
-    wanted: Option<bool>,
-}
-
-/// A chunk that is here.
-#[derive(Debug)]
-struct Held {
-    data: Bytes,
-    _share: Share,
-}
-
-impl Holder for OpenHandle {
-    fn last_read(&self) -> Instant {
-        self.ahead.inner.lock().last_read
-    }
-
-    fn give_up(&self) {
-        let mut inner = self.ahead.inner.lock();
-        inner.chunks.drop_all();
-        inner.detector.forget_asked();
-    }
-}
-
-impl Ahead {
-    /// At most `window` bytes ahead.
-    pub(in crate::vfs) fn new(window: u64, beginning: Option<InlineData>) -> Self {
-        Self {
-            inner: Mutex::new(AheadInner {
-                detector: Readahead::new(window),
-                chunks: ChunkCache::new((window / CHUNK) as usize + 2),
-                last_read: Instant::now(),
-                epoch: 0,
-                listed: beginning.is_some(),
-                enlisted: false,
-                wanted: beginning.as_ref().map(InlineData::was_used),
-                beginning,
-            }),
-            arrived: Notify::new(),
-        }
-    }
-
-    /// The range was written to.
-    pub fn written(&self, range: Range<u64>) {
-        let mut inner = self.inner.lock();
-        inner.chunks.drop_range(&range);
-        inner.beginning = None;
-    }
-
-    /// Whether what came along with the OPEN was wanted; `None` if nothing came.
-    pub(in crate::vfs) fn beginning_used(&self) -> Option<bool> {
-        self.inner.lock().wanted
-    }
-
-    /// The bytes at `offset` from what came along with the OPEN, if the file is
-    /// still at `epoch`.
-    fn read_beginning(&self, epoch: u64, offset: u64, size: u64) -> Option<Bytes> {
-        let mut inner = self.inner.lock();
-        let beginning = inner.beginning.as_mut()?;
-        if beginning.epoch != epoch {
-            inner.beginning = None;
-            return None;
-        }
-        let (data, last) = beginning.read(offset, size)?;
-        inner.wanted = Some(true);
-        if last {
-            inner.beginning = None;
-        }
-        Some(data)
-    }
-}
 
 impl Vfs {
     /// Bytes that are read ahead for all handles together, here or on their way, and the
@@ -133,11 +36,11 @@ impl Vfs {
     /// READ, if it can be answered at once: from what came along with the OPEN.
     pub fn read_cached(&self, fh: u64, offset: u64, size: u32) -> Option<Bytes> {
         let handle = self.used_handle(fh).ok()?;
-        let mut inner = handle.inode.opened()?.inner.lock();
-        if !inner.writeback.is_idle() || inner.locks.is_lost(fh) {
+        let mut inner = handle.inode.opened()?.lock();
+        if !inner.writeback().is_idle() || inner.locks().is_lost(fh) {
             return None;
         }
-        let epoch = inner.epoch(&handle.inode.attr.lock());
+        let epoch = inner.epoch(handle.inode.attr.lock().foreign());
         let data = handle.ahead.read_beginning(epoch, offset, size.into())?;
         inner.pages_read();
         Some(data)
@@ -157,7 +60,7 @@ impl Vfs {
         let handle = self.used_handle(fh)?;
         self.check_locks(&handle, fh)?;
         let file = self.file_state(&handle.inode);
-        file.inner.lock().pages_read();
+        file.lock().pages_read();
         loop {
             let restarts = self.restarts.load(Ordering::Relaxed);
             let data = self
@@ -209,7 +112,7 @@ impl Vfs {
     /// truth. Of what is read past its pages it draws no conclusion, so it is told.
     fn doubt_size(&self, inode: &Arc<Inode>, asked: (u64, u64), got: u64, is_direct: bool) {
         let (offset, size) = asked;
-        if Self::is_changing(inode) {
+        if inode.is_changing() {
             return;
         }
         let end = offset + got;
@@ -274,83 +177,29 @@ impl Vfs {
     ) -> Option<Bytes> {
         let file_size = handle.inode.attr.lock().stat().size;
         let now = Instant::now();
-        let (listed, enlisted) = {
-            let mut inner = handle.ahead.inner.lock();
-            inner.last_read = now;
-            let inner = &mut *inner;
-            let was = |flag: &mut bool| std::mem::replace(flag, true);
-            (was(&mut inner.listed), was(&mut inner.enlisted))
-        };
-        if !enlisted {
-            self.read_memory.enlist(handle);
+        let first = handle.ahead.begin_reading(now);
+        if first.for_the_mount {
+            self.read_memory.enlist(&handle.ahead);
         }
         let epoch = {
-            let mut file = self.file_state(&handle.inode).inner.lock();
-            if !listed {
-                file.reads_ahead(handle);
+            let mut file = self.file_state(&handle.inode).lock();
+            if first.for_the_file {
+                file.reads_ahead(&handle.ahead);
             }
-            file.epoch(&handle.inode.attr.lock())
+            file.epoch(handle.inode.attr.lock().foreign())
         };
-        let ranges: SmallVec<[Range<u64>; 4]> = {
-            let mut inner = handle.ahead.inner.lock();
-            if inner.epoch != epoch {
-                inner.epoch = epoch;
-                inner.chunks.drop_all();
-                inner.detector.forget_asked();
-            }
-            let ranges = inner.detector.on_read(offset, size, file_size);
-            ranges
-                .into_iter()
-                // The chunk of this very request is fetched too, unless the
-                // request is the whole of it.
-                .filter(|range| !(range.start == offset && size >= CHUNK))
-                .collect()
-        };
-        for range in ranges {
+        for range in handle.ahead.on_read(epoch, (offset, size), file_size) {
             let Some(share) = self.read_memory.share(now) else {
-                // Asked for again when there is room.
-                handle.ahead.inner.lock().detector.forget_asked();
+                handle.ahead.forget_asked();
                 break;
             };
-            let Some(fetch) = handle.ahead.inner.lock().chunks.want(range.start) else {
+            let Some(fetch) = handle.ahead.want(range.start) else {
                 continue;
             };
             let (vfs, handle) = (Arc::clone(self), Arc::clone(handle));
             tokio::spawn(async move { vfs.fetch(&handle, fetch, share).await });
         }
-        loop {
-            let arrived = handle.ahead.arrived.notified();
-            tokio::pin!(arrived);
-            arrived.as_mut().enable();
-            {
-                let mut inner = handle.ahead.inner.lock();
-                match inner.chunks.lookup(offset) {
-                    Chunk::Missing => return None,
-                    Chunk::Ready { start, data } => {
-                        let data = &data.data;
-                        let from = (offset - start) as usize;
-                        let wanted = size.min(start + CHUNK - offset);
-                        let whole = data.len() as u64 == CHUNK;
-                        if wanted < size && whole {
-                            // Over the edge of the chunk: not worth joining.
-                            return None;
-                        }
-                        let to = (from + size as usize).min(data.len());
-                        let slice = data.slice(from.min(to)..to);
-                        inner.chunks.handed_out(offset, slice.len() as u64);
-                        // A chunk that is not whole ends with the file, but
-                        // the file may have grown since.
-                        if (slice.len() as u64) < size {
-                            inner.chunks.drop_range(&(offset..offset + size));
-                            return None;
-                        }
-                        return Some(slice);
-                    }
-                    Chunk::Fetching => {}
-                }
-            }
-            arrived.await;
-        }
+        handle.ahead.read(offset, size).await
     }
 
     async fn fetch(self: &Arc<Self>, handle: &Arc<OpenHandle>, fetch: Fetch, share: Share) {
@@ -364,18 +213,7 @@ impl Vfs {
                 .await
         });
         let read = read.await;
-        let mut inner = handle.ahead.inner.lock();
-        match read {
-            Ok(Ok(data)) => {
-                let held = Held {
-                    data,
-                    _share: share,
-                };
-                inner.chunks.arrived(fetch, held);
-            }
-            Ok(Err(_)) | Err(_) => inner.chunks.failed(fetch),
-        }
-        drop(inner);
-        handle.ahead.arrived.notify_waiters();
+        let data = read.ok().and_then(Result::ok);
+        handle.ahead.fetched(fetch, data, share);
     }
 }

@@ -115,7 +115,7 @@ impl Vfs {
             let Some(state) = inode.opened().filter(|_| file.reads_pages) else {
                 continue;
             };
-            let mut inner = state.inner.lock();
+            let mut inner = state.lock();
             let foreign = inode.attr.lock().foreign();
             if inner.may_be_cut_late(foreign)
                 && let Some(kernel) = self.kernel.get()
@@ -134,7 +134,7 @@ impl Vfs {
             if !file.reads_pages
                 || inode.is_stale()
                 // What this host is writing brings attributes along.
-                || Self::is_changing(inode)
+                || inode.is_changing()
                 || !inode.attr.lock().ttl(now).is_zero()
                 || !seen.insert(inode.ino)
             {

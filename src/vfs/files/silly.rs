@@ -24,41 +24,16 @@ use tokio::time::Instant;
 use super::hidden::Ours;
 use crate::nfs::NfsError;
 use crate::nfs::proto::status::Status;
-use crate::nfs::proto::types::FileHandle;
 use crate::quoting;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 use crate::vfs::Vfs;
-use crate::vfs::file::state::FileState;
+use crate::vfs::file::state::NameLoss;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::attr::kind_of;
 use crate::vfs::inode::dentry_cache::DentryTarget;
+use crate::vfs::inode::{FileState, SillyName};
 use crate::vfs::types::{Errno, FileKind, Ino};
-
-/// Where a removed file is kept while it is open.
-#[derive(Clone, Debug)]
-pub struct SillyName {
-    pub(in crate::vfs) dir: Arc<Inode>,
-    pub(in crate::vfs) name: Vec<u8>,
-    pub(in crate::vfs) file: FileHandle,
-    /// In whose name it is removed: who removed it first, or has moved it last.
-    pub(in crate::vfs) cred: Arc<Credential>,
-    /// Who removed it first, if another has moved it: of the two, each may lack a right.
-    pub(in crate::vfs) first: Option<Arc<Credential>>,
-}
-
-impl SillyName {
-    /// `file` has this name in `dir`, made in the name of `cred`.
-    fn new(dir: &Arc<Inode>, name: &str, file: &Inode, cred: &Arc<Credential>) -> Self {
-        Self {
-            dir: Arc::clone(dir),
-            name: name.as_bytes().to_vec(),
-            file: file.handle.clone(),
-            cred: Arc::clone(cred),
-            first: None,
-        }
-    }
-}
 
 /// The files that are kept out of sight.
 #[derive(Debug)]
@@ -90,6 +65,17 @@ impl Silly {
     fn closing(&self, dir: Ino) -> Closing<'_> {
         *self.closing.lock().entry(dir).or_insert(0) += 1;
         Closing { silly: self, dir }
+    }
+}
+
+/// `file` has this name in `dir`, made in the name of `cred`.
+fn silly_name(dir: &Arc<Inode>, name: &str, file: &Inode, cred: &Arc<Credential>) -> SillyName {
+    SillyName {
+        dir: Arc::clone(dir),
+        name: name.as_bytes().to_vec(),
+        file: file.handle.clone(),
+        cred: Arc::clone(cred),
+        first: None,
     }
 }
 
@@ -126,31 +112,20 @@ impl Drop for Closing<'_> {
 #[derive(Debug)]
 pub(in crate::vfs) enum Taking<'a> {
     /// It is removed.
-    Removing(Removing<'a>),
+    Removing(Losing<'a>),
     /// It is hidden, so that the file has one.
-    Hiding(Hiding<'a>),
+    Hiding(Losing<'a>),
 }
 
-/// A name of a file is being taken, until this is dropped.
+/// A name of a file is being taken or hidden, until this is dropped.
 #[derive(Debug)]
-pub(in crate::vfs) struct Removing<'a>(Option<&'a FileState>);
+pub(in crate::vfs) struct Losing<'a>(Option<(&'a FileState, NameLoss)>);
 
-/// A name of an open file is being hidden, until this is dropped.
-#[derive(Debug)]
-pub(in crate::vfs) struct Hiding<'a>(&'a FileState);
-
-impl Drop for Hiding<'_> {
+impl Drop for Losing<'_> {
     fn drop(&mut self) {
-        self.0.inner.lock().hiding = false;
-        self.0.progress.notify_waiters();
-    }
-}
-
-impl Drop for Removing<'_> {
-    fn drop(&mut self) {
-        if let Some(file) = self.0 {
-            file.inner.lock().removing -= 1;
-            file.progress.notify_waiters();
+        if let Some((file, loss)) = self.0 {
+            file.lock().end_loss(loss);
+            file.has_moved_on();
         }
     }
 }
@@ -162,37 +137,26 @@ impl Vfs {
     /// host may have removed them since.
     pub(in crate::vfs) async fn take_name<'a>(&self, inode: &'a Inode) -> Taking<'a> {
         if inode.kind != FileKind::Regular {
-            return Taking::Removing(Removing(None));
+            return Taking::Removing(Losing(None));
         }
         let file = self.file_state(inode);
-        loop {
-            let progress = file.progress.notified();
-            tokio::pin!(progress);
-            progress.as_mut().enable();
-            {
-                let mut inner = file.inner.lock();
-                if !inner.is_open() || inner.preserved || inner.silly.is_some() {
-                    inner.removing += 1;
-                    return Taking::Removing(Removing(Some(file)));
-                }
-                if !inner.hiding {
-                    inner.hiding = true;
-                    return Taking::Hiding(Hiding(file));
-                }
-            }
-            progress.await;
+        let loss = file.when(|inner| inner.begin_loss()).await;
+        let losing = Losing(Some((file, loss)));
+        match loss {
+            NameLoss::Removed => Taking::Removing(losing),
+            NameLoss::Hidden => Taking::Hiding(losing),
         }
     }
 
     /// A RENAME onto the file has come to its end.
     pub(in crate::vfs) async fn replaced(self: &Arc<Self>, victim: &Arc<Inode>) {
-        self.file_state(victim).inner.lock().replacing -= 1;
+        self.file_state(victim).lock().end_replacing();
         self.remove_unneeded(victim).await;
     }
 
     /// Removes the hidden name of a file that was closed while it was hidden.
     pub(in crate::vfs) async fn remove_unneeded(self: &Arc<Self>, victim: &Arc<Inode>) {
-        let unneeded = self.file_state(victim).inner.lock().unneeded_name();
+        let unneeded = self.file_state(victim).lock().unneeded_name();
         if let Some(silly) = unneeded {
             self.remove_silly(victim, silly).await;
         }
@@ -252,8 +216,10 @@ impl Vfs {
             self.moved(victim, &own, sent);
             let target = DentryTarget::Inode(Arc::clone(victim));
             self.named(dir, hidden.as_bytes(), &moved, target, sent);
-            let silly = SillyName::new(dir, &hidden, victim, cred);
-            self.file_state(victim).inner.lock().silly = Some(silly.clone());
+            let silly = silly_name(dir, &hidden, victim, cred);
+            self.file_state(victim)
+                .lock()
+                .set_silly(Some(silly.clone()));
             let beside = true;
             return Ok(Some(Hidden { silly, beside }));
         }
@@ -312,8 +278,10 @@ impl Vfs {
             }
             let target = DentryTarget::Inode(Arc::clone(victim));
             self.put_name(dir, hidden.as_bytes(), target, None);
-            let silly = SillyName::new(dir, &hidden, victim, cred);
-            self.file_state(victim).inner.lock().silly = Some(silly.clone());
+            let silly = silly_name(dir, &hidden, victim, cred);
+            self.file_state(victim)
+                .lock()
+                .set_silly(Some(silly.clone()));
             Self::mark_hidden(victim);
             return Ok(Some(silly));
         }
@@ -379,11 +347,11 @@ impl Vfs {
             return false;
         };
         {
-            let mut inner = opened.inner.lock();
-            if !inner.is_open() || inner.silly.is_some() {
+            let mut inner = opened.lock();
+            if !inner.is_open() || inner.silly().is_some() {
                 return false;
             }
-            inner.silly = Some(SillyName::new(dir, hidden, file, cred));
+            inner.set_silly(Some(silly_name(dir, hidden, file, cred)));
         }
         self.silly.ours.add(dir, hidden.as_bytes(), file);
         Self::mark_hidden(file);
@@ -409,7 +377,7 @@ impl Vfs {
                 return;
             }
         }
-        self.file_state(victim).inner.lock().silly = None;
+        self.file_state(victim).lock().set_silly(None);
         let back = if *beside {
             let removed = self.client.remove(&silly.cred, place, &silly.name);
             removed.await.map(drop)
@@ -474,8 +442,8 @@ impl Vfs {
     /// The file is being closed: if it has a hidden name, that may be about to
     /// be removed.
     pub(in crate::vfs) fn closing_hidden(&self, inode: &Inode) -> Option<Closing<'_>> {
-        let inner = inode.opened()?.inner.lock();
-        let dir = inner.silly.as_ref()?.dir.ino;
+        let inner = inode.opened()?.lock();
+        let dir = inner.silly()?.dir.ino;
         Some(self.silly.closing(dir))
     }
 

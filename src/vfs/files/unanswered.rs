@@ -89,10 +89,12 @@ impl Unanswered {
         vfs.lose_pages(inode);
         let errno = Errno(libc::EIO);
         vfs.with_writeback(inode, |inner| match &self.owed {
-            Owed::Writes(ids) => ids.iter().for_each(|id| inner.writeback.failed(*id, errno)),
-            Owed::Commit(id) => inner.writeback.commit_failed(*id, errno),
+            Owed::Writes(ids) => ids
+                .iter()
+                .for_each(|id| inner.writeback_mut().failed(*id, errno)),
+            Owed::Commit(id) => inner.writeback_mut().commit_failed(*id, errno),
         });
-        vfs.file_state(inode).progress.notify_waiters();
+        vfs.file_state(inode).has_moved_on();
         vfs.pump(inode);
     }
 }
@@ -123,7 +125,7 @@ impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         if !self.answered {
             self.vfs.changes_left(self.inode, true);
-            self.vfs.file_state(self.inode).progress.notify_waiters();
+            self.vfs.file_state(self.inode).has_moved_on();
         }
     }
 }

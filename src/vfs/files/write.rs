@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::handle::OpenHandle;
 use super::unanswered::Unanswered;
 use crate::nfs::NfsError;
 use crate::nfs::calls::Epilogue;
@@ -20,7 +21,8 @@ use crate::nfs::proto::reply::WriteResult;
 use crate::nfs::proto::types::{Stable as Committed, Verifier};
 use crate::rpc::caller;
 use crate::vfs::Vfs;
-use crate::vfs::file::state::{FileInner, OpenHandle, Origin};
+use crate::vfs::file::origin::Origin;
+use crate::vfs::inode::FileInner;
 use crate::vfs::inode::Inode;
 use crate::vfs::ops::attr::new_attributes;
 use crate::vfs::types::{Errno, WriteFlags};
@@ -109,9 +111,10 @@ impl Vfs {
             self.misplaced(inode).await;
         }
         if let Some(ticket) = accepted.drain {
-            self.wait_until(inode, |inner| inner.writeback.drained(&ticket))
+            self.wait_until(inode, |inner| inner.writeback().drained(&ticket))
                 .await;
-            let fate = self.with_writeback(inode, |inner| inner.writeback.fate(accepted.write));
+            let fate =
+                self.with_writeback(inode, |inner| inner.writeback_mut().fate(accepted.write));
             if let Some(errno) = fate {
                 return Err(errno);
             }
@@ -147,16 +150,16 @@ impl Vfs {
                 let len = data.len() as u64;
                 let end = offset.checked_add(len).ok_or(Errno(libc::EFBIG))?;
                 // What is lost with these data, if they are, must be theirs alone.
-                if sync && inner.writeback.overlaps_pending(offset..end) {
+                if sync && inner.writeback().overlaps_pending(offset..end) {
                     return Ok(Err((offset, len)));
                 }
                 let origin = Origin::new(&handle.open, caller.clone());
-                let write = inner.writeback.accept(now(), origin, offset, data, sync);
-                inner.writes += 1;
-                // The page of the end of the file is the kernel's only in part.
-                inner.filled = false;
+                let write = inner
+                    .writeback_mut()
+                    .accept(now(), origin, offset, data, sync);
+                inner.has_written();
                 attr.grow(end);
-                let drain = sync.then(|| inner.writeback.begin_drain());
+                let drain = sync.then(|| inner.writeback_mut().begin_drain());
                 let readers = inner.readers();
                 Ok(Ok((
                     Accepted {
@@ -173,7 +176,7 @@ impl Vfs {
                     // What they read ahead from now on waits for these data.
                     for reader in readers {
                         let end = accepted.offset + accepted.len;
-                        reader.ahead.written(accepted.offset..end);
+                        reader.written(accepted.offset..end);
                     }
                     return Ok(accepted);
                 }
@@ -188,9 +191,9 @@ impl Vfs {
     async fn know_the_end(self: &Arc<Self>, handle: &OpenHandle) -> Result<(), Errno> {
         let inode = &handle.inode;
         let known = {
-            let inner = self.file_state(inode).inner.lock();
+            let inner = self.file_state(inode).lock();
             let attr = inode.attr.lock();
-            inner.writeback.end_offset().is_some() || !attr.ttl(Instant::now()).is_zero()
+            inner.writeback().end_offset().is_some() || !attr.ttl(Instant::now()).is_zero()
         };
         match known {
             true => Ok(()),
@@ -238,7 +241,7 @@ impl Vfs {
             let freed = self.window.freed();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            let held = self.file_state(inode).inner.lock().writeback.bytes();
+            let held = self.file_state(inode).lock().writeback().bytes();
             let file_has_room = held == 0 || held + len <= limit;
             if file_has_room && self.window.has_room(len) {
                 return Ok(());
@@ -252,11 +255,11 @@ impl Vfs {
             }
             if file_has_room {
                 for busy in self.window.busy() {
-                    self.with_writeback(&busy, |inner| inner.writeback.make_room());
+                    self.with_writeback(&busy, |inner| inner.writeback_mut().make_room());
                     self.pump(&busy);
                 }
             } else {
-                self.with_writeback(inode, |inner| inner.writeback.make_room());
+                self.with_writeback(inode, |inner| inner.writeback_mut().make_room());
                 self.pump(inode);
             }
             tokio::select! {
@@ -273,10 +276,10 @@ impl Vfs {
         inode: &Arc<Inode>,
         change: impl FnOnce(&mut FileInner) -> T,
     ) -> T {
-        let mut inner = self.file_state(inode).inner.lock();
-        let before = inner.writeback.bytes();
+        let mut inner = self.file_state(inode).lock();
+        let before = inner.writeback().bytes();
         let result = change(&mut inner);
-        let after = inner.writeback.bytes();
+        let after = inner.writeback().bytes();
         // Under the file's lock, so that differences are taken in order.
         self.window.account(inode, before, after);
         drop(inner);
@@ -290,7 +293,7 @@ impl Vfs {
     /// Does what the write-back of a file asks for.
     pub(in crate::vfs) fn pump(self: &Arc<Self>, inode: &Arc<Inode>) {
         loop {
-            match self.with_writeback(inode, |inner| inner.writeback.next(now())) {
+            match self.with_writeback(inode, |inner| inner.writeback_mut().next(now())) {
                 None => return,
                 Some(Action::Write {
                     id,
@@ -371,9 +374,9 @@ impl Vfs {
         };
         // The last one takes along what was set since.
         let changes = if stable == Committed::FileSync {
-            let mut inner = self.file_state(inode).inner.lock();
-            match inner.writeback.is_last(id) {
-                true => inner.deferred.leave_as(&origin.open.cred),
+            let mut inner = self.file_state(inode).lock();
+            match inner.writeback().is_last(id) {
+                true => inner.deferred_mut().leave_as(&origin.open.cred),
                 false => None,
             }
         } else {
@@ -418,7 +421,7 @@ impl Vfs {
                 self.write_failed(inode, id, &error);
             }
         }
-        self.file_state(inode).progress.notify_waiters();
+        self.file_state(inode).has_moved_on();
         self.pump(inode);
     }
 
@@ -453,7 +456,7 @@ impl Vfs {
                     self.write_failed(inode, first.id, &error);
                 }
             }
-            self.file_state(inode).progress.notify_waiters();
+            self.file_state(inode).has_moved_on();
             self.pump(inode);
         }
     }
@@ -466,7 +469,7 @@ impl Vfs {
         proof: Option<Verifier>,
     ) {
         self.with_writeback(inode, |inner| {
-            let writeback = &mut inner.writeback;
+            let writeback = inner.writeback_mut();
             for (id, result) in results {
                 let committed = match result.committed {
                     Committed::Unstable => Stable::Unstable,
@@ -493,7 +496,7 @@ impl Vfs {
         // kernel has pages that no server will ever have.
         inode.attr.lock().expire();
         self.lose_pages(inode);
-        self.with_writeback(inode, |inner| inner.writeback.failed(id, errno));
+        self.with_writeback(inode, |inner| inner.writeback_mut().failed(id, errno));
     }
 
     async fn send_commit(
@@ -511,15 +514,17 @@ impl Vfs {
                 if let Some(attrs) = attrs {
                     self.learn(inode, &attrs, sent);
                 }
-                self.with_writeback(inode, |inner| inner.writeback.committed(id, verifier));
+                self.with_writeback(inode, |inner| inner.writeback_mut().committed(id, verifier));
             }
             Err(error) => {
                 let errno = self.failed(&error, inode);
                 self.lose_pages(inode);
-                self.with_writeback(inode, |inner| inner.writeback.commit_failed(id, errno));
+                self.with_writeback(inode, |inner| {
+                    inner.writeback_mut().commit_failed(id, errno)
+                });
             }
         }
-        self.file_state(inode).progress.notify_waiters();
+        self.file_state(inode).has_moved_on();
         self.pump(inode);
     }
 
@@ -529,8 +534,8 @@ impl Vfs {
         self.restarts.fetch_add(1, Ordering::Relaxed);
         for inode in self.window.busy() {
             self.with_writeback(&inode, |inner| {
-                inner.writeback.server_restarted();
-                inner.cuts += 1;
+                inner.writeback_mut().server_restarted();
+                inner.cut();
             });
             self.pump(&inode);
         }
@@ -542,11 +547,11 @@ impl Vfs {
             return;
         }
         let ticket = self.with_writeback(inode, |inner| {
-            (!inner.writeback.is_idle()).then(|| inner.writeback.begin_drain())
+            (!inner.writeback().is_idle()).then(|| inner.writeback_mut().begin_drain())
         });
         if let Some(ticket) = ticket {
             self.pump(inode);
-            self.wait_until(inode, |inner| inner.writeback.drained(&ticket))
+            self.wait_until(inode, |inner| inner.writeback().drained(&ticket))
                 .await;
         }
     }
@@ -565,27 +570,20 @@ impl Vfs {
         let ticket = self.with_writeback(inode, |inner| {
             let end = offset.saturating_add(len);
             inner
-                .writeback
+                .writeback()
                 .overlaps_pending(offset..end)
-                .then(|| inner.writeback.drain_range(offset, len))
+                .then(|| inner.writeback_mut().drain_range(offset, len))
         });
         if let Some(ticket) = ticket {
             self.pump(inode);
-            self.wait_until(inode, |inner| inner.writeback.range_drained(&ticket))
+            self.wait_until(inode, |inner| inner.writeback().range_drained(&ticket))
                 .await;
         }
     }
 
     async fn wait_until(&self, inode: &Arc<Inode>, done: impl Fn(&FileInner) -> bool) {
-        let file = self.file_state(inode);
-        loop {
-            let progress = file.progress.notified();
-            tokio::pin!(progress);
-            progress.as_mut().enable();
-            if done(&file.inner.lock()) {
-                return;
-            }
-            progress.await;
-        }
+        self.file_state(inode)
+            .when(|inner| done(inner).then_some(()))
+            .await;
     }
 }

@@ -28,13 +28,13 @@ use dashmap::mapref::entry::{Entry as Slot, VacantEntry};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::FileState;
 use super::attr::{AttrState, Timeouts, kind_of};
 use super::dentry_cache::{Name, Names};
+use super::eviction_queue::EvictionQueue;
+use super::kernel_dentry::{Apart, KernelDentry};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::types::FileHandle;
-use crate::vfs::file::state::FileState;
-use crate::vfs::namespace::eviction::EvictionQueue;
-use crate::vfs::namespace::kernel_dentry::{Apart, KernelDentry};
 use crate::vfs::types::{FileKind, Ino, ROOT_INO};
 
 /// An object of the file system.
@@ -62,8 +62,8 @@ pub struct Inode {
     /// The name it was found by last.
     place: Mutex<Option<Place>>,
     /// The name that the kernel was told of last.
-    pub(in crate::vfs) belief: KernelDentry,
-    pub(in crate::vfs) apart: Apart,
+    pub(super) belief: KernelDentry,
+    pub(super) apart: Apart,
 }
 
 /// Where an object was found.
@@ -112,12 +112,12 @@ impl Inode {
     }
 
     /// The state of an open file, made at its first use.
-    pub fn file(&self, make: impl FnOnce() -> FileState) -> &FileState {
+    pub(in crate::vfs) fn file(&self, make: impl FnOnce() -> FileState) -> &FileState {
         self.file.get_or_init(|| Box::new(make()))
     }
 
     /// The state of an open file, if it ever was opened.
-    pub fn opened(&self) -> Option<&FileState> {
+    pub(in crate::vfs) fn opened(&self) -> Option<&FileState> {
         self.file.get().map(AsRef::as_ref)
     }
 

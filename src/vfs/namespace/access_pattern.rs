@@ -269,7 +269,7 @@ impl Vfs {
         beside
             .into_iter()
             .filter(|other| !Arc::ptr_eq(other, but) && !other.is_stale())
-            .filter(|other| other.attr.lock().ttl(now).is_zero() && !Self::is_changing(other))
+            .filter(|other| other.attr.lock().ttl(now).is_zero() && !other.is_changing())
             .take(COMPANY)
             .collect()
     }
@@ -369,10 +369,10 @@ impl Vfs {
             match self.ask_on_a_walk(cred, &dir, by).await {
                 Ok(sent) if sure => dir.names().lock().expect(sent, by),
                 Ok(_) => {}
-                Err(errno) => Self::is_gone_by_us(&dir, errno)?,
+                Err(errno) => dir.ends_by_us(errno)?,
             }
         }
-        Ok(Self::known_stat(&dir))
+        Ok(dir.known_stat())
     }
 
     /// A directory is opened. True if one beside it, or the one it lies in, was

@@ -41,7 +41,7 @@ impl Vfs {
         inode: &Arc<Inode>,
         change: impl FnOnce(&mut AttrState) -> Seen,
     ) -> Seen {
-        Self::with_attr(inode, |attr| {
+        inode.with_attr(|attr| {
             let seen = change(attr);
             if inode.kind != FileKind::Directory {
                 self.heed(inode, seen);

@@ -28,25 +28,6 @@ const BLOCK: u64 = 1 << 20;
 pub struct SpaceCache(Mutex<Option<(u64, Instant, StatFs)>>);
 
 impl Vfs {
-    /// Something is on its way that changes the attributes.
-    pub(in crate::vfs) fn is_changing(inode: &Inode) -> bool {
-        inode.opened().is_some_and(|file| {
-            let inner = file.inner.lock();
-            inner.writeback.end_offset().is_some() || !inner.deferred.is_empty()
-        })
-    }
-
-    /// What the attributes are while data are on their way, but for the times: those
-    /// the server has yet to tell. The size is known, if it was.
-    fn stat_while_writing(inode: &Inode) -> Option<Stat> {
-        let file = inode.opened()?;
-        if !file.inner.lock().deferred.is_empty() {
-            return None;
-        }
-        let attr = inode.attr.lock();
-        (!attr.ttl(Instant::now()).is_zero()).then(|| attr.stat().clone())
-    }
-
     /// The attributes, if they may be believed and nothing is on its way that
     /// changes them.
     ///
@@ -55,10 +36,10 @@ impl Vfs {
     /// then data on their way are no obstacle, and nothing is to be kept of it.
     pub fn getattr_cached(&self, ino: Ino, fh: Option<u64>) -> Option<(Stat, Duration)> {
         let inode = self.inodes.get(ino)?;
-        let answer = match Self::stat_of_changed(&inode) {
+        let answer = match inode.stat_of_changed() {
             Some(stat) => Some((stat, Duration::ZERO)),
-            None if Self::is_changing(&inode) => fh
-                .and_then(|_| Self::stat_while_writing(&inode))
+            None if inode.is_changing() => fh
+                .and_then(|_| inode.stat_while_writing())
                 .map(|stat| (stat, Duration::ZERO)),
             None => {
                 let attr = inode.attr.lock();
@@ -79,7 +60,7 @@ impl Vfs {
         fh: Option<u64>,
     ) -> Result<(Stat, Duration), Errno> {
         let inode = self.inode_of(ino, fh)?;
-        if let Some(stat) = Self::stat_of_changed(&inode) {
+        if let Some(stat) = inode.stat_of_changed() {
             return Ok((stat, Duration::ZERO));
         }
         self.send_changes(&inode).await;
@@ -93,18 +74,9 @@ impl Vfs {
         }
         match self.refresh(cred, &inode).await {
             Ok(()) => {}
-            Err(errno) => Self::is_gone_by_us(&inode, errno)?,
+            Err(errno) => inode.ends_by_us(errno)?,
         }
-        Ok(Self::known_stat(&inode))
-    }
-
-    /// What fstat(2) of a directory comes to that the server does not know any more: no
-    /// error if this host has removed it.
-    pub(in crate::vfs) fn is_gone_by_us(inode: &Inode, errno: Errno) -> Result<(), Errno> {
-        match errno.0 == libc::ESTALE && inode.attr.lock().ends() {
-            true => Ok(()),
-            false => Err(errno),
-        }
+        Ok(inode.known_stat())
     }
 
     /// GETATTR, whatever is known: the caller wants what the server has now.
@@ -121,10 +93,10 @@ impl Vfs {
             let attrs = self.client.get_attrs(cred, &inode.handle).await;
             match attrs.map_err(|error| self.failed(&error, &inode)) {
                 Ok(attrs) => drop(self.learn(&inode, &attrs, sent)),
-                Err(errno) => Self::is_gone_by_us(&inode, errno)?,
+                Err(errno) => inode.ends_by_us(errno)?,
             }
         }
-        Ok(Self::known_stat(&inode))
+        Ok(inode.known_stat())
     }
 
     /// What a descriptor is open on, if one is given: the number may have gone
@@ -207,17 +179,17 @@ impl Vfs {
         if moved.after.is_none() {
             return self.getattr(cred, ino, fh).await;
         }
-        Ok(Self::known_stat(&inode))
+        Ok(inode.known_stat())
     }
 
     /// We have set the size of a file: what was read ahead is old, and the
     /// size is this, even if a reply from before was taken in meanwhile.
     pub(in crate::vfs) fn was_cut(&self, inode: &Arc<Inode>, after: Option<&Attributes>) {
         if let Some(file) = inode.opened() {
-            file.inner.lock().cuts += 1;
+            file.lock().cut();
         }
         if let Some(after) = after {
-            Self::with_attr(inode, |attr| attr.cut(after.size));
+            inode.with_attr(|attr| attr.cut(after.size));
         }
     }
 

@@ -37,7 +37,7 @@ impl Vfs {
         let known = self.inodes.get(ino).or_else(|| self.names.find(ino));
         let inode = known.filter(|inode| !inode.is_stale()).ok_or(STALE)?;
         let ttl = inode.attr.lock().ttl(Instant::now());
-        if ttl.is_zero() && !Self::is_changing(&inode) {
+        if ttl.is_zero() && !inode.is_changing() {
             self.refresh(cred, &inode).await?;
         }
         if inode.is_stale() || !self.inodes.look_up_again(&inode) {
@@ -72,7 +72,7 @@ impl Vfs {
     /// An object that was not found by a name.
     fn without_name(&self, inode: &Arc<Inode>) -> Lookup {
         self.trim();
-        let (stat, attr_ttl) = Self::known_stat(inode);
+        let (stat, attr_ttl) = inode.known_stat();
         // The kernel takes st_ino from the entry until it asks for it.
         let shown = inode.ino == stat.ino;
         Lookup::Found(Entry {

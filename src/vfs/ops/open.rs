@@ -25,11 +25,13 @@ use crate::nfs::state::locks::LockState;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 use crate::vfs::Vfs;
+use crate::vfs::file::ahead::Ahead;
 use crate::vfs::file::inline_read::FileVersion;
 use crate::vfs::file::pages::FileAt;
-use crate::vfs::file::state::{FileState, OpenHandle, SharedOpen};
+use crate::vfs::file::state::{HandleLocking, Left};
+use crate::vfs::files::handle::OpenHandle;
 use crate::vfs::files::kept_open::KeptOpen;
-use crate::vfs::files::read::Ahead;
+use crate::vfs::inode::FileState;
 use crate::vfs::inode::attr;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::inode::{Inode, Place};
@@ -53,7 +55,7 @@ pub(in crate::vfs) fn access_of(flags: i32) -> u32 {
 
 impl Vfs {
     pub(in crate::vfs) fn file_state<'a>(&self, inode: &'a Inode) -> &'a FileState {
-        inode.file(|| FileState::new(self, inode.attr.lock().foreign()))
+        inode.file(|| FileState::new(&self.writeback, inode.attr.lock().foreign()))
     }
 
     pub(in crate::vfs) fn handle(&self, fh: u64) -> Result<Arc<OpenHandle>, Errno> {
@@ -79,9 +81,9 @@ impl Vfs {
         if handle.drops_pages.load(Ordering::Relaxed)
             && handle.drops_pages.swap(false, Ordering::Relaxed)
         {
-            let mut inner = self.file_state(&handle.inode).inner.lock();
-            let moves = inner.moves(&handle.inode.attr.lock());
-            inner.pages.used(handle.opened_at, moves);
+            let mut inner = self.file_state(&handle.inode).lock();
+            let foreign = handle.inode.attr.lock().foreign();
+            inner.pages_used(handle.opened_at, foreign);
         }
         Ok(handle)
     }
@@ -145,12 +147,9 @@ impl Vfs {
         open: &Arc<OpenState>,
         preserved: bool,
     ) {
-        let mut inner = self.file_state(inode).inner.lock();
-        inner.preserved = preserved;
-        inner.opens.push(SharedOpen {
-            open: Arc::clone(open),
-            users: 1,
-        });
+        let mut inner = self.file_state(inode).lock();
+        inner.set_preserved(preserved);
+        inner.add_open(open);
     }
 
     async fn open_checked(
@@ -213,7 +212,7 @@ impl Vfs {
             }
             Ok(Some(opened)) => {
                 let file = self.file_state(&inode);
-                file.inner.lock().preserved = opened.preserves_unlinked;
+                file.lock().set_preserved(opened.preserves_unlinked);
                 let mut came = None;
                 if truncate {
                     let own = PrePost {
@@ -297,16 +296,13 @@ impl Vfs {
         self.nothing_to_tell(inode.ino).await;
         let state = self.file_state(&inode);
         {
-            let mut inner = state.inner.lock();
-            inner.preserved = file.preserves_unlinked;
+            let mut inner = state.lock();
+            inner.set_preserved(file.preserves_unlinked);
             match file.is_new && !inner.is_open() {
-                true => inner.deferred.made(file.attrs.uid),
-                false => inner.deferred.publish(),
+                true => inner.deferred_mut().made(file.attrs.uid),
+                false => inner.deferred_mut().publish(),
             }
-            inner.opens.push(SharedOpen {
-                open: Arc::clone(&file.open),
-                users: 1,
-            });
+            inner.add_open(&file.open);
         }
         let entry = self.entry(&inode, &dir);
         let opened = self.opened(&inode, file.open, (access, flags), None);
@@ -322,16 +318,15 @@ impl Vfs {
         came: Option<(ReadResult, FileVersion)>,
     ) -> Opened {
         let state = self.file_state(inode);
-        let mut inner = state.inner.lock();
+        let mut inner = state.lock();
         let (seen, keep_cache, seems_longer, beginning) = {
             let attr = inode.attr.lock();
-            let (change, moves) = (attr.change(), inner.moves(&attr));
+            let (change, moves) = (attr.change(), inner.moves(attr.foreign()));
             let seen = FileAt { change, moves };
-            let keep = inner.pages.open(seen, |pages| attr.explains(pages));
-            let beginning = self.beginning(inner.version(&attr), came);
+            let keep = inner.open_pages(seen, |pages| attr.explains(pages));
+            let beginning = self.beginning(inner.version(attr.foreign()), came);
             (seen, keep, attr.may_seem_longer(), beginning)
         };
-        inner.filled &= keep_cache;
         // The kernel writes out of its pages, and cuts those when it learns
         // of a smaller size, be it by another process and in the middle of
         // a write(2): zeros would be written instead of the data. It spares
@@ -346,18 +341,17 @@ impl Vfs {
             inode: Arc::clone(inode),
             open,
             access,
-            seen: Mutex::new(inner.writeback.errors().sample()),
-            told_by_write: Mutex::new(inner.writeback.errors().sample()),
-            told_at_close: Mutex::new(inner.writeback.errors().sample()),
-            ahead: Ahead::new(self.config.read_ahead, beginning),
+            seen: Mutex::new(inner.writeback().errors().sample()),
+            told_by_write: Mutex::new(inner.writeback().errors().sample()),
+            told_at_close: Mutex::new(inner.writeback().errors().sample()),
+            ahead: Arc::new(Ahead::new(self.config.read_ahead, beginning)),
             reads_pages: access & ACCESS_READ != 0 && !direct_io,
-            locked: AtomicBool::new(false),
-            released: AtomicBool::new(false),
+            locking: HandleLocking::default(),
             drops_pages: AtomicBool::new(!keep_cache),
             opened_at: seen,
         });
         if comes {
-            inner.reads_ahead(&handle);
+            inner.reads_ahead(&handle.ahead);
         }
         drop(inner);
         let fh = self.new_fh();
@@ -375,39 +369,13 @@ impl Vfs {
     /// The open of this file and identity, with one more user. Waits while the
     /// file loses a name: with the last one it would be gone.
     async fn join(&self, inode: &Arc<Inode>, cred: &Arc<Credential>) -> Arc<OpenState> {
-        let file = self.file_state(inode);
-        loop {
-            let progress = file.progress.notified();
-            tokio::pin!(progress);
-            progress.as_mut().enable();
-            if let Some(open) = self.try_join(inode, cred) {
-                return open;
-            }
-            progress.await;
-        }
-    }
-
-    fn try_join(&self, inode: &Arc<Inode>, cred: &Arc<Credential>) -> Option<Arc<OpenState>> {
-        let mut inner = self.file_state(inode).inner.lock();
-        if inner.removing > 0 {
-            return None;
-        }
-        if let Some(shared) = inner
-            .opens
-            .iter_mut()
-            .find(|shared| *shared.open.cred == **cred)
-        {
-            shared.users += 1;
-            return Some(Arc::clone(&shared.open));
-        }
-        let open = self
-            .client
-            .prepare_open(inode.handle.clone(), Arc::clone(cred));
-        inner.opens.push(SharedOpen {
-            open: Arc::clone(&open),
-            users: 1,
-        });
-        Some(open)
+        let make = || {
+            self.client
+                .prepare_open(inode.handle.clone(), Arc::clone(cred))
+        };
+        self.file_state(inode)
+            .when(|inner| inner.join(cred, make))
+            .await
     }
 
     /// One user less; the last one closes, whether or not the caller still waits.
@@ -432,36 +400,23 @@ impl Vfs {
         open: &Arc<OpenState>,
         lock: Option<Arc<LockState>>,
     ) {
-        let (close, silly, retired) = {
-            let mut inner = self.file_state(inode).inner.lock();
-            let frees = lock.is_none();
-            inner.retired.extend(lock);
-            let Some(at) = inner
-                .opens
-                .iter()
-                .position(|shared| Arc::ptr_eq(&shared.open, open))
-            else {
-                return;
-            };
-            inner.opens[at].users -= 1;
-            let close = inner.opens[at].users == 0;
-            if close {
-                inner.opens.swap_remove(at);
-            }
-            let retired: Vec<_> = inner
-                .retired
-                .extract_if(.., |lock| (close || frees) && Arc::ptr_eq(&lock.open, open))
-                .collect();
-            (close, inner.unneeded_name(), retired)
+        let left = self.file_state(inode).lock().leave(open, lock);
+        let Some(Left {
+            closes,
+            silly,
+            retired,
+        }) = left
+        else {
+            return;
         };
-        if !close {
+        if !closes {
             for lock in retired {
                 if let Err(error) = self.client.free_lock(&lock).await {
                     tracing::debug!(ino = inode.ino, "{error}");
                 }
             }
         }
-        if close {
+        if closes {
             self.client.close_soon(open);
         }
         if let Some(silly) = silly {
@@ -478,8 +433,8 @@ impl Vfs {
         self.drain(&handle.inode).await;
         self.publish(&handle.inode).await;
         self.closed_by(&handle.inode, lock_owner).await;
-        let inner = self.file_state(&handle.inode).inner.lock();
-        let errors = inner.writeback.errors();
+        let inner = self.file_state(&handle.inode).lock();
+        let errors = inner.writeback().errors();
         *handle.told_at_close.lock() = errors.sample();
         match errors.peek(&handle.seen.lock()) {
             Some(errno) => Err(errno),
@@ -526,7 +481,7 @@ impl Vfs {
         self.send_changes(&handle.inode).await;
         if let Some(used) = handle.ahead.beginning_used() {
             let file = self.file_state(&handle.inode);
-            file.inner.lock().inline_used(used);
+            file.lock().inline_used(used);
         }
         if let Some(Errno(errno)) = self.untold_error(&handle) {
             let why = std::io::Error::from_raw_os_error(errno);
@@ -543,8 +498,8 @@ impl Vfs {
 
     /// A write error that neither a call nor a close of this handle has told of.
     fn untold_error(&self, handle: &OpenHandle) -> Option<Errno> {
-        let inner = self.file_state(&handle.inode).inner.lock();
-        let errors = inner.writeback.errors();
+        let inner = self.file_state(&handle.inode).lock();
+        let errors = inner.writeback().errors();
         errors
             .peek(&handle.seen.lock())
             .and_then(|_| errors.peek(&handle.told_at_close.lock()))
@@ -552,8 +507,8 @@ impl Vfs {
 
     /// The write error that fsync(2) by this handle has to tell of, if there is one.
     pub(in crate::vfs) fn tell_error(&self, handle: &OpenHandle) -> Result<(), Errno> {
-        let inner = self.file_state(&handle.inode).inner.lock();
-        let errors = inner.writeback.errors();
+        let inner = self.file_state(&handle.inode).lock();
+        let errors = inner.writeback().errors();
         *handle.told_by_write.lock() = errors.sample();
         match errors.check(&mut handle.seen.lock()) {
             Some(errno) => Err(errno),
@@ -563,9 +518,9 @@ impl Vfs {
 
     /// The same of write(2), which leaves it to be told by fsync.
     pub(in crate::vfs) fn tell_write_error(&self, handle: &OpenHandle) -> Result<(), Errno> {
-        let inner = self.file_state(&handle.inode).inner.lock();
+        let inner = self.file_state(&handle.inode).lock();
         match inner
-            .writeback
+            .writeback()
             .errors()
             .check(&mut handle.told_by_write.lock())
         {

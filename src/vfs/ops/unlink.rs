@@ -178,7 +178,7 @@ impl Vfs {
         let removing = match taking {
             Some((_, Taking::Removing(removing))) => Some(removing),
             Some((victim, Taking::Hiding(hiding))) => {
-                self.file_state(victim).inner.lock().replacing += 1;
+                self.file_state(victim).lock().begin_replacing();
                 let made = self.hide_beside(cred, &to, new_name, victim).await;
                 drop(hiding);
                 if !matches!(made, Ok(Some(_))) {
