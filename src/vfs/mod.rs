@@ -45,8 +45,8 @@ pub mod ops;
 pub mod types;
 pub mod writeback;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -54,6 +54,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 pub use self::namespace::kernel_dentry::DentryState;
+use self::namespace::{Namespace, NamespaceConfig};
 
 use self::dirs::handle::DirHandle;
 use self::file::ahead::Ahead;
@@ -62,22 +63,11 @@ use self::files::handle::OpenHandle;
 use self::files::kept_open::Kept;
 use self::files::silly::Silly;
 use self::files::window::Window;
-use self::inode::attr::{Seen, Timeouts};
-use self::inode::change_tracker::Verdict;
-use self::inode::dentry_cache::{Dentry, DentryCache, DentryTarget, Name};
-use self::inode::{Inode, InodeTable};
+use self::inode::Inode;
+use self::inode::attr::Timeouts;
 use self::locks::lockline::Line;
-use self::namespace::access::AccessCache;
-use self::namespace::access_pattern::AccessPattern;
-use self::namespace::reopen_guard::ReopenGuard;
-use self::ops::attr::SpaceCache;
-use self::types::{Entry, Errno, FileKind, Ino, KernelCache};
 use self::writeback::WritebackConfig;
-use crate::nfs::calls::{DirChange, PrePost};
-use crate::nfs::proto::attrs::Attributes;
-use crate::nfs::proto::types::FileType;
-use crate::nfs::{Client, NfsError};
-use crate::rpc::auth::Credential;
+use crate::nfs::Client;
 use crate::rpc::caller::Abandoned;
 use crate::telemetry::Metrics;
 
@@ -107,15 +97,12 @@ pub struct VfsConfig {
 pub struct Vfs {
     client: Arc<Client>,
     config: VfsConfig,
-    inodes: InodeTable,
-    names: DentryCache,
+    namespace: Arc<Namespace>,
     files: DashMap<u64, Arc<OpenHandle>>,
     dirs: DashMap<u64, Arc<DirHandle>>,
     next_fh: AtomicU64,
     /// The mount is at its end: files are closed under those who still use them.
     ending: AtomicBool,
-    /// When the mount began.
-    began: Instant,
     /// Restarts of the server.
     restarts: AtomicU64,
     window: Window,
@@ -128,28 +115,19 @@ pub struct Vfs {
     changed: Mutex<Vec<Arc<Inode>>>,
     /// See [`inline_read`].
     inline_reads: file::inline_read::Budget,
-    access: AccessCache,
-    space: SpaceCache,
-    reopen_guard: ReopenGuard,
     kept: Kept,
     abandoned: Arc<Abandoned>,
-    walk: AccessPattern,
-    kernel: OnceLock<Arc<dyn KernelCache>>,
     metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Vfs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Vfs")
-            .field("inodes", &self.inodes.len())
+            .field("inodes", &self.namespace.len())
             .field("files", &self.files.len())
             .finish_non_exhaustive()
     }
 }
-
-/// Names longer than this are refused here, as the server would
-/// (NAME_MAX of the kernel's VFS).
-const NAME_MAX: usize = 255;
 
 /// WRITEs of one file without a reply. Enough to fill the window of one file
 /// at 1 MiB each over a round trip of some milliseconds.
@@ -183,8 +161,6 @@ impl Vfs {
         sent: Instant,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let fs = client.fs();
-        let inodes = InodeTable::new(fs.root.clone(), &fs.root_attrs, sent, config.timeouts);
         let writeback = Arc::new(WritebackConfig {
             wsize: client.wsize() as usize,
             max_in_flight: WRITES_IN_FLIGHT,
@@ -196,14 +172,20 @@ impl Vfs {
             // through while it is being copied.
             file_limit: (config.write_window - config.write_window / 4).max(1 << 20),
         });
+        let believes = NamespaceConfig {
+            timeouts: config.timeouts,
+            max_names: config.max_names,
+            missing_names: config.missing_names,
+            max_inodes: config.max_inodes,
+            asks_who_searches: config.asks_who_searches,
+        };
+        let namespace = Namespace::new(Arc::clone(&client), believes, sent, Arc::clone(&metrics));
         let vfs = Arc::new(Self {
-            inodes,
-            names: DentryCache::new(config.max_names, config.missing_names),
+            namespace: Arc::new(namespace),
             files: DashMap::new(),
             dirs: DashMap::new(),
             next_fh: AtomicU64::new(1),
             ending: AtomicBool::new(false),
-            began: Instant::now(),
             restarts: AtomicU64::new(0),
             window: Window::new(config.write_window),
             writeback,
@@ -212,13 +194,8 @@ impl Vfs {
             line: Mutex::default(),
             changed: Mutex::default(),
             inline_reads: file::inline_read::Budget::default(),
-            access: AccessCache::default(),
-            space: SpaceCache::default(),
-            reopen_guard: ReopenGuard::default(),
             kept: Kept::default(),
             abandoned: Arc::default(),
-            walk: AccessPattern::default(),
-            kernel: OnceLock::new(),
             metrics,
             client,
             config,
@@ -230,12 +207,6 @@ impl Vfs {
             }
         });
         vfs
-    }
-
-    /// Whom to tell that the kernel's caches are old.
-    pub fn set_kernel(&self, kernel: Arc<dyn KernelCache>) {
-        // The second of two is ignored; there is only one kernel.
-        let _ = self.kernel.set(kernel);
     }
 
     /// Changes that go on without their callers.
@@ -277,241 +248,7 @@ impl Vfs {
         }
     }
 
-    fn inode(&self, ino: Ino) -> Result<Arc<Inode>, Errno> {
-        self.inodes.get(ino).ok_or(Errno(libc::ESTALE))
-    }
-
     fn new_fh(&self) -> u64 {
         self.next_fh.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// What an error of the server is to the caller. An object that the server
-    /// does not know any more is not looked for by name again.
-    fn failed(&self, error: &NfsError, inode: &Inode) -> Errno {
-        let errno = error.errno();
-        match errno {
-            // It may have been done.
-            libc::EINTR if error.abandoned() == Some(true) => {
-                inode.attr.lock().expire();
-                if inode.kind == FileKind::Directory {
-                    inode.names().lock().doubt();
-                }
-            }
-            libc::ESTALE if !inode.is_stale() => {
-                inode.mark_stale();
-                self.names.stranger_was_here();
-            }
-            libc::EIO => {
-                tracing::warn!(ino = inode.ino, "{error}");
-                self.metrics.set_last_error(error.to_string());
-            }
-            _ => {}
-        }
-        Errno(errno)
-    }
-
-    /// Takes in what a request sent at `sent` learned about `inode`.
-    fn learn(&self, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) -> Seen {
-        let timeouts = self.inodes.timeouts();
-        let now = Instant::now();
-        let mut seen = self.with_attr_told(inode, |attr| attr.learn(attrs, sent, now, timeouts));
-        if inode.kind == FileKind::Directory {
-            // Late attributes are left alone; but names that were seen with them may be
-            // newer than those known.
-            let heard = inode.names().lock().observed(attrs.change, sent, now);
-            if seen != Seen::Late || heard != Verdict::Same {
-                seen = said(heard);
-            }
-            self.heed(inode, seen);
-        }
-        if self.is_removed(attrs) {
-            inode.mark_stale();
-        }
-        seen
-    }
-
-    /// Attributes of a directory that was removed and that the server still has something
-    /// to say about (nfs-ganesha does, for a while): it holds nothing, and answers
-    /// ENOENT where others answer ESTALE.
-    fn is_removed(&self, attrs: &Attributes) -> bool {
-        attrs.kind == Some(FileType::Directory) && self.says_removed(attrs.nlink)
-    }
-
-    /// The same of a directory's number of links.
-    fn says_removed(&self, nlink: u32) -> bool {
-        // Else the server does not count links at all.
-        nlink == 0 && self.inodes.root().attr.lock().stat().nlink > 0
-    }
-
-    /// Whether a directory in which something was not found is there itself: one round
-    /// trip. ENOENT for a path is only the truth if it is.
-    async fn is_gone(self: &Arc<Self>, cred: &Arc<Credential>, dir: &Arc<Inode>) -> bool {
-        let sent = Instant::now();
-        match self.client.get_attrs(cred, &dir.handle).await {
-            Ok(attrs) => {
-                self.learn(dir, &attrs, sent);
-                self.is_removed(&attrs)
-            }
-            Err(error) => self.failed(&error, dir) == Errno(libc::ESTALE),
-        }
-    }
-
-    /// What a change in these directories, which ended with `errno`, is to the caller: after
-    /// ESTALE the kernel walks to the directory once more.
-    async fn blamed(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        dirs: &[&Arc<Inode>],
-        errno: Errno,
-    ) -> Errno {
-        if errno.0 == libc::ENOENT {
-            for dir in dirs {
-                if Box::pin(self.is_gone(cred, dir)).await {
-                    return Errno(libc::ESTALE);
-                }
-            }
-        }
-        errno
-    }
-
-    /// Takes in what a change of ours, sent at `sent`, came to.
-    fn moved(&self, inode: &Arc<Inode>, moved: &PrePost, sent: Instant) {
-        if inode.kind == FileKind::Directory {
-            let moved = DirChange {
-                seen: moved.clone(),
-                atomic: None,
-            };
-            return self.dir_moved(inode, &moved, sent);
-        }
-        let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
-        self.with_attr_told(inode, |attr| attr.moved(moved, sent, now, timeouts));
-    }
-
-    /// The same of a directory.
-    fn dir_moved(&self, dir: &Arc<Inode>, moved: &DirChange, sent: Instant) {
-        let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
-        dir.attr.lock().moved(&moved.seen, sent, now, timeouts);
-        let heard = dir.names().lock().moved(moved, sent, now);
-        self.heed(dir, said(heard));
-    }
-
-    /// A change of ours in this directory, or of it, is about to be sent, and is
-    /// under way until the result is dropped.
-    fn changing(&self, dir: &Arc<Inode>) -> Option<Changing<'_>> {
-        (dir.kind == FileKind::Directory).then(|| Changing {
-            vfs: self,
-            number: dir.names().lock().tracker.begin(),
-            dir: Arc::clone(dir),
-        })
-    }
-
-    /// The server contradicts what is known of the directory's names: they are
-    /// asked for again.
-    fn doubt(&self, dir: &Arc<Inode>) {
-        dir.attr.lock().expire();
-        dir.names().lock().doubt();
-    }
-
-    /// How long a name in this directory may be believed.
-    fn names_ttl(&self, dir: &Inode) -> Duration {
-        if !self.names.is_on() {
-            return dir.attr.lock().ttl(Instant::now());
-        }
-        let timeout = dir.attr.lock().timeout();
-        let timeouts = self.inodes.timeouts();
-        let longest = timeouts.dir_max.max(timeouts.dir_min);
-        let mut names = dir.names().lock();
-        names.good_for(Instant::now(), timeout, longest)
-    }
-
-    /// A name was seen to lead there by a request sent then, while the directory
-    /// was at that change. With `None`, it leads there by our own change, which
-    /// has been taken in.
-    fn put_name(
-        &self,
-        dir: &Arc<Inode>,
-        name: impl AsRef<[u8]> + Into<Name>,
-        target: DentryTarget,
-        seen: Option<(u64, Instant)>,
-    ) {
-        if !self.names.is_on() {
-            return;
-        }
-        {
-            let mut names = dir.names().lock();
-            if !names.tracker.takes(seen) {
-                return;
-            }
-            if let Dentry::Positive(before) = names.get(name.as_ref())
-                && !matches!(&target, DentryTarget::Inode(now) if Arc::ptr_eq(now, &before))
-            {
-                self.leads_elsewhere(dir.ino, name.as_ref(), &before, seen.is_some());
-            }
-            match target {
-                DentryTarget::Negative if self.names.has_missing() => {
-                    names.put(name.into(), target)
-                }
-                DentryTarget::Negative => names.remove(name.as_ref()),
-                DentryTarget::Inode(_) => names.put(name.into(), target),
-            }
-        }
-        self.names.used(dir);
-    }
-
-    /// The answer for a name that leads to `inode`, which has been counted as
-    /// looked up. `dir` says how long the name may be believed.
-    fn entry(&self, inode: &Arc<Inode>, dir: &Inode) -> Entry {
-        self.trim();
-        let mut entry_ttl = self.names_ttl(dir);
-        let (stat, mut attr_ttl) = inode.known_stat();
-        if inode.kind == FileKind::Regular && stat.nlink > 1 {
-            // An open has to find the very name that it was asked for still leading
-            // there, so that has to be known.
-            entry_ttl = Duration::ZERO;
-        }
-        if self.config.asks_who_searches {
-            // What the kernel believes it gives to everybody.
-            entry_ttl = Duration::ZERO;
-        }
-        if inode.is_elsewhere() {
-            // The kernel takes st_ino from the entry until it asks for it.
-            attr_ttl = Duration::ZERO;
-        }
-        Entry {
-            ino: inode.ino,
-            generation: inode.generation,
-            stat,
-            attr_ttl,
-            entry_ttl,
-        }
-    }
-
-    fn check_name(name: &[u8]) -> Result<(), Errno> {
-        if name.len() > NAME_MAX {
-            return Err(Errno(libc::ENAMETOOLONG));
-        }
-        Ok(())
-    }
-}
-
-/// A change of a directory's names that is under way.
-struct Changing<'a> {
-    vfs: &'a Vfs,
-    dir: Arc<Inode>,
-    number: u64,
-}
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        let heard = self.dir.names().lock().ended(self.number);
-        self.vfs.reopen_guard.change_ended();
-        self.vfs.heed(&self.dir, said(heard));
-    }
-}
-
-fn said(heard: Verdict) -> Seen {
-    match heard {
-        Verdict::Same | Verdict::Unsure => Seen::Same,
-        Verdict::Foreign => Seen::Foreign,
     }
 }

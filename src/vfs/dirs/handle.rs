@@ -153,11 +153,11 @@ impl Vfs {
         ino: Ino,
         by: u32,
     ) -> Result<Opened, Errno> {
-        let dir = self.inode(ino)?;
+        let dir = self.namespace.inode(ino)?;
         if dir.kind != FileKind::Directory {
             return Err(Errno(libc::ENOTDIR));
         }
-        self.list(cred, ino).await?;
+        self.namespace.may_list(cred, &dir).await?;
         let handle = Arc::new(DirHandle {
             dir: Arc::clone(&dir),
             cred: Arc::clone(cred),
@@ -168,7 +168,7 @@ impl Vfs {
             changes: AtomicU64::new(0),
         });
         let edits = Box::pin(self.begin(&handle)).await?;
-        self.nothing_to_tell(ino).await;
+        self.namespace.nothing_to_tell(ino).await;
         let keep_cache = dir.names().lock().begin_listing(edits);
         let fh = self.new_fh();
         self.dirs.insert(fh, handle);
@@ -194,7 +194,7 @@ impl Vfs {
             match self.fetch_page(handle, 0).await {
                 Err(STALE) => return Err(STALE),
                 Err(_) => {}
-                Ok(()) => known = self.all_names(cred, dir),
+                Ok(()) => known = self.namespace.all_names(cred, dir),
             }
         }
         let Some((names, edits)) = known else {
@@ -213,22 +213,15 @@ impl Vfs {
         by: u32,
     ) -> Result<Option<(Listed, u64)>, Errno> {
         if !dir.names().lock().are_sure_for(cred) {
-            self.visits(dir, Instant::now());
+            self.namespace.visits(dir, Instant::now());
             return Ok(None);
         }
-        match self.confirm(cred, dir, by).await {
-            Ok(()) => Ok(self.all_names(cred, dir)),
+        match self.namespace.confirm(cred, dir, by).await {
+            Ok(()) => Ok(self.namespace.all_names(cred, dir)),
             Err(Errno(libc::ESTALE)) => Err(Errno(libc::ESTALE)),
             // For the listing to find.
             Err(_) => Ok(None),
         }
-    }
-
-    fn all_names(&self, cred: &Credential, dir: &Arc<Inode>) -> Option<(Listed, u64)> {
-        let ttl = self.names_ttl(dir);
-        self.names.used(dir);
-        let names = dir.names().lock();
-        (!ttl.is_zero() && names.is_complete_for(cred)).then(|| names.listing())
     }
 
     /// Closes a directory.
@@ -315,7 +308,7 @@ impl Vfs {
             let taken = match taken {
                 Ok(taken) => taken,
                 Err(Telling(ino)) => {
-                    self.nothing_to_tell(ino).await;
+                    self.namespace.nothing_to_tell(ino).await;
                     continue;
                 }
             };
@@ -351,7 +344,7 @@ impl Vfs {
             name: &item.name,
         };
         let inode = match &item.inode {
-            Some(inode) if plus && self.inodes.look_up_listed(inode) => inode,
+            Some(inode) if plus && self.namespace.look_up_listed(inode) => inode,
             _ => return Ok(sink.add(&entry)),
         };
         // Read before a change of ours, it may be a name that we have removed: the kernel
@@ -361,7 +354,8 @@ impl Vfs {
         if taken && !late {
             let target = DentryTarget::Inode(Arc::clone(inode));
             let name = Arc::clone(&item.name);
-            self.put_name(dir, name, target, Some((item.dir_change, item.sent)));
+            self.namespace
+                .put_name(dir, name, target, Some((item.dir_change, item.sent)));
         }
         Ok(taken)
     }
@@ -387,9 +381,9 @@ impl Vfs {
             kind: inode.kind,
             name,
         };
-        if plus && !inode.is_stale() && self.inodes.look_up_again(&inode) {
+        if plus && !inode.is_stale() && self.namespace.look_up_again(&inode) {
             if !late {
-                self.found_at(&inode, dir, Arc::clone(name));
+                self.namespace.found_at(&inode, dir, Arc::clone(name));
             }
             self.offer_plus(dir, &inode, &entry, late, sink)
         } else {
@@ -407,9 +401,9 @@ impl Vfs {
         late: bool,
         sink: &mut dyn DirSink,
     ) -> Result<bool, Telling> {
-        let mut plus = self.entry(inode, dir);
-        if self.is_telling(inode.ino) {
-            self.forget(inode.ino, 1);
+        let mut plus = self.namespace.entry(inode, dir);
+        if self.namespace.is_telling(inode.ino) {
+            self.namespace.forget(inode.ino, 1);
             return Err(Telling(inode.ino));
         }
         if late {
@@ -417,7 +411,7 @@ impl Vfs {
         }
         let taken = sink.add_plus(entry, &plus);
         if !taken {
-            self.forget(inode.ino, 1);
+            self.namespace.forget(inode.ino, 1);
         }
         Ok(taken)
     }
@@ -499,10 +493,10 @@ impl Vfs {
                     detour = Some((0, [0; 8]));
                     continue;
                 }
-                Err(error) => return Err(self.failed(&error, &handle.dir)),
+                Err(error) => return Err(self.namespace.failed(&error, &handle.dir)),
             };
-            self.learn(&handle.dir, &dir, sent);
-            if self.is_removed(&dir) {
+            self.namespace.learn(&handle.dir, &dir, sent);
+            if self.namespace.is_removed(&dir) {
                 return Err(Errno(libc::ESTALE));
             }
             let last = page.last;
@@ -522,7 +516,10 @@ impl Vfs {
                     .attrs
                     .handle
                     .as_ref()
-                    .and_then(|fh| self.listed(&handle.dir, &entry.name, fh, &entry.attrs, sent))
+                    .and_then(|fh| {
+                        self.namespace
+                            .listed(&handle.dir, &entry.name, fh, &entry.attrs, sent)
+                    })
                     // A copy, so that the record does not live as long as the
                     // longest-lived of its names.
                     .map_or_else(
@@ -531,7 +528,7 @@ impl Vfs {
                     );
                 items.push_back(Item {
                     name,
-                    ino: match self.inodes.ino_of(&entry.attrs) {
+                    ino: match self.namespace.ino_of(&entry.attrs) {
                         ROOT_INO => entry.attrs.fileid,
                         ino => ino,
                     },
@@ -565,7 +562,7 @@ impl Vfs {
                 listing.given.extend(given);
                 listing.first = from;
                 listing.gather(&items, cookie == 0, dir.change, asked.steps);
-                let most = self.names.most_of_one();
+                let most = self.namespace.most_names_of_one();
                 if listing
                     .all
                     .as_ref()
@@ -584,7 +581,14 @@ impl Vfs {
                     change,
                     steps,
                 } = all;
-                self.install_listing(&handle.dir, names, &handle.cred, change, sent, steps);
+                self.namespace.install_listing(
+                    &handle.dir,
+                    names,
+                    &handle.cred,
+                    change,
+                    sent,
+                    steps,
+                );
             }
             return Ok(());
         }

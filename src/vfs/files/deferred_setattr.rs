@@ -135,7 +135,7 @@ impl Vfs {
             leaving.answered();
             let set = result.map(|moved| {
                 self.changes_left(inode, false);
-                self.moved(inode, &moved, sent);
+                self.namespace.moved(inode, &moved, sent);
             });
             self.changes_answered(inode, set);
         }
@@ -150,16 +150,14 @@ impl Vfs {
     /// Takes in what the server made of changes that had left.
     pub(in crate::vfs) fn changes_answered(&self, inode: &Arc<Inode>, set: Result<(), NfsError>) {
         if let Err(error) = set {
-            let errno: Errno = self.failed(&error, inode);
+            let errno: Errno = self.namespace.failed(&error, inode);
             tracing::warn!(ino = inode.ino, "changed attributes were refused: {error}");
             self.changes_left(inode, false);
             let mut inner = self.file_state(inode).lock();
             inner.writeback_mut().errors_mut().record(errno);
             drop(inner);
             inode.attr.lock().expire();
-            if let Some(kernel) = self.kernel.get() {
-                kernel.inval_attr(inode.ino);
-            }
+            self.namespace.inval_attr(inode.ino);
         }
         self.file_state(inode).has_moved_on();
     }

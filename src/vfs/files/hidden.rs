@@ -204,7 +204,7 @@ impl Vfs {
         };
         let from = &silly.dir;
         self.silly.ours.add(to, &name, file);
-        let _changing = (self.changing(from), self.changing(to));
+        let _changing = (self.namespace.changing(from), self.namespace.changing(to));
         let sent = Instant::now();
         let moved = self
             .client
@@ -222,9 +222,10 @@ impl Vfs {
                 return Err(error);
             }
         };
-        self.named(from, &silly.name, &left, DentryTarget::Negative, sent);
+        self.namespace
+            .named(from, &silly.name, &left, DentryTarget::Negative, sent);
         let target = DentryTarget::Inode(Arc::clone(file));
-        self.named(to, &name, &entered, target, sent);
+        self.namespace.named(to, &name, &entered, target, sent);
         self.silly.ours.remove(from, &silly.name);
         Ok(SillyName {
             dir: Arc::clone(to),

@@ -28,6 +28,7 @@ use crate::rpc::auth::Credential;
 use crate::vfs::Vfs;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::DentryTarget;
+use crate::vfs::namespace::names::check_name;
 use crate::vfs::ops::open::access_of;
 use crate::vfs::types::{Errno, FileKind, Ino, Lookup};
 
@@ -83,26 +84,26 @@ impl Vfs {
         flags: i32,
         tid: u32,
     ) -> Result<Lookup, Errno> {
-        Self::check_name(name)?;
-        let dir = self.inode(parent)?;
+        check_name(name)?;
+        let dir = self.namespace.inode(parent)?;
         if let Some(older) = self.kept.take(|kept| kept.tid == tid) {
             self.leave(&older.inode, &older.open).await;
         }
-        self.walk_again(&dir, name).await;
+        self.namespace.walk_again(&dir, name).await;
         let opened = match self.kept.has_room() {
             true => Box::pin(self.find_open(cred, &dir, name, flags, tid)).await,
             false => Ok(None),
         };
         let found = match opened {
             Ok(Some(found)) => Ok(found),
-            Ok(None) => self.ask_for(cred, &dir, name).await,
+            Ok(None) => self.namespace.ask_for(cred, &dir, name).await,
             Err(errno) => Err(errno),
         };
         let file = match &found {
             Ok(Lookup::Found(entry)) if entry.stat.kind == FileKind::Regular => Some(entry.ino),
             _ => None,
         };
-        self.reopen_guard.found(dir.ino, name, file);
+        self.namespace.walk_has_found(dir.ino, name, file);
         found
     }
 
@@ -117,7 +118,7 @@ impl Vfs {
     ) -> Result<Option<Lookup>, Errno> {
         let cuts = flags & libc::O_TRUNC != 0;
         let access = access_of(flags) | if cuts { ACCESS_WRITE } else { 0 };
-        let known = self.remembered_inode(dir, name);
+        let known = self.namespace.remembered_inode(dir, name);
         let sent = Instant::now();
         let opened = self
             .client
@@ -136,18 +137,19 @@ impl Vfs {
         } = match opened {
             Ok(Some(opened)) => opened,
             Ok(None) => return Ok(None),
-            Err(error) => return Err(self.failed(&error, dir)),
+            Err(error) => return Err(self.namespace.failed(&error, dir)),
         };
-        self.learn(dir, &dir_attrs, sent);
+        self.namespace.learn(dir, &dir_attrs, sent);
         let late = dir.attr.lock().overtook(sent);
-        let inode = self.known(&open.handle, &attrs, sent);
-        self.found_at(&inode, dir, name);
+        let inode = self.namespace.known(&open.handle, &attrs, sent);
+        self.namespace.found_at(&inode, dir, name);
         if !late {
             if known.is_some_and(|known| !Arc::ptr_eq(&known, &inode)) {
-                self.names.stranger_was_here();
+                self.namespace.stranger_was_here();
             }
             let target = DentryTarget::Inode(Arc::clone(&inode));
-            self.put_name(dir, name, target, Some((dir_attrs.change, sent)));
+            self.namespace
+                .put_name(dir, name, target, Some((dir_attrs.change, sent)));
         }
         self.opened_by_name(&inode, &open, preserves_unlinked);
         self.keep(KeptOpen {
@@ -157,7 +159,7 @@ impl Vfs {
             attrs,
             sent,
         });
-        let mut entry = self.entry(&inode, dir);
+        let mut entry = self.namespace.entry(&inode, dir);
         entry.entry_ttl = Duration::ZERO;
         Ok(Some(Lookup::Found(entry)))
     }

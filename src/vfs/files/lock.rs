@@ -238,7 +238,7 @@ impl Vfs {
             .client
             .test_lock(cred, file, own.as_deref(), span, kind)
             .await
-            .map_err(|error| self.failed(&error, &handle.inode))?;
+            .map_err(|error| self.namespace.failed(&error, &handle.inode))?;
         Ok(match denied {
             None => LockRange {
                 typ: libc::F_UNLCK,
@@ -321,12 +321,12 @@ impl Vfs {
         {
             Ok(None) => Ok(()),
             Ok(Some(opened)) => {
-                self.learn(&handle.inode, &opened.attrs, sent);
+                self.namespace.learn(&handle.inode, &opened.attrs, sent);
                 Ok(())
             }
             Err(error) => Err(match error.errno() {
                 libc::EACCES | libc::EPERM | libc::EROFS => Errno(libc::EBADF),
-                _ => self.failed(&error, &handle.inode),
+                _ => self.namespace.failed(&error, &handle.inode),
             }),
         }
     }
@@ -518,7 +518,7 @@ impl Vfs {
                 self.revalidate(inode, &attrs, sent).await;
                 Ok(())
             }
-            Err(error) => Err(self.failed(&error, inode)),
+            Err(error) => Err(self.namespace.failed(&error, inode)),
         };
         match seen {
             Ok(()) if waiting.answer() => Ok(Attempt::Granted),
@@ -585,23 +585,11 @@ impl Vfs {
     ///
     /// [`AttrState::explains`]: crate::vfs::inode::attr::AttrState::explains
     async fn revalidate(self: &Arc<Self>, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) {
-        self.learn_at_open(inode, attrs, sent);
+        self.namespace.learn_at_open(inode, attrs, sent);
         self.believe_nothing_beside(inode);
         // What was read ahead is as old.
         self.file_state(inode).lose_pages();
-        let Some(kernel) = self.kernel.get().map(Arc::clone) else {
-            return;
-        };
-        let ino = inode.ino;
-        // It waits for pages whose READ may be in our hands: never on a thread
-        // that answers those.
-        let tasks = Arc::clone(&self.metrics.tasks);
-        let settle = move || {
-            tasks.point("settle");
-            kernel.settle(ino);
-            kernel.inval_inode_now(ino);
-        };
-        self.metrics.tasks.blocking("settle", settle).await;
+        self.namespace.drop_pages(inode.ino).await;
     }
 
     /// Another host has changed the file since this one locked it last, or ever: what it
@@ -621,17 +609,15 @@ impl Vfs {
             return;
         };
         let beside = place.dir.names().lock().beginning_with(&place.name);
-        self.doubt(&place.dir);
+        self.namespace.doubt(&place.dir);
         for other in beside.iter().filter(|other| !Arc::ptr_eq(other, inode)) {
             other.attr.lock().expire();
-            if let Some(kernel) = self.kernel.get() {
-                kernel.inval_attr(other.ino);
-            }
+            self.namespace.inval_attr(other.ino);
         }
     }
 
     fn failed_lock(&self, error: &crate::nfs::NfsError, inode: &Inode) -> Errno {
-        match self.failed(error, inode).0 {
+        match self.namespace.failed(error, inode).0 {
             // The server has no room for locks; fcntl(2) has a name for that.
             libc::ENOSPC => Errno(libc::ENOLCK),
             errno => Errno(errno),

@@ -122,8 +122,8 @@ impl Vfs {
         if is_older && !attr.ttl(Instant::now()).is_zero() {
             attr.expire();
             drop(attr);
-            if is_direct && let Some(kernel) = self.kernel.get() {
-                kernel.inval_attr(inode.ino);
+            if is_direct {
+                self.namespace.inval_attr(inode.ino);
             }
         }
     }
@@ -146,7 +146,7 @@ impl Vfs {
                 .client
                 .read(open, at, want)
                 .await
-                .map_err(|error| self.failed(&error, &handle.inode))?;
+                .map_err(|error| self.namespace.failed(&error, &handle.inode))?;
             at += read.data.len() as u64;
             let done = read.eof || at == offset + size;
             if done && joined.is_none() {

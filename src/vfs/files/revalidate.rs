@@ -85,20 +85,21 @@ impl Vfs {
                 let answer = match tokio::time::timeout(PATIENCE, &mut asked).await {
                     Ok(answer) => answer,
                     Err(_) => {
-                        due.iter().for_each(|inode| self.lose_pages(inode));
+                        due.iter()
+                            .for_each(|inode| self.namespace.lose_pages(inode));
                         asked.await
                     }
                 };
                 let answered = match answer {
                     Ok(all) => {
                         for (inode, attrs) in due.iter().zip(&all) {
-                            self.learn(inode, attrs, sent);
+                            self.namespace.learn(inode, attrs, sent);
                         }
                         all.len().max(1)
                     }
                     // The first one's; who reads it hears of it himself.
                     Err(error) => {
-                        self.failed(&error, &due[0]);
+                        self.namespace.failed(&error, &due[0]);
                         1
                     }
                 };
@@ -117,10 +118,8 @@ impl Vfs {
             };
             let mut inner = state.lock();
             let foreign = inode.attr.lock().foreign();
-            if inner.may_be_cut_late(foreign)
-                && let Some(kernel) = self.kernel.get()
-            {
-                kernel.inval_inode(inode.ino);
+            if inner.may_be_cut_late(foreign) {
+                self.namespace.inval_inode(inode.ino);
             }
         }
     }

@@ -191,7 +191,7 @@ impl Vfs {
         loop {
             let hidden = self.hidden_name(victim);
             self.silly.ours.add(dir, hidden.as_bytes(), victim);
-            let _changing = self.changing(dir);
+            let _changing = self.namespace.changing(dir);
             let sent = Instant::now();
             let linked = self
                 .client
@@ -210,12 +210,13 @@ impl Vfs {
                     let beside = false;
                     return Ok(silly.map(|silly| Hidden { silly, beside }));
                 }
-                Err(error) => return Err(self.failed(&error, dir)),
+                Err(error) => return Err(self.namespace.failed(&error, dir)),
             };
             victim.attr.lock().hide_name(true);
-            self.moved(victim, &own, sent);
+            self.namespace.moved(victim, &own, sent);
             let target = DentryTarget::Inode(Arc::clone(victim));
-            self.named(dir, hidden.as_bytes(), &moved, target, sent);
+            self.namespace
+                .named(dir, hidden.as_bytes(), &moved, target, sent);
             let silly = silly_name(dir, &hidden, victim, cred);
             self.file_state(victim)
                 .lock()
@@ -244,10 +245,10 @@ impl Vfs {
             {
                 Ok(found) if found.object.is_none() => {}
                 Ok(_) => continue,
-                Err(error) => return Err(self.failed(&error, dir)),
+                Err(error) => return Err(self.namespace.failed(&error, dir)),
             }
             self.silly.ours.add(dir, hidden.as_bytes(), victim);
-            let _changing = self.changing(dir);
+            let _changing = self.namespace.changing(dir);
             let sent = Instant::now();
             let moved = self
                 .client
@@ -262,22 +263,22 @@ impl Vfs {
                 Ok(moved) => moved,
                 Err(error) => {
                     self.silly.ours.remove(dir, hidden.as_bytes());
-                    return Err(self.refused_in(cred, &error, dir, name).await);
+                    return Err(self.namespace.refused_in(cred, &error, dir, name).await);
                 }
             };
-            self.named(dir, name, &moved.entered, DentryTarget::Negative, sent);
+            self.namespace
+                .named(dir, name, &moved.entered, DentryTarget::Negative, sent);
             if moved.leads_to.is_some_and(|now| now != victim.handle) {
                 victim.not_found();
                 victim.attr.lock().expire();
                 // It takes the name off what it knows by it.
-                if let Some(kernel) = self.kernel.get() {
-                    kernel.inval_attr(victim.ino);
-                }
+                self.namespace.inval_attr(victim.ino);
                 caller::apart(self.hid_another(cred, dir, name, hidden)).await?;
                 return Ok(None);
             }
             let target = DentryTarget::Inode(Arc::clone(victim));
-            self.put_name(dir, hidden.as_bytes(), target, None);
+            self.namespace
+                .put_name(dir, hidden.as_bytes(), target, None);
             let silly = silly_name(dir, &hidden, victim, cred);
             self.file_state(victim)
                 .lock()
@@ -298,7 +299,7 @@ impl Vfs {
         name: &[u8],
         hidden: String,
     ) -> Result<(), Errno> {
-        self.names.stranger_was_here();
+        self.namespace.stranger_was_here();
         self.silly.ours.remove(dir, hidden.as_bytes());
         let found = self.client.lookup(cred, &dir.handle, hidden.as_bytes());
         let found = found.await.ok().and_then(|found| found.object);
@@ -309,9 +310,9 @@ impl Vfs {
             if let Err(error) = self.client.rename_hidden(cred, from, to, handle).await {
                 tracing::error!("a directory is left as {hidden} in its directory: {error}");
             }
-            return Err(self.is_directory_now(dir, name));
+            return Err(self.namespace.is_directory_now(dir, name));
         }
-        let other = found.and_then(|(handle, attrs)| self.inodes.find(&handle, &attrs));
+        let other = found.and_then(|(handle, attrs)| self.namespace.find(&handle, &attrs));
         if let Some(other) = other
             && self.stays_hidden(cred, dir, &hidden, &other)
         {
@@ -324,11 +325,11 @@ impl Vfs {
             .remove(cred, &dir.handle, hidden.as_bytes())
             .await
         {
-            Ok(moved) => self.dir_moved(dir, &moved, sent),
+            Ok(moved) => self.namespace.dir_moved(dir, &moved, sent),
             // Another host was faster.
-            Err(NfsError::Status(_, Status::NOENT)) => self.doubt(dir),
+            Err(NfsError::Status(_, Status::NOENT)) => self.namespace.doubt(dir),
             Err(error) => {
-                self.doubt(dir);
+                self.namespace.doubt(dir);
                 tracing::error!("a file is left as {hidden} in its directory: {error}");
             }
         }
@@ -373,7 +374,7 @@ impl Vfs {
             let found = found.ok().and_then(|found| found.object);
             if found.is_none_or(|(handle, _)| handle != victim.handle) {
                 Self::mark_hidden(victim);
-                self.doubt(&silly.dir);
+                self.namespace.doubt(&silly.dir);
                 return;
             }
         }
@@ -395,7 +396,7 @@ impl Vfs {
             );
         }
         self.silly.ours.remove(&silly.dir, &silly.name);
-        self.doubt(&silly.dir);
+        self.namespace.doubt(&silly.dir);
         let mut attr = victim.attr.lock();
         attr.hide_name(false);
         attr.names_changed(Instant::now());
@@ -409,7 +410,7 @@ impl Vfs {
     ) {
         let _closing = self.silly.closing(silly.dir.ino);
         let SillyName { dir, name, .. } = &silly;
-        let _changing = self.changing(dir);
+        let _changing = self.namespace.changing(dir);
         for cred in silly.first.iter().chain([&silly.cred]) {
             let sent = Instant::now();
             // Some servers do not remove what is open: the CLOSE goes in front.
@@ -419,7 +420,8 @@ impl Vfs {
                 .await;
             match removed {
                 Ok(moved) => {
-                    self.named(dir, name, &moved, DentryTarget::Negative, sent);
+                    self.namespace
+                        .named(dir, name, &moved, DentryTarget::Negative, sent);
                     break;
                 }
                 Err(NfsError::Status(_, Status::NOENT | Status::STALE)) => break,

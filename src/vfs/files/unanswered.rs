@@ -86,7 +86,7 @@ impl Unanswered {
             vfs.changes_left(inode, true);
         }
         inode.attr.lock().expire();
-        vfs.lose_pages(inode);
+        vfs.namespace.lose_pages(inode);
         let errno = Errno(libc::EIO);
         vfs.with_writeback(inode, |inner| match &self.owed {
             Owed::Writes(ids) => ids

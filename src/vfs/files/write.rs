@@ -197,7 +197,7 @@ impl Vfs {
         };
         match known {
             true => Ok(()),
-            false => self.refresh(&handle.open.cred, inode).await,
+            false => self.namespace.refresh(&handle.open.cred, inode).await,
         }
     }
 
@@ -209,13 +209,9 @@ impl Vfs {
     /// locked until then is not up to date, and read anew by whoever wants it.
     async fn misplaced(self: &Arc<Self>, inode: &Arc<Inode>) {
         self.file_state(inode).lose_pages();
-        let Some(kernel) = self.kernel.get().map(Arc::clone) else {
-            return;
-        };
-        let ino = inode.ino;
-        kernel.inval_attr(ino);
-        let dropped = tokio::task::spawn_blocking(move || kernel.inval_inode_now(ino));
-        let _ = tokio::time::timeout(LOCKED_PAGE, dropped).await;
+        self.namespace
+            .drop_pages_within(inode.ino, LOCKED_PAGE)
+            .await;
     }
 
     /// How much may be written at `offset` of any file. The kernel knows only its own
@@ -407,7 +403,7 @@ impl Vfs {
                     self.changes_left(inode, !whole);
                     of.takes_changes(false);
                 }
-                self.moved(inode, &written.moved, sent);
+                self.namespace.moved(inode, &written.moved, sent);
                 if changes.is_some() && whole {
                     self.changes_answered(inode, written.set);
                 }
@@ -446,7 +442,7 @@ impl Vfs {
                     .write_several(&origin.open, &pieces, origin.fence, commit.take());
             match written.await {
                 Ok(written) => {
-                    self.moved(inode, &written.moved, sent);
+                    self.namespace.moved(inode, &written.moved, sent);
                     let answered = written.results.len().min(fragments.len());
                     let ids = fragments.drain(..answered).map(|fragment| fragment.id);
                     self.write_answered(inode, ids.zip(written.results), written.committed);
@@ -491,11 +487,11 @@ impl Vfs {
     }
 
     fn write_failed(self: &Arc<Self>, inode: &Arc<Inode>, id: RequestId, error: &NfsError) {
-        let errno = self.failed(error, inode);
+        let errno = self.namespace.failed(error, inode);
         // The local size has run ahead of what the server has, and the
         // kernel has pages that no server will ever have.
         inode.attr.lock().expire();
-        self.lose_pages(inode);
+        self.namespace.lose_pages(inode);
         self.with_writeback(inode, |inner| inner.writeback_mut().failed(id, errno));
     }
 
@@ -512,13 +508,13 @@ impl Vfs {
         match self.client.commit(&origin.open, offset, count).await {
             Ok((verifier, attrs)) => {
                 if let Some(attrs) = attrs {
-                    self.learn(inode, &attrs, sent);
+                    self.namespace.learn(inode, &attrs, sent);
                 }
                 self.with_writeback(inode, |inner| inner.writeback_mut().committed(id, verifier));
             }
             Err(error) => {
-                let errno = self.failed(&error, inode);
-                self.lose_pages(inode);
+                let errno = self.namespace.failed(&error, inode);
+                self.namespace.lose_pages(inode);
                 self.with_writeback(inode, |inner| {
                     inner.writeback_mut().commit_failed(id, errno)
                 });

@@ -101,6 +101,16 @@ impl Inode {
         *self.place.lock() = None;
     }
 
+    /// A name of the object was removed by us, or given to another.
+    pub(in crate::vfs) fn lost_a_name(&self) {
+        self.not_found();
+        let mut attr = self.attr.lock();
+        attr.unlinked();
+        if attr.stat().nlink > 0 {
+            attr.names_changed(Instant::now());
+        }
+    }
+
     /// See [`Inode::found_at`].
     pub fn place(&self) -> Option<Place> {
         self.place.lock().clone()

@@ -5,17 +5,17 @@
 //! as long as the object's attributes are believed and its time of change is the
 //! one that came with the answer: chmod, chown and a new ACL move that, wherever
 //! they are done. By what may be searched names are answered from the caches
-//! ([`Vfs::may_search`]). Owned by the cache's own locks; nothing else is locked with it.
+//! ([`Namespace::may_search`]). Owned by the cache's own locks; nothing else is locked with it.
 
 use std::sync::Arc;
 
 use moka::sync::Cache as Bounded;
 use tokio::time::Instant;
 
+use super::Namespace;
 use crate::nfs::proto::ops;
 use crate::rpc::auth::Credential;
 use crate::telemetry::Cache;
-use crate::vfs::Vfs;
 use crate::vfs::inode::Inode;
 use crate::vfs::types::{Errno, FileKind, Ino, Timestamp};
 
@@ -53,7 +53,7 @@ impl Answer {
 
 /// See the module.
 #[derive(Debug)]
-pub struct AccessCache(Bounded<Question, Answer>);
+pub(super) struct AccessCache(Bounded<Question, Answer>);
 
 impl Default for AccessCache {
     fn default() -> Self {
@@ -71,36 +71,34 @@ impl Default for AccessCache {
     }
 }
 
-impl Vfs {
+impl Namespace {
     /// ACCESS: one round trip, or none. `mask` is that of access(2).
     ///
     /// # Errors
     /// EACCES, and whatever the server answers.
-    pub async fn access(
-        self: &Arc<Self>,
+    pub(in crate::vfs) async fn access(
+        &self,
         cred: &Arc<Credential>,
-        ino: Ino,
+        inode: &Arc<Inode>,
         mask: u32,
     ) -> Result<(), Errno> {
-        let inode = self.inode(ino)?;
-        self.send_changes(&inode).await;
         let wanted = wanted(mask, inode.kind);
         if wanted == 0 {
             return Ok(());
         }
         let question = Question {
-            ino,
+            ino: inode.ino,
             generation: inode.generation,
             who: Arc::clone(cred),
         };
         let known = self.access.0.get(&question);
-        let known = known.filter(|known| believed_at(&inode) == Some(known.ctime));
+        let known = known.filter(|known| believed_at(inode) == Some(known.ctime));
         let good = known.filter(|known| known.asked & wanted == wanted);
         self.metrics.cache(Cache::Access, good.is_some());
         let granted = match good {
             Some(good) => good.granted,
             None => {
-                self.ask_access(cred, &inode, question, known, wanted)
+                self.ask_access(cred, inode, question, known, wanted)
                     .await?
             }
         };
@@ -112,7 +110,11 @@ impl Vfs {
     }
 
     /// Whether names in this directory may be answered to this user from what is known.
-    pub fn may_search(&self, who: impl FnOnce() -> Arc<Credential>, dir: Ino) -> bool {
+    pub(in crate::vfs) fn may_search(
+        &self,
+        who: impl FnOnce() -> Arc<Credential>,
+        dir: Ino,
+    ) -> bool {
         if !self.config.asks_who_searches {
             return true;
         }
@@ -130,26 +132,15 @@ impl Vfs {
         })
     }
 
-    /// Asks whether this user may search the directory, if that is not known and the
-    /// kernel does not look.
+    /// Asks whether this user may list the directory, if the kernel does not look: what it
+    /// holds is known to who has asked before.
     ///
     /// # Errors
     /// EACCES, and whatever the server answers.
-    pub async fn search(self: &Arc<Self>, cred: &Arc<Credential>, dir: Ino) -> Result<(), Errno> {
-        match self.config.asks_who_searches {
-            true => self.access(cred, dir, libc::X_OK as u32).await,
-            false => Ok(()),
-        }
-    }
-
-    /// The same of listing it: what it holds is known to who has asked before.
-    ///
-    /// # Errors
-    /// EACCES, and whatever the server answers.
-    pub(in crate::vfs) async fn list(
-        self: &Arc<Self>,
+    pub(in crate::vfs) async fn may_list(
+        &self,
         cred: &Arc<Credential>,
-        dir: Ino,
+        dir: &Arc<Inode>,
     ) -> Result<(), Errno> {
         match self.config.asks_who_searches {
             true => self.access(cred, dir, libc::R_OK as u32).await,
@@ -157,8 +148,13 @@ impl Vfs {
         }
     }
 
+    /// The kernel does not look who may search a directory.
+    pub(in crate::vfs) fn asks_who_searches(&self) -> bool {
+        self.config.asks_who_searches
+    }
+
     async fn ask_access(
-        self: &Arc<Self>,
+        &self,
         cred: &Arc<Credential>,
         inode: &Arc<Inode>,
         question: Question,

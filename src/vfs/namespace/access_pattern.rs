@@ -18,7 +18,7 @@
 //! A name that is not known is asked for, also in a directory whose names are all
 //! known: another host may have made it a moment ago, and a program that waits for it
 //! or was told of it wants it now and not when the cache times are over. Whose caller is
-//! about to make it need not be asked for ([`Vfs::may_be_made`]).
+//! about to make it need not be asked for ([`Namespace::may_be_made`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,12 +27,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::Namespace;
 use super::keyed_mutex::KeyedMutex;
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::reply::DirResult;
 use crate::nfs::proto::types::FileHandle;
 use crate::rpc::auth::Credential;
-use crate::vfs::Vfs;
 use crate::vfs::dirs::handle::hash_name;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::{Dentry, Listed, Name};
@@ -77,11 +77,11 @@ impl AccessPattern {
     }
 }
 
-impl Vfs {
+impl Namespace {
     /// A name of the directory is not known. True if the directory has been
     /// fetched whole because of that: look again.
     pub(in crate::vfs) async fn fetch_for_lookup(
-        self: &Arc<Self>,
+        &self,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         name: &[u8],
@@ -114,7 +114,7 @@ impl Vfs {
 
     /// READDIR of a whole directory: one round trip, shared by all who want it.
     /// False if it is too large or may not be listed.
-    async fn fetch_whole(self: &Arc<Self>, cred: &Arc<Credential>, dir: &Arc<Inode>) -> bool {
+    async fn fetch_whole(&self, cred: &Arc<Credential>, dir: &Arc<Inode>) -> bool {
         let asked = Instant::now();
         let _turn = self.walk.listings.turn(dir.ino).await;
         if dir.names().lock().was_fetched_since(asked) {
@@ -217,7 +217,7 @@ impl Vfs {
 
     /// GETATTR of an object whose attributes are too old.
     pub(in crate::vfs) async fn refresh(
-        self: &Arc<Self>,
+        &self,
         cred: &Arc<Credential>,
         inode: &Arc<Inode>,
     ) -> Result<(), Errno> {
@@ -277,7 +277,7 @@ impl Vfs {
     /// GETATTR of several objects, of which only the first matters: one round
     /// trip. Returns when it was sent, and how many were answered.
     async fn ask_about(
-        self: &Arc<Self>,
+        &self,
         cred: &Arc<Credential>,
         inodes: &[Arc<Inode>],
     ) -> Result<(Instant, usize), Errno> {
@@ -297,7 +297,7 @@ impl Vfs {
     /// A directory whose names are all known is opened: are they still those?
     /// One round trip, or none if thread `by` was expected to open this directory.
     pub(in crate::vfs) async fn confirm(
-        self: &Arc<Self>,
+        &self,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         by: u32,
@@ -318,7 +318,7 @@ impl Vfs {
     /// GETATTR of a directory, and of those that thread `by` will open next if it walks.
     /// Returns when it was sent.
     async fn ask_on_a_walk(
-        self: &Arc<Self>,
+        &self,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         by: u32,
@@ -342,7 +342,7 @@ impl Vfs {
 
     /// The kernel asks for the attributes of a directory that was listed meanwhile, which has
     /// moved its time of access.
-    pub fn is_listed_since(&self, ino: Ino) -> bool {
+    pub(in crate::vfs) fn is_listed_since(&self, ino: Ino) -> bool {
         let dir = self.inodes.get(ino);
         dir.is_some_and(|dir| dir.kind == FileKind::Directory && dir.names().lock().was_listed())
     }
@@ -350,13 +350,12 @@ impl Vfs {
     /// GETATTR of a directory that was listed, by thread `by`: as when it is opened, which
     /// is what comes next on a walk and is not asked for again then. Whoever removes and makes
     /// directories anew elsewhere is so noticed by stat(2), as by the kernel's client.
-    pub async fn getattr_listed(
-        self: &Arc<Self>,
+    pub(in crate::vfs) async fn getattr_listed(
+        &self,
         cred: &Arc<Credential>,
-        ino: Ino,
+        dir: &Arc<Inode>,
         by: u32,
     ) -> Result<(Stat, Duration), Errno> {
-        let dir = self.inode(ino)?;
         let now = Instant::now();
         let (expected, sure) = {
             let mut names = dir.names().lock();
@@ -366,7 +365,7 @@ impl Vfs {
         let window = EXPECTED.min(dir.attr.lock().timeout());
         let is_expected = by != 0 && expected.is_some_and(|sent| now < sent + window);
         if !is_expected && !dir.attr.lock().is_over() {
-            match self.ask_on_a_walk(cred, &dir, by).await {
+            match self.ask_on_a_walk(cred, dir, by).await {
                 Ok(sent) if sure => dir.names().lock().expect(sent, by),
                 Ok(_) => {}
                 Err(errno) => dir.ends_by_us(errno)?,
@@ -418,7 +417,7 @@ impl Vfs {
     /// READLINK of a link and of those beside it that were not read yet: one
     /// round trip.
     pub(in crate::vfs) async fn read_links(
-        self: &Arc<Self>,
+        &self,
         cred: &Arc<Credential>,
         inode: &Arc<Inode>,
     ) -> Result<Bytes, Errno> {
@@ -469,13 +468,5 @@ impl Vfs {
             names.complete(Vec::new(), by, sent);
         }
         self.names.used(dir);
-    }
-
-    /// The inode that a name is remembered to lead to, believed or not.
-    pub(in crate::vfs) fn remembered_inode(&self, dir: &Inode, name: &[u8]) -> Option<Arc<Inode>> {
-        match dir.names().lock().get(name) {
-            Dentry::Positive(inode) => Some(inode),
-            Dentry::Negative | Dentry::NotListed | Dentry::Unknown => None,
-        }
     }
 }

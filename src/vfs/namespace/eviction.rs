@@ -10,13 +10,13 @@
 //! Directories are not asked for: somebody may be in them. Files that are open
 //! are left alone.
 
-use crate::vfs::Vfs;
+use super::Namespace;
 use crate::vfs::inode::{BACKLOG, FileState};
 
 /// This many inodes are asked for when one has come in, to get below the bound again.
 const AT_ONCE: usize = 2;
 
-impl Vfs {
+impl Namespace {
     /// Called for each inode that the kernel is told of.
     pub(in crate::vfs) fn trim(&self) {
         let (known, told) = (self.inodes.len(), self.inodes.told());

@@ -7,13 +7,14 @@
 //! is answered before it is done.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::vfs::Vfs;
+use super::Namespace;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::attr::{AttrState, Seen};
 use crate::vfs::types::{FileKind, Ino};
 
-impl Vfs {
+impl Namespace {
     /// What was seen of the inode makes old what the kernel has of it.
     pub(in crate::vfs) fn heed(&self, inode: &Arc<Inode>, seen: Seen) {
         if seen == Seen::Foreign
@@ -33,8 +34,49 @@ impl Vfs {
         }
     }
 
-    /// As [`Vfs::with_attr`] for what the server says. Whoever sees a foreign change of a file finds
-    /// what the kernel is to be told of it queued (see [`Vfs::pages_go_first`]), so both
+    /// The pages and attributes of the inode are old.
+    pub(in crate::vfs) fn inval_inode(&self, ino: Ino) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode(ino);
+        }
+    }
+
+    /// The attributes of the inode are old, by this host's own doing; pages stay.
+    pub(in crate::vfs) fn inval_attr(&self, ino: Ino) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_attr(ino);
+        }
+    }
+
+    /// Has the kernel drop the pages of the inode, and comes back when it has done so.
+    pub(in crate::vfs) async fn drop_pages(&self, ino: Ino) {
+        let Some(kernel) = self.kernel.get().map(Arc::clone) else {
+            return;
+        };
+        // It waits for pages whose READ may be in our hands: never on a thread
+        // that answers those.
+        let tasks = Arc::clone(&self.metrics.tasks);
+        let settle = move || {
+            tasks.point("settle");
+            kernel.settle(ino);
+            kernel.inval_inode_now(ino);
+        };
+        self.metrics.tasks.blocking("settle", settle).await;
+    }
+
+    /// Has the kernel forget the size of the inode and drop its pages, and comes back when it has
+    /// done so, or after `patience`: a page may be locked by who waits for this.
+    pub(in crate::vfs) async fn drop_pages_within(&self, ino: Ino, patience: Duration) {
+        let Some(kernel) = self.kernel.get().map(Arc::clone) else {
+            return;
+        };
+        kernel.inval_attr(ino);
+        let dropped = tokio::task::spawn_blocking(move || kernel.inval_inode_now(ino));
+        let _ = tokio::time::timeout(patience, dropped).await;
+    }
+
+    /// As [`Inode::with_attr`] for what the server says. Whoever sees a foreign change of a file finds
+    /// what the kernel is to be told of it queued (see [`Namespace::pages_go_first`]), so both
     /// happen under the attributes' lock. What is old of a directory its names know.
     pub(in crate::vfs) fn with_attr_told(
         &self,
@@ -52,7 +94,7 @@ impl Vfs {
 
     /// Something is queued for the kernel of this file, or being told. What other objects
     /// than files have in the kernel no size makes wrong.
-    pub fn is_telling(&self, ino: Ino) -> bool {
+    pub(in crate::vfs) fn is_telling(&self, ino: Ino) -> bool {
         let kernel = self.kernel.get();
         kernel.is_some_and(|kernel| kernel.is_telling(ino))
             && (self.inodes.get(ino)).is_some_and(|inode| inode.kind == FileKind::Regular)
@@ -61,7 +103,7 @@ impl Vfs {
     /// Waits until the kernel was told what is queued for it of a file. Whatever answers with
     /// attributes has read them before this, and answers after it: the kernel drops pages
     /// before it hears of a size that they are too old for.
-    pub async fn pages_go_first(&self, ino: Ino) {
+    pub(in crate::vfs) async fn pages_go_first(&self, ino: Ino) {
         if self.is_telling(ino) {
             self.nothing_to_tell(ino).await;
         }

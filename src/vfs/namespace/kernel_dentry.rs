@@ -14,7 +14,7 @@
 //! An open(2) of a file that is found by two names at the same time is another matter: it says
 //! which file, not by which name, and a name that the kernel still believes may lead
 //! elsewhere by now, while the other does not. As long as the kernel may believe the name
-//! of before, such an open has to find out ([`Vfs::may_mean_another_name`]).
+//! of before, such an open has to find out ([`Namespace::may_mean_another_name`]).
 //!
 //! What is not believed any more: what this side has told the kernel to forget
 //! ([`KernelCache::inval_entry`](crate::vfs::types::KernelCache)), what it has removed or
@@ -25,7 +25,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::vfs::Vfs;
+use super::Namespace;
 use crate::vfs::inode::dentry_cache::Name;
 use crate::vfs::inode::{Inode, ticks_since};
 use crate::vfs::types::{FileKind, Ino};
@@ -42,20 +42,20 @@ pub enum DentryState {
     Open,
 }
 
-impl Vfs {
+impl Namespace {
     fn ticks(&self) -> u32 {
         ticks_since(self.began)
     }
 
     /// The kernel is about to be told that this name leads to `ino`, for so long.
-    pub fn tells(&self, parent: Ino, name: &[u8], ino: Ino, ttl: Duration) {
+    pub(in crate::vfs) fn tells(&self, parent: Ino, name: &[u8], ino: Ino, ttl: Duration) {
         if let Some(inode) = self.inodes.get(ino) {
             inode.tell_name(parent, name, self.ticks(), ttl);
         }
     }
 
     /// How the name stands before anybody is asked.
-    pub fn dentry_state(&self, parent: Ino, name: &[u8]) -> DentryState {
+    pub(in crate::vfs) fn dentry_state(&self, parent: Ino, name: &[u8]) -> DentryState {
         let dir = self.inodes.get(parent);
         let Some(inode) = dir.and_then(|dir| self.remembered_inode(&dir, name)) else {
             return DentryState::Open;

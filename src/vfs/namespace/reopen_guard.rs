@@ -17,9 +17,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::Namespace;
+use super::changing::Changing;
 use crate::vfs::inode::Inode;
 use crate::vfs::types::Ino;
-use crate::vfs::{Changing, Vfs};
 
 /// The longest that anybody waits: many times what the kernel takes from a lookup to
 /// the open that it was for.
@@ -39,7 +40,7 @@ struct Walk {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(in crate::vfs) struct ReopenGuard {
+pub(super) struct ReopenGuard {
     walks: Mutex<Vec<Walk>>,
     changed: Notify,
 }
@@ -60,7 +61,7 @@ impl ReopenGuard {
     }
 
     /// The name leads to this file, or (`None`) to none that could be opened.
-    pub(in crate::vfs) fn found(&self, dir: Ino, name: &[u8], file: Option<Ino>) {
+    pub(super) fn found(&self, dir: Ino, name: &[u8], file: Option<Ino>) {
         let mut walks = self.walks.lock();
         let mine = |walk: &Walk| walk.dir == dir && *walk.name == *name && walk.found.is_none();
         if let Some(at) = walks.iter().position(mine) {
@@ -74,7 +75,7 @@ impl ReopenGuard {
     }
 
     /// The file is open, or will not be.
-    pub(in crate::vfs) fn done(&self, file: Ino) {
+    pub(super) fn done(&self, file: Ino) {
         let mut walks = self.walks.lock();
         let walk = walks.iter().position(|walk| walk.found == Some(file));
         if let Some(at) = walk {
@@ -85,7 +86,7 @@ impl ReopenGuard {
     }
 
     /// A change of ours to some directory has ended.
-    pub(in crate::vfs) fn change_ended(&self) {
+    pub(super) fn change_ended(&self) {
         self.changed.notify_waiters();
     }
 
@@ -113,7 +114,7 @@ impl ReopenGuard {
     }
 }
 
-impl Vfs {
+impl Namespace {
     /// A second walk is about to ask for this name.
     pub(in crate::vfs) async fn walk_again(&self, dir: &Arc<Inode>, name: &[u8]) {
         let now = Instant::now();
@@ -124,6 +125,16 @@ impl Vfs {
         self.reopen_guard
             .wait(|| under_way().then_some(until))
             .await;
+    }
+
+    /// A second walk has found this file by the name, or (`None`) none that could be opened.
+    pub(in crate::vfs) fn walk_has_found(&self, dir: Ino, name: &[u8], file: Option<Ino>) {
+        self.reopen_guard.found(dir, name, file);
+    }
+
+    /// The file that a second walk has found is open, or will not be.
+    pub(in crate::vfs) fn walk_is_done(&self, file: Ino) {
+        self.reopen_guard.done(file);
     }
 
     /// The name is about to be taken from the file that it leads to. From when this

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::nfs::proto::attrs::{Attributes, NewAttributes, NewTime};
@@ -12,20 +11,9 @@ use crate::nfs::proto::ops::ACCESS_WRITE;
 use crate::nfs::proto::types::NfsTime;
 use crate::rpc::auth::Credential;
 use crate::telemetry::Cache;
+use crate::vfs::Vfs;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::{Errno, FileKind, Ino, SetAttr, SetTime, Stat, StatFs, Timestamp};
-use crate::vfs::{NAME_MAX, Vfs};
-
-/// `df` and file managers ask often; space does not move that fast.
-const SPACE_TTL: Duration = Duration::from_secs(1);
-
-/// What EFS and others without limits say: unlimited, in the field's size.
-const BLOCK: u64 = 1 << 20;
-
-/// The last answer to statfs, and of which object (its generation): another one may lie
-/// in another file system of the server, or under another quota.
-#[derive(Debug, Default)]
-pub struct SpaceCache(Mutex<Option<(u64, Instant, StatFs)>>);
+use crate::vfs::types::{Errno, FileKind, Ino, SetAttr, SetTime, Stat, Timestamp};
 
 impl Vfs {
     /// The attributes, if they may be believed and nothing is on its way that
@@ -35,7 +23,7 @@ impl Vfs {
     /// of SEEK_END, and takes but the size from the answer (fstat(2) comes without):
     /// then data on their way are no obstacle, and nothing is to be kept of it.
     pub fn getattr_cached(&self, ino: Ino, fh: Option<u64>) -> Option<(Stat, Duration)> {
-        let inode = self.inodes.get(ino)?;
+        let inode = self.namespace.get(ino)?;
         let answer = match inode.stat_of_changed() {
             Some(stat) => Some((stat, Duration::ZERO)),
             None if inode.is_changing() => fh
@@ -72,11 +60,30 @@ impl Vfs {
                 return Ok((attr.stat().clone(), ttl));
             }
         }
-        match self.refresh(cred, &inode).await {
+        match self.namespace.refresh(cred, &inode).await {
             Ok(()) => {}
             Err(errno) => inode.ends_by_us(errno)?,
         }
         Ok(inode.known_stat())
+    }
+
+    /// The kernel asks for the attributes of a directory that was listed meanwhile, which has
+    /// moved its time of access.
+    pub fn is_listed_since(&self, ino: Ino) -> bool {
+        self.namespace.is_listed_since(ino)
+    }
+
+    /// GETATTR of a directory that was listed, by thread `by`: as when it is opened, which
+    /// is what comes next on a walk and is not asked for again then. Whoever removes and makes
+    /// directories anew elsewhere is so noticed by stat(2), as by the kernel's client.
+    pub async fn getattr_listed(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        by: u32,
+    ) -> Result<(Stat, Duration), Errno> {
+        let dir = self.namespace.inode(ino)?;
+        self.namespace.getattr_listed(cred, &dir, by).await
     }
 
     /// GETATTR, whatever is known: the caller wants what the server has now.
@@ -85,14 +92,14 @@ impl Vfs {
         cred: &Arc<Credential>,
         ino: Ino,
     ) -> Result<(Stat, Duration), Errno> {
-        let inode = self.inode(ino)?;
+        let inode = self.namespace.inode(ino)?;
         if !inode.attr.lock().is_over() {
             self.send_changes(&inode).await;
             self.settle(&inode, 0, u64::MAX).await;
             let sent = Instant::now();
             let attrs = self.client.get_attrs(cred, &inode.handle).await;
-            match attrs.map_err(|error| self.failed(&error, &inode)) {
-                Ok(attrs) => drop(self.learn(&inode, &attrs, sent)),
+            match attrs.map_err(|error| self.namespace.failed(&error, &inode)) {
+                Ok(attrs) => drop(self.namespace.learn(&inode, &attrs, sent)),
                 Err(errno) => inode.ends_by_us(errno)?,
             }
         }
@@ -105,7 +112,7 @@ impl Vfs {
         match fh.map(|fh| self.handle(fh)) {
             Some(Ok(handle)) => Ok(Arc::clone(&handle.inode)),
             // A directory's, perhaps.
-            Some(Err(_)) | None => self.inode(ino),
+            Some(Err(_)) | None => self.namespace.inode(ino),
         }
     }
 
@@ -158,7 +165,7 @@ impl Vfs {
             (Some(open), Some(_)) => &open.cred,
             _ => owner.as_ref().unwrap_or(cred),
         };
-        let _changing = self.changing(&inode);
+        let _changing = self.namespace.changing(&inode);
         let sent = Instant::now();
         let moved = self
             .client
@@ -167,8 +174,8 @@ impl Vfs {
         if let Some(open) = &joined {
             self.leave(&inode, open).await;
         }
-        let moved = moved.map_err(|error| self.failed(&error, &inode))?;
-        self.moved(&inode, &moved, sent);
+        let moved = moved.map_err(|error| self.namespace.failed(&error, &inode))?;
+        self.namespace.moved(&inode, &moved, sent);
         if set.size.is_some() {
             self.was_cut(&inode, moved.after.as_ref());
         }
@@ -262,8 +269,8 @@ impl Vfs {
             .client
             .set_attrs(&owner, &inode.handle, None, &new)
             .await
-            .map_err(|error| self.failed(&error, inode))?;
-        self.moved(inode, &moved, sent);
+            .map_err(|error| self.namespace.failed(&error, inode))?;
+        self.namespace.moved(inode, &moved, sent);
         Ok(())
     }
 
@@ -294,24 +301,22 @@ impl Vfs {
             mode: Some(after),
             ..SetAttr::default()
         });
-        let _changing = self.changing(inode);
+        let _changing = self.namespace.changing(inode);
         let sent = Instant::now();
         let moved = self
             .client
             .set_attrs(&owner, &inode.handle, None, &new)
             .await
-            .map_err(|error| self.failed(&error, inode))?;
-        self.moved(inode, &moved, sent);
+            .map_err(|error| self.namespace.failed(&error, inode))?;
+        self.namespace.moved(inode, &moved, sent);
         // execve(2) goes by what the kernel knows.
-        if let Some(kernel) = self.kernel.get() {
-            kernel.inval_attr(inode.ino);
-        }
+        self.namespace.inval_attr(inode.ino);
         Ok(())
     }
 
     /// The text of a symbolic link, if it was read before.
     pub fn readlink_cached(&self, ino: Ino) -> Option<Bytes> {
-        self.inodes
+        self.namespace
             .get(ino)?
             .link
             .get()
@@ -325,43 +330,11 @@ impl Vfs {
         cred: &Arc<Credential>,
         ino: Ino,
     ) -> Result<Bytes, Errno> {
-        let inode = self.inode(ino)?;
+        let inode = self.namespace.inode(ino)?;
         if inode.kind != FileKind::Symlink {
             return Err(Errno(libc::EINVAL));
         }
-        self.read_links(cred, &inode).await
-    }
-
-    /// The space of the file system that the object lies in: one round trip a second at
-    /// most, for who asks about one object.
-    pub async fn statfs(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        ino: Ino,
-    ) -> Result<StatFs, Errno> {
-        let inode = self.inode(ino)?;
-        if let Some((of, at, space)) = &*self.space.0.lock()
-            && *of == inode.generation
-            && at.elapsed() < SPACE_TTL
-        {
-            return Ok(*space);
-        }
-        let fs = self
-            .client
-            .space(cred, &inode.handle)
-            .await
-            .map_err(|error| self.failed(&error, &inode))?;
-        let space = StatFs {
-            blocks: fs.space_total / BLOCK,
-            bfree: fs.space_free / BLOCK,
-            bavail: fs.space_avail / BLOCK,
-            files: fs.files_total,
-            ffree: fs.files_free,
-            bsize: BLOCK as u32,
-            namelen: NAME_MAX as u32,
-        };
-        *self.space.0.lock() = Some((inode.generation, Instant::now(), space));
-        Ok(space)
+        self.namespace.read_links(cred, &inode).await
     }
 }
 

@@ -12,14 +12,12 @@
 //! name in there.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::rpc::auth::Credential;
 use crate::vfs::Vfs;
-use crate::vfs::inode::Inode;
-use crate::vfs::types::{Entry, Errno, FileKind, Ino, Lookup, ROOT_INO};
+use crate::vfs::types::{Errno, FileKind, Ino, Lookup, ROOT_INO};
 
 const STALE: Errno = Errno(libc::ESTALE);
 
@@ -34,16 +32,16 @@ impl Vfs {
         cred: &Arc<Credential>,
         ino: Ino,
     ) -> Result<Lookup, Errno> {
-        let known = self.inodes.get(ino).or_else(|| self.names.find(ino));
+        let known = self.namespace.find_number(ino);
         let inode = known.filter(|inode| !inode.is_stale()).ok_or(STALE)?;
         let ttl = inode.attr.lock().ttl(Instant::now());
         if ttl.is_zero() && !inode.is_changing() {
-            self.refresh(cred, &inode).await?;
+            self.namespace.refresh(cred, &inode).await?;
         }
-        if inode.is_stale() || !self.inodes.look_up_again(&inode) {
+        if inode.is_stale() || !self.namespace.look_up_again(&inode) {
             return Err(STALE);
         }
-        Ok(self.without_name(&inode))
+        Ok(Lookup::Found(self.namespace.entry_without_name(&inode)))
     }
 
     /// The directory that a directory lies in, counted as looked up: one round trip.
@@ -55,32 +53,17 @@ impl Vfs {
         cred: &Arc<Credential>,
         ino: Ino,
     ) -> Result<Lookup, Errno> {
-        let dir = self.inode(ino)?;
+        let dir = self.namespace.inode(ino)?;
         if dir.kind != FileKind::Directory || ino == ROOT_INO {
             return Err(STALE);
         }
         let sent = Instant::now();
         let found = self.client.lookup_parent(cred, &dir.handle).await;
-        let (handle, attrs) = found.map_err(|error| match self.failed(&error, &dir) {
+        let (handle, attrs) = found.map_err(|error| match self.namespace.failed(&error, &dir) {
             Errno(libc::ENOENT) => STALE,
             errno => errno,
         })?;
-        let above = self.known(&handle, &attrs, sent);
-        Ok(self.without_name(&above))
-    }
-
-    /// An object that was not found by a name.
-    fn without_name(&self, inode: &Arc<Inode>) -> Lookup {
-        self.trim();
-        let (stat, attr_ttl) = inode.known_stat();
-        // The kernel takes st_ino from the entry until it asks for it.
-        let shown = inode.ino == stat.ino;
-        Lookup::Found(Entry {
-            ino: inode.ino,
-            generation: inode.generation,
-            stat,
-            attr_ttl: if shown { attr_ttl } else { Duration::ZERO },
-            entry_ttl: Duration::ZERO,
-        })
+        let above = self.namespace.known(&handle, &attrs, sent);
+        Ok(Lookup::Found(self.namespace.entry_without_name(&above)))
     }
 }

@@ -16,7 +16,6 @@ use tokio::time::Instant;
 
 use crate::nfs::NfsError;
 use crate::nfs::calls::{HowToOpen, PrePost};
-use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::proto::reply::ReadResult;
 use crate::nfs::proto::status::Status;
@@ -35,6 +34,7 @@ use crate::vfs::inode::FileState;
 use crate::vfs::inode::attr;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::inode::{Inode, Place};
+use crate::vfs::namespace::names::check_name;
 use crate::vfs::types::{Entry, Errno, FileKind, Ino, Opened};
 
 /// OPEN has found a directory, a link or a device by the name.
@@ -126,7 +126,7 @@ impl Vfs {
                 opened
             }
         };
-        self.reopen_guard.done(ino);
+        self.namespace.walk_is_done(ino);
         opened
     }
 
@@ -134,8 +134,8 @@ impl Vfs {
     async fn open_kept(self: &Arc<Self>, kept: &KeptOpen, flags: i32) -> Result<Opened, Errno> {
         let inode = &kept.inode;
         self.publish(inode).await;
-        self.learn_at_open(inode, &kept.attrs, kept.sent);
-        self.nothing_to_tell(inode.ino).await;
+        self.namespace.learn_at_open(inode, &kept.attrs, kept.sent);
+        self.namespace.nothing_to_tell(inode.ino).await;
         let open = Arc::clone(&kept.open);
         Ok(self.opened(inode, open, (access_of(flags), flags), None))
     }
@@ -159,13 +159,13 @@ impl Vfs {
         flags: i32,
         check: bool,
     ) -> Result<Opened, Errno> {
-        let inode = self.inode(ino)?;
+        let inode = self.namespace.inode(ino)?;
         match inode.kind {
             FileKind::Regular => {}
             FileKind::Directory => return Err(Errno(libc::EISDIR)),
             _ => return Err(Errno(libc::ENXIO)),
         }
-        if check && self.may_mean_another_name(&inode) {
+        if check && self.namespace.may_mean_another_name(&inode) {
             // Upon which the kernel asks for the name.
             return Err(Errno(libc::ESTALE));
         }
@@ -200,12 +200,12 @@ impl Vfs {
         match opened {
             Ok(None) => {
                 self.leave(&inode, &open).await;
-                self.names.stranger_was_here();
+                self.namespace.stranger_was_here();
                 // The place stays: who else has walked here by that name is to be
                 // told the same.
                 if let Some(Place { dir, name }) = place {
-                    self.forget_entry(dir.ino, &name);
-                    self.doubt(&dir);
+                    self.namespace.forget_entry(dir.ino, &name);
+                    self.namespace.doubt(&dir);
                 }
                 // Upon which the kernel looks the name up, and opens that.
                 Err(Errno(libc::ESTALE))
@@ -219,11 +219,11 @@ impl Vfs {
                         before: None,
                         after: Some(opened.attrs),
                     };
-                    self.moved(&inode, &own, sent);
+                    self.namespace.moved(&inode, &own, sent);
                     self.was_cut(&inode, own.after.as_ref());
                 } else {
-                    let seen = self.learn_at_open(&inode, &opened.attrs, sent);
-                    self.nothing_to_tell(inode.ino).await;
+                    let seen = self.namespace.learn_at_open(&inode, &opened.attrs, sent);
+                    self.namespace.nothing_to_tell(inode.ino).await;
                     let moved_on = u64::from(seen == attr::Seen::Foreign);
                     came = opened
                         .data
@@ -233,24 +233,11 @@ impl Vfs {
                 Ok(self.opened(&inode, open, (access, flags), came))
             }
             Err(error) => {
-                let errno = self.failed(&error, &inode);
+                let errno = self.namespace.failed(&error, &inode);
                 self.leave(&inode, &open).await;
                 Err(errno)
             }
         }
-    }
-
-    /// Takes in the attributes that came with an OPEN or a LOCK, after which
-    /// nothing older may be seen. [`attr::Seen::Foreign`] has moved the file's epoch
-    /// by one.
-    pub(in crate::vfs) fn learn_at_open(
-        &self,
-        inode: &Arc<Inode>,
-        attrs: &Attributes,
-        sent: Instant,
-    ) -> attr::Seen {
-        let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
-        self.with_attr_told(inode, |attr| attr.learn_at_open(attrs, sent, now, timeouts))
     }
 
     /// OPEN with creation: one round trip.
@@ -262,8 +249,8 @@ impl Vfs {
         mode: u32,
         flags: i32,
     ) -> Result<(Entry, Opened), Errno> {
-        Self::check_name(name)?;
-        let dir = self.inode(parent)?;
+        check_name(name)?;
+        let dir = self.namespace.inode(parent)?;
         let exclusive = flags & libc::O_EXCL != 0;
         let how = if exclusive {
             HowToOpen::Exclusive
@@ -273,7 +260,7 @@ impl Vfs {
             HowToOpen::Existing
         };
         let access = access_of(flags);
-        let _changing = self.changing(&dir);
+        let _changing = self.namespace.changing(&dir);
         let sent = Instant::now();
         let file = self
             .client
@@ -284,16 +271,16 @@ impl Vfs {
             // The server tells what it is that is there; open(2) that something is.
             Err(error) if exclusive && is_no_file(&error) => {
                 let errno = Errno(libc::EEXIST);
-                self.heed_refusal(errno, &dir, name);
+                self.namespace.heed_refusal(errno, &dir, name);
                 return Err(errno);
             }
-            Err(error) => return Err(self.refused_in(cred, &error, &dir, name).await),
+            Err(error) => return Err(self.namespace.refused_in(cred, &error, &dir, name).await),
         };
-        let inode = self.known(&file.open.handle, &file.attrs, sent);
-        self.found_at(&inode, &dir, name);
+        let inode = self.namespace.known(&file.open.handle, &file.attrs, sent);
+        self.namespace.found_at(&inode, &dir, name);
         let target = DentryTarget::Inode(Arc::clone(&inode));
-        self.named(&dir, name, &file.dir, target, sent);
-        self.nothing_to_tell(inode.ino).await;
+        self.namespace.named(&dir, name, &file.dir, target, sent);
+        self.namespace.nothing_to_tell(inode.ino).await;
         let state = self.file_state(&inode);
         {
             let mut inner = state.lock();
@@ -304,7 +291,7 @@ impl Vfs {
             }
             inner.add_open(&file.open);
         }
-        let entry = self.entry(&inode, &dir);
+        let entry = self.namespace.entry(&inode, &dir);
         let opened = self.opened(&inode, file.open, (access, flags), None);
         Ok((entry, opened))
     }

@@ -13,6 +13,7 @@ use crate::vfs::Vfs;
 use crate::vfs::files::silly::Taking;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::DentryTarget;
+use crate::vfs::namespace::names::check_name;
 use crate::vfs::types::{Errno, FileKind, Ino};
 
 /// renameat2(2) flags: nothing of it can be said in NFS.
@@ -41,10 +42,10 @@ impl Vfs {
         parent: Ino,
         name: &[u8],
     ) -> Result<(), Errno> {
-        Self::check_name(name)?;
-        let dir = self.inode(parent)?;
+        check_name(name)?;
+        let dir = self.namespace.inode(parent)?;
         self.send_all_changes().await;
-        let _changing = self.let_opens_pass(&dir, name).await;
+        let _changing = self.namespace.let_opens_pass(&dir, name).await;
         let victim = self.who_is(cred, &dir, name).await?;
         let removing = match &victim {
             Some(victim) => match self.take_name(victim).await {
@@ -72,15 +73,16 @@ impl Vfs {
             Ok(moved) => moved,
             // REMOVE tells that it is a directory, and full; unlink(2) that it is one.
             Err(error) if error.status() == Some(Status::NOTEMPTY) => {
-                return Err(self.is_directory_now(&dir, name));
+                return Err(self.namespace.is_directory_now(&dir, name));
             }
-            Err(error) => return Err(self.refused_in(cred, &error, &dir, name).await),
+            Err(error) => return Err(self.namespace.refused_in(cred, &error, &dir, name).await),
         };
         if let Some(victim) = &victim {
-            Self::lost_a_name(victim);
+            victim.lost_a_name();
         }
         drop(removing);
-        self.named(&dir, name, &moved, DentryTarget::Negative, sent);
+        self.namespace
+            .named(&dir, name, &moved, DentryTarget::Negative, sent);
         Ok(())
     }
 
@@ -91,20 +93,21 @@ impl Vfs {
         parent: Ino,
         name: &[u8],
     ) -> Result<(), Errno> {
-        Self::check_name(name)?;
-        let dir = self.inode(parent)?;
+        check_name(name)?;
+        let dir = self.namespace.inode(parent)?;
         self.send_all_changes().await;
-        let mut victim = self.remembered_inode(&dir, name);
+        let mut victim = self.namespace.remembered_inode(&dir, name);
         let mut waited = false;
         loop {
-            let changing = self.changing(&dir);
+            let changing = self.namespace.changing(&dir);
             let sent = Instant::now();
             let removed = self.client.remove(cred, &dir.handle, name).await;
             match removed {
                 Ok(moved) => {
-                    self.named(&dir, name, &moved, DentryTarget::Negative, sent);
+                    self.namespace
+                        .named(&dir, name, &moved, DentryTarget::Negative, sent);
                     if let Some(victim) = &victim {
-                        self.lost_dir(victim);
+                        self.namespace.lost_dir(victim);
                     }
                     return Ok(());
                 }
@@ -124,7 +127,7 @@ impl Vfs {
                     };
                     if !way {
                         if let Some(victim) = &victim {
-                            self.doubt(victim);
+                            self.namespace.doubt(victim);
                         }
                         return Err(Errno(libc::ENOTEMPTY));
                     }
@@ -135,7 +138,7 @@ impl Vfs {
                     if error.status() == Some(Status::EXIST) {
                         return Err(Errno(libc::ENOTEMPTY));
                     }
-                    return Err(self.refused_in(cred, &error, &dir, name).await);
+                    return Err(self.namespace.refused_in(cred, &error, &dir, name).await);
                 }
             }
         }
@@ -156,17 +159,17 @@ impl Vfs {
         if flags != NO_FLAGS {
             return Err(Errno(libc::EINVAL));
         }
-        Self::check_name(name)?;
-        Self::check_name(new_name)?;
-        let from = self.inode(parent)?;
-        let to = self.inode(new_parent)?;
+        check_name(name)?;
+        check_name(new_name)?;
+        let from = self.namespace.inode(parent)?;
+        let to = self.namespace.inode(new_parent)?;
         self.send_all_changes().await;
-        let source = self.remembered_inode(&from, name);
+        let source = self.namespace.remembered_inode(&from, name);
         if let Some(source) = &source {
             // What has the new name is what programs have made of it.
             self.publish(source).await;
         }
-        let _changing_to = self.let_opens_pass(&to, new_name).await;
+        let _changing_to = self.namespace.let_opens_pass(&to, new_name).await;
         let victim = self.who_is(cred, &to, new_name).await?;
         let same = matches!((&source, &victim), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
         let mut hidden = None;
@@ -189,7 +192,7 @@ impl Vfs {
             }
             None => None,
         };
-        let _changing_from = (!Arc::ptr_eq(&from, &to)).then(|| self.changing(&from));
+        let _changing_from = (!Arc::ptr_eq(&from, &to)).then(|| self.namespace.changing(&from));
         let mut sent = Instant::now();
         let rename = || {
             let replaced = replaced.map(|victim| &victim.handle);
@@ -221,24 +224,24 @@ impl Vfs {
                     .await;
                 }
                 if error.abandoned().is_some() {
-                    self.doubt(&to);
+                    self.namespace.doubt(&to);
                 }
                 if error.status() == Some(Status::EXIST) {
                     let errno = not_replaced(source.as_deref(), victim.as_deref());
-                    self.heed_refusal(errno, &to, new_name);
+                    self.namespace.heed_refusal(errno, &to, new_name);
                     if errno.0 == libc::ESTALE {
-                        self.doubt(&from);
-                        self.doubt(&to);
+                        self.namespace.doubt(&from);
+                        self.namespace.doubt(&to);
                     }
                     return Err(errno);
                 }
                 if error.errno() == libc::ENOENT {
-                    self.doubt(&to);
+                    self.namespace.doubt(&to);
                 }
-                let errno = self.refused(&error, &from, name);
-                let errno = self.blamed(cred, &[&from, &to], errno).await;
+                let errno = self.namespace.refused(&error, &from, name);
+                let errno = self.namespace.blamed(cred, &[&from, &to], errno).await;
                 if errno.0 == libc::ENOENT {
-                    self.forget_entry(from.ino, name);
+                    self.namespace.forget_entry(from.ino, name);
                 }
                 return Err(errno);
             }
@@ -251,13 +254,13 @@ impl Vfs {
         }
         if same {
             // Two names of one file: rename(2) does nothing, nor did the server.
-            self.dir_moved(&from, &left, sent);
+            self.namespace.dir_moved(&from, &left, sent);
             return Ok(());
         }
         if let Some(victim) = &victim
             && hidden.is_none()
         {
-            Self::lost_a_name(victim);
+            victim.lost_a_name();
         }
         drop(removing);
         let source = source.filter(|source| {
@@ -278,9 +281,9 @@ impl Vfs {
         let told = is_directory
             || source
                 .as_ref()
-                .is_some_and(|source| self.is_told(from.ino, name, source));
+                .is_some_and(|source| self.namespace.is_told(from.ino, name, source));
         if !told {
-            self.forget_entry(to.ino, new_name);
+            self.namespace.forget_entry(to.ino, new_name);
         }
         let is_gone = is_directory || links == Some(1);
         if Arc::ptr_eq(&from, &to) {
@@ -292,15 +295,17 @@ impl Vfs {
                 },
                 atomic: left.atomic,
             };
-            self.moved_away(&from, name, &whole, is_gone, sent);
-            self.rename_target(&from, new_name, source.as_ref());
+            self.namespace
+                .moved_away(&from, name, &whole, is_gone, sent);
+            self.namespace
+                .rename_target(&from, new_name, source.as_ref());
         } else {
-            self.moved_away(&from, name, &left, is_gone, sent);
-            self.dir_moved(&to, &entered, sent);
-            self.rename_target(&to, new_name, source.as_ref());
+            self.namespace.moved_away(&from, name, &left, is_gone, sent);
+            self.namespace.dir_moved(&to, &entered, sent);
+            self.namespace.rename_target(&to, new_name, source.as_ref());
         }
         if let Some(victim) = victim.as_ref().filter(|v| v.kind == FileKind::Directory) {
-            self.lost_dir(victim);
+            self.namespace.lost_dir(victim);
         }
         if let Some(source) = source {
             source.found_at(&to, new_name);
@@ -308,31 +313,6 @@ impl Vfs {
             source.attr.lock().expire();
         }
         Ok(())
-    }
-
-    /// RENAME has moved what a name led to. If that has other names (`!is_gone`), this may be
-    /// one of them still: another host may have given it the new name before, and RENAME
-    /// moved nothing.
-    fn moved_away(
-        &self,
-        dir: &Arc<Inode>,
-        name: &[u8],
-        moved: &DirChange,
-        is_gone: bool,
-        sent: Instant,
-    ) {
-        if is_gone {
-            return self.named(dir, name, moved, DentryTarget::Negative, sent);
-        }
-        self.dir_moved(dir, moved, sent);
-        dir.names().lock().forget(name);
-    }
-
-    fn rename_target(&self, dir: &Arc<Inode>, name: &[u8], source: Option<&Arc<Inode>>) {
-        match source {
-            Some(source) => self.put_name(dir, name, DentryTarget::Inode(Arc::clone(source)), None),
-            None => dir.names().lock().forget(name),
-        }
     }
 
     /// The inode that a name leads to, if it matters: only a file that is open
@@ -345,7 +325,7 @@ impl Vfs {
         dir: &Arc<Inode>,
         name: &[u8],
     ) -> Result<Option<Arc<Inode>>, Errno> {
-        if let Some(inode) = self.remembered_inode(dir, name) {
+        if let Some(inode) = self.namespace.remembered_inode(dir, name) {
             return Ok(Some(inode));
         }
         if self.files.is_empty() {
@@ -354,25 +334,8 @@ impl Vfs {
         match self.client.lookup(cred, &dir.handle, name).await {
             Ok(found) => Ok(found
                 .object
-                .and_then(|(handle, attrs)| self.inodes.find(&handle, &attrs))),
-            Err(error) => Err(self.failed(&error, dir)),
+                .and_then(|(handle, attrs)| self.namespace.find(&handle, &attrs))),
+            Err(error) => Err(self.namespace.failed(&error, dir)),
         }
-    }
-
-    fn lost_a_name(inode: &Arc<Inode>) {
-        inode.not_found();
-        let mut attr = inode.attr.lock();
-        attr.unlinked();
-        if attr.stat().nlink > 0 {
-            attr.names_changed(Instant::now());
-        }
-    }
-
-    /// A directory was removed or replaced whose name was known to lead here. Another host
-    /// may have moved this one away before, so whether it is gone the server is asked by who
-    /// wants to know.
-    fn lost_dir(&self, dir: &Arc<Inode>) {
-        self.names.drop_dir(dir);
-        dir.attr.lock().may_be_over();
     }
 }
