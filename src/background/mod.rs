@@ -397,7 +397,7 @@ mod tests {
         "mount/watchdog.rs",
         "nfs/close_queue.rs",
         "telemetry/control.rs",
-        "vfs/dirs/handle.rs",
+        "vfs/dirs/fetch.rs",
         "vfs/files/read.rs",
         "vfs/files/write.rs",
         "vfs/namespace/invalidation.rs",

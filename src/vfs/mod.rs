@@ -46,27 +46,15 @@ pub mod types;
 pub mod writeback;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use dashmap::DashMap;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::dirs::Dirs;
+use self::files::{Files, FilesConfig};
+use self::inode::attr::Timeouts;
 pub use self::namespace::kernel_dentry::DentryState;
 use self::namespace::{Namespace, NamespaceConfig};
-
-use self::dirs::handle::DirHandle;
-use self::file::ahead::Ahead;
-use self::file::readahead_memory::ReadMemory;
-use self::files::handle::OpenHandle;
-use self::files::kept_open::Kept;
-use self::files::silly::Silly;
-use self::files::window::Window;
-use self::inode::Inode;
-use self::inode::attr::Timeouts;
-use self::locks::lockline::Line;
-use self::writeback::WritebackConfig;
 use crate::nfs::Client;
 use crate::rpc::caller::Abandoned;
 use crate::telemetry::Metrics;
@@ -93,31 +81,14 @@ pub struct VfsConfig {
     pub asks_who_searches: bool,
 }
 
-/// A mounted file system.
+/// A mounted file system: who calls it names objects by number and handles by what
+/// open(2) and opendir(3) gave. The operations are in [`ops`].
 pub struct Vfs {
     client: Arc<Client>,
-    config: VfsConfig,
-    namespace: Arc<Namespace>,
-    files: DashMap<u64, Arc<OpenHandle>>,
-    dirs: DashMap<u64, Arc<DirHandle>>,
-    next_fh: AtomicU64,
-    /// The mount is at its end: files are closed under those who still use them.
-    ending: AtomicBool,
-    /// Restarts of the server.
-    restarts: AtomicU64,
-    window: Window,
-    writeback: Arc<WritebackConfig>,
-    read_memory: ReadMemory<Ahead>,
-    silly: Silly,
-    /// Who waits for a file lock.
-    line: Mutex<Line<Arc<Inode>>>,
-    /// See [`deferred_setattr`]: files with changes that wait.
-    changed: Mutex<Vec<Arc<Inode>>>,
-    /// See [`inline_read`].
-    inline_reads: file::inline_read::Budget,
-    kept: Kept,
-    abandoned: Arc<Abandoned>,
     metrics: Arc<Metrics>,
+    namespace: Arc<Namespace>,
+    files: Arc<Files>,
+    dirs: Arc<Dirs>,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -129,29 +100,6 @@ impl std::fmt::Debug for Vfs {
     }
 }
 
-/// WRITEs of one file without a reply. Enough to fill the window of one file
-/// at 1 MiB each over a round trip of some milliseconds.
-const WRITES_IN_FLIGHT: usize = 16;
-
-/// Less than this is a fragment of a page, bytes: such go several in one request, as a
-/// client that works in pages would send them. Larger ones go at the same time instead:
-/// the server works on them at the same time, too.
-const FRAGMENT: usize = 4096;
-
-/// The number of objects asked about together: EFS takes 16 operations in a compound, and five are around them.
-const FRAGMENTS: usize = 11;
-
-/// How long a small write waits to be joined by the next one, or by the close
-/// that lets it go as the one and only, stable WRITE.
-const LINGER: Duration = Duration::from_millis(5);
-
-/// How long data are held for the server that it has and that nobody syncs.
-const COMMIT_AFTER: Duration = Duration::from_secs(5);
-
-/// What all handles of a mount may have read ahead: 64 MiB, eight times the largest
-/// window of one.
-const READ_AHEAD_CHUNKS: usize = 64;
-
 impl Vfs {
     /// A file system on what `client` has found at its root. `sent` is when
     /// the request left that found it.
@@ -161,57 +109,40 @@ impl Vfs {
         sent: Instant,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let writeback = Arc::new(WritebackConfig {
-            wsize: client.wsize() as usize,
-            max_in_flight: WRITES_IN_FLIGHT,
-            fragment: FRAGMENT,
-            fragments: FRAGMENTS,
-            linger: LINGER,
-            commit_after: COMMIT_AFTER,
-            // One file may not take the whole window, so that others get
-            // through while it is being copied.
-            file_limit: (config.write_window - config.write_window / 4).max(1 << 20),
-        });
-        let believes = NamespaceConfig {
+        let names = NamespaceConfig {
             timeouts: config.timeouts,
             max_names: config.max_names,
             missing_names: config.missing_names,
             max_inodes: config.max_inodes,
             asks_who_searches: config.asks_who_searches,
         };
-        let namespace = Namespace::new(Arc::clone(&client), believes, sent, Arc::clone(&metrics));
-        let vfs = Arc::new(Self {
-            namespace: Arc::new(namespace),
-            files: DashMap::new(),
-            dirs: DashMap::new(),
-            next_fh: AtomicU64::new(1),
-            ending: AtomicBool::new(false),
-            restarts: AtomicU64::new(0),
-            window: Window::new(config.write_window),
-            writeback,
-            read_memory: ReadMemory::new(READ_AHEAD_CHUNKS),
-            silly: Silly::default(),
-            line: Mutex::default(),
-            changed: Mutex::default(),
-            inline_reads: file::inline_read::Budget::default(),
-            kept: Kept::default(),
-            abandoned: Arc::default(),
-            metrics,
-            client,
-            config,
-        });
-        let weak = Arc::downgrade(&vfs);
-        vfs.client.on_restart(move || {
-            if let Some(vfs) = weak.upgrade() {
-                vfs.server_restarted();
+        let data = FilesConfig {
+            write_window: config.write_window,
+            read_ahead: config.read_ahead,
+            reg_max: config.timeouts.reg_max,
+        };
+        let (of, to) = (|| Arc::clone(&client), || Arc::clone(&metrics));
+        let namespace = Arc::new(Namespace::new(of(), names, sent, to()));
+        let files = Files::new(of(), data, Arc::clone(&namespace), to());
+        let dirs = Dirs::new(of(), Arc::clone(&namespace), Arc::clone(&files), to());
+        let weak = Arc::downgrade(&files);
+        client.on_restart(move || {
+            if let Some(files) = weak.upgrade() {
+                files.server_restarted();
             }
         });
-        vfs
+        Arc::new(Self {
+            namespace,
+            files,
+            dirs,
+            metrics,
+            client,
+        })
     }
 
     /// Changes that go on without their callers.
     pub fn abandoned(&self) -> &Arc<Abandoned> {
-        &self.abandoned
+        self.files.abandoned()
     }
 
     /// The client below.
@@ -221,34 +152,43 @@ impl Vfs {
 
     /// Bytes accepted and not yet safe at the server, and the limit.
     pub fn write_window(&self) -> (usize, usize) {
-        (self.window.used(), self.config.write_window)
+        self.files.write_window()
+    }
+
+    /// Bytes that are read ahead for all handles together, here or on their way, and the
+    /// most of them.
+    pub fn read_ahead_bytes(&self) -> (u64, u64) {
+        self.files.read_ahead_bytes()
+    }
+
+    /// Begins to ask for the attributes of open files, for the life of the mount.
+    pub fn revalidate_open_files(self: &Arc<Self>) {
+        self.files.revalidate_open_files();
+    }
+
+    /// Asks for the attributes of every file whose pages may be read and whose attributes
+    /// are too old.
+    pub async fn revalidate_due(self: &Arc<Self>) {
+        self.files.revalidate_due().await;
     }
 
     /// Waits until everything written has reached the server and every open is
     /// closed. For the end of a mount, when the kernel has let go of it.
     pub async fn settled(self: &Arc<Self>) {
-        self.ending.store(true, Ordering::Relaxed);
         // A RELEASE that the end of the connection overtook never comes.
-        let left: Vec<u64> = self.files.iter().map(|file| *file.key()).collect();
-        for fh in left {
+        for fh in self.files.begin_end() {
             // EBADF: one that did come was faster.
             let _ = self.release(fh).await;
         }
-        self.close_kept().await;
+        self.files.close_kept().await;
         loop {
-            for inode in self.window.busy() {
-                self.drain(&inode).await;
-            }
+            self.files.before_end().await;
             self.client.closes_sent().await;
-            if self.window.used() == 0 && self.files.is_empty() && self.client.opens() == 0 {
+            if self.files.are_at_rest() && self.client.opens() == 0 {
                 return;
             }
             // RELEASE is at work in tasks of its own.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-    }
-
-    fn new_fh(&self) -> u64 {
-        self.next_fh.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -33,20 +33,21 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Files;
 use super::unanswered::Leaving;
 use crate::nfs::NfsError;
+use crate::nfs::proto::attrs::{NewAttributes, NewTime};
+use crate::nfs::proto::types::NfsTime;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
-use crate::vfs::Vfs;
 use crate::vfs::inode::FileState;
 use crate::vfs::inode::Inode;
-use crate::vfs::ops::attr::new_attributes;
-use crate::vfs::types::{Errno, FileKind, SetAttr, Stat};
+use crate::vfs::types::{Errno, FileKind, SetAttr, SetTime, Stat, Timestamp};
 
 /// The longest that a change waits.
 const TOGETHER: Duration = Duration::from_millis(10);
 
-impl Vfs {
+impl Files {
     /// Lets a change of attributes wait for company. `None` if it must not; the
     /// attributes with it otherwise.
     pub(in crate::vfs) fn set_together(
@@ -69,13 +70,13 @@ impl Vfs {
         drop(inner);
         if first {
             self.changed.lock().push(Arc::clone(inode));
-            let (vfs, inode) = (Arc::clone(self), Arc::clone(inode));
+            let (files, inode) = (Arc::clone(self), Arc::clone(inode));
             self.metrics.tasks.restarted("deferred_setattr", move || {
-                let (vfs, inode) = (Arc::clone(&vfs), Arc::clone(&inode));
+                let (files, inode) = (Arc::clone(&files), Arc::clone(&inode));
                 async move {
                     tokio::time::sleep(TOGETHER).await;
-                    vfs.send_changes(&inode).await;
-                    let mut changed = vfs.changed.lock();
+                    files.send_changes(&inode).await;
+                    let mut changed = files.changed.lock();
                     // One: it may be there again for what was changed since.
                     if let Some(at) = changed.iter().position(|one| Arc::ptr_eq(one, &inode)) {
                         changed.swap_remove(at);
@@ -88,7 +89,7 @@ impl Vfs {
 
     /// The file is about to be published: what waits goes out, and nothing waits any
     /// more.
-    pub(in crate::vfs) async fn publish(self: &Arc<Self>, inode: &Arc<Inode>) {
+    pub(super) async fn publish(self: &Arc<Self>, inode: &Arc<Inode>) {
         if let Some(file) = inode.opened() {
             file.lock().deferred_mut().publish();
             self.send_changes(inode).await;
@@ -97,7 +98,7 @@ impl Vfs {
 
     /// Makes the server know the changes of attributes of a file, after the data
     /// written before them. Comes back when it does, or has refused.
-    pub(in crate::vfs) async fn send_changes(self: &Arc<Self>, inode: &Arc<Inode>) {
+    pub(super) async fn send_changes(self: &Arc<Self>, inode: &Arc<Inode>) {
         let Some(file) = inode.opened() else { return };
         if file.lock().deferred().is_empty() {
             return;
@@ -163,11 +164,30 @@ impl Vfs {
     }
 
     /// The same for all files: what comes next may tell others that they may go on.
-    pub(in crate::vfs) async fn send_all_changes(self: &Arc<Self>) {
+    pub(super) async fn send_all_changes(self: &Arc<Self>) {
         // Those of the last few milliseconds.
         let changed = self.changed.lock().clone();
         for inode in changed {
             self.send_changes(&inode).await;
         }
+    }
+}
+
+/// What SETATTR is asked to set.
+pub(in crate::vfs) fn new_attributes(set: &SetAttr) -> NewAttributes {
+    NewAttributes {
+        size: set.size,
+        mode: set.mode.map(|mode| mode & 0o7777),
+        uid: set.uid,
+        gid: set.gid,
+        atime: set.atime.map(new_time),
+        mtime: set.mtime.map(new_time),
+    }
+}
+
+fn new_time(time: SetTime) -> NewTime {
+    match time {
+        SetTime::Now => NewTime::Server,
+        SetTime::At(Timestamp { sec, nsec }) => NewTime::At(NfsTime { sec, nsec }),
     }
 }

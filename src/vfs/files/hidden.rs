@@ -22,11 +22,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::Files;
 use crate::nfs::NfsError;
 use crate::nfs::proto::status::Status;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
-use crate::vfs::Vfs;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::SillyName;
 use crate::vfs::inode::dentry_cache::DentryTarget;
@@ -37,11 +37,11 @@ use crate::vfs::types::Ino;
 const LOOKS: usize = 4;
 
 /// Hidden names of a directory, with their files.
-type Files = HashMap<Box<[u8]>, Arc<Inode>>;
+type HiddenNames = HashMap<Box<[u8]>, Arc<Inode>>;
 
 /// The hidden names that there are, or may be: by directory.
 #[derive(Debug, Default)]
-pub(in crate::vfs) struct Ours(Mutex<HashMap<Ino, Files>>);
+pub(in crate::vfs) struct Ours(Mutex<HashMap<Ino, HiddenNames>>);
 
 impl Ours {
     /// A name is about to be made.
@@ -85,7 +85,7 @@ enum Fate {
     Stays,
 }
 
-impl Vfs {
+impl Files {
     /// The server refuses to remove `dir`, in `above`, because of names in it. True if those
     /// were hidden ones and are gone: the removal is worth another try.
     pub(in crate::vfs) async fn make_way(

@@ -1,14 +1,14 @@
 //! Whether the beginning of a file comes along with an OPEN
 //! ([`inline_read`](crate::vfs::file::inline_read)).
 
+use super::Files;
 use crate::nfs::calls::InlineRead;
 use crate::nfs::proto::reply::ReadResult;
-use crate::vfs::Vfs;
 use crate::vfs::file::inline_read::{FileVersion, InlineData, SMALL};
 use crate::vfs::file::pages::FileAt;
 use crate::vfs::inode::Inode;
 
-impl Vfs {
+impl Files {
     /// Whether the beginning of the file is to come along with an OPEN that is
     /// about to be sent, and how the file stands before that.
     pub(in crate::vfs) fn inline_read(&self, inode: &Inode) -> Option<(InlineRead, FileVersion)> {

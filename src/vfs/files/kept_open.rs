@@ -20,17 +20,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::Files;
+use super::handle::access_of;
 use crate::nfs::calls::FoundOpen;
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::state::OpenState;
 use crate::rpc::auth::Credential;
-use crate::vfs::Vfs;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::DentryTarget;
-use crate::vfs::namespace::names::check_name;
-use crate::vfs::ops::open::access_of;
-use crate::vfs::types::{Errno, FileKind, Ino, Lookup};
+use crate::vfs::types::{Errno, Ino, Lookup};
 
 /// Many times what the kernel takes from a lookup to the open that it was for.
 const WHILE: Duration = Duration::from_secs(1);
@@ -73,42 +72,21 @@ impl Kept {
     }
 }
 
-impl Vfs {
-    /// LOOKUP, whatever is known, of a file that thread `tid` is about to open so (`O_*`):
-    /// the answer stays true until its [`open_found`](Self::open_found).
-    pub async fn lookup_to_open(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        parent: Ino,
-        name: &[u8],
-        flags: i32,
-        tid: u32,
-    ) -> Result<Lookup, Errno> {
-        check_name(name)?;
-        let dir = self.namespace.inode(parent)?;
+impl Files {
+    /// Of one thread only the last walk counts: what the one before has found is closed.
+    pub(in crate::vfs) async fn leave_older_walk(self: &Arc<Self>, tid: u32) {
         if let Some(older) = self.kept.take(|kept| kept.tid == tid) {
             self.leave(&older.inode, &older.open).await;
         }
-        self.namespace.walk_again(&dir, name).await;
-        let opened = match self.kept.has_room() {
-            true => Box::pin(self.find_open(cred, &dir, name, flags, tid)).await,
-            false => Ok(None),
-        };
-        let found = match opened {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => self.namespace.ask_for(cred, &dir, name).await,
-            Err(errno) => Err(errno),
-        };
-        let file = match &found {
-            Ok(Lookup::Found(entry)) if entry.stat.kind == FileKind::Regular => Some(entry.ino),
-            _ => None,
-        };
-        self.namespace.walk_has_found(dir.ino, name, file);
-        found
+    }
+
+    /// One more open may be kept.
+    pub(in crate::vfs) fn may_keep(&self) -> bool {
+        self.kept.has_room()
     }
 
     /// OPEN by name. `None` if that leads to no file that may be opened so.
-    async fn find_open(
+    pub(in crate::vfs) async fn find_open(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
@@ -168,13 +146,13 @@ impl Vfs {
     fn keep(self: &Arc<Self>, kept: KeptOpen) {
         let open = Arc::clone(&kept.open);
         self.kept.0.lock().push(kept);
-        let vfs = Arc::clone(self);
+        let files = Arc::clone(self);
         self.metrics.tasks.harmless("kept_open", async move {
-            vfs.metrics.tasks.point("kept_open");
+            files.metrics.tasks.point("kept_open");
             tokio::time::sleep(WHILE).await;
-            let kept = vfs.kept.take(|kept| Arc::ptr_eq(&kept.open, &open));
+            let kept = files.kept.take(|kept| Arc::ptr_eq(&kept.open, &open));
             if let Some(kept) = kept {
-                vfs.leave(&kept.inode, &kept.open).await;
+                files.leave(&kept.inode, &kept.open).await;
             }
         });
     }

@@ -16,7 +16,7 @@
 //!
 //! [`Abandoned`]: crate::rpc::caller::Abandoned
 //!
-//! Waiting ([`Vfs::setlk`]): EFS calls nobody back, so the first in line of this
+//! Waiting ([`Files::setlk`]): EFS calls nobody back, so the first in line of this
 //! host ([`crate::vfs::locks::lockline`]) asks again and again, [`Pace`]; the others wait for
 //! the ones before them. Who waits for himself, through others of this host, is told so
 //! if his call is one that is (fcntl(2)): EDEADLK; circles that go over other hosts are
@@ -26,7 +26,7 @@
 //! comes in between.
 //!
 //! A lock owner is a user of the open that it locks with, from its first request until
-//! its locks are given up (`FileInner::begin_lock`, `Vfs::leave_with`): whatever is on
+//! its locks are given up (`FileInner::begin_lock`, `Files::leave_with`): whatever is on
 //! its way when its caller is killed has ended, and what came of it is put back, before
 //! that open is closed.
 //!
@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Files;
 use super::handle::OpenHandle;
 use crate::nfs::calls::Locked;
 use crate::nfs::proto::attrs::Attributes;
@@ -47,11 +48,10 @@ use crate::nfs::state::locks::{LockState, Turn};
 use crate::nfs::state::ranges::{LockKind, Ranges, Span};
 use crate::rpc::auth::Credential;
 use crate::rpc::caller::{self, Effect};
-use crate::vfs::Vfs;
 use crate::vfs::inode::FileState;
 use crate::vfs::inode::Inode;
 use crate::vfs::locks::lockline::{LockedFile, Ticket, Turn as InLine};
-use crate::vfs::locks::locktable::{Closed, Holder};
+use crate::vfs::locks::locktable::Holder;
 use crate::vfs::types::{Errno, LockCall, LockRange, Waiting};
 
 /// How often the first in line asks the server. A lock that is let go on
@@ -117,13 +117,13 @@ impl LockedFile for Arc<Inode> {
 
 /// A caller's place in the line, until this is dropped.
 struct Place<'a> {
-    vfs: &'a Vfs,
+    files: &'a Files,
     ticket: Ticket,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.vfs.line.lock().leave(&self.ticket);
+        self.files.line.lock().leave(&self.ticket);
     }
 }
 
@@ -138,7 +138,8 @@ struct Request<'a> {
     caller: &'a Waiting,
 }
 
-fn kind_of(typ: i32) -> Result<Option<LockKind>, Errno> {
+/// The kind of lock that a request is for; `None` for F_UNLCK.
+pub(in crate::vfs) fn kind_of(typ: i32) -> Result<Option<LockKind>, Errno> {
     match typ {
         libc::F_RDLCK => Ok(Some(LockKind::Read)),
         libc::F_WRLCK => Ok(Some(LockKind::Write)),
@@ -147,7 +148,8 @@ fn kind_of(typ: i32) -> Result<Option<LockKind>, Errno> {
     }
 }
 
-fn span_of(range: &LockRange) -> Result<Span, Errno> {
+/// The bytes that a request is for.
+pub(in crate::vfs) fn span_of(range: &LockRange) -> Result<Span, Errno> {
     let end = match range.end {
         end if end >= i64::MAX.cast_unsigned() => u64::MAX,
         end => end,
@@ -171,50 +173,14 @@ fn to_range(span: Span, kind: LockKind, pid: u32) -> LockRange {
     }
 }
 
-/// A handle through which was locked is being released, until this is dropped.
-#[derive(Debug)]
-pub(in crate::vfs) struct Releasing(Option<Arc<OpenHandle>>);
-
-impl Drop for Releasing {
-    fn drop(&mut self) {
-        if let Some(file) = self.0.as_ref().and_then(|handle| handle.inode.opened()) {
-            let mut inner = file.lock();
-            inner.end_release();
-            drop(inner);
-            file.has_moved_on();
-        }
-    }
-}
-
 /// What one attempt came to.
 enum Attempt {
     Granted,
     Denied,
 }
 
-impl Vfs {
-    /// F_GETLK. A holder on another host has process id 0.
-    pub async fn getlk(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        fh: u64,
-        owner: u64,
-        range: LockRange,
-    ) -> Result<LockRange, Errno> {
-        let handle = self.handle(fh)?;
-        loop {
-            let releases = self.releases(&handle.inode);
-            let found = self.find_lock(cred, &handle, owner, range).await?;
-            let nobody = Waiting::default();
-            if found.typ == libc::F_UNLCK
-                || !self.release_ended(&handle.inode, releases, &nobody).await?
-            {
-                return Ok(found);
-            }
-        }
-    }
-
-    async fn find_lock(
+impl Files {
+    pub(in crate::vfs) async fn find_lock(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         handle: &OpenHandle,
@@ -260,31 +226,26 @@ impl Vfs {
         })
     }
 
-    /// F_SETLK and (`sleep`) F_SETLKW, `flock` likewise.
-    pub async fn setlk(
+    /// F_SETLK and (`sleep`) F_SETLKW, `flock` likewise, by a process that has the number
+    /// `owner`.
+    pub(in crate::vfs) async fn lock(
         self: &Arc<Self>,
-        fh: u64,
-        owner: u64,
-        range: LockRange,
+        handle: &Arc<OpenHandle>,
+        (fh, owner, pid): (u64, u64, u32),
+        (span, kind): (Span, LockKind),
         sleep: bool,
         waiting: &Waiting,
     ) -> Result<(), Errno> {
-        let handle = self.handle(fh)?;
-        let span = span_of(&range)?;
-        let Some(kind) = kind_of(range.typ)? else {
-            // Whether or not the caller waits for it.
-            return caller::apart(self.unlock(&handle, owner, span)).await;
-        };
         // Before anything is asked for: RELEASE comes when a killed caller had its answer.
         let lock = self
             .file_state(&handle.inode)
             .lock()
-            .begin_lock(&handle.locking, (fh, owner, range.pid), || {
+            .begin_lock(&handle.locking, (fh, owner, pid), || {
                 self.client.prepare_lock(&handle.open)
             })
             .ok_or(Errno(libc::EBADF))?;
         let request = Request {
-            handle: &handle,
+            handle,
             lock: &lock,
             fh,
             owner,
@@ -292,7 +253,7 @@ impl Vfs {
             kind,
             caller: waiting,
         };
-        let result = match self.allow(&handle, kind).await {
+        let result = match self.allow(handle, kind).await {
             Ok(()) if sleep => self.wait_lock(&request).await,
             Ok(()) => self.try_lock(&request).await,
             Err(errno) => Err(errno),
@@ -347,7 +308,7 @@ impl Vfs {
         }
     }
 
-    fn releases(&self, inode: &Inode) -> u64 {
+    pub(in crate::vfs) fn releases(&self, inode: &Inode) -> u64 {
         self.file_state(inode).lock().releases()
     }
 
@@ -355,7 +316,7 @@ impl Vfs {
     /// been released since there were so many `releases`, or is being: it is looked again
     /// then. FUSE tells of the last close(2) by RELEASE, which the closer does not wait for,
     /// but relies on.
-    async fn release_ended(
+    pub(in crate::vfs) async fn release_ended(
         &self,
         inode: &Inode,
         releases: u64,
@@ -380,16 +341,6 @@ impl Vfs {
         }
     }
 
-    /// A handle is about to be released.
-    pub(in crate::vfs) fn begins_release(&self, fh: u64) -> Releasing {
-        let handle = self.files.get(&fh).map(|handle| Arc::clone(&handle));
-        let locked = handle.filter(|handle| handle.locking.was_used());
-        if let Some(handle) = &locked {
-            self.file_state(&handle.inode).lock().begin_release();
-        }
-        Releasing(locked)
-    }
-
     async fn wait_lock(self: &Arc<Self>, request: &Request<'_>) -> Result<(), Errno> {
         let file = Arc::clone(&request.handle.inode);
         let joined = self
@@ -397,7 +348,7 @@ impl Vfs {
             .lock()
             .join(file, request.owner, request.span, request.kind);
         let place = Place {
-            vfs: self,
+            files: self,
             ticket: joined,
         };
         let mut pace = Pace::new();
@@ -477,8 +428,7 @@ impl Vfs {
             ..
         } = request;
         let inode = &handle.inode;
-        self.drain(inode).await;
-        self.publish(inode).await;
+        self.before_publishing(inode).await;
         let turn = tokio::select! {
             biased;
             turn = lock.turn() => turn,
@@ -616,124 +566,11 @@ impl Vfs {
         }
     }
 
-    fn failed_lock(&self, error: &crate::nfs::NfsError, inode: &Inode) -> Errno {
+    pub(super) fn failed_lock(&self, error: &crate::nfs::NfsError, inode: &Inode) -> Errno {
         match self.namespace.failed(error, inode).0 {
             // The server has no room for locks; fcntl(2) has a name for that.
             libc::ENOSPC => Errno(libc::ENOLCK),
             errno => Errno(errno),
         }
-    }
-
-    /// F_UNLCK: what was written under the lock is stable before it goes. A
-    /// write error does not keep it: fsync and close tell of that.
-    async fn unlock(
-        self: &Arc<Self>,
-        handle: &Arc<OpenHandle>,
-        owner: u64,
-        span: Span,
-    ) -> Result<(), Errno> {
-        let inode = &handle.inode;
-        let lock = self.file_state(inode).lock().locks().state(owner);
-        let Some(lock) = lock else {
-            return Ok(());
-        };
-        self.let_go(&handle.inode, &lock, span, true).await
-    }
-
-    /// LOCKU. What was written under the lock is stable before it. The owner of a lost
-    /// lock who knows of it (`forgive`) may lock again once it has unlocked everything.
-    async fn let_go(
-        self: &Arc<Self>,
-        inode: &Arc<Inode>,
-        lock: &Arc<LockState>,
-        span: Span,
-        forgive: bool,
-    ) -> Result<(), Errno> {
-        self.abandoned.ended().await;
-        self.drain(inode).await;
-        // Others may go on by this, whichever file it is of.
-        self.send_all_changes().await;
-        let turn = lock.turn().await;
-        if forgive && span == Span::ALL {
-            turn.forgive();
-        }
-        let result = match turn.touches(span) {
-            true => self.client.unlock(&turn, span).await,
-            false => Ok(()),
-        };
-        drop(turn);
-        self.line.lock().wake(inode.ino);
-        result.map_err(|error| self.failed_lock(&error, inode))
-    }
-
-    /// Lets go of the locks of owners that are gone, who use their opens no more.
-    /// Everything written is stable already.
-    async fn drop_locks(self: &Arc<Self>, inode: &Arc<Inode>, locks: Vec<Arc<LockState>>) {
-        if locks.is_empty() {
-            return;
-        }
-        self.clear(inode, &locks).await;
-        for lock in locks {
-            let open = Arc::clone(&lock.open);
-            self.leave_with(inode, &open, Some(lock)).await;
-        }
-    }
-
-    /// Unlocks all of these.
-    async fn clear(self: &Arc<Self>, inode: &Arc<Inode>, locks: &[Arc<LockState>]) {
-        if self.abandoned.any() {
-            self.abandoned.ended().await;
-            self.drain(inode).await;
-            self.send_changes(inode).await;
-        }
-        for lock in locks {
-            let turn = lock.turn().await;
-            if turn.touches(Span::ALL)
-                && let Err(error) = self.client.unlock(&turn, Span::ALL).await
-            {
-                tracing::warn!(ino = inode.ino, "unlocking at close: {error}");
-            }
-        }
-        self.line.lock().wake(inode.ino);
-    }
-
-    /// FLUSH by `owner`: a process that closes a descriptor loses its POSIX
-    /// locks on the file, through whichever descriptor it has taken them; also one that is
-    /// killed meanwhile.
-    pub(in crate::vfs) async fn closed_by(self: &Arc<Self>, inode: &Arc<Inode>, owner: u64) {
-        let closed = {
-            let mut inner = self.file_state(inode).lock();
-            if inner.locks().is_empty() {
-                return;
-            }
-            inner.locks_mut().closed_by(owner)
-        };
-        match closed {
-            None => {}
-            Some(Closed::Gone(lock)) => caller::apart(self.drop_locks(inode, vec![lock])).await,
-            Some(Closed::InUse(lock)) => caller::apart(self.clear(inode, &[lock])).await,
-        }
-    }
-
-    /// RELEASE: what was locked through the handle goes with it, and nothing is locked
-    /// through it any more.
-    pub(in crate::vfs) async fn released(self: &Arc<Self>, handle: &OpenHandle, fh: u64) {
-        let locks = {
-            let mut inner = self.file_state(&handle.inode).lock();
-            match inner.end_locking(&handle.locking, fh) {
-                Some(locks) => locks,
-                None => return,
-            }
-        };
-        caller::apart(self.drop_locks(&handle.inode, locks)).await;
-    }
-
-    /// EIO for a handle whose lock was lost: what it reads or writes would not
-    /// be protected.
-    pub(in crate::vfs) fn check_locks(&self, handle: &OpenHandle, fh: u64) -> Result<(), Errno> {
-        if handle.locking.was_used() && self.file_state(&handle.inode).lock().locks().is_lost(fh) {
-            return Err(Errno(libc::EIO));
-        }
-        Ok(())
     }
 }

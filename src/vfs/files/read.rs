@@ -13,9 +13,9 @@ use std::sync::atomic::Ordering;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
+use super::Files;
 use super::handle::OpenHandle;
 use crate::nfs::state::OpenState;
-use crate::vfs::Vfs;
 use crate::vfs::file::readahead::{CHUNK, Fetch};
 use crate::vfs::file::readahead_memory::Share;
 use crate::vfs::inode::Inode;
@@ -25,56 +25,21 @@ use crate::vfs::types::Errno;
 /// lost its way.
 const EMPTY_READS: usize = 3;
 
-impl Vfs {
+impl Files {
     /// Bytes that are read ahead for all handles together, here or on their way, and the
     /// most of them.
-    pub fn read_ahead_bytes(&self) -> (u64, u64) {
+    pub(in crate::vfs) fn read_ahead_bytes(&self) -> (u64, u64) {
         let (held, most) = self.read_memory.shares();
         (held as u64 * CHUNK, most as u64 * CHUNK)
     }
 
-    /// READ, if it can be answered at once: from what came along with the OPEN.
-    pub fn read_cached(&self, fh: u64, offset: u64, size: u32) -> Option<Bytes> {
-        let handle = self.used_handle(fh).ok()?;
-        let mut inner = handle.inode.opened()?.lock();
-        if !inner.writeback().is_idle() || inner.locks().is_lost(fh) {
-            return None;
-        }
-        let epoch = inner.epoch(handle.inode.attr.lock().foreign());
-        let data = handle.ahead.read_beginning(epoch, offset, size.into())?;
-        inner.pages_read();
-        Some(data)
+    /// Restarts of the server so far.
+    pub(in crate::vfs) fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
     }
 
-    /// READ. Fewer bytes than asked for mean the end of the file.
-    pub async fn read(
-        self: &Arc<Self>,
-        fh: u64,
-        offset: u64,
-        size: u32,
-        open_flags: i32,
-    ) -> Result<Bytes, Errno> {
-        if let Some(data) = self.read_cached(fh, offset, size) {
-            return Ok(data);
-        }
-        let handle = self.used_handle(fh)?;
-        self.check_locks(&handle, fh)?;
-        let file = self.file_state(&handle.inode);
-        file.lock().pages_read();
-        loop {
-            let restarts = self.restarts.load(Ordering::Relaxed);
-            let data = self
-                .read_settled(&handle, offset, size.into(), open_flags)
-                .await;
-            // A READ that was repeated after a restart of the server may have
-            // been answered before what that lost was written again.
-            if self.restarts.load(Ordering::Relaxed) == restarts {
-                return data;
-            }
-        }
-    }
-
-    async fn read_settled(
+    /// READ, once what is pending of it is at the server.
+    pub(in crate::vfs) async fn read_settled(
         self: &Arc<Self>,
         handle: &Arc<OpenHandle>,
         offset: u64,
@@ -91,7 +56,7 @@ impl Vfs {
         } else {
             u64::MAX - offset
         };
-        self.settle(inode, offset, len).await;
+        self.before_read(inode, offset, len).await;
         if open_flags & libc::O_DIRECT == 0
             && self.believes_data()
             && let Some(data) = self.from_ahead(handle, offset, size).await
@@ -196,8 +161,8 @@ impl Vfs {
             let Some(fetch) = handle.ahead.want(range.start) else {
                 continue;
             };
-            let (vfs, handle) = (Arc::clone(self), Arc::clone(handle));
-            tokio::spawn(async move { vfs.fetch(&handle, fetch, share).await });
+            let (files, handle) = (Arc::clone(self), Arc::clone(handle));
+            tokio::spawn(async move { files.fetch(&handle, fetch, share).await });
         }
         handle.ahead.read(offset, size).await
     }
@@ -208,7 +173,7 @@ impl Vfs {
         let tasks = &self.metrics.tasks;
         let read = tasks.watched("fetch", async {
             tasks.point("fetch");
-            self.settle(&handle.inode, range.start, len).await;
+            self.before_read(&handle.inode, range.start, len).await;
             self.read_through(&handle.open, handle, range.start, len)
                 .await
         });

@@ -19,7 +19,7 @@
 //! without a lock (fuse_change_attributes): if it is not scheduled in between, and the file grows
 //! once more, it clears bytes of a page that was read since. So when a file has been left
 //! alone by others from one look to the next, its pages are dropped once more
-//! ([`Vfs::drop_cut_pages`]): two looks after the change, that is 2 s at most.
+//! ([`Files::drop_cut_pages`]): two looks after the change, that is 2 s at most.
 //!
 //! One task, which owns no state: what is due is read from the table of open files each
 //! time. It holds no lock while it waits for the server. While the server does not answer
@@ -33,8 +33,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Files;
 use crate::rpc::auth::Credential;
-use crate::vfs::Vfs;
 use crate::vfs::inode::Inode;
 use crate::vfs::types::Ino;
 
@@ -44,13 +44,13 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// What is due is believed for so long while its GETATTR is under way.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-impl Vfs {
+impl Files {
     /// Begins to ask for the attributes of open files, for the life of the mount.
-    pub fn revalidate_open_files(self: &Arc<Self>) {
+    pub(in crate::vfs) fn revalidate_open_files(self: &Arc<Self>) {
         if !self.believes_data() {
             return;
         }
-        let longest = self.config.timeouts.reg_max;
+        let longest = self.config.reg_max;
         let every = (longest / 4).clamp(LOOKS.0, LOOKS.1);
         let weak = Arc::downgrade(self);
         let _task = self.metrics.tasks.restarted("revalidate", move || {
@@ -58,10 +58,10 @@ impl Vfs {
             async move {
                 loop {
                     tokio::time::sleep(every).await;
-                    let Some(vfs) = weak.upgrade() else { return };
-                    vfs.metrics.tasks.point("revalidate");
-                    vfs.drop_cut_pages();
-                    vfs.revalidate_due().await;
+                    let Some(files) = weak.upgrade() else { return };
+                    files.metrics.tasks.point("revalidate");
+                    files.drop_cut_pages();
+                    files.revalidate_due().await;
                 }
             }
         });
@@ -70,12 +70,12 @@ impl Vfs {
     /// Whether data may be kept at all: where attributes may not be believed, each read(2)
     /// asks the server.
     pub(in crate::vfs) fn believes_data(&self) -> bool {
-        !self.config.timeouts.reg_max.is_zero()
+        !self.config.reg_max.is_zero()
     }
 
     /// Asks for the attributes of every file whose pages may be read and whose attributes
     /// are too old.
-    pub async fn revalidate_due(self: &Arc<Self>) {
+    pub(in crate::vfs) async fn revalidate_due(self: &Arc<Self>) {
         for (cred, due) in self.due(Instant::now()) {
             let mut due = &due[..];
             while !due.is_empty() {
@@ -111,7 +111,7 @@ impl Vfs {
     /// Has the kernel drop the pages of files that others have changed, and not since the
     /// last look, for a second time: the first came before it heard of the new size.
     fn drop_cut_pages(&self) {
-        for file in &self.files {
+        for file in &self.handles {
             let inode = &file.inode;
             let Some(state) = inode.opened().filter(|_| file.reads_pages) else {
                 continue;
@@ -128,7 +128,7 @@ impl Vfs {
     fn due(&self, now: Instant) -> Vec<(Arc<Credential>, Vec<Arc<Inode>>)> {
         let mut seen: HashSet<Ino> = HashSet::new();
         let mut due: Vec<(Arc<Credential>, Vec<Arc<Inode>>)> = Vec::new();
-        for file in &self.files {
+        for file in &self.handles {
             let inode = &file.inode;
             if !file.reads_pages
                 || inode.is_stale()

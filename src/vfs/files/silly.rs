@@ -21,13 +21,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::Files;
 use super::hidden::Ours;
 use crate::nfs::NfsError;
 use crate::nfs::proto::status::Status;
 use crate::quoting;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
-use crate::vfs::Vfs;
 use crate::vfs::file::state::NameLoss;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::attr::kind_of;
@@ -37,7 +37,7 @@ use crate::vfs::types::{Errno, FileKind, Ino};
 
 /// The files that are kept out of sight.
 #[derive(Debug)]
-pub struct Silly {
+pub(crate) struct Silly {
     /// Part of each hidden name, drawn when the mount begins. Process ids tell nobody apart:
     /// in containers every host's daemon may have the same.
     mount: u64,
@@ -130,7 +130,31 @@ impl Drop for Losing<'_> {
     }
 }
 
-impl Vfs {
+impl Files {
+    /// The inode that a name leads to, if it matters: only a file that is open
+    /// here has to be kept. The kernel has looked the name up just before, so it
+    /// is remembered as a rule; if not, and something is open, the server is
+    /// asked.
+    pub(in crate::vfs) async fn who_is(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+    ) -> Result<Option<Arc<Inode>>, Errno> {
+        if let Some(inode) = self.namespace.remembered_inode(dir, name) {
+            return Ok(Some(inode));
+        }
+        if self.is_empty() {
+            return Ok(None);
+        }
+        match self.client.lookup(cred, &dir.handle, name).await {
+            Ok(found) => Ok(found
+                .object
+                .and_then(|(handle, attrs)| self.namespace.find(&handle, &attrs))),
+            Err(error) => Err(self.namespace.failed(&error, dir)),
+        }
+    }
+
     /// A name of the object may be taken: opens of it wait until that is done. It is
     /// hidden instead if the file is open here, has no hidden name yet, and the server does
     /// not promise to keep it. How many other names it had last does not count: another
@@ -146,6 +170,11 @@ impl Vfs {
             NameLoss::Removed => Taking::Removing(losing),
             NameLoss::Hidden => Taking::Hiding(losing),
         }
+    }
+
+    /// Whether programs are not to see this name.
+    pub(in crate::vfs) fn is_hidden(&self, dir: &Inode, name: &[u8]) -> bool {
+        self.silly.ours.has(dir, name)
     }
 
     /// A RENAME onto the file has come to its end.

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use smallvec::SmallVec;
 
-use crate::vfs::Vfs;
+use super::Files;
 use crate::vfs::inode::Inode;
 use crate::vfs::types::Errno;
 use crate::vfs::writeback::{Fragment, RequestId};
@@ -29,7 +29,7 @@ enum Owed {
 /// See the module. What was answered is known to the write-back, which heeds no second
 /// answer.
 pub(in crate::vfs) struct Unanswered {
-    pub(in crate::vfs) vfs: Arc<Vfs>,
+    pub(in crate::vfs) files: Arc<Files>,
     pub(in crate::vfs) inode: Arc<Inode>,
     owed: Owed,
     /// Changes of attributes are on their way with it.
@@ -37,26 +37,30 @@ pub(in crate::vfs) struct Unanswered {
 }
 
 impl Unanswered {
-    fn new(vfs: &Arc<Vfs>, inode: &Arc<Inode>, owed: Owed) -> Self {
+    fn new(files: &Arc<Files>, inode: &Arc<Inode>, owed: Owed) -> Self {
         Self {
-            vfs: Arc::clone(vfs),
+            files: Arc::clone(files),
             inode: Arc::clone(inode),
             owed,
             changes: AtomicBool::new(false),
         }
     }
 
-    pub(in crate::vfs) fn write(vfs: &Arc<Vfs>, inode: &Arc<Inode>, id: RequestId) -> Self {
-        Self::new(vfs, inode, Owed::Writes(SmallVec::from_slice(&[id])))
+    pub(in crate::vfs) fn write(files: &Arc<Files>, inode: &Arc<Inode>, id: RequestId) -> Self {
+        Self::new(files, inode, Owed::Writes(SmallVec::from_slice(&[id])))
     }
 
-    pub(in crate::vfs) fn fragments(vfs: &Arc<Vfs>, inode: &Arc<Inode>, all: &[Fragment]) -> Self {
+    pub(in crate::vfs) fn fragments(
+        files: &Arc<Files>,
+        inode: &Arc<Inode>,
+        all: &[Fragment],
+    ) -> Self {
         let ids = all.iter().map(|fragment| fragment.id).collect();
-        Self::new(vfs, inode, Owed::Writes(ids))
+        Self::new(files, inode, Owed::Writes(ids))
     }
 
-    pub(in crate::vfs) fn commit(vfs: &Arc<Vfs>, inode: &Arc<Inode>, id: RequestId) -> Self {
-        Self::new(vfs, inode, Owed::Commit(id))
+    pub(in crate::vfs) fn commit(files: &Arc<Files>, inode: &Arc<Inode>, id: RequestId) -> Self {
+        Self::new(files, inode, Owed::Commit(id))
     }
 
     /// Whether changes of attributes are on their way with it, from now on.
@@ -66,7 +70,7 @@ impl Unanswered {
 
     /// Does the work that answers, and answers itself if that dies.
     pub(in crate::vfs) async fn watch(&self, task: &'static str, work: impl Future<Output = ()>) {
-        let tasks = &self.vfs.metrics.tasks;
+        let tasks = &self.files.metrics.tasks;
         if tasks.watched(task, work).await.is_ok() {
             return;
         }
@@ -77,40 +81,40 @@ impl Unanswered {
     }
 
     fn give_back(&self, task: &str) {
-        let (vfs, inode) = (&self.vfs, &self.inode);
+        let (files, inode) = (&self.files, &self.inode);
         tracing::error!(
             ino = inode.ino,
             "{task} has died: what it was to write is lost, unless the server has it; fsync and close say EIO"
         );
         if self.changes.swap(false, Ordering::Relaxed) {
-            vfs.changes_left(inode, true);
+            files.changes_left(inode, true);
         }
         inode.attr.lock().expire();
-        vfs.namespace.lose_pages(inode);
+        files.namespace.lose_pages(inode);
         let errno = Errno(libc::EIO);
-        vfs.with_writeback(inode, |inner| match &self.owed {
+        files.with_writeback(inode, |inner| match &self.owed {
             Owed::Writes(ids) => ids
                 .iter()
                 .for_each(|id| inner.writeback_mut().failed(*id, errno)),
             Owed::Commit(id) => inner.writeback_mut().commit_failed(*id, errno),
         });
-        vfs.file_state(inode).has_moved_on();
-        vfs.pump(inode);
+        files.file_state(inode).has_moved_on();
+        files.pump(inode);
     }
 }
 
 /// Changes of attributes that are on their way by themselves. Dropped unanswered, they
 /// wait once more.
 pub(in crate::vfs) struct Leaving<'a> {
-    vfs: &'a Vfs,
+    files: &'a Files,
     inode: &'a Arc<Inode>,
     answered: bool,
 }
 
 impl<'a> Leaving<'a> {
-    pub(in crate::vfs) fn new(vfs: &'a Vfs, inode: &'a Arc<Inode>) -> Self {
+    pub(in crate::vfs) fn new(files: &'a Files, inode: &'a Arc<Inode>) -> Self {
         Self {
-            vfs,
+            files,
             inode,
             answered: false,
         }
@@ -124,8 +128,8 @@ impl<'a> Leaving<'a> {
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            self.vfs.changes_left(self.inode, true);
-            self.vfs.file_state(self.inode).has_moved_on();
+            self.files.changes_left(self.inode, true);
+            self.files.file_state(self.inode).has_moved_on();
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::vfs::types::Ino;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Window {
+pub(super) struct Window {
     limit: usize,
     used: AtomicUsize,
     freed: Notify,
@@ -30,7 +30,7 @@ pub struct Window {
 
 impl Window {
     /// A window of `limit` bytes.
-    pub fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,
             used: AtomicUsize::new(0),
@@ -41,35 +41,35 @@ impl Window {
     }
 
     /// Bytes held now.
-    pub fn used(&self) -> usize {
+    pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
     /// Whether more may be added. A single write larger than the window is let
     /// in when nothing else is there.
-    pub fn has_room(&self, bytes: usize) -> bool {
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
         let used = self.used();
         used == 0 || used + bytes <= self.limit
     }
 
     /// Completes at the next time that something was freed.
-    pub fn freed(&self) -> tokio::sync::futures::Notified<'_> {
+    pub(super) fn freed(&self) -> tokio::sync::futures::Notified<'_> {
         self.freed.notified()
     }
 
     /// Somebody waits for room until what this returns is dropped.
-    pub fn wait(&self) -> Waiting<'_> {
+    pub(super) fn wait(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         Waiting(self)
     }
 
     /// Somebody waits for room.
-    pub fn is_awaited(&self) -> bool {
+    pub(super) fn is_awaited(&self) -> bool {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
     /// A file held `before` bytes and holds `after` now.
-    pub fn account(&self, inode: &Arc<Inode>, before: usize, after: usize) {
+    pub(super) fn account(&self, inode: &Arc<Inode>, before: usize, after: usize) {
         if before == after {
             return;
         }
@@ -96,7 +96,7 @@ impl Window {
     }
 
     /// The files that hold something.
-    pub fn busy(&self) -> Vec<Arc<Inode>> {
+    pub(super) fn busy(&self) -> Vec<Arc<Inode>> {
         self.busy
             .lock()
             .values()
@@ -107,7 +107,7 @@ impl Window {
 
 /// See [`Window::wait`].
 #[derive(Debug)]
-pub struct Waiting<'a>(&'a Window);
+pub(super) struct Waiting<'a>(&'a Window);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::Inode;
 use super::attr::AttrState;
+use crate::nfs::proto::attrs::Attributes;
 use crate::vfs::types::{Errno, Stat};
 
 impl Inode {
@@ -74,6 +75,17 @@ impl Inode {
         }
         let attr = self.attr.lock();
         Some(inner.shown(attr.stat()))
+    }
+
+    /// We have set the size of a file: what was read ahead is old, and the
+    /// size is this, even if a reply from before was taken in meanwhile.
+    pub(in crate::vfs) fn was_cut(&self, after: Option<&Attributes>) {
+        if let Some(file) = self.opened() {
+            file.lock().cut();
+        }
+        if let Some(after) = after {
+            self.with_attr(|attr| attr.cut(after.size));
+        }
     }
 
     /// What fstat(2) of a directory comes to that the server does not know any more: no

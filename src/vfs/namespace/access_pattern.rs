@@ -33,8 +33,8 @@ use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::reply::DirResult;
 use crate::nfs::proto::types::FileHandle;
 use crate::rpc::auth::Credential;
-use crate::vfs::dirs::handle::hash_name;
 use crate::vfs::inode::Inode;
+use crate::vfs::inode::dentry_cache::hash_name;
 use crate::vfs::inode::dentry_cache::{Dentry, Listed, Name};
 use crate::vfs::types::{Errno, FileKind, Ino, Stat};
 

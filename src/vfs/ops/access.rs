@@ -18,7 +18,7 @@ impl Vfs {
         mask: u32,
     ) -> Result<(), Errno> {
         let inode = self.namespace.inode(ino)?;
-        self.send_changes(&inode).await;
+        self.files.before_access(&inode).await;
         self.namespace.access(cred, &inode, mask).await
     }
 

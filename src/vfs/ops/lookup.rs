@@ -6,7 +6,7 @@ use crate::rpc::auth::Credential;
 use crate::telemetry::Cache;
 use crate::vfs::Vfs;
 use crate::vfs::namespace::names::{NAME_MAX, check_name};
-use crate::vfs::types::{Errno, Ino, Lookup};
+use crate::vfs::types::{Errno, FileKind, Ino, Lookup};
 
 impl Vfs {
     /// Answers a lookup from what is remembered, if that may be believed.
@@ -49,6 +49,37 @@ impl Vfs {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
         self.namespace.ask_for(cred, &dir, name).await
+    }
+
+    /// LOOKUP, whatever is known, of a file that thread `tid` is about to open so (`O_*`):
+    /// the answer stays true until its [`open_found`](Self::open_found).
+    pub async fn lookup_to_open(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        flags: i32,
+        tid: u32,
+    ) -> Result<Lookup, Errno> {
+        check_name(name)?;
+        let dir = self.namespace.inode(parent)?;
+        self.files.leave_older_walk(tid).await;
+        self.namespace.walk_again(&dir, name).await;
+        let opened = match self.files.may_keep() {
+            true => Box::pin(self.files.find_open(cred, &dir, name, flags, tid)).await,
+            false => Ok(None),
+        };
+        let found = match opened {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => self.namespace.ask_for(cred, &dir, name).await,
+            Err(errno) => Err(errno),
+        };
+        let file = match &found {
+            Ok(Lookup::Found(entry)) if entry.stat.kind == FileKind::Regular => Some(entry.ino),
+            _ => None,
+        };
+        self.namespace.walk_has_found(dir.ino, name, file);
+        found
     }
 
     /// Whether a lookup of this name, by who is about to make it, need not go to the

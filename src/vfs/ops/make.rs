@@ -136,7 +136,7 @@ impl Vfs {
         if inode.kind == FileKind::Directory {
             return Err(Errno(libc::EPERM));
         }
-        self.publish(&inode).await;
+        self.files.before_naming(&inode).await;
         let _changing = self.namespace.changing(&dir);
         let sent = Instant::now();
         let linked = self
