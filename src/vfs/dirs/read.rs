@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Dirs;
+use super::handle::DirHandle;
 use super::listing::Next;
 use super::offer::Telling;
 use crate::vfs::types::{DirEntry, DirSink, Errno, FileKind};
@@ -32,26 +33,12 @@ impl Dirs {
             .await
             .map_err(|_| Errno(libc::EBADF))?;
         handle.dir.names().lock().begin_reading();
-        let mut at = offset;
-        if at == 0 {
-            // rewinddir(3): what the directory holds now. Also before anything was read,
-            // for as much as this host has done since it was opened.
-            let changes = handle.dir.names().lock().tracker.begun();
-            let moved = changes != handle.changes.load(Ordering::Relaxed);
-            if moved || handle.begun.load(Ordering::Relaxed) {
-                Box::pin(self.begin(&handle)).await?;
-            }
-            handle.begun.store(true, Ordering::Relaxed);
+        if offset == 0 {
+            self.rewind(&handle).await?;
         }
+        let mut at = offset;
         while at < DOTS {
-            let name: &'static [u8] = if at == 0 { b"." } else { b".." };
-            let entry = DirEntry {
-                ino: handle.dir.attr.lock().stat().ino,
-                offset: at + 1,
-                kind: FileKind::Directory,
-                name,
-            };
-            if !sink.add(&entry) {
+            if !offer_dot(&handle, at, sink) {
                 return Ok(());
             }
             at += 1;
@@ -96,4 +83,27 @@ impl Dirs {
             at += 1;
         }
     }
+
+    /// rewinddir(3): what the directory holds now. Also before anything was read,
+    /// for as much as this host has done since it was opened.
+    async fn rewind(self: &Arc<Self>, handle: &Arc<DirHandle>) -> Result<(), Errno> {
+        let changes = handle.dir.names().lock().tracker.begun();
+        let moved = changes != handle.changes.load(Ordering::Relaxed);
+        if moved || handle.begun.load(Ordering::Relaxed) {
+            Box::pin(self.begin(handle)).await?;
+        }
+        handle.begun.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Offers the first name or the second, which no server lists; false if it did not fit.
+fn offer_dot(handle: &DirHandle, at: u64, sink: &mut dyn DirSink) -> bool {
+    let name: &'static [u8] = if at == 0 { b"." } else { b".." };
+    sink.add(&DirEntry {
+        ino: handle.dir.attr.lock().stat().ino,
+        offset: at + 1,
+        kind: FileKind::Directory,
+        name,
+    })
 }

@@ -186,4 +186,17 @@ impl Files {
             }
         }
     }
+
+    /// Waits until synchronous data are stable or have failed: the error that they were lost by,
+    /// if they were.
+    pub(in crate::vfs) async fn fate(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        drain: DrainTicket,
+        write: WriteTicket,
+    ) -> Option<Errno> {
+        self.wait_until(inode, |inner| inner.writeback().drained(&drain))
+            .await;
+        self.with_writeback(inode, |inner| inner.writeback_mut().fate(write))
+    }
 }

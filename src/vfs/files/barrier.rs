@@ -188,11 +188,7 @@ impl Files {
     }
 
     /// Waits until something of the file is so.
-    pub(in crate::vfs) async fn wait_until(
-        &self,
-        inode: &Arc<Inode>,
-        done: impl Fn(&FileInner) -> bool,
-    ) {
+    pub(super) async fn wait_until(&self, inode: &Arc<Inode>, done: impl Fn(&FileInner) -> bool) {
         self.file_state(inode)
             .when(|inner| done(inner).then_some(()))
             .await;

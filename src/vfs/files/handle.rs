@@ -23,26 +23,30 @@ use crate::vfs::writeback::errseq::Seen;
 /// One open(2).
 #[derive(Debug)]
 pub(in crate::vfs) struct OpenHandle {
+    /// What it is open on.
     pub(in crate::vfs) inode: Arc<Inode>,
+    /// Its open at the server, which it may share.
     pub(in crate::vfs) open: Arc<OpenState>,
     /// What this handle may do (OPEN4_SHARE_ACCESS_*).
     pub(in crate::vfs) access: u32,
     /// Write errors that this handle has told of.
-    pub(in crate::vfs) seen: Mutex<Seen>,
+    pub(super) seen: Mutex<Seen>,
     /// Those that a write(2) was told of. It may be the rest of one, whose beginning was
     /// accepted: then the kernel tells its caller how much that was, and no error. So
     /// fsync tells of it all the same.
-    pub(in crate::vfs) told_by_write: Mutex<Seen>,
+    pub(super) told_by_write: Mutex<Seen>,
     /// Those that a close(2) was told of, which leaves them to be told again.
-    pub(in crate::vfs) told_at_close: Mutex<Seen>,
-    pub(in crate::vfs) ahead: Arc<Ahead>,
+    pub(super) told_at_close: Mutex<Seen>,
+    /// What is read ahead for it.
+    pub(super) ahead: Arc<Ahead>,
     /// What is read through it comes from the kernel's pages, which ask nobody.
-    pub(in crate::vfs) reads_pages: bool,
+    pub(super) reads_pages: bool,
     /// Whether it was, and may be, locked through.
-    pub(in crate::vfs) locking: HandleLocking,
+    pub(super) locking: HandleLocking,
     /// The kernel was told to drop its pages, and has not used the handle yet.
-    pub(in crate::vfs) drops_pages: AtomicBool,
-    pub(in crate::vfs) opened_at: FileAt,
+    pub(super) drops_pages: AtomicBool,
+    /// The file as its open has seen it.
+    pub(super) opened_at: FileAt,
 }
 
 /// What an open with these flags (`O_*`) may do (OPEN4_SHARE_ACCESS_*).
@@ -111,8 +115,32 @@ impl Files {
         }
     }
 
-    /// A write error that neither a call nor a close of this handle has told of.
-    pub(in crate::vfs) fn untold_error(&self, handle: &OpenHandle) -> Option<Errno> {
+    /// The write error that close(2) of this handle has to tell of, which leaves it to be told
+    /// again: another descriptor may be open.
+    pub(in crate::vfs) fn tell_error_at_close(&self, handle: &OpenHandle) -> Result<(), Errno> {
+        let inner = self.file_state(&handle.inode).lock();
+        let errors = inner.writeback().errors();
+        *handle.told_at_close.lock() = errors.sample();
+        match errors.peek(&handle.seen.lock()) {
+            Some(errno) => Err(errno),
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody is left to be told of a write error that neither a call nor a close of this handle
+    /// has told of: it is logged.
+    pub(in crate::vfs) fn log_untold_error(&self, handle: &OpenHandle) {
+        if let Some(Errno(errno)) = self.untold_error(handle) {
+            let why = std::io::Error::from_raw_os_error(errno);
+            tracing::error!(
+                ino = handle.inode.ino,
+                "data written through a mapping after the last close were lost, and nobody \
+                 was left to be told: {why}"
+            );
+        }
+    }
+
+    fn untold_error(&self, handle: &OpenHandle) -> Option<Errno> {
         let inner = self.file_state(&handle.inode).lock();
         let errors = inner.writeback().errors();
         errors

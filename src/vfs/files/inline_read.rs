@@ -2,6 +2,7 @@
 //! ([`inline_read`](crate::vfs::file::inline_read)).
 
 use super::Files;
+use super::handle::OpenHandle;
 use crate::nfs::calls::InlineRead;
 use crate::nfs::proto::reply::ReadResult;
 use crate::vfs::file::inline_read::{FileVersion, InlineData, SMALL};
@@ -33,8 +34,15 @@ impl Files {
         Some((InlineRead { count, unless }, inner.version(attr.foreign())))
     }
 
+    /// The handle is gone: whether what came along with its OPEN was wanted counts for the next.
+    pub(in crate::vfs) fn count_inline_use(&self, handle: &OpenHandle) {
+        if let Some(used) = handle.ahead.beginning_used() {
+            self.file_state(&handle.inode).lock().inline_used(used);
+        }
+    }
+
     /// What came along with an OPEN, if the file still stands as it should.
-    pub(in crate::vfs) fn beginning(
+    pub(super) fn beginning(
         &self,
         now: FileVersion,
         came: Option<(ReadResult, FileVersion)>,

@@ -217,7 +217,7 @@ impl Files {
     }
 
     /// The state of a file, made at its first use.
-    pub(in crate::vfs) fn file_state<'a>(&self, inode: &'a Inode) -> &'a FileState {
+    pub(super) fn file_state<'a>(&self, inode: &'a Inode) -> &'a FileState {
         inode.file(|| FileState::new(&self.writeback, inode.attr.lock().foreign()))
     }
 

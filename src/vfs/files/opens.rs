@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::Files;
+use crate::nfs::calls::OpenedFile;
 use crate::nfs::state::OpenState;
 use crate::nfs::state::locks::LockState;
 use crate::rpc::auth::Credential;
@@ -88,5 +89,22 @@ impl Files {
         if let Some(silly) = silly {
             self.remove_silly(inode, silly).await;
         }
+    }
+
+    /// The file was opened by its name, and made if it was not there: `file.open` has one
+    /// user. Its maker's changes of attributes may wait, if it is new.
+    pub(in crate::vfs) fn created(&self, inode: &Inode, file: &OpenedFile) {
+        let mut inner = self.file_state(inode).lock();
+        inner.set_preserved(file.preserves_unlinked);
+        match file.is_new && !inner.is_open() {
+            true => inner.deferred_mut().made(file.attrs.uid),
+            false => inner.deferred_mut().publish(),
+        }
+        inner.add_open(&file.open);
+    }
+
+    /// Whether the server keeps the file until its last CLOSE, as an OPEN has said.
+    pub(in crate::vfs) fn set_preserved(&self, inode: &Inode, preserved: bool) {
+        self.file_state(inode).lock().set_preserved(preserved);
     }
 }

@@ -38,6 +38,29 @@ impl Files {
         self.restarts.load(Ordering::Relaxed)
     }
 
+    /// The bytes at `offset` from what came along with the OPEN, if nothing has come between.
+    pub(in crate::vfs) fn read_inline(
+        &self,
+        handle: &OpenHandle,
+        fh: u64,
+        offset: u64,
+        size: u32,
+    ) -> Option<Bytes> {
+        let mut inner = handle.inode.opened()?.lock();
+        if !inner.writeback().is_idle() || inner.locks().is_lost(fh) {
+            return None;
+        }
+        let epoch = inner.epoch(handle.inode.attr.lock().foreign());
+        let data = handle.ahead.read_beginning(epoch, offset, size.into())?;
+        inner.pages_read();
+        Some(data)
+    }
+
+    /// The kernel reads the file: it has pages of it from here on.
+    pub(in crate::vfs) fn kernel_reads(&self, handle: &OpenHandle) {
+        self.file_state(&handle.inode).lock().pages_read();
+    }
+
     /// READ, once what is pending of it is at the server.
     pub(in crate::vfs) async fn read_settled(
         self: &Arc<Self>,

@@ -177,6 +177,11 @@ impl Files {
         self.silly.ours.has(dir, name)
     }
 
+    /// A RENAME onto the file begins; to be ended by [`replaced`](Self::replaced).
+    pub(in crate::vfs) fn begin_replacing(&self, victim: &Inode) {
+        self.file_state(victim).lock().begin_replacing();
+    }
+
     /// A RENAME onto the file has come to its end.
     pub(in crate::vfs) async fn replaced(self: &Arc<Self>, victim: &Arc<Inode>) {
         self.file_state(victim).lock().end_replacing();

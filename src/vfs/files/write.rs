@@ -32,7 +32,7 @@ pub(super) fn now() -> std::time::Instant {
 
 impl Files {
     /// Changes the write-back of a file and accounts for what it holds.
-    pub(in crate::vfs) fn with_writeback<T>(
+    pub(super) fn with_writeback<T>(
         &self,
         inode: &Arc<Inode>,
         change: impl FnOnce(&mut FileInner) -> T,

@@ -17,13 +17,7 @@ impl Vfs {
         let handle = self.files.used_handle(fh)?;
         self.files.before_publishing(&handle.inode).await;
         self.files.closed_by(&handle.inode, lock_owner).await;
-        let inner = self.files.file_state(&handle.inode).lock();
-        let errors = inner.writeback().errors();
-        *handle.told_at_close.lock() = errors.sample();
-        match errors.peek(&handle.seen.lock()) {
-            Some(errno) => Err(errno),
-            None => Ok(()),
-        }
+        self.files.tell_error_at_close(&handle)
     }
 
     /// FSYNC: as FLUSH. Data and metadata are not told apart: the server is
@@ -60,18 +54,8 @@ impl Vfs {
         // its directory next has to wait for the hidden name.
         let _closing = self.files.closing_hidden(&handle.inode);
         self.files.before_release(&handle.inode).await;
-        if let Some(used) = handle.ahead.beginning_used() {
-            let file = self.files.file_state(&handle.inode);
-            file.lock().inline_used(used);
-        }
-        if let Some(Errno(errno)) = self.files.untold_error(&handle) {
-            let why = std::io::Error::from_raw_os_error(errno);
-            tracing::error!(
-                ino = handle.inode.ino,
-                "data written through a mapping after the last close were lost, and nobody \
-                 was left to be told: {why}"
-            );
-        }
+        self.files.count_inline_use(&handle);
+        self.files.log_untold_error(&handle);
         self.files.released(&handle, fh).await;
         self.files.leave(&handle.inode, &handle.open).await;
         Ok(())

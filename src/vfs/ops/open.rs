@@ -1,28 +1,24 @@
-//! Open files: OPEN, CLOSE and what lies between.
+//! open, create.
 //!
-//! Handles of one file opened by one identity share one open at the server
-//! ([`SharedOpen`]); its access grows with each of them, and it is closed when the
-//! last handle is released and what was locked with it is unlocked. Between the last release and the CLOSE the open is
-//! out of the table already, so a new handle starts a new one.
-//!
-//! close(2) is FLUSH: there every write is made stable and errors are told.
-//! RELEASE comes later and nobody waits for it.
+//! What handles share at the server is in `files::opens`; close(2) is in [`close`](super::close).
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use crate::nfs::NfsError;
-use crate::nfs::calls::{HowToOpen, PrePost};
+use crate::nfs::calls::{HowToOpen, InlineRead, OpenedHandle, PrePost};
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
+use crate::nfs::proto::reply::ReadResult;
 use crate::nfs::proto::status::Status;
 use crate::rpc::auth::Credential;
 use crate::vfs::Vfs;
+use crate::vfs::file::inline_read::FileVersion;
 use crate::vfs::files::handle::access_of;
 use crate::vfs::files::kept_open::KeptOpen;
-use crate::vfs::inode::Place;
-use crate::vfs::inode::attr;
+use crate::vfs::inode::attr::Seen;
 use crate::vfs::inode::dentry_cache::DentryTarget;
+use crate::vfs::inode::{Inode, Place};
 use crate::vfs::namespace::names::check_name;
 use crate::vfs::types::{Entry, Errno, FileKind, Ino, Opened};
 
@@ -134,36 +130,10 @@ impl Vfs {
         match opened {
             Ok(None) => {
                 self.files.leave(&inode, &open).await;
-                self.namespace.stranger_was_here();
-                // The place stays: who else has walked here by that name is to be
-                // told the same.
-                if let Some(Place { dir, name }) = place {
-                    self.namespace.forget_entry(dir.ino, &name);
-                    self.namespace.doubt(&dir);
-                }
-                // Upon which the kernel looks the name up, and opens that.
-                Err(Errno(libc::ESTALE))
+                Err(self.leads_elsewhere(place))
             }
             Ok(Some(opened)) => {
-                let file = self.files.file_state(&inode);
-                file.lock().set_preserved(opened.preserves_unlinked);
-                let mut came = None;
-                if truncate {
-                    let own = PrePost {
-                        before: None,
-                        after: Some(opened.attrs),
-                    };
-                    self.namespace.moved(&inode, &own, sent);
-                    inode.was_cut(own.after.as_ref());
-                } else {
-                    let seen = self.namespace.learn_at_open(&inode, &opened.attrs, sent);
-                    self.namespace.nothing_to_tell(inode.ino).await;
-                    let moved_on = u64::from(seen == attr::Seen::Foreign);
-                    came = opened
-                        .data
-                        .zip(inline)
-                        .map(|(data, (_, version))| (data, version.moved_on(moved_on)));
-                }
+                let came = self.opened_at(&inode, opened, inline, truncate, sent).await;
                 Ok(self.files.opened(&inode, open, (access, flags), came))
             }
             Err(error) => {
@@ -172,6 +142,46 @@ impl Vfs {
                 Err(errno)
             }
         }
+    }
+
+    /// The name that the file was found by does not lead to it any more.
+    fn leads_elsewhere(&self, place: Option<Place>) -> Errno {
+        self.namespace.stranger_was_here();
+        // The place stays: who else has walked here by that name is to be
+        // told the same.
+        if let Some(Place { dir, name }) = place {
+            self.namespace.forget_entry(dir.ino, &name);
+            self.namespace.doubt(&dir);
+        }
+        // Upon which the kernel looks the name up, and opens that.
+        Errno(libc::ESTALE)
+    }
+
+    /// Takes in what an OPEN has said of the file. Gives the data that came along with it, if
+    /// they were asked for by `inline`.
+    async fn opened_at(
+        &self,
+        inode: &Arc<Inode>,
+        opened: OpenedHandle,
+        inline: Option<(InlineRead, FileVersion)>,
+        truncate: bool,
+        sent: Instant,
+    ) -> Option<(ReadResult, FileVersion)> {
+        self.files.set_preserved(inode, opened.preserves_unlinked);
+        if truncate {
+            let own = PrePost {
+                before: None,
+                after: Some(opened.attrs),
+            };
+            self.namespace.moved(inode, &own, sent);
+            inode.was_cut(own.after.as_ref());
+            return None;
+        }
+        let seen = self.namespace.learn_at_open(inode, &opened.attrs, sent);
+        self.namespace.nothing_to_tell(inode.ino).await;
+        let moved_on = u64::from(seen == Seen::Foreign);
+        let (data, (_, version)) = opened.data.zip(inline)?;
+        Some((data, version.moved_on(moved_on)))
     }
 
     /// OPEN with creation: one round trip.
@@ -215,16 +225,7 @@ impl Vfs {
         let target = DentryTarget::Inode(Arc::clone(&inode));
         self.namespace.named(&dir, name, &file.dir, target, sent);
         self.namespace.nothing_to_tell(inode.ino).await;
-        let state = self.files.file_state(&inode);
-        {
-            let mut inner = state.lock();
-            inner.set_preserved(file.preserves_unlinked);
-            match file.is_new && !inner.is_open() {
-                true => inner.deferred_mut().made(file.attrs.uid),
-                false => inner.deferred_mut().publish(),
-            }
-            inner.add_open(&file.open);
-        }
+        self.files.created(&inode, &file);
         let entry = self.namespace.entry(&inode, &dir);
         let opened = self.files.opened(&inode, file.open, (access, flags), None);
         Ok((entry, opened))

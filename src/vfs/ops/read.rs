@@ -11,14 +11,7 @@ impl Vfs {
     /// READ, if it can be answered at once: from what came along with the OPEN.
     pub fn read_cached(&self, fh: u64, offset: u64, size: u32) -> Option<Bytes> {
         let handle = self.files.used_handle(fh).ok()?;
-        let mut inner = handle.inode.opened()?.lock();
-        if !inner.writeback().is_idle() || inner.locks().is_lost(fh) {
-            return None;
-        }
-        let epoch = inner.epoch(handle.inode.attr.lock().foreign());
-        let data = handle.ahead.read_beginning(epoch, offset, size.into())?;
-        inner.pages_read();
-        Some(data)
+        self.files.read_inline(&handle, fh, offset, size)
     }
 
     /// READ. Fewer bytes than asked for mean the end of the file.
@@ -34,8 +27,7 @@ impl Vfs {
         }
         let handle = self.files.used_handle(fh)?;
         self.files.check_locks(&handle, fh)?;
-        let file = self.files.file_state(&handle.inode);
-        file.lock().pages_read();
+        self.files.kernel_reads(&handle);
         loop {
             let restarts = self.files.restarts();
             let data = self

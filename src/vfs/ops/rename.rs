@@ -117,7 +117,7 @@ impl Vfs {
         match self.files.take_name(victim).await {
             Taking::Removing(removing) => Ok((Some(removing), None)),
             Taking::Hiding(hiding) => {
-                self.files.file_state(victim).lock().begin_replacing();
+                self.files.begin_replacing(victim);
                 let made = self.files.hide_beside(cred, to, new_name, victim).await;
                 drop(hiding);
                 if !matches!(made, Ok(Some(_))) {

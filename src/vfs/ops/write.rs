@@ -62,12 +62,7 @@ impl Vfs {
             self.files.misplaced(inode).await;
         }
         if let Some(ticket) = accepted.drain {
-            self.files
-                .wait_until(inode, |inner| inner.writeback().drained(&ticket))
-                .await;
-            let fate = self
-                .files
-                .with_writeback(inode, |inner| inner.writeback_mut().fate(accepted.write));
+            let fate = self.files.fate(inode, ticket, accepted.write).await;
             if let Some(errno) = fate {
                 return Err(errno);
             }
