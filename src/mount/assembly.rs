@@ -34,7 +34,7 @@ use crate::quoting;
 use crate::rpc::auth::Credential;
 use crate::rpc::{Channel, RpcError, Tolerance};
 use crate::telemetry::{Metrics, control, serve};
-use crate::vfs::inode::attr::Timeouts;
+use crate::vfs::Timeouts;
 use crate::vfs::types::{FileKind, MissingNames};
 use crate::vfs::{Vfs, VfsConfig};
 
@@ -406,7 +406,7 @@ pub async fn find_root(path: &str, client: &Arc<Client>) -> Result<(), Unwelcome
     let found = client.find_root(&cred, path.as_bytes()).await;
     found.map_err(Unwelcome::Root)?;
     let fs = client.fs();
-    if crate::vfs::inode::attr::kind_of(fs.root_attrs.kind) != FileKind::Directory {
+    if crate::vfs::kind_of(fs.root_attrs.kind) != FileKind::Directory {
         return Err(Unwelcome::NoDirectory);
     }
     let read = client.read_dir(&cred, &fs.root, 0, [0; 8], u32::MAX).await;

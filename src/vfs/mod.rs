@@ -35,15 +35,15 @@
 //! that it would make ([`crate::rpc::caller`]). What it must undo then, and what it
 //! does for others, it does *apart* from its caller.
 
-pub mod dirs;
-pub mod file;
-pub mod files;
-pub mod inode;
+mod dirs;
+mod file;
+mod files;
+mod inode;
 mod locks;
-pub mod namespace;
-pub mod ops;
+mod namespace;
+mod ops;
 pub mod types;
-pub mod writeback;
+mod writeback;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +52,7 @@ use tokio::time::Instant;
 
 use self::dirs::Dirs;
 use self::files::{Files, FilesConfig};
-use self::inode::attr::Timeouts;
+pub use self::inode::attr::{Timeouts, kind_of};
 pub use self::namespace::kernel_dentry::DentryState;
 use self::namespace::{Namespace, NamespaceConfig};
 use crate::nfs::Client;

@@ -16,10 +16,10 @@
 
 pub(in crate::vfs) mod ahead;
 pub(in crate::vfs) mod deferred_setattr;
-pub mod inline_read;
+pub(super) mod inline_read;
 pub(in crate::vfs) mod origin;
-pub mod pages;
-pub mod readahead;
+pub(super) mod pages;
+pub(super) mod readahead;
 pub(in crate::vfs) mod readahead_memory;
 pub(in crate::vfs) mod silly_name;
 pub(in crate::vfs) mod state;

@@ -13,11 +13,11 @@
 
 /// Counts what made cached data old: foreign changes of the file, and losses. A
 /// value that has moved since says that something came between.
-pub type Moves = u64;
+pub(in crate::vfs) type Moves = u64;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Pages {
+pub(in crate::vfs) struct Pages {
     /// The state that all pages are of, if there is one.
     of: Option<FileAt>,
 }
@@ -25,7 +25,7 @@ pub struct Pages {
 /// A file as an open has seen it. An open that had the pages dropped reports it
 /// once it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileAt {
+pub(in crate::vfs) struct FileAt {
     /// The change attribute.
     pub change: u64,
     /// The count that it belongs to.
@@ -35,14 +35,18 @@ pub struct FileAt {
 impl Pages {
     /// At open: whether the kernel may keep its pages, because `explained` says
     /// that every move of the file since they were read is our own.
-    pub fn open(&mut self, file: FileAt, explained: impl FnOnce(u64) -> bool) -> bool {
+    pub(in crate::vfs) fn open(
+        &mut self,
+        file: FileAt,
+        explained: impl FnOnce(u64) -> bool,
+    ) -> bool {
         let keep = self.are_of(file, explained);
         self.of = keep.then_some(file);
         keep
     }
 
     /// What [`Pages::open`] would say.
-    pub fn are_of(&self, file: FileAt, explained: impl FnOnce(u64) -> bool) -> bool {
+    pub(in crate::vfs) fn are_of(&self, file: FileAt, explained: impl FnOnce(u64) -> bool) -> bool {
         self.of.is_some_and(|pages| {
             pages.moves == file.moves && (pages.change == file.change || explained(pages.change))
         })
@@ -50,14 +54,14 @@ impl Pages {
 
     /// The kernel uses a handle whose open had the pages dropped; `moves` is the
     /// count by now.
-    pub fn used(&mut self, opened: FileAt, moves: Moves) {
+    pub(in crate::vfs) fn used(&mut self, opened: FileAt, moves: Moves) {
         if opened.moves == moves {
             self.of = Some(opened);
         }
     }
 
     /// The kernel may hold pages that nothing explains.
-    pub fn lost(&mut self) {
+    pub(in crate::vfs) fn lost(&mut self) {
         self.of = None;
     }
 }
@@ -65,7 +69,7 @@ impl Pages {
 /// Foreign changes of a file, looked at from time to time: once others have left it alone
 /// from one look to the next, what the kernel was told of its sizes has had its effect.
 #[derive(Debug)]
-pub struct LateCut {
+pub(in crate::vfs) struct LateCut {
     /// How many there were at the last look.
     looked: Moves,
     /// After how many this was said.
@@ -74,7 +78,7 @@ pub struct LateCut {
 
 impl LateCut {
     /// Those so far do not count.
-    pub fn since(foreign: Moves) -> Self {
+    pub(in crate::vfs) fn since(foreign: Moves) -> Self {
         Self {
             looked: foreign,
             said: foreign,
@@ -82,7 +86,7 @@ impl LateCut {
     }
 
     /// There have been some, and none since the last look. Said once.
-    pub fn look(&mut self, foreign: Moves) -> bool {
+    pub(in crate::vfs) fn look(&mut self, foreign: Moves) -> bool {
         let still = std::mem::replace(&mut self.looked, foreign) == foreign;
         still && std::mem::replace(&mut self.said, foreign) != foreign
     }

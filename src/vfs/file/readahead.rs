@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 
 /// The unit of read-ahead, in bytes, and its alignment. The largest FUSE read,
 /// so that a read of the kernel lies in one chunk.
-pub const CHUNK: u64 = 1 << 20;
+pub(in crate::vfs) const CHUNK: u64 = 1 << 20;
 
 /// How far from the end of a run a read may fall and still belong to it.
 const SLACK: u64 = CHUNK;
@@ -31,7 +31,7 @@ const START_READS: u32 = 3;
 
 /// Detects sequential reading on one open handle.
 #[derive(Debug)]
-pub struct Readahead {
+pub(in crate::vfs) struct Readahead {
     /// The largest window, bytes; 0 switches read-ahead off.
     max_window: u64,
     /// How far to be ahead of the reader. 0 after much random reading; kept
@@ -52,7 +52,7 @@ pub struct Readahead {
 
 impl Readahead {
     /// For a handle that has not been read. `max_window` is in bytes.
-    pub fn new(max_window: u64) -> Readahead {
+    pub(in crate::vfs) fn new(max_window: u64) -> Readahead {
         Readahead {
             max_window,
             window: 0,
@@ -70,7 +70,7 @@ impl Readahead {
     /// beside it, ascending. Each is aligned and [`CHUNK`] long; the last one
     /// may reach over the end of the file. No chunk is given that begins at or
     /// behind `file_size_hint`.
-    pub fn on_read(
+    pub(in crate::vfs) fn on_read(
         &mut self,
         offset: u64,
         len: u64,
@@ -100,13 +100,14 @@ impl Readahead {
     }
 
     /// The window in bytes: how far ahead of a sequential reader it fetches.
-    pub fn window(&self) -> u64 {
+    #[cfg(test)]
+    pub(in crate::vfs) fn window(&self) -> u64 {
         self.window
     }
 
     /// The chunks given out so far were dropped (the file has changed): they
     /// may be asked for again.
-    pub fn forget_asked(&mut self) {
+    pub(in crate::vfs) fn forget_asked(&mut self) {
         self.asked = 0;
     }
 
@@ -173,21 +174,21 @@ impl Readahead {
 
 /// Names one fetch from [`ChunkCache::want`] to the call that ends it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Fetch {
+pub(in crate::vfs) struct Fetch {
     id: u64,
     start: u64,
 }
 
 impl Fetch {
     /// The range to read.
-    pub fn range(&self) -> Range<u64> {
+    pub(in crate::vfs) fn range(&self) -> Range<u64> {
         self.start..self.start.saturating_add(CHUNK)
     }
 }
 
 /// Where the chunk of an offset is.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Chunk<'a, T> {
+pub(in crate::vfs) enum Chunk<'a, T> {
     /// Here; its data begin at the file offset `start`.
     Ready {
         /// The file offset of the first byte.
@@ -208,7 +209,7 @@ pub enum Chunk<'a, T> {
 /// of it was handed out (the kernel caches it from then on), when its place is
 /// needed and it was used least recently, or when the file changed.
 #[derive(Debug)]
-pub struct ChunkCache<T> {
+pub(in crate::vfs) struct ChunkCache<T> {
     limit: usize,
     slots: BTreeMap<u64, Slot<T>>,
     /// Fetches not ended yet, wanted or not.
@@ -229,7 +230,7 @@ struct Slot<T> {
 
 impl<T> ChunkCache<T> {
     /// An empty cache of at most `limit` chunks.
-    pub fn new(limit: usize) -> ChunkCache<T> {
+    pub(in crate::vfs) fn new(limit: usize) -> ChunkCache<T> {
         ChunkCache {
             limit,
             slots: BTreeMap::new(),
@@ -242,7 +243,7 @@ impl<T> ChunkCache<T> {
     /// given and end that with [`ChunkCache::arrived`] or
     /// [`ChunkCache::failed`]. `None` if the chunk is there already, or if all
     /// places are taken by fetches.
-    pub fn want(&mut self, offset: u64) -> Option<Fetch> {
+    pub(in crate::vfs) fn want(&mut self, offset: u64) -> Option<Fetch> {
         let start = offset / CHUNK * CHUNK;
         if self.slots.contains_key(&start) || self.fetching >= self.limit {
             return None;
@@ -269,7 +270,7 @@ impl<T> ChunkCache<T> {
 
     /// Ends a fetch. False if the chunk was dropped meanwhile: the data must
     /// not be used.
-    pub fn arrived(&mut self, fetch: Fetch, data: T) -> bool {
+    pub(in crate::vfs) fn arrived(&mut self, fetch: Fetch, data: T) -> bool {
         self.fetching = self.fetching.saturating_sub(1);
         match self.slots.get_mut(&fetch.start) {
             Some(slot) if slot.fetch == fetch.id => {
@@ -282,7 +283,7 @@ impl<T> ChunkCache<T> {
 
     /// Ends a fetch that brought nothing. Readers fetch for themselves then,
     /// and get the error themselves.
-    pub fn failed(&mut self, fetch: Fetch) {
+    pub(in crate::vfs) fn failed(&mut self, fetch: Fetch) {
         self.fetching = self.fetching.saturating_sub(1);
         if let Some(slot) = self.slots.get(&fetch.start)
             && slot.fetch == fetch.id
@@ -292,7 +293,7 @@ impl<T> ChunkCache<T> {
     }
 
     /// Where the byte at `offset` is.
-    pub fn lookup(&mut self, offset: u64) -> Chunk<'_, T> {
+    pub(in crate::vfs) fn lookup(&mut self, offset: u64) -> Chunk<'_, T> {
         let start = offset / CHUNK * CHUNK;
         self.tick += 1;
         match self.slots.get_mut(&start) {
@@ -309,7 +310,7 @@ impl<T> ChunkCache<T> {
 
     /// `len` bytes of the chunk of `offset` went to the reader. Gives the data
     /// back when that was all of it.
-    pub fn handed_out(&mut self, offset: u64, len: u64) -> Option<T> {
+    pub(in crate::vfs) fn handed_out(&mut self, offset: u64, len: u64) -> Option<T> {
         let start = offset / CHUNK * CHUNK;
         let slot = self.slots.get_mut(&start)?;
         slot.used = slot.used.saturating_add(len);
@@ -320,7 +321,7 @@ impl<T> ChunkCache<T> {
     }
 
     /// Drops what overlaps `range`, here or on its way: it was written to.
-    pub fn drop_range(&mut self, range: &Range<u64>) {
+    pub(in crate::vfs) fn drop_range(&mut self, range: &Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -336,17 +337,19 @@ impl<T> ChunkCache<T> {
     }
 
     /// Drops everything, here or on its way: the file has changed.
-    pub fn drop_all(&mut self) {
+    pub(in crate::vfs) fn drop_all(&mut self) {
         self.slots.clear();
     }
 
     /// Chunks here or on their way.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(in crate::vfs) fn len(&self) -> usize {
         self.slots.len()
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(in crate::vfs) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 

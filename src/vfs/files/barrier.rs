@@ -100,7 +100,7 @@ impl Files {
 
     /// A lock is about to be let go: what it was there to protect has ended, and others may go
     /// on by it, whichever file it is of.
-    pub(in crate::vfs) async fn before_unlock(self: &Arc<Self>, inode: &Arc<Inode>) {
+    pub(super) async fn before_unlock(self: &Arc<Self>, inode: &Arc<Inode>) {
         self.abandoned.ended().await;
         self.drain(inode).await;
         self.send_all_changes().await;
@@ -108,7 +108,7 @@ impl Files {
 
     /// Locks are about to go with a close, before which everything was made stable; but not
     /// what is at work without its caller.
-    pub(in crate::vfs) async fn before_unlock_at_close(self: &Arc<Self>, inode: &Arc<Inode>) {
+    pub(super) async fn before_unlock_at_close(self: &Arc<Self>, inode: &Arc<Inode>) {
         if self.abandoned.any() {
             self.abandoned.ended().await;
             self.drain(inode).await;
@@ -117,12 +117,7 @@ impl Files {
     }
 
     /// A range is about to be read at the server.
-    pub(in crate::vfs) async fn before_read(
-        self: &Arc<Self>,
-        inode: &Arc<Inode>,
-        offset: u64,
-        len: u64,
-    ) {
+    pub(super) async fn before_read(self: &Arc<Self>, inode: &Arc<Inode>, offset: u64, len: u64) {
         self.settle(inode, offset, len).await;
     }
 
@@ -133,7 +128,7 @@ impl Files {
 
     /// Synchronous data are about to be accepted: what is lost with them, if they are, must be
     /// theirs alone.
-    pub(in crate::vfs) async fn before_sync_write(
+    pub(super) async fn before_sync_write(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         offset: u64,

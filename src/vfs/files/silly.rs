@@ -37,7 +37,7 @@ use crate::vfs::types::{Errno, FileKind, Ino};
 
 /// The files that are kept out of sight.
 #[derive(Debug)]
-pub(crate) struct Silly {
+pub(in crate::vfs) struct Silly {
     /// Part of each hidden name, drawn when the mount begins. Process ids tell nobody apart:
     /// in containers every host's daemon may have the same.
     mount: u64,

@@ -56,7 +56,7 @@ const EXPLAINED: usize = 8;
 
 /// What is known of an inode.
 #[derive(Debug)]
-pub struct AttrState {
+pub(in crate::vfs) struct AttrState {
     stat: Stat,
     /// The size at the server, as far as it has told; `stat` counts what is on
     /// its way as well.
@@ -116,7 +116,7 @@ enum Life {
 
 /// What taking in a reply came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub(in crate::vfs) enum Seen {
     /// Nothing that was cached is old.
     Same,
     /// The reply may be from before what is known, and was dropped.
@@ -127,7 +127,12 @@ pub enum Seen {
 
 impl AttrState {
     /// From a first reply.
-    pub fn new(ino: Ino, attrs: &Attributes, sent: Instant, timeouts: &Timeouts) -> Self {
+    pub(in crate::vfs) fn new(
+        ino: Ino,
+        attrs: &Attributes,
+        sent: Instant,
+        timeouts: &Timeouts,
+    ) -> Self {
         let stat = to_stat(ino, attrs);
         let (min, _) = timeouts.range(stat.kind);
         Self {
@@ -148,44 +153,44 @@ impl AttrState {
     }
 
     /// The attributes, and whatever their age.
-    pub fn stat(&self) -> &Stat {
+    pub(in crate::vfs) fn stat(&self) -> &Stat {
         &self.stat
     }
 
     /// The size of what the server has of a file.
-    pub fn server_size(&self) -> u64 {
+    pub(in crate::vfs) fn server_size(&self) -> u64 {
         self.server_size
     }
 
     /// Somebody else has cut the file, and the kernel may not know it.
-    pub fn may_seem_longer(&self) -> bool {
+    pub(in crate::vfs) fn may_seem_longer(&self) -> bool {
         self.largest > self.stat.size
     }
 
     /// A change of ours was answered after `sent`: what a request sent then has
     /// learned may be from before it.
-    pub fn overtook(&self, sent: Instant) -> bool {
+    pub(in crate::vfs) fn overtook(&self, sent: Instant) -> bool {
         sent < self.changed
     }
 
     /// The change attribute.
-    pub fn change(&self) -> u64 {
+    pub(in crate::vfs) fn change(&self) -> u64 {
         self.change
     }
 
     /// How many changes by others were seen: what was cached under another
     /// count is old.
-    pub fn foreign(&self) -> Moves {
+    pub(in crate::vfs) fn foreign(&self) -> Moves {
         self.foreign
     }
 
     /// What was cached under this value of the change attribute is good.
-    pub fn explains(&self, change: u64) -> bool {
+    pub(in crate::vfs) fn explains(&self, change: u64) -> bool {
         self.explained.contains(&change)
     }
 
     /// How long the attributes may still be believed; zero: ask again.
-    pub fn ttl(&self, now: Instant) -> Duration {
+    pub(in crate::vfs) fn ttl(&self, now: Instant) -> Duration {
         if self.life == Life::Over {
             return self.timeout();
         }
@@ -196,17 +201,17 @@ impl AttrState {
     }
 
     /// For how long a confirmation of the change attribute is good.
-    pub fn timeout(&self) -> Duration {
+    pub(in crate::vfs) fn timeout(&self) -> Duration {
         self.timeout.into()
     }
 
     /// The attributes are to be asked for again.
-    pub fn expire(&mut self) {
+    pub(in crate::vfs) fn expire(&mut self) {
         self.expired = true;
     }
 
     /// Takes in what a request sent at `sent` and answered at `now` learned.
-    pub fn learn(
+    pub(in crate::vfs) fn learn(
         &mut self,
         attrs: &Attributes,
         sent: Instant,
@@ -253,7 +258,7 @@ impl AttrState {
     /// As [`AttrState::learn`], for what an OPEN or a LOCK brought: nothing older
     /// may be seen afterwards. A reply that is late may be the only one to know
     /// of somebody else's close before it.
-    pub fn learn_at_open(
+    pub(in crate::vfs) fn learn_at_open(
         &mut self,
         attrs: &Attributes,
         sent: Instant,
@@ -270,7 +275,7 @@ impl AttrState {
     }
 
     /// Takes in what our own change came to, answered at `now`.
-    pub fn moved(
+    pub(in crate::vfs) fn moved(
         &mut self,
         moved: &PrePost,
         sent: Instant,
@@ -318,7 +323,7 @@ impl AttrState {
 
     /// What this host has set and the server does not know yet. Everybody here
     /// sees it at once.
-    pub fn overlay(&mut self, set: &SetAttr, ctime: Timestamp) {
+    pub(in crate::vfs) fn overlay(&mut self, set: &SetAttr, ctime: Timestamp) {
         let time = |at: SetTime| match at {
             SetTime::At(at) => at,
             SetTime::Now => ctime,
@@ -335,33 +340,33 @@ impl AttrState {
     }
 
     /// We have written up to `end`, and the server will have it.
-    pub fn grow(&mut self, end: u64) {
+    pub(in crate::vfs) fn grow(&mut self, end: u64) {
         self.stat.size = self.stat.size.max(end);
         self.largest = self.largest.max(end);
     }
 
     /// We have set the size, and nothing was on its way.
-    pub fn cut(&mut self, size: u64) {
+    pub(in crate::vfs) fn cut(&mut self, size: u64) {
         self.stat.size = size;
         self.server_size = size;
         self.largest = size;
     }
 
     /// A name of the object is gone (or kept out of sight).
-    pub fn unlinked(&mut self) {
+    pub(in crate::vfs) fn unlinked(&mut self) {
         self.stat.nlink = self.stat.nlink.saturating_sub(1);
     }
 
     /// We have removed a directory by a name that was known to lead here: most likely it was
     /// this one.
-    pub fn may_be_over(&mut self) {
+    pub(in crate::vfs) fn may_be_over(&mut self) {
         self.life = Life::Unsure;
         self.expired = true;
     }
 
     /// The server does not know the object any more. True if that is by our own doing: then
     /// what was known of it last, without a link, is shown to who has it open.
-    pub fn ends(&mut self) -> bool {
+    pub(in crate::vfs) fn ends(&mut self) -> bool {
         if self.life == Life::Unsure {
             self.life = Life::Over;
             self.stat.nlink = 0;
@@ -370,18 +375,18 @@ impl AttrState {
     }
 
     /// See [`AttrState::ends`].
-    pub fn is_over(&self) -> bool {
+    pub(in crate::vfs) fn is_over(&self) -> bool {
         self.life == Life::Over
     }
 
     /// One of the object's names is hidden, and none for programs; or it is no more.
-    pub fn hide_name(&mut self, hidden: bool) {
+    pub(in crate::vfs) fn hide_name(&mut self, hidden: bool) {
         self.hidden = hidden;
     }
 
     /// A name of the object was hidden or has gone, and nothing was said of its attributes:
     /// what was asked for before `now` does not tell which names it has counted.
-    pub fn names_changed(&mut self, now: Instant) {
+    pub(in crate::vfs) fn names_changed(&mut self, now: Instant) {
         self.changed = now;
         self.expired = true;
     }

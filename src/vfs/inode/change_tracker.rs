@@ -36,7 +36,7 @@ const MOST_ASIDE: usize = 64;
 
 /// What an observation came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(in crate::vfs) enum Verdict {
     /// What is known stays good.
     Same,
     /// Perhaps; a change of ours that is under way will tell.
@@ -70,7 +70,7 @@ struct Aside {
 
 /// See the module.
 #[derive(Debug)]
-pub struct ChangeTracker {
+pub(in crate::vfs) struct ChangeTracker {
     span: Option<Span>,
     /// When the request left that confirmed the chain last.
     confirmed: Instant,
@@ -93,7 +93,7 @@ pub struct ChangeTracker {
 
 impl ChangeTracker {
     /// Nothing is known.
-    pub fn new(now: Instant) -> Self {
+    pub(in crate::vfs) fn new(now: Instant) -> Self {
         Self {
             span: None,
             confirmed: now,
@@ -109,14 +109,14 @@ impl ChangeTracker {
     }
 
     /// The value of the change attribute is explained.
-    pub fn explains(&self, change: u64) -> bool {
+    pub(in crate::vfs) fn explains(&self, change: u64) -> bool {
         self.span.is_some_and(|span| span.holds(change))
     }
 
     /// What a request sent then saw of a name, while the directory was at that
     /// change, is true now; with `None`, what a change of ours has just made of
     /// it is.
-    pub fn takes(&self, seen: Option<(u64, Instant)>) -> bool {
+    pub(in crate::vfs) fn takes(&self, seen: Option<(u64, Instant)>) -> bool {
         match seen {
             None => self.span.is_some(),
             // A change of ours may have overtaken it.
@@ -127,34 +127,39 @@ impl ChangeTracker {
     }
 
     /// When the request left that confirmed the chain last.
-    pub fn confirmed(&self) -> Instant {
+    pub(in crate::vfs) fn confirmed(&self) -> Instant {
         self.confirmed
     }
 
     /// No change of ours is under way. Together with an unmoved
     /// [`steps`](Self::steps): none has been meanwhile.
-    pub fn is_quiet(&self) -> bool {
+    pub(in crate::vfs) fn is_quiet(&self) -> bool {
         self.under_way.is_empty()
     }
 
     /// Changes begun so far.
-    pub fn begun(&self) -> u64 {
+    pub(in crate::vfs) fn begun(&self) -> u64 {
         self.begun
     }
 
     /// One of the first `begun` changes is still under way.
-    pub fn has_under_way(&self, begun: u64) -> bool {
+    pub(in crate::vfs) fn has_under_way(&self, begun: u64) -> bool {
         self.under_way.first().is_some_and(|first| *first <= begun)
     }
 
     /// See [`is_quiet`](Self::is_quiet).
-    pub fn steps(&self) -> u64 {
+    pub(in crate::vfs) fn steps(&self) -> u64 {
         self.steps
     }
 
     /// How long what is known may be believed, if a confirmation is good for
     /// `timeout`, and anything for `longest` at most.
-    pub fn good_for(&self, now: Instant, timeout: Duration, longest: Duration) -> Duration {
+    pub(in crate::vfs) fn good_for(
+        &self,
+        now: Instant,
+        timeout: Duration,
+        longest: Duration,
+    ) -> Duration {
         if self.span.is_none() || !self.aside.is_empty() {
             return Duration::ZERO;
         }
@@ -166,17 +171,17 @@ impl ChangeTracker {
     }
 
     /// The chain has no pair in it that is not atomic: nobody else's change hides in it.
-    pub fn is_sure(&self) -> bool {
+    pub(in crate::vfs) fn is_sure(&self) -> bool {
         self.span.is_some() && self.loose.is_none()
     }
 
     /// The chain has a pair in it that is not atomic, for longer than that.
-    pub fn is_worn_out(&self, now: Instant, longest: Duration) -> bool {
+    pub(in crate::vfs) fn is_worn_out(&self, now: Instant, longest: Duration) -> bool {
         self.loose.is_some_and(|loose| now >= loose + longest)
     }
 
     /// Everything was learned anew at this value, by a request sent then.
-    pub fn start(&mut self, change: u64, sent: Instant, atomic: bool) {
+    pub(in crate::vfs) fn start(&mut self, change: u64, sent: Instant, atomic: bool) {
         self.span = Some(Span {
             from: change,
             to: change,
@@ -187,7 +192,7 @@ impl ChangeTracker {
     }
 
     /// Nothing is known any more.
-    pub fn break_off(&mut self) {
+    pub(in crate::vfs) fn break_off(&mut self) {
         self.span = None;
         self.blind = self.heard;
         self.loose = None;
@@ -196,7 +201,7 @@ impl ChangeTracker {
 
     /// A change of ours is about to be sent. Its number is to be given back to
     /// [`end`](Self::end).
-    pub fn begin(&mut self) -> u64 {
+    pub(in crate::vfs) fn begin(&mut self) -> u64 {
         self.begun += 1;
         self.steps += 1;
         self.under_way.push(self.begun);
@@ -204,7 +209,7 @@ impl ChangeTracker {
     }
 
     /// The change was answered, and what it said was taken in.
-    pub fn end(&mut self, number: u64) -> Verdict {
+    pub(in crate::vfs) fn end(&mut self, number: u64) -> Verdict {
         self.steps += 1;
         self.under_way.retain(|other| *other != number);
         let oldest = self.under_way.first().copied().unwrap_or(u64::MAX);
@@ -216,7 +221,7 @@ impl ChangeTracker {
     }
 
     /// A request sent at `sent` and answered at `now` saw this value.
-    pub fn observed(&mut self, change: u64, sent: Instant, now: Instant) -> Verdict {
+    pub(in crate::vfs) fn observed(&mut self, change: u64, sent: Instant, now: Instant) -> Verdict {
         let seen = Aside {
             before: change,
             after: change,
@@ -228,12 +233,12 @@ impl ChangeTracker {
     }
 
     /// A change of ours was answered at `now`.
-    pub fn answered(&mut self, now: Instant) {
+    pub(in crate::vfs) fn answered(&mut self, now: Instant) {
         self.changed = Some(now);
     }
 
     /// A change of ours, sent at `sent`, came to this pair, which was told at `now`.
-    pub fn moved(
+    pub(in crate::vfs) fn moved(
         &mut self,
         (before, after): (u64, u64),
         atomic: bool,

@@ -37,14 +37,14 @@ use crate::rpc::auth::Credential;
 use crate::vfs::types::{Ino, MissingNames};
 
 /// A name, shared by all that keep it.
-pub type Name = Arc<[u8]>;
+pub(in crate::vfs) type Name = Arc<[u8]>;
 
 /// Names of a directory and where they lead, in the order of its listing.
-pub type Listed = Vec<(Name, Arc<Inode>)>;
+pub(in crate::vfs) type Listed = Vec<(Name, Arc<Inode>)>;
 
 /// Where a name leads.
 #[derive(Clone, Debug)]
-pub enum DentryTarget {
+pub(in crate::vfs) enum DentryTarget {
     /// To this inode.
     Inode(Arc<Inode>),
     /// Nowhere.
@@ -53,7 +53,7 @@ pub enum DentryTarget {
 
 /// What the names say about one.
 #[derive(Clone, Debug)]
-pub enum Dentry {
+pub(in crate::vfs) enum Dentry {
     /// It leads to this inode.
     Positive(Arc<Inode>),
     /// It is missing: that was asked for, or we have removed it.
@@ -75,7 +75,7 @@ type Map = IndexMap<Name, DentryTarget>;
 
 /// What is known of a directory's names. Owned by its lock in the inode.
 #[derive(Debug)]
-pub struct Names {
+pub(in crate::vfs) struct Names {
     pub(in crate::vfs) tracker: ChangeTracker,
     map: Map,
     /// What the names in `map` count for, see [`count_of`].
@@ -131,7 +131,12 @@ impl Default for Names {
 impl Names {
     /// How long the names may be believed; zero: not at all. `timeout` and
     /// `longest` as in [`ChangeTracker::good_for`].
-    pub fn good_for(&mut self, now: Instant, timeout: Duration, longest: Duration) -> Duration {
+    pub(in crate::vfs) fn good_for(
+        &mut self,
+        now: Instant,
+        timeout: Duration,
+        longest: Duration,
+    ) -> Duration {
         if self.tracker.is_worn_out(now, longest) {
             self.tracker.break_off();
             self.clear();
@@ -140,7 +145,7 @@ impl Names {
     }
 
     /// What is known of a name, whether or not it may be believed.
-    pub fn get(&self, name: &[u8]) -> Dentry {
+    pub(in crate::vfs) fn get(&self, name: &[u8]) -> Dentry {
         match self.map.get(name) {
             Some(DentryTarget::Inode(inode)) => Dentry::Positive(Arc::clone(inode)),
             Some(DentryTarget::Negative) => Dentry::Negative,
@@ -150,34 +155,34 @@ impl Names {
     }
 
     /// The name as it is kept here.
-    pub fn key(&self, name: &[u8]) -> Option<Name> {
+    pub(in crate::vfs) fn key(&self, name: &[u8]) -> Option<Name> {
         self.map.get_key_value(name).map(|(key, _)| Arc::clone(key))
     }
 
     /// Number of names.
-    pub fn count(&self) -> usize {
+    pub(in crate::vfs) fn count(&self) -> usize {
         self.map.len()
     }
 
     /// All names are known.
-    pub fn is_complete(&self) -> bool {
+    pub(in crate::vfs) fn is_complete(&self) -> bool {
         self.complete.is_some()
     }
 
     /// All names are known, as this user may see them.
-    pub fn is_complete_for(&self, cred: &Credential) -> bool {
+    pub(in crate::vfs) fn is_complete_for(&self, cred: &Credential) -> bool {
         self.complete.as_ref().is_some_and(|by| **by == *cred)
     }
 
     /// The same, and no change of another host can hide behind one of ours: a
     /// confirmation of the directory confirms its names.
-    pub fn are_sure_for(&self, cred: &Credential) -> bool {
+    pub(in crate::vfs) fn are_sure_for(&self, cred: &Credential) -> bool {
         self.tracker.is_sure() && self.is_complete_for(cred)
     }
 
     /// The names that lead somewhere, in the order of the listing, and after
     /// how many edits that is.
-    pub fn listing(&self) -> (Listed, u64) {
+    pub(in crate::vfs) fn listing(&self) -> (Listed, u64) {
         let names = self.map.iter().filter_map(|(name, target)| match target {
             DentryTarget::Inode(inode) => Some((Arc::clone(name), Arc::clone(inode))),
             DentryTarget::Negative => None,
@@ -186,7 +191,7 @@ impl Names {
     }
 
     /// The inodes that names which begin with this one lead to.
-    pub fn beginning_with(&self, name: &[u8]) -> Vec<Arc<Inode>> {
+    pub(in crate::vfs) fn beginning_with(&self, name: &[u8]) -> Vec<Arc<Inode>> {
         let begins = self.map.iter().filter(|(other, _)| other.starts_with(name));
         let inodes = begins.filter_map(|(_, target)| match target {
             DentryTarget::Inode(inode) => Some(Arc::clone(inode)),
@@ -196,7 +201,10 @@ impl Names {
     }
 
     /// The inodes that names from this one on lead to, and then those before.
-    pub fn around<'a>(&'a self, name: &[u8]) -> impl Iterator<Item = &'a Arc<Inode>> {
+    pub(in crate::vfs) fn around<'a>(
+        &'a self,
+        name: &[u8],
+    ) -> impl Iterator<Item = &'a Arc<Inode>> {
         let at = self.map.get_index_of(name).unwrap_or(0);
         let (before, after) = self.map.as_slice().split_at(at.min(self.map.len()));
         after
@@ -218,7 +226,7 @@ impl Names {
 
     /// The directory was listed whole by requests the last of which was sent
     /// at `sent`, and has not moved meanwhile.
-    pub fn complete(&mut self, names: Listed, by: &Arc<Credential>, sent: Instant) {
+    pub(in crate::vfs) fn complete(&mut self, names: Listed, by: &Arc<Credential>, sent: Instant) {
         let found = |map: &Map| {
             let targets = map.values();
             targets
@@ -244,12 +252,12 @@ impl Names {
     }
 
     /// It was fetched whole, and asked for since then.
-    pub fn was_fetched_since(&self, asked: Instant) -> bool {
+    pub(in crate::vfs) fn was_fetched_since(&self, asked: Instant) -> bool {
         self.complete.is_some() && self.fetched.is_some_and(|fetched| fetched >= asked)
     }
 
     /// A name was seen to lead there.
-    pub fn put(&mut self, name: Name, target: DentryTarget) {
+    pub(in crate::vfs) fn put(&mut self, name: Name, target: DentryTarget) {
         match (&target, self.map.get(&name)) {
             (DentryTarget::Inode(new), Some(DentryTarget::Inode(old))) if Arc::ptr_eq(new, old) => {
                 return;
@@ -266,7 +274,7 @@ impl Names {
 
     /// The server has just listed all names, and this one is not among them: it
     /// is missing, as if it had been asked for. False if that is true no more.
-    pub fn record_negative(&mut self, name: &[u8]) -> bool {
+    pub(in crate::vfs) fn record_negative(&mut self, name: &[u8]) -> bool {
         let absent = matches!(self.get(name), Dentry::NotListed);
         if absent {
             self.put(name.into(), DentryTarget::Negative);
@@ -275,7 +283,7 @@ impl Names {
     }
 
     /// The name leads nowhere, which is not remembered.
-    pub fn remove(&mut self, name: &[u8]) {
+    pub(in crate::vfs) fn remove(&mut self, name: &[u8]) {
         if self.take_out(name) {
             self.edits += 1;
         }
@@ -290,14 +298,14 @@ impl Names {
     }
 
     /// Nothing is known of the name any more.
-    pub fn forget(&mut self, name: &[u8]) {
+    pub(in crate::vfs) fn forget(&mut self, name: &[u8]) {
         self.edits += 1;
         self.complete = None;
         self.take_out(name);
     }
 
     /// Nothing is known of any name.
-    pub fn clear(&mut self) {
+    pub(in crate::vfs) fn clear(&mut self) {
         self.edits += 1;
         self.complete = None;
         // Gives the memory back as well.
@@ -306,13 +314,18 @@ impl Names {
     }
 
     /// Takes in that the directory was seen at `change`.
-    pub fn observed(&mut self, change: u64, sent: Instant, now: Instant) -> Verdict {
+    pub(in crate::vfs) fn observed(&mut self, change: u64, sent: Instant, now: Instant) -> Verdict {
         let heard = self.tracker.observed(change, sent, now);
         self.heed(heard)
     }
 
     /// Takes in what a change of ours came to.
-    pub fn moved(&mut self, moved: &DirChange, sent: Instant, now: Instant) -> Verdict {
+    pub(in crate::vfs) fn moved(
+        &mut self,
+        moved: &DirChange,
+        sent: Instant,
+        now: Instant,
+    ) -> Verdict {
         self.tracker.answered(now);
         let after = moved.seen.after.as_ref().map(|after| after.change);
         let heard = match (moved.atomic, moved.seen.before, after) {
@@ -336,7 +349,7 @@ impl Names {
     }
 
     /// A change of ours has ended.
-    pub fn ended(&mut self, number: u64) -> Verdict {
+    pub(in crate::vfs) fn ended(&mut self, number: u64) -> Verdict {
         let heard = self.tracker.end(number);
         self.heed(heard)
     }
@@ -349,51 +362,51 @@ impl Names {
     }
 
     /// The server contradicts what is known here.
-    pub fn doubt(&mut self) {
+    pub(in crate::vfs) fn doubt(&mut self) {
         self.tracker.break_off();
         self.clear();
     }
 
     /// Something of the directory was asked for and is not known. Says how many
     /// different things in a row that were, with little time between them.
-    pub fn missed(&mut self, now: Instant, what: u64) -> u32 {
+    pub(in crate::vfs) fn missed(&mut self, now: Instant, what: u64) -> u32 {
         in_a_row(&mut self.missed, now, what)
     }
 
     /// The directory may be fetched whole.
-    pub fn may_be_fetched(&self, now: Instant) -> bool {
+    pub(in crate::vfs) fn may_be_fetched(&self, now: Instant) -> bool {
         self.left_alone.is_none_or(|until| now >= until)
     }
 
     /// It is too large to be fetched whole, or may not be listed.
-    pub fn leave_alone(&mut self, now: Instant) {
+    pub(in crate::vfs) fn leave_alone(&mut self, now: Instant) {
         self.left_alone = Some(now + LEFT_ALONE);
     }
 
     /// It, or a directory in it, is opened. True if one was a short while ago.
-    pub fn visit(&mut self, now: Instant) -> bool {
+    pub(in crate::vfs) fn visit(&mut self, now: Instant) -> bool {
         let before = self.visited.replace(now);
         before.is_some_and(|before| now < before + SOON)
     }
 
     /// It was confirmed for thread `by`, which is expected to open it.
-    pub fn expect(&mut self, sent: Instant, by: u32) {
+    pub(in crate::vfs) fn expect(&mut self, sent: Instant, by: u32) {
         self.expected = Some((sent, by));
     }
 
     /// It was confirmed so, not longer than `window` ago, and was not opened since.
-    pub fn is_expected(&self, now: Instant, window: Duration) -> bool {
+    pub(in crate::vfs) fn is_expected(&self, now: Instant, window: Duration) -> bool {
         self.expected.is_some_and(|(sent, _)| now < sent + window)
     }
 
     /// When it was confirmed for thread `by`, if it was.
-    pub fn expected_by(&self, by: u32) -> Option<Instant> {
+    pub(in crate::vfs) fn expected_by(&self, by: u32) -> Option<Instant> {
         let expected = self.expected.filter(|(_, whom)| *whom == by);
         expected.map(|(sent, _)| sent)
     }
 
     /// See [`expect`](Self::expect); says it once.
-    pub fn take_expected(&mut self) -> Option<(Instant, u32)> {
+    pub(in crate::vfs) fn take_expected(&mut self) -> Option<(Instant, u32)> {
         self.expected.take()
     }
 
@@ -403,7 +416,7 @@ impl Names {
     ///
     /// What the kernel keeps is put together from what handles read. Only what
     /// all of them read alike can be kept for the next one.
-    pub fn begin_listing(&mut self, edits: Option<u64>) -> bool {
+    pub(in crate::vfs) fn begin_listing(&mut self, edits: Option<u64>) -> bool {
         let alone = self.listers == 0;
         self.listers += 1;
         let mine = edits.filter(|edits| *edits == self.edits);
@@ -415,23 +428,23 @@ impl Names {
     }
 
     /// A handle is closed.
-    pub fn end_listing(&mut self) {
+    pub(in crate::vfs) fn end_listing(&mut self) {
         self.listers -= 1;
     }
 
     /// A handle reads the listing.
-    pub fn begin_reading(&mut self) {
+    pub(in crate::vfs) fn begin_reading(&mut self) {
         self.listed = Some(self.tracker.begun());
     }
 
     /// It was listed, and closed, and nothing of this host's has changed it since: who asks
     /// for its attributes has not been told them after that.
-    pub fn was_listed(&self) -> bool {
+    pub(in crate::vfs) fn was_listed(&self) -> bool {
         self.listers == 0 && self.listed == Some(self.tracker.begun())
     }
 
     /// Its attributes are asked for.
-    pub fn is_looked_at(&mut self) {
+    pub(in crate::vfs) fn is_looked_at(&mut self) {
         self.listed = None;
     }
 
@@ -477,7 +490,7 @@ fn in_a_row(row: &mut Option<(Instant, u64, u32)>, now: Instant, what: u64) -> u
 }
 
 /// The account of all names.
-pub struct DentryCache {
+pub(in crate::vfs) struct DentryCache {
     dirs: Cache<Ino, Arc<Inode>>,
     most: usize,
     missing: MissingNames,
@@ -489,7 +502,7 @@ pub struct DentryCache {
 impl DentryCache {
     /// A cache of at most `most` names (fewer, if they are long): of those that exist, and of
     /// those that do not as `missing` says.
-    pub fn new(most: u64, missing: MissingNames) -> Self {
+    pub(in crate::vfs) fn new(most: u64, missing: MissingNames) -> Self {
         let dirs = Cache::builder()
             .max_capacity(most)
             // A directory in use must not be turned away because others were
@@ -517,18 +530,18 @@ impl DentryCache {
     }
 
     /// Names are remembered.
-    pub fn is_on(&self) -> bool {
+    pub(in crate::vfs) fn is_on(&self) -> bool {
         self.most > 0
     }
 
     /// Missing names are remembered too.
-    pub fn has_missing(&self) -> bool {
+    pub(in crate::vfs) fn has_missing(&self) -> bool {
         self.missing != MissingNames::None
     }
 
     /// Whether a name is missing by this answer, of a directory that was `confirmed` by a
     /// request sent then.
-    pub fn says_missing(&self, answer: &Dentry, confirmed: Instant) -> bool {
+    pub(in crate::vfs) fn says_missing(&self, answer: &Dentry, confirmed: Instant) -> bool {
         let known = match (answer, self.missing) {
             (Dentry::Negative, missing) => missing != MissingNames::None,
             (Dentry::NotListed, missing) => missing == MissingNames::AllOthers,
@@ -541,17 +554,17 @@ impl DentryCache {
     /// has not done it: whoever it was may have made other names in its place, so what was
     /// missing before is asked for once more. (`git gc` elsewhere takes `refs/heads/x`
     /// away and makes `packed-refs`.)
-    pub fn stranger_was_here(&self) {
+    pub(in crate::vfs) fn stranger_was_here(&self) {
         *self.stranger.lock() = Some(Instant::now());
     }
 
     /// A directory with more names is not kept.
-    pub fn most_of_one(&self) -> usize {
+    pub(in crate::vfs) fn most_of_one(&self) -> usize {
         self.most / 4
     }
 
     /// The directory's names were used or have changed.
-    pub fn used(&self, dir: &Arc<Inode>) {
+    pub(in crate::vfs) fn used(&self, dir: &Arc<Inode>) {
         let (misjudged, too_many) = {
             let mut names = dir.names().lock();
             let too_many = names.counts > self.most_of_one();
@@ -577,12 +590,12 @@ impl DentryCache {
     }
 
     /// An inode of a directory that has names here.
-    pub fn dir(&self, ino: Ino) -> Option<Arc<Inode>> {
+    pub(in crate::vfs) fn dir(&self, ino: Ino) -> Option<Arc<Inode>> {
         self.dirs.get(&ino)
     }
 
     /// An inode that a name here leads to, or that has names here. Looks at all of them.
-    pub fn find(&self, ino: Ino) -> Option<Arc<Inode>> {
+    pub(in crate::vfs) fn find(&self, ino: Ino) -> Option<Arc<Inode>> {
         self.dir(ino).or_else(|| {
             let mut dirs = self.dirs.iter();
             dirs.find_map(|(_, dir)| dir.names().lock().target(ino))
@@ -590,13 +603,8 @@ impl DentryCache {
     }
 
     /// The directory is gone.
-    pub fn drop_dir(&self, dir: &Arc<Inode>) {
+    pub(in crate::vfs) fn drop_dir(&self, dir: &Arc<Inode>) {
         self.dirs.invalidate(&dir.ino);
         dir.names().lock().doubt();
-    }
-
-    /// Names and directories, for people.
-    pub fn size(&self) -> (u64, u64) {
-        (self.dirs.weighted_size(), self.dirs.entry_count())
     }
 }

@@ -13,9 +13,9 @@
 //! A file's lock ([`file`](crate::vfs::file)) is taken before that of its attributes, which is
 //! taken before that of names. No two inodes are locked at once.
 
-pub mod attr;
-pub mod change_tracker;
-pub mod dentry_cache;
+pub(super) mod attr;
+pub(super) mod change_tracker;
+pub(super) mod dentry_cache;
 mod eviction_queue;
 mod file_attr;
 mod kernel_dentry;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 pub(in crate::vfs) use self::eviction_queue::BACKLOG;
 pub(in crate::vfs) use self::kernel_dentry::ticks_since;
-pub use self::table::{Inode, InodeTable, Place};
+pub(super) use self::table::{Inode, InodeTable, Place};
 use crate::vfs::file;
 
 /// The state of a file that was opened here.

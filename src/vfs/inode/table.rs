@@ -39,7 +39,7 @@ use crate::vfs::types::{FileKind, Ino, ROOT_INO};
 
 /// An object of the file system.
 #[derive(Debug)]
-pub struct Inode {
+pub(in crate::vfs) struct Inode {
     /// Its number for the kernel.
     pub ino: Ino,
     /// Tells apart objects that had the number one after the other: made from the handle,
@@ -68,7 +68,7 @@ pub struct Inode {
 
 /// Where an object was found.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub(in crate::vfs) struct Place {
     /// The directory.
     pub dir: Arc<Inode>,
     /// The name in it.
@@ -79,7 +79,11 @@ impl Inode {
     /// The object was found by this name: an open of a file has to find it still
     /// leading there, and what lies beside it is asked for together with it. Whether that
     /// is another name than the one before.
-    pub fn found_at(&self, dir: &Arc<Inode>, name: impl AsRef<[u8]> + Into<Name>) -> bool {
+    pub(in crate::vfs) fn found_at(
+        &self,
+        dir: &Arc<Inode>,
+        name: impl AsRef<[u8]> + Into<Name>,
+    ) -> bool {
         let mut place = self.place.lock();
         let known = place
             .as_ref()
@@ -92,12 +96,12 @@ impl Inode {
     }
 
     /// What is known of the names in this directory.
-    pub fn names(&self) -> &Mutex<Names> {
+    pub(in crate::vfs) fn names(&self) -> &Mutex<Names> {
         self.names.get_or_init(Box::default)
     }
 
     /// The name may lead elsewhere, by our own doing.
-    pub fn not_found(&self) {
+    pub(in crate::vfs) fn not_found(&self) {
         *self.place.lock() = None;
     }
 
@@ -112,12 +116,12 @@ impl Inode {
     }
 
     /// See [`Inode::found_at`].
-    pub fn place(&self) -> Option<Place> {
+    pub(in crate::vfs) fn place(&self) -> Option<Place> {
         self.place.lock().clone()
     }
 
     /// Another file had its number when it was found.
-    pub fn is_elsewhere(&self) -> bool {
+    pub(in crate::vfs) fn is_elsewhere(&self) -> bool {
         self.ino != ROOT_INO && self.ino != self.attr.lock().stat().ino
     }
 
@@ -132,12 +136,12 @@ impl Inode {
     }
 
     /// The server does not know the object any more.
-    pub fn mark_stale(&self) {
+    pub(in crate::vfs) fn mark_stale(&self) {
         self.stale.store(true, Ordering::Relaxed);
     }
 
     /// See [`Inode::mark_stale`].
-    pub fn is_stale(&self) -> bool {
+    pub(in crate::vfs) fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Relaxed)
     }
 
@@ -161,7 +165,7 @@ struct Known {
 
 /// All inodes that the kernel knows.
 #[derive(Debug)]
-pub struct InodeTable {
+pub(in crate::vfs) struct InodeTable {
     inodes: DashMap<Ino, Known>,
     /// Entries of `inodes`, without asking every shard.
     count: AtomicUsize,
@@ -181,7 +185,12 @@ pub struct InodeTable {
 
 impl InodeTable {
     /// A table with the root in it, which is never forgotten.
-    pub fn new(handle: FileHandle, attrs: &Attributes, sent: Instant, timeouts: Timeouts) -> Self {
+    pub(in crate::vfs) fn new(
+        handle: FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+        timeouts: Timeouts,
+    ) -> Self {
         // readdir(3) leaves out what has no number (the pseudo file systems of some
         // servers), and no other object is shown as 1.
         let shown = if attrs.fileid == 0 {
@@ -218,17 +227,17 @@ impl InodeTable {
     }
 
     /// The root.
-    pub fn root(&self) -> &Arc<Inode> {
+    pub(in crate::vfs) fn root(&self) -> &Arc<Inode> {
         &self.root
     }
 
     /// How long attributes are believed.
-    pub fn timeouts(&self) -> &Timeouts {
+    pub(in crate::vfs) fn timeouts(&self) -> &Timeouts {
         &self.timeouts
     }
 
     /// The inode with this number.
-    pub fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
+    pub(in crate::vfs) fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
         if ino == ROOT_INO {
             return Some(Arc::clone(&self.root));
         }
@@ -236,17 +245,12 @@ impl InodeTable {
     }
 
     /// Number of inodes the kernel holds, the root not counted.
-    pub fn len(&self) -> usize {
+    pub(in crate::vfs) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// The kernel holds none but the root.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The number for an object with these attributes.
-    pub fn ino_of(&self, attrs: &Attributes) -> Ino {
+    pub(in crate::vfs) fn ino_of(&self, attrs: &Attributes) -> Ino {
         if attrs.fsid != self.root_fsid {
             // Another file system below the root has numbers of its own. They
             // are spread over a range that fileids hardly reach.
@@ -266,7 +270,7 @@ impl InodeTable {
     /// whether it was made just now (its attributes are the reply's then).
     /// `kept` says who has kept an inode of that number that the kernel has
     /// forgotten.
-    pub fn look_up(
+    pub(in crate::vfs) fn look_up(
         &self,
         handle: &FileHandle,
         attrs: &Attributes,
@@ -373,7 +377,7 @@ impl InodeTable {
 
     /// As [`look_up`](Self::look_up), without counting it: the kernel is not
     /// told.
-    pub fn intern(
+    pub(in crate::vfs) fn intern(
         &self,
         handle: &FileHandle,
         attrs: &Attributes,
@@ -394,7 +398,11 @@ impl InodeTable {
     }
 
     /// The inode with this handle, if the kernel holds it.
-    pub fn find(&self, handle: &FileHandle, attrs: &Attributes) -> Option<Arc<Inode>> {
+    pub(in crate::vfs) fn find(
+        &self,
+        handle: &FileHandle,
+        attrs: &Attributes,
+    ) -> Option<Arc<Inode>> {
         let matching = |ino| self.get(ino).filter(|inode| inode.handle == *handle);
         matching(self.ino_of(attrs)).or_else(|| {
             if self.elsewhere_count.load(Ordering::Relaxed) == 0 {
@@ -408,12 +416,12 @@ impl InodeTable {
     /// Counts a lookup of an inode that somebody has kept. False if its number
     /// means another object by now, or another inode may have stood for the
     /// object since the kernel forgot this one.
-    pub fn look_up_again(&self, inode: &Arc<Inode>) -> bool {
+    pub(in crate::vfs) fn look_up_again(&self, inode: &Arc<Inode>) -> bool {
         self.count_again(inode, false)
     }
 
     /// The same for an inode that a reply has just named.
-    pub fn look_up_listed(&self, inode: &Arc<Inode>) -> bool {
+    pub(in crate::vfs) fn look_up_listed(&self, inode: &Arc<Inode>) -> bool {
         self.count_again(inode, true)
     }
 
@@ -447,7 +455,7 @@ impl InodeTable {
     }
 
     /// The kernel gives lookups back.
-    pub fn forget(&self, ino: Ino, lookups: u64) {
+    pub(in crate::vfs) fn forget(&self, ino: Ino, lookups: u64) {
         let Slot::Occupied(mut slot) = self.inodes.entry(ino) else {
             return;
         };
@@ -582,7 +590,7 @@ mod tests {
         let (still, _) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
         assert!(Arc::ptr_eq(&still, &new), "although its own number is free");
         table.forget(new.ino, 4);
-        assert!(table.is_empty() && table.elsewhere.lock().is_empty());
+        assert!(table.len() == 0 && table.elsewhere.lock().is_empty());
         let (later, _) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
         assert_eq!(later.ino, 5);
         assert_eq!(later.generation, new.generation);

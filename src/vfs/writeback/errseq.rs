@@ -17,7 +17,7 @@ use crate::vfs::types::Errno;
 
 /// The error history of one file. Lives as long as the inode, under its lock.
 #[derive(Debug)]
-pub struct ErrSeq {
+pub(in crate::vfs) struct ErrSeq {
     /// Moves with every error; compared for equality only, so it may wrap.
     count: u32,
     /// The last error recorded; meaningless while `count` never moved.
@@ -26,7 +26,7 @@ pub struct ErrSeq {
 
 /// How much of an [`ErrSeq`] one open handle has seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen(u32);
+pub(in crate::vfs) struct Seen(u32);
 
 impl Default for ErrSeq {
     fn default() -> ErrSeq {
@@ -39,19 +39,19 @@ impl Default for ErrSeq {
 
 impl ErrSeq {
     /// Makes `errno` known to every handle that is open now.
-    pub fn record(&mut self, errno: Errno) {
+    pub(in crate::vfs) fn record(&mut self, errno: Errno) {
         self.count = self.count.wrapping_add(1);
         self.last = errno;
     }
 
     /// What a handle that is being opened starts with: nothing to report.
-    pub fn sample(&self) -> Seen {
+    pub(in crate::vfs) fn sample(&self) -> Seen {
         Seen(self.count)
     }
 
     /// The error the handle has to report now, if one was recorded since it
     /// last asked. Asking again gives nothing until the next error.
-    pub fn check(&self, seen: &mut Seen) -> Option<Errno> {
+    pub(in crate::vfs) fn check(&self, seen: &mut Seen) -> Option<Errno> {
         if seen.0 == self.count {
             return None;
         }
@@ -61,7 +61,7 @@ impl ErrSeq {
 
     /// The same for a descriptor that is closed while another of the handle may stay
     /// open: that one still has it to report.
-    pub fn peek(&self, seen: &Seen) -> Option<Errno> {
+    pub(in crate::vfs) fn peek(&self, seen: &Seen) -> Option<Errno> {
         (seen.0 != self.count).then_some(self.last)
     }
 }
