@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use efs_fuse::vfs::Timeouts;
 use efs_fuse::vfs::Vfs;
-use efs_fuse::vfs::attr::Timeouts;
 use efs_fuse::vfs::types::{Errno, Ino, Lookup, ROOT_INO};
 
 use crate::Case;

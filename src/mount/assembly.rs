@@ -30,7 +30,7 @@ use crate::nfs::Client;
 use crate::privilege::syscalls;
 use crate::quoting;
 use crate::telemetry::Metrics;
-use crate::vfs::attr::Timeouts;
+use crate::vfs::Timeouts;
 use crate::vfs::types::MissingNames;
 use crate::vfs::{Vfs, VfsConfig};
 

@@ -217,7 +217,7 @@ pub async fn find_root(path: &str, client: &Arc<Client>) -> Result<(), Unwelcome
     let found = client.find_root(&cred, path.as_bytes()).await;
     found.map_err(Unwelcome::Root)?;
     let fs = client.fs();
-    if crate::vfs::attr::kind_of(fs.root_attrs.kind) != FileKind::Directory {
+    if crate::vfs::kind_of(fs.root_attrs.kind) != FileKind::Directory {
         return Err(Unwelcome::NoDirectory);
     }
     let read = client.read_dir(&cred, &fs.root, 0, [0; 8], u32::MAX).await;

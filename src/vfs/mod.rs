@@ -5,26 +5,26 @@
 //!
 //! | operation | file |
 //! |---|---|
-//! | lookup, forget, mknod, mkdir, symlink, link | [`name`] |
-//! | lookup of what a handle names | `export` |
-//! | unlink, rmdir, rename | [`unlink`] |
-//! | silly rename: names of files that are open here | [`silly`], `hidden` |
-//! | getattr, setattr, readlink, statfs | [`object`], [`deferred_setattr`] |
-//! | access | [`access`] |
-//! | open, create, flush, fsync, release | [`open`], [`file_state`] |
-//! | read | [`read`], [`readahead`], `readahead_memory`, [`inline_read`], `revalidate` |
-//! | write | [`mod@write`], [`writeback`], [`window`], [`errseq`] |
-//! | getlk, setlk (fcntl, flock) | [`lock`], `locktable`, `lockline` |
-//! | opendir, readdir, readdirplus, releasedir | [`dir`] |
-//! | what is cached | [`attr`], [`pages`], [`inode`], [`dentry_cache`], [`change_tracker`] |
-//! | what is asked for together | `access_pattern`, `keyed_mutex` |
-//! | what the kernel is asked to forget, is told, and believes | `eviction`, `invalidation`, `kernel_dentry` |
-//! | names that an open is on its way through | `reopen_guard`, `kept_open` |
-//! | writes whose tasks have died | `unanswered` |
+//! | lookup, forget, mknod, mkdir, symlink, link | `ops::lookup` |
+//! | lookup of what a handle names | `ops::export` |
+//! | unlink, rmdir, rename | `ops::unlink` |
+//! | silly rename: names of files that are open here | `files::silly`, `files::hidden` |
+//! | getattr, setattr, readlink, statfs | `ops::attr`, `files::deferred_setattr` |
+//! | access | `namespace::access` |
+//! | open, create, flush, fsync, release | `ops::open`, `file::state` |
+//! | read | `files::read`, `file::readahead`, `file::readahead_memory`, `file::inline_read`, `files::revalidate` |
+//! | write | `files::write`, [`writeback`], `files::window`, `writeback::errseq` |
+//! | getlk, setlk (fcntl, flock) | `files::lock`, `locks::locktable`, `locks::lockline` |
+//! | opendir, readdir, readdirplus, releasedir | `dirs::handle` |
+//! | what is cached | `inode::attr`, `file::pages`, `inode`, `inode::dentry_cache`, `inode::change_tracker` |
+//! | what is asked for together | `namespace::access_pattern`, `namespace::keyed_mutex` |
+//! | what the kernel is asked to forget, is told, and believes | `namespace::eviction`, `namespace::invalidation`, `namespace::kernel_dentry` |
+//! | names that an open is on its way through | `namespace::reopen_guard`, `files::kept_open` |
+//! | writes whose tasks have died | `files::unanswered` |
 //!
 //! Ownership and order of locks: the inode table's shards, then the line for file locks
-//! ([`lock`]), then an inode's
-//! `FileState` lock, then its `attr`, its `names`, a lock state's or the
+//! (`files::lock`), then an inode's
+//! `FileState` lock, then its `inode::attr`, its `names`, a lock state's or the
 //! window's, and under any of them the lock of the kernel's queue
 //! ([`types::KernelCache`]). No two inodes are locked at once and nothing is locked across an await; what
 //! has to be waited for is waited for by `Notify`, with the condition checked
@@ -35,76 +35,27 @@
 //! that it would make ([`crate::rpc::caller`]). What it must undo then, and what it
 //! does for others, it does *apart* from its caller.
 
-pub mod access;
-mod access_pattern;
-pub mod attr;
-pub mod change_tracker;
-pub mod deferred_setattr;
-pub mod dentry_cache;
-pub mod dir;
-pub mod errseq;
-mod eviction;
-mod export;
-pub mod file_state;
-mod hidden;
-pub mod inline_read;
-pub mod inode;
-mod invalidation;
-mod kept_open;
-mod kernel_dentry;
-mod keyed_mutex;
-pub mod lock;
-mod lockline;
-mod locktable;
-pub mod name;
-pub mod object;
-pub mod open;
-pub mod pages;
-pub mod read;
-pub mod readahead;
-mod readahead_memory;
-mod reopen_guard;
-mod revalidate;
-pub mod silly;
+mod dirs;
+mod file;
+mod files;
+mod inode;
+mod locks;
+mod namespace;
+mod ops;
 pub mod types;
-mod unanswered;
-pub mod unlink;
-pub mod window;
-pub mod write;
-pub mod writeback;
+mod writeback;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use dashmap::DashMap;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use self::kernel_dentry::DentryState;
-
-use self::access::AccessCache;
-use self::access_pattern::AccessPattern;
-use self::attr::{AttrState, Seen, Timeouts};
-use self::change_tracker::Verdict;
-use self::dentry_cache::{Dentry, DentryCache, DentryTarget, Name};
-use self::dir::DirHandle;
-use self::file_state::OpenHandle;
-use self::inode::{Inode, InodeTable};
-use self::kept_open::Kept;
-use self::lockline::Line;
-use self::object::SpaceCache;
-use self::readahead_memory::ReadMemory;
-use self::reopen_guard::ReopenGuard;
-use self::silly::Silly;
-use self::types::{Entry, Errno, FileKind, Ino, KernelCache, Stat};
-use self::window::Window;
-use self::writeback::WritebackConfig;
-use crate::nfs::calls::{DirChange, PrePost};
-use crate::nfs::proto::attrs::Attributes;
-use crate::nfs::proto::types::FileType;
-use crate::nfs::{Client, NfsError};
-use crate::rpc::auth::Credential;
+use self::dirs::Dirs;
+use self::files::{Files, FilesConfig};
+pub use self::inode::attr::{Timeouts, kind_of};
+pub use self::namespace::kernel_dentry::DentryState;
+use self::namespace::{Namespace, NamespaceConfig};
+use crate::nfs::Client;
 use crate::rpc::caller::Abandoned;
 use crate::telemetry::Metrics;
 
@@ -130,76 +81,24 @@ pub struct VfsConfig {
     pub asks_who_searches: bool,
 }
 
-/// A mounted file system.
+/// A mounted file system: who calls it names objects by number and handles by what
+/// open(2) and opendir(3) gave. The operations are in [`ops`].
 pub struct Vfs {
     client: Arc<Client>,
-    config: VfsConfig,
-    inodes: InodeTable,
-    names: DentryCache,
-    files: DashMap<u64, Arc<OpenHandle>>,
-    dirs: DashMap<u64, Arc<DirHandle>>,
-    next_fh: AtomicU64,
-    /// The mount is at its end: files are closed under those who still use them.
-    ending: AtomicBool,
-    /// When the mount began.
-    began: Instant,
-    /// Restarts of the server.
-    restarts: AtomicU64,
-    window: Window,
-    writeback: Arc<WritebackConfig>,
-    read_memory: ReadMemory<OpenHandle>,
-    silly: Silly,
-    /// Who waits for a file lock.
-    line: Mutex<Line<Arc<Inode>>>,
-    /// See [`deferred_setattr`]: files with changes that wait.
-    changed: Mutex<Vec<Arc<Inode>>>,
-    /// See [`inline_read`].
-    inline_reads: inline_read::Budget,
-    access: AccessCache,
-    space: SpaceCache,
-    reopen_guard: ReopenGuard,
-    kept: Kept,
-    abandoned: Arc<Abandoned>,
-    walk: AccessPattern,
-    kernel: OnceLock<Arc<dyn KernelCache>>,
     metrics: Arc<Metrics>,
+    namespace: Arc<Namespace>,
+    files: Arc<Files>,
+    dirs: Arc<Dirs>,
 }
 
 impl std::fmt::Debug for Vfs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Vfs")
-            .field("inodes", &self.inodes.len())
+            .field("inodes", &self.namespace.len())
             .field("files", &self.files.len())
             .finish_non_exhaustive()
     }
 }
-
-/// Names longer than this are refused here, as the server would
-/// (NAME_MAX of the kernel's VFS).
-const NAME_MAX: usize = 255;
-
-/// WRITEs of one file without a reply. Enough to fill the window of one file
-/// at 1 MiB each over a round trip of some milliseconds.
-const WRITES_IN_FLIGHT: usize = 16;
-
-/// Less than this is a fragment of a page, bytes: such go several in one request, as a
-/// client that works in pages would send them. Larger ones go at the same time instead:
-/// the server works on them at the same time, too.
-const FRAGMENT: usize = 4096;
-
-/// The number of objects asked about together: EFS takes 16 operations in a compound, and five are around them.
-const FRAGMENTS: usize = 11;
-
-/// How long a small write waits to be joined by the next one, or by the close
-/// that lets it go as the one and only, stable WRITE.
-const LINGER: Duration = Duration::from_millis(5);
-
-/// How long data are held for the server that it has and that nobody syncs.
-const COMMIT_AFTER: Duration = Duration::from_secs(5);
-
-/// What all handles of a mount may have read ahead: 64 MiB, eight times the largest
-/// window of one.
-const READ_AHEAD_CHUNKS: usize = 64;
 
 impl Vfs {
     /// A file system on what `client` has found at its root. `sent` is when
@@ -210,64 +109,40 @@ impl Vfs {
         sent: Instant,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let fs = client.fs();
-        let inodes = InodeTable::new(fs.root.clone(), &fs.root_attrs, sent, config.timeouts);
-        let writeback = Arc::new(WritebackConfig {
-            wsize: client.wsize() as usize,
-            max_in_flight: WRITES_IN_FLIGHT,
-            fragment: FRAGMENT,
-            fragments: FRAGMENTS,
-            linger: LINGER,
-            commit_after: COMMIT_AFTER,
-            // One file may not take the whole window, so that others get
-            // through while it is being copied.
-            file_limit: (config.write_window - config.write_window / 4).max(1 << 20),
-        });
-        let vfs = Arc::new(Self {
-            inodes,
-            names: DentryCache::new(config.max_names, config.missing_names),
-            files: DashMap::new(),
-            dirs: DashMap::new(),
-            next_fh: AtomicU64::new(1),
-            ending: AtomicBool::new(false),
-            began: Instant::now(),
-            restarts: AtomicU64::new(0),
-            window: Window::new(config.write_window),
-            writeback,
-            read_memory: ReadMemory::new(READ_AHEAD_CHUNKS),
-            silly: Silly::default(),
-            line: Mutex::default(),
-            changed: Mutex::default(),
-            inline_reads: inline_read::Budget::default(),
-            access: AccessCache::default(),
-            space: SpaceCache::default(),
-            reopen_guard: ReopenGuard::default(),
-            kept: Kept::default(),
-            abandoned: Arc::default(),
-            walk: AccessPattern::default(),
-            kernel: OnceLock::new(),
-            metrics,
-            client,
-            config,
-        });
-        let weak = Arc::downgrade(&vfs);
-        vfs.client.on_restart(move || {
-            if let Some(vfs) = weak.upgrade() {
-                vfs.server_restarted();
+        let names = NamespaceConfig {
+            timeouts: config.timeouts,
+            max_names: config.max_names,
+            missing_names: config.missing_names,
+            max_inodes: config.max_inodes,
+            asks_who_searches: config.asks_who_searches,
+        };
+        let data = FilesConfig {
+            write_window: config.write_window,
+            read_ahead: config.read_ahead,
+            reg_max: config.timeouts.reg_max,
+        };
+        let (of, to) = (|| Arc::clone(&client), || Arc::clone(&metrics));
+        let namespace = Arc::new(Namespace::new(of(), names, sent, to()));
+        let files = Files::new(of(), data, Arc::clone(&namespace), to());
+        let dirs = Dirs::new(of(), Arc::clone(&namespace), Arc::clone(&files), to());
+        let weak = Arc::downgrade(&files);
+        client.on_restart(move || {
+            if let Some(files) = weak.upgrade() {
+                files.server_restarted();
             }
         });
-        vfs
-    }
-
-    /// Whom to tell that the kernel's caches are old.
-    pub fn set_kernel(&self, kernel: Arc<dyn KernelCache>) {
-        // The second of two is ignored; there is only one kernel.
-        let _ = self.kernel.set(kernel);
+        Arc::new(Self {
+            namespace,
+            files,
+            dirs,
+            metrics,
+            client,
+        })
     }
 
     /// Changes that go on without their callers.
     pub fn abandoned(&self) -> &Arc<Abandoned> {
-        &self.abandoned
+        self.files.abandoned()
     }
 
     /// The client below.
@@ -277,301 +152,43 @@ impl Vfs {
 
     /// Bytes accepted and not yet safe at the server, and the limit.
     pub fn write_window(&self) -> (usize, usize) {
-        (self.window.used(), self.config.write_window)
+        self.files.write_window()
+    }
+
+    /// Bytes that are read ahead for all handles together, here or on their way, and the
+    /// most of them.
+    pub fn read_ahead_bytes(&self) -> (u64, u64) {
+        self.files.read_ahead_bytes()
+    }
+
+    /// Begins to ask for the attributes of open files, for the life of the mount.
+    pub fn revalidate_open_files(self: &Arc<Self>) {
+        self.files.revalidate_open_files();
+    }
+
+    /// Asks for the attributes of every file whose pages may be read and whose attributes
+    /// are too old.
+    pub async fn revalidate_due(self: &Arc<Self>) {
+        self.files.revalidate_due().await;
     }
 
     /// Waits until everything written has reached the server and every open is
     /// closed. For the end of a mount, when the kernel has let go of it.
     pub async fn settled(self: &Arc<Self>) {
-        self.ending.store(true, Ordering::Relaxed);
         // A RELEASE that the end of the connection overtook never comes.
-        let left: Vec<u64> = self.files.iter().map(|file| *file.key()).collect();
-        for fh in left {
+        for fh in self.files.begin_end() {
             // EBADF: one that did come was faster.
             let _ = self.release(fh).await;
         }
-        self.close_kept().await;
+        self.files.close_kept().await;
         loop {
-            for inode in self.window.busy() {
-                self.drain(&inode).await;
-            }
+            self.files.before_end().await;
             self.client.closes_sent().await;
-            if self.window.used() == 0 && self.files.is_empty() && self.client.opens() == 0 {
+            if self.files.are_at_rest() && self.client.opens() == 0 {
                 return;
             }
             // RELEASE is at work in tasks of its own.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-    }
-
-    fn inode(&self, ino: Ino) -> Result<Arc<Inode>, Errno> {
-        self.inodes.get(ino).ok_or(Errno(libc::ESTALE))
-    }
-
-    fn new_fh(&self) -> u64 {
-        self.next_fh.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// What an error of the server is to the caller. An object that the server
-    /// does not know any more is not looked for by name again.
-    fn failed(&self, error: &NfsError, inode: &Inode) -> Errno {
-        let errno = error.errno();
-        match errno {
-            // It may have been done.
-            libc::EINTR if error.abandoned() == Some(true) => {
-                inode.attr.lock().expire();
-                if inode.kind == FileKind::Directory {
-                    inode.names().lock().doubt();
-                }
-            }
-            libc::ESTALE if !inode.is_stale() => {
-                inode.mark_stale();
-                self.names.stranger_was_here();
-            }
-            libc::EIO => {
-                tracing::warn!(ino = inode.ino, "{error}");
-                self.metrics.set_last_error(error.to_string());
-            }
-            _ => {}
-        }
-        Errno(errno)
-    }
-
-    /// Takes in what a request sent at `sent` learned about `inode`.
-    fn learn(&self, inode: &Arc<Inode>, attrs: &Attributes, sent: Instant) -> Seen {
-        let timeouts = self.inodes.timeouts();
-        let now = Instant::now();
-        let mut seen = self.with_attr_told(inode, |attr| attr.learn(attrs, sent, now, timeouts));
-        if inode.kind == FileKind::Directory {
-            // Late attributes are left alone; but names that were seen with them may be
-            // newer than those known.
-            let heard = inode.names().lock().observed(attrs.change, sent, now);
-            if seen != Seen::Late || heard != Verdict::Same {
-                seen = said(heard);
-            }
-            self.heed(inode, seen);
-        }
-        if self.is_removed(attrs) {
-            inode.mark_stale();
-        }
-        seen
-    }
-
-    /// Attributes of a directory that was removed and that the server still has something
-    /// to say about (nfs-ganesha does, for a while): it holds nothing, and answers
-    /// ENOENT where others answer ESTALE.
-    fn is_removed(&self, attrs: &Attributes) -> bool {
-        attrs.kind == Some(FileType::Directory) && self.says_removed(attrs.nlink)
-    }
-
-    /// The same of a directory's number of links.
-    fn says_removed(&self, nlink: u32) -> bool {
-        // Else the server does not count links at all.
-        nlink == 0 && self.inodes.root().attr.lock().stat().nlink > 0
-    }
-
-    /// Whether a directory in which something was not found is there itself: one round
-    /// trip. ENOENT for a path is only the truth if it is.
-    async fn is_gone(self: &Arc<Self>, cred: &Arc<Credential>, dir: &Arc<Inode>) -> bool {
-        let sent = Instant::now();
-        match self.client.get_attrs(cred, &dir.handle).await {
-            Ok(attrs) => {
-                self.learn(dir, &attrs, sent);
-                self.is_removed(&attrs)
-            }
-            Err(error) => self.failed(&error, dir) == Errno(libc::ESTALE),
-        }
-    }
-
-    /// What a change in these directories, which ended with `errno`, is to the caller: after
-    /// ESTALE the kernel walks to the directory once more.
-    async fn blamed(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        dirs: &[&Arc<Inode>],
-        errno: Errno,
-    ) -> Errno {
-        if errno.0 == libc::ENOENT {
-            for dir in dirs {
-                if Box::pin(self.is_gone(cred, dir)).await {
-                    return Errno(libc::ESTALE);
-                }
-            }
-        }
-        errno
-    }
-
-    /// Takes in what a change of ours, sent at `sent`, came to.
-    fn moved(&self, inode: &Arc<Inode>, moved: &PrePost, sent: Instant) {
-        if inode.kind == FileKind::Directory {
-            let moved = DirChange {
-                seen: moved.clone(),
-                atomic: None,
-            };
-            return self.dir_moved(inode, &moved, sent);
-        }
-        let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
-        self.with_attr_told(inode, |attr| attr.moved(moved, sent, now, timeouts));
-    }
-
-    /// The same of a directory.
-    fn dir_moved(&self, dir: &Arc<Inode>, moved: &DirChange, sent: Instant) {
-        let (now, timeouts) = (Instant::now(), self.inodes.timeouts());
-        dir.attr.lock().moved(&moved.seen, sent, now, timeouts);
-        let heard = dir.names().lock().moved(moved, sent, now);
-        self.heed(dir, said(heard));
-    }
-
-    /// A change of ours in this directory, or of it, is about to be sent, and is
-    /// under way until the result is dropped.
-    fn changing(&self, dir: &Arc<Inode>) -> Option<Changing<'_>> {
-        (dir.kind == FileKind::Directory).then(|| Changing {
-            vfs: self,
-            number: dir.names().lock().tracker.begin(),
-            dir: Arc::clone(dir),
-        })
-    }
-
-    /// The server contradicts what is known of the directory's names: they are
-    /// asked for again.
-    fn doubt(&self, dir: &Arc<Inode>) {
-        dir.attr.lock().expire();
-        dir.names().lock().doubt();
-    }
-
-    /// How long a name in this directory may be believed.
-    fn names_ttl(&self, dir: &Inode) -> Duration {
-        if !self.names.is_on() {
-            return dir.attr.lock().ttl(Instant::now());
-        }
-        let timeout = dir.attr.lock().timeout();
-        let timeouts = self.inodes.timeouts();
-        let longest = timeouts.dir_max.max(timeouts.dir_min);
-        let mut names = dir.names().lock();
-        names.good_for(Instant::now(), timeout, longest)
-    }
-
-    /// A name was seen to lead there by a request sent then, while the directory
-    /// was at that change. With `None`, it leads there by our own change, which
-    /// has been taken in.
-    fn put_name(
-        &self,
-        dir: &Arc<Inode>,
-        name: impl AsRef<[u8]> + Into<Name>,
-        target: DentryTarget,
-        seen: Option<(u64, Instant)>,
-    ) {
-        if !self.names.is_on() {
-            return;
-        }
-        {
-            let mut names = dir.names().lock();
-            if !names.tracker.takes(seen) {
-                return;
-            }
-            if let Dentry::Positive(before) = names.get(name.as_ref())
-                && !matches!(&target, DentryTarget::Inode(now) if Arc::ptr_eq(now, &before))
-            {
-                self.leads_elsewhere(dir.ino, name.as_ref(), &before, seen.is_some());
-            }
-            match target {
-                DentryTarget::Negative if self.names.has_missing() => {
-                    names.put(name.into(), target)
-                }
-                DentryTarget::Negative => names.remove(name.as_ref()),
-                DentryTarget::Inode(_) => names.put(name.into(), target),
-            }
-        }
-        self.names.used(dir);
-    }
-
-    /// Changes the attributes to what the server says, and keeps the file at
-    /// least as long as what is on its way to it: the kernel cuts its pages at
-    /// any size that it is told, and appends there. What this host has set and
-    /// the server does not know yet stays set.
-    fn with_attr<T>(inode: &Inode, change: impl FnOnce(&mut AttrState) -> T) -> T {
-        // Held, so that no write is accepted between the two.
-        let file = inode.opened().map(|file| file.inner.lock());
-        let mut attr = inode.attr.lock();
-        let result = change(&mut attr);
-        if let Some(inner) = file {
-            if let Some(end) = inner.writeback.end_offset() {
-                attr.grow(end);
-            }
-            for (set, ctime) in inner.deferred.unknown() {
-                attr.overlay(set, ctime);
-            }
-        }
-        result
-    }
-
-    /// The attributes, and how long they may be believed: not at all while
-    /// there are data on their way, which will move them.
-    fn known_stat(inode: &Inode) -> (Stat, Duration) {
-        let changing = Self::is_changing(inode);
-        let attr = inode.attr.lock();
-        let ttl = if changing {
-            Duration::ZERO
-        } else {
-            attr.ttl(Instant::now())
-        };
-        (attr.stat().clone(), ttl)
-    }
-
-    /// The answer for a name that leads to `inode`, which has been counted as
-    /// looked up. `dir` says how long the name may be believed.
-    fn entry(&self, inode: &Arc<Inode>, dir: &Inode) -> Entry {
-        self.trim();
-        let mut entry_ttl = self.names_ttl(dir);
-        let (stat, mut attr_ttl) = Self::known_stat(inode);
-        if inode.kind == FileKind::Regular && stat.nlink > 1 {
-            // An open has to find the very name that it was asked for still leading
-            // there, so that has to be known.
-            entry_ttl = Duration::ZERO;
-        }
-        if self.config.asks_who_searches {
-            // What the kernel believes it gives to everybody.
-            entry_ttl = Duration::ZERO;
-        }
-        if inode.is_elsewhere() {
-            // The kernel takes st_ino from the entry until it asks for it.
-            attr_ttl = Duration::ZERO;
-        }
-        Entry {
-            ino: inode.ino,
-            generation: inode.generation,
-            stat,
-            attr_ttl,
-            entry_ttl,
-        }
-    }
-
-    fn check_name(name: &[u8]) -> Result<(), Errno> {
-        if name.len() > NAME_MAX {
-            return Err(Errno(libc::ENAMETOOLONG));
-        }
-        Ok(())
-    }
-}
-
-/// A change of a directory's names that is under way.
-struct Changing<'a> {
-    vfs: &'a Vfs,
-    dir: Arc<Inode>,
-    number: u64,
-}
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        let heard = self.dir.names().lock().ended(self.number);
-        self.vfs.reopen_guard.change_ended();
-        self.vfs.heed(&self.dir, said(heard));
-    }
-}
-
-fn said(heard: Verdict) -> Seen {
-    match heard {
-        Verdict::Same | Verdict::Unsure => Seen::Same,
-        Verdict::Foreign => Seen::Foreign,
     }
 }

@@ -21,7 +21,7 @@ const LAYERS: [(&str, &[&str]); 9] = [
 /// Any layer may use these; of each other they use only those that follow.
 const FOR_ALL: [&str; 4] = ["telemetry", "background", "privilege", "quoting"];
 
-fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+pub(crate) fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("readdir").flatten() {
         let path = entry.path();
         if path.is_dir() {

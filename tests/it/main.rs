@@ -25,6 +25,7 @@ mod posix;
 mod promises;
 mod protocol;
 mod regressions;
+mod rooms;
 mod scale;
 mod soak;
 mod strangers;

@@ -11,7 +11,7 @@ use efs_fuse::nfs::{Client, ClientConfig};
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::rpc::{Connections, Tolerance};
 use efs_fuse::telemetry::Metrics;
-use efs_fuse::vfs::attr::Timeouts;
+use efs_fuse::vfs::Timeouts;
 use efs_fuse::vfs::types::{Errno, Ino, Lookup, MissingNames, ROOT_INO, SetAttr, WriteFlags};
 use efs_fuse::vfs::{Vfs, VfsConfig};
 use tokio::time::{Instant, sleep, timeout};

@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::errseq::ErrSeq;
 use super::queue::{Queue, Source};
 use super::retained::{Retained, UnstableData};
 use super::segment::Segment;
 use super::{Action, CommitRange, Fragment, RequestId, Stable, Verifier, WritebackConfig};
-use crate::vfs::errseq::ErrSeq;
 use crate::vfs::types::Errno;
 
 /// Answers "0 bytes written" in a row before the data count as refused.

@@ -59,6 +59,7 @@
 //! lost is written again, at most a few rounds, then it is an EIO. A restart of the server
 //! ([`Writeback::server_restarted`]) is no such round.
 
+pub(super) mod errseq;
 mod machine;
 #[cfg(test)]
 mod model_tests;
@@ -76,20 +77,20 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use self::errseq::ErrSeq;
 use self::machine::{Lasting, Machine};
-use super::errseq::ErrSeq;
 use super::types::Errno;
 
 /// The data of one WRITE, in the buffers they were accepted in.
-pub type Chunks = SmallVec<[Bytes; 4]>;
+pub(super) type Chunks = SmallVec<[Bytes; 4]>;
 
 /// Names a server instance: `verifier4`, RFC 8881 section 3.1. Only equality
 /// means something.
-pub type Verifier = [u8; 8];
+pub(super) type Verifier = [u8; 8];
 
 /// How a write-back behaves; one for all files of a mount.
 #[derive(Clone, Debug)]
-pub struct WritebackConfig {
+pub(super) struct WritebackConfig {
     /// The most bytes one WRITE may carry.
     pub wsize: usize,
     /// The most WRITEs of one file without a reply.
@@ -112,7 +113,7 @@ pub struct WritebackConfig {
 /// How stable written data are or have to be (`stable_how4`, RFC 8881 section
 /// 18.32).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stable {
+pub(super) enum Stable {
     /// In the server's memory: may be lost until a COMMIT.
     Unstable,
     /// The data are on stable storage, not all attributes. Only seen in
@@ -125,11 +126,11 @@ pub enum Stable {
 /// Names a WRITE or COMMIT from the [`Action`] that asks for it to the one
 /// event that ends it. Never used twice in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RequestId(u64);
+pub(super) struct RequestId(u64);
 
 /// The arguments of a COMMIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CommitRange {
+pub(super) struct CommitRange {
     /// The start of the range.
     pub offset: u64,
     /// Its length in bytes; 0 means to the end of the file.
@@ -147,7 +148,7 @@ impl CommitRange {
 
 /// One WRITE of several in a request.
 #[derive(Debug)]
-pub struct Fragment {
+pub(super) struct Fragment {
     /// What to report under.
     pub id: RequestId,
     /// Where in the file.
@@ -158,7 +159,7 @@ pub struct Fragment {
 
 /// What the owner of a write-back has to do.
 #[derive(Debug)]
-pub enum Action<O> {
+pub(super) enum Action<O> {
     /// Send a WRITE, and report [`Writeback::written`] or [`Writeback::failed`]
     /// exactly once. Retries of the transport and of NFS4ERR_DELAY are the
     /// sender's; it must not report before the request can no more be executed.
@@ -207,19 +208,19 @@ pub enum Action<O> {
 
 /// Everything that was accepted before [`Writeback::begin_drain`].
 #[derive(Clone, Copy, Debug)]
-pub struct DrainTicket {
+pub(super) struct DrainTicket {
     mark: u64,
 }
 
 /// One write that was accepted.
 #[derive(Clone, Copy, Debug)]
-pub struct WriteTicket {
+pub(super) struct WriteTicket {
     seq: u64,
 }
 
 /// The part of a range that was pending at [`Writeback::drain_range`].
 #[derive(Clone, Debug)]
-pub struct RangeTicket {
+pub(super) struct RangeTicket {
     mark: u64,
     range: Range<u64>,
 }
@@ -230,7 +231,7 @@ pub struct RangeTicket {
 ///
 /// While nothing is pending it is a few words and owns no memory.
 #[derive(Debug)]
-pub struct Writeback<O> {
+pub(super) struct Writeback<O> {
     config: Arc<WritebackConfig>,
     lasting: Lasting,
     /// There while something is pending.
@@ -239,7 +240,7 @@ pub struct Writeback<O> {
 
 impl<O: Clone + PartialEq> Writeback<O> {
     /// A write-back with nothing in it.
-    pub fn new(config: Arc<WritebackConfig>) -> Writeback<O> {
+    pub(super) fn new(config: Arc<WritebackConfig>) -> Writeback<O> {
         Writeback {
             config,
             lasting: Lasting::default(),
@@ -254,7 +255,7 @@ impl<O: Clone + PartialEq> Writeback<O> {
     /// They must not overlap what is pending: then each of the two could be lost with
     /// the other. A range that ends past 2^64 is refused by an EFBIG in
     /// [`Writeback::errors`].
-    pub fn accept(
+    pub(super) fn accept(
         &mut self,
         now: Instant,
         origin: O,
@@ -279,7 +280,7 @@ impl<O: Clone + PartialEq> Writeback<O> {
 
     /// What became of a synchronous write, once it was drained: the error that its own
     /// bytes were lost by, if they were. To be asked once.
-    pub fn fate(&mut self, write: WriteTicket) -> Option<Errno> {
+    pub(super) fn fate(&mut self, write: WriteTicket) -> Option<Errno> {
         let mut fate = None;
         self.event(|busy, _| fate = busy.fate(write.seq));
         fate
@@ -290,19 +291,25 @@ impl<O: Clone + PartialEq> Writeback<O> {
     /// something, and when a wake-up is due.
     // Not an iterator: what it gives depends on the time and the events.
     #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self, now: Instant) -> Option<Action<O>> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<Action<O>> {
         self.busy.as_mut()?.next(&mut self.lasting, now)
     }
 
     /// A WRITE was answered: `count` bytes taken, as stable as `committed`, by
     /// the server instance `verifier`. The rest of a short count is sent again;
     /// more than was sent is an EIO, and so is nothing at all too often.
-    pub fn written(&mut self, id: RequestId, count: u32, committed: Stable, verifier: Verifier) {
+    pub(super) fn written(
+        &mut self,
+        id: RequestId,
+        count: u32,
+        committed: Stable,
+        verifier: Verifier,
+    ) {
         self.event(|busy, lasting| busy.written(lasting, id, count, committed, verifier, None));
     }
 
     /// The same, and the COMMIT behind it was answered by the server instance `proof`.
-    pub fn written_and_committed(
+    pub(super) fn written_and_committed(
         &mut self,
         id: RequestId,
         count: u32,
@@ -315,31 +322,31 @@ impl<O: Clone + PartialEq> Writeback<O> {
     }
 
     /// A WRITE failed for good: its data are dropped, the error is recorded.
-    pub fn failed(&mut self, id: RequestId, errno: Errno) {
+    pub(super) fn failed(&mut self, id: RequestId, errno: Errno) {
         self.event(|busy, lasting| busy.failed(lasting, id, errno));
     }
 
     /// A COMMIT was answered by the server instance `verifier`.
-    pub fn committed(&mut self, id: RequestId, verifier: Verifier) {
+    pub(super) fn committed(&mut self, id: RequestId, verifier: Verifier) {
         self.event(|busy, lasting| busy.committed(lasting, id, verifier));
     }
 
     /// A COMMIT failed for good: what it was to cover is dropped, the error is
     /// recorded.
-    pub fn commit_failed(&mut self, id: RequestId, errno: Errno) {
+    pub(super) fn commit_failed(&mut self, id: RequestId, errno: Errno) {
         self.event(|busy, lasting| busy.commit_failed(lasting, id, errno));
     }
 
     /// The server has lost what it had not committed: all of it is written
     /// again, as the next COMMIT would find out. Reads that wait for what is
     /// pending then see it.
-    pub fn server_restarted(&mut self) {
+    pub(super) fn server_restarted(&mut self) {
         self.event(|busy, lasting| busy.server_restarted(lasting));
     }
 
     /// Sends everything that was accepted so far on its way, and to stable
     /// storage. The ticket tells when that is done.
-    pub fn begin_drain(&mut self) -> DrainTicket {
+    pub(super) fn begin_drain(&mut self) -> DrainTicket {
         let mark = self.lasting.tick;
         if let Some(busy) = &mut self.busy {
             busy.begin_drain(mark);
@@ -349,13 +356,13 @@ impl<O: Clone + PartialEq> Writeback<O> {
 
     /// Whether everything accepted before the ticket is stable or has failed.
     /// Failures are in [`Writeback::errors`].
-    pub fn drained(&self, ticket: &DrainTicket) -> bool {
+    pub(super) fn drained(&self, ticket: &DrainTicket) -> bool {
         self.busy.as_ref().is_none_or(|b| !b.awaits(ticket.mark))
     }
 
     /// Sends what is queued for `offset..offset + len` without lingering, for
     /// a read of that range. The ticket tells when the server has it.
-    pub fn drain_range(&mut self, offset: u64, len: u64) -> RangeTicket {
+    pub(super) fn drain_range(&mut self, offset: u64, len: u64) -> RangeTicket {
         let range = offset..offset.saturating_add(len);
         if let Some(busy) = &mut self.busy {
             busy.hurry(&range);
@@ -368,26 +375,26 @@ impl<O: Clone + PartialEq> Writeback<O> {
 
     /// Whether the server has (or has refused) all that was pending in the
     /// range at the time of the ticket.
-    pub fn range_drained(&self, ticket: &RangeTicket) -> bool {
+    pub(super) fn range_drained(&self, ticket: &RangeTicket) -> bool {
         let busy = self.busy.as_ref();
         busy.is_none_or(|b| !b.pending(&ticket.range, ticket.mark))
     }
 
     /// Whether bytes of `range` are accepted that the server may not have yet.
-    pub fn overlaps_pending(&self, range: Range<u64>) -> bool {
+    pub(super) fn overlaps_pending(&self, range: Range<u64>) -> bool {
         let busy = self.busy.as_ref();
         busy.is_some_and(|b| b.pending(&range, u64::MAX))
     }
 
     /// The highest end of accepted data that the server may not have yet: the
     /// file is at least this long. `None` if there are none.
-    pub fn end_offset(&self) -> Option<u64> {
+    pub(super) fn end_offset(&self) -> Option<u64> {
         self.busy.as_ref()?.end_offset()
     }
 
     /// The memory held, queued, in flight and retained: the data and a fixed
     /// cost for each segment. 0 when idle.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.busy.as_ref().map_or(0, |b| b.bytes())
     }
 
@@ -408,7 +415,7 @@ impl<O: Clone + PartialEq> Writeback<O> {
     /// of what it holds. To be called again after each reply until there is room. Without
     /// being asked a file commits at two thirds of its window, at one third
     /// if there is a WRITE to go behind, and after [`WritebackConfig::commit_after`].
-    pub fn make_room(&mut self) {
+    pub(super) fn make_room(&mut self) {
         if let Some(busy) = &mut self.busy {
             busy.make_room();
         }
@@ -416,22 +423,22 @@ impl<O: Clone + PartialEq> Writeback<O> {
 
     /// Whether this WRITE is all there is: nothing else is queued, in flight or
     /// to be committed.
-    pub fn is_last(&self, id: RequestId) -> bool {
+    pub(super) fn is_last(&self, id: RequestId) -> bool {
         self.busy.as_ref().is_some_and(|b| b.is_last(id))
     }
 
     /// Whether nothing is pending: no data, no request.
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.busy.as_ref().is_none_or(|busy| busy.is_idle())
     }
 
     /// The write errors of the file, for handles to sample and check.
-    pub fn errors(&self) -> &ErrSeq {
+    pub(super) fn errors(&self) -> &ErrSeq {
         &self.lasting.errors
     }
 
     /// The same, to record an error that was found elsewhere.
-    pub fn errors_mut(&mut self) -> &mut ErrSeq {
+    pub(super) fn errors_mut(&mut self) -> &mut ErrSeq {
         &mut self.lasting.errors
     }
 

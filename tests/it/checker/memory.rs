@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use efs_fuse::rpc::caller::{self, Caller};
-use efs_fuse::vfs::attr::Timeouts;
+use efs_fuse::vfs::Timeouts;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use efs_fuse::nfs::ClientConfig;
 use efs_fuse::rpc::Connections;
 use efs_fuse::telemetry::Metrics;
-use efs_fuse::vfs::attr::Timeouts;
+use efs_fuse::vfs::Timeouts;
 use efs_fuse::vfs::types::{Entry, Errno, FileKind, Ino, ROOT_INO, SetAttr};
 
 use super::step::{Fault, Foreign, Place, Step};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use efs_fuse::rpc::auth::Credential;
-use efs_fuse::vfs::attr::Timeouts;
+use efs_fuse::vfs::Timeouts;
 use efs_fuse::vfs::types::{Ino, Lookup, MissingNames, ROOT_INO, SetAttr};
 
 use super::rig::{Mount, connect, default_timeouts, join_all, millis, seconds, within};

@@ -17,7 +17,7 @@ use efs_fuse::nfs::{Client, ClientConfig, NfsError};
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::rpc::{Connections, Tolerance};
 use efs_fuse::telemetry::Metrics;
-use efs_fuse::vfs::attr::Timeouts;
+use efs_fuse::vfs::Timeouts;
 use efs_fuse::vfs::types::{
     DirEntry, DirSink, Entry, Errno, Ino, Lookup, MissingNames, ROOT_INO, SetAttr,
 };

@@ -1,0 +1,191 @@
+//! Barriers: which operation waits for what, before its own request goes.
+//!
+//! write(2) and, for an unpublished file, setattr are answered before the server knows of
+//! them. What others must be able to rely on is at the server before it is asked, or told, anything
+//! that they could rely on it by. Three things are waited for:
+//!
+//! - *stable*: all data written to the file so far are on stable storage, or have failed;
+//! - *there*: the server has the data of a range, stable or not, so that its answer counts them;
+//! - *attributes*: the server knows the changes of attributes that wait
+//!   ([`deferred_setattr`](super::deferred_setattr)), which go after the data, so those are stable
+//!   then, too. A file that is *published* has none that wait from then on.
+//!
+//! | operation | waits for | function |
+//! |---|---|---|
+//! | unlink, rmdir, rename | attributes of all files | [`Files::before_removal`] |
+//! | link, rename (what is moved) | published | [`Files::before_naming`] |
+//! | getattr | attributes, then all data there | [`Files::before_getattr`] |
+//! | access | attributes | [`Files::before_access`] |
+//! | setattr | attributes | [`Files::before_setattr`] |
+//! | setattr of a size | then stable | [`Files::before_cut`] |
+//! | setattr of times | then all data there | [`Files::before_times`] |
+//! | open | published; with O_TRUNC stable before | [`Files::before_open`] |
+//! | flush, fsync, a lock | stable, then published | [`Files::before_publishing`] |
+//! | release | stable, then attributes | [`Files::before_release`] |
+//! | unlock | what is abandoned, stable, attributes of all files | [`Files::before_unlock`] |
+//! | locks that go with a close | the same of the one file, if anything is abandoned | [`Files::before_unlock_at_close`] |
+//! | read, read-ahead | the range there | [`Files::before_read`] |
+//! | write | attributes | [`Files::before_write`] |
+//! | a synchronous write | what it overlaps there | [`Files::before_sync_write`] |
+//! | the end of the mount | all files stable | [`Files::before_end`] |
+//!
+//! No lock is held while anything is waited for. What was answered already is sent whether or not
+//! its caller still waits.
+
+use std::sync::Arc;
+
+use super::Files;
+use crate::vfs::inode::{FileInner, Inode};
+
+impl Files {
+    /// A name is about to be removed or replaced: by that, others are told that they may go on,
+    /// whichever file it is of.
+    pub(in crate::vfs) async fn before_removal(self: &Arc<Self>) {
+        self.send_all_changes().await;
+    }
+
+    /// The file is about to get a name: what has it is what programs have made of it.
+    pub(in crate::vfs) async fn before_naming(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.publish(inode).await;
+    }
+
+    /// The server is about to be asked for the attributes: size and times are to be those after
+    /// the last write(2).
+    pub(in crate::vfs) async fn before_getattr(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.send_changes(inode).await;
+        self.settle(inode, 0, u64::MAX).await;
+    }
+
+    /// The server is about to be asked what is allowed, which goes by mode and owner.
+    pub(in crate::vfs) async fn before_access(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.send_changes(inode).await;
+    }
+
+    /// Attributes are about to be set that could not be joined to what waits.
+    pub(in crate::vfs) async fn before_setattr(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.send_changes(inode).await;
+    }
+
+    /// The size is about to be set: nothing of what was written may come back behind the new
+    /// end.
+    pub(in crate::vfs) async fn before_cut(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.drain(inode).await;
+    }
+
+    /// Times are about to be set: a write that reaches the server later would move them again.
+    pub(in crate::vfs) async fn before_times(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.settle(inode, 0, u64::MAX).await;
+    }
+
+    /// The file is about to be opened, and cut if it `truncates`. Whoever opens it may rely on
+    /// it.
+    pub(in crate::vfs) async fn before_open(self: &Arc<Self>, inode: &Arc<Inode>, truncates: bool) {
+        if truncates {
+            self.drain(inode).await;
+        }
+        self.publish(inode).await;
+    }
+
+    /// A close, a sync or a lock: whoever knows of it may rely on all that was done to the file.
+    pub(in crate::vfs) async fn before_publishing(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.drain(inode).await;
+        self.publish(inode).await;
+    }
+
+    /// A handle is gone. What FLUSH did not see (writes of a shared mapping) is written first.
+    pub(in crate::vfs) async fn before_release(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.drain(inode).await;
+        self.send_changes(inode).await;
+    }
+
+    /// A lock is about to be let go: what it was there to protect has ended, and others may go
+    /// on by it, whichever file it is of.
+    pub(super) async fn before_unlock(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.abandoned.ended().await;
+        self.drain(inode).await;
+        self.send_all_changes().await;
+    }
+
+    /// Locks are about to go with a close, before which everything was made stable; but not
+    /// what is at work without its caller.
+    pub(super) async fn before_unlock_at_close(self: &Arc<Self>, inode: &Arc<Inode>) {
+        if self.abandoned.any() {
+            self.abandoned.ended().await;
+            self.drain(inode).await;
+            self.send_changes(inode).await;
+        }
+    }
+
+    /// A range is about to be read at the server.
+    pub(super) async fn before_read(self: &Arc<Self>, inode: &Arc<Inode>, offset: u64, len: u64) {
+        self.settle(inode, offset, len).await;
+    }
+
+    /// Data are about to be accepted: a mode set before them protects them from the first byte on.
+    pub(in crate::vfs) async fn before_write(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.send_changes(inode).await;
+    }
+
+    /// Synchronous data are about to be accepted: what is lost with them, if they are, must be
+    /// theirs alone.
+    pub(super) async fn before_sync_write(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        offset: u64,
+        len: u64,
+    ) {
+        self.settle(inode, offset, len).await;
+    }
+
+    /// The mount is at its end.
+    pub(in crate::vfs) async fn before_end(self: &Arc<Self>) {
+        for inode in self.window.busy() {
+            self.drain(&inode).await;
+        }
+    }
+}
+
+/// What is waited for.
+impl Files {
+    /// Waits until everything written to the file so far is stable or failed.
+    pub(super) async fn drain(self: &Arc<Self>, inode: &Arc<Inode>) {
+        if inode.opened().is_none() {
+            return;
+        }
+        let ticket = self.with_writeback(inode, |inner| {
+            (!inner.writeback().is_idle()).then(|| inner.writeback_mut().begin_drain())
+        });
+        if let Some(ticket) = ticket {
+            self.pump(inode);
+            self.wait_until(inode, |inner| inner.writeback().drained(&ticket))
+                .await;
+        }
+    }
+
+    /// Waits until the server has (stable or not) what was written to a range
+    /// so far, so that a READ sees it.
+    async fn settle(self: &Arc<Self>, inode: &Arc<Inode>, offset: u64, len: u64) {
+        if inode.opened().is_none() {
+            return;
+        }
+        let ticket = self.with_writeback(inode, |inner| {
+            let end = offset.saturating_add(len);
+            inner
+                .writeback()
+                .overlaps_pending(offset..end)
+                .then(|| inner.writeback_mut().drain_range(offset, len))
+        });
+        if let Some(ticket) = ticket {
+            self.pump(inode);
+            self.wait_until(inode, |inner| inner.writeback().range_drained(&ticket))
+                .await;
+        }
+    }
+
+    /// Waits until something of the file is so.
+    pub(super) async fn wait_until(&self, inode: &Arc<Inode>, done: impl Fn(&FileInner) -> bool) {
+        self.file_state(inode)
+            .when(|inner| done(inner).then_some(()))
+            .await;
+    }
+}

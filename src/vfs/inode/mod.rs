@@ -1,0 +1,38 @@
+//! Inodes and their table, and what is known of each: attributes, names, what the kernel was
+//! told of it.
+//!
+//! | state | file | owned by |
+//! |---|---|---|
+//! | which inodes the kernel holds ([`InodeTable`]) | `table` | `elsewhere`, then a shard of the table |
+//! | attributes ([`AttrState`](attr::AttrState)) | [`attr`] | `Inode::attr` |
+//! | names of a directory ([`Names`](dentry_cache::Names)) | [`dentry_cache`], [`change_tracker`] | `Inode::names` |
+//! | all directories with names | [`dentry_cache`] | the cache's own locks, with no directory's held |
+//! | the name that the kernel believes | `kernel_dentry` | atomics |
+//! | the order in which the kernel was told of inodes | `eviction_queue` | its own lock, after a shard's |
+//!
+//! A file's lock ([`file`](crate::vfs::file)) is taken before that of its attributes, which is
+//! taken before that of names. No two inodes are locked at once.
+
+pub(super) mod attr;
+pub(super) mod change_tracker;
+pub(super) mod dentry_cache;
+mod eviction_queue;
+mod file_attr;
+mod kernel_dentry;
+mod table;
+
+use std::sync::Arc;
+
+pub(in crate::vfs) use self::eviction_queue::BACKLOG;
+pub(in crate::vfs) use self::kernel_dentry::ticks_since;
+pub(super) use self::table::{Inode, InodeTable, Place};
+use crate::vfs::file;
+
+/// The state of a file that was opened here.
+pub(in crate::vfs) type FileState = file::state::FileState<Arc<Inode>>;
+
+/// What its lock owns.
+pub(in crate::vfs) type FileInner = file::state::FileInner<Arc<Inode>>;
+
+/// The hidden name of a file that was removed while it is open here.
+pub(in crate::vfs) type SillyName = file::silly_name::SillyName<Arc<Inode>>;

@@ -1,0 +1,599 @@
+//! Inodes: what the kernel has a number for.
+//!
+//! The number is the server's fileid, so that `st_ino` is the same on every
+//! host. The root is 1 for FUSE; a file that happens to have fileid 0 or 1, or
+//! that lies in another file system of the server, is mapped out of the way: a mount has
+//! one `st_dev`, so that programs would take two objects of one number for one.
+//!
+//! The table owns an inode as long as the kernel holds lookups of it, which
+//! FORGET gives back; directories' names and open handles may hold it longer.
+//!
+//! A fileid may come back under another file handle while the kernel still holds
+//! the file that had it first, and replies about the two may arrive in any order.
+//! The kernel takes a number that changes its meaning for the end of the old
+//! file: everything that has it open gets EIO from then on. So the second file has
+//! a number out of the way as long as the first is held (`elsewhere`), and is
+//! still shown under its fileid.
+//!
+//! Locks: `elsewhere` first, then a shard of the table, then an inode's; never
+//! two inodes' at once, never across an await.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use dashmap::mapref::entry::{Entry as Slot, VacantEntry};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::FileState;
+use super::attr::{AttrState, Timeouts, kind_of};
+use super::dentry_cache::{Name, Names};
+use super::eviction_queue::EvictionQueue;
+use super::kernel_dentry::{Apart, KernelDentry};
+use crate::nfs::proto::attrs::Attributes;
+use crate::nfs::proto::types::FileHandle;
+use crate::vfs::types::{FileKind, Ino, ROOT_INO};
+
+/// An object of the file system.
+#[derive(Debug)]
+pub(in crate::vfs) struct Inode {
+    /// Its number for the kernel.
+    pub ino: Ino,
+    /// Tells apart objects that had the number one after the other: made from the handle,
+    /// so that a handle of the kernel's means the same object after it was forgotten.
+    pub generation: u64,
+    /// Its name for the server.
+    pub handle: FileHandle,
+    /// What it is; never changes.
+    pub kind: FileKind,
+    /// What is known of it.
+    pub attr: Mutex<AttrState>,
+    /// What a regular file needs once it was opened.
+    file: OnceLock<Box<FileState>>,
+    /// What is known of the names in a directory.
+    names: OnceLock<Box<Mutex<Names>>>,
+    /// The text of a symbolic link; it never changes.
+    pub link: OnceLock<Box<Bytes>>,
+    /// The server said STALE: no name may lead here any more.
+    stale: AtomicBool,
+    /// The name it was found by last.
+    place: Mutex<Option<Place>>,
+    /// The name that the kernel was told of last.
+    pub(super) belief: KernelDentry,
+    pub(super) apart: Apart,
+}
+
+/// Where an object was found.
+#[derive(Clone, Debug)]
+pub(in crate::vfs) struct Place {
+    /// The directory.
+    pub dir: Arc<Inode>,
+    /// The name in it.
+    pub name: Name,
+}
+
+impl Inode {
+    /// The object was found by this name: an open of a file has to find it still
+    /// leading there, and what lies beside it is asked for together with it. Whether that
+    /// is another name than the one before.
+    pub(in crate::vfs) fn found_at(
+        &self,
+        dir: &Arc<Inode>,
+        name: impl AsRef<[u8]> + Into<Name>,
+    ) -> bool {
+        let mut place = self.place.lock();
+        let known = place
+            .as_ref()
+            .is_some_and(|place| Arc::ptr_eq(&place.dir, dir) && *place.name == *name.as_ref());
+        if known {
+            return false;
+        }
+        let (dir, name) = (Arc::clone(dir), name.into());
+        place.replace(Place { dir, name }).is_some()
+    }
+
+    /// What is known of the names in this directory.
+    pub(in crate::vfs) fn names(&self) -> &Mutex<Names> {
+        self.names.get_or_init(Box::default)
+    }
+
+    /// The name may lead elsewhere, by our own doing.
+    pub(in crate::vfs) fn not_found(&self) {
+        *self.place.lock() = None;
+    }
+
+    /// A name of the object was removed by us, or given to another.
+    pub(in crate::vfs) fn lost_a_name(&self) {
+        self.not_found();
+        let mut attr = self.attr.lock();
+        attr.unlinked();
+        if attr.stat().nlink > 0 {
+            attr.names_changed(Instant::now());
+        }
+    }
+
+    /// See [`Inode::found_at`].
+    pub(in crate::vfs) fn place(&self) -> Option<Place> {
+        self.place.lock().clone()
+    }
+
+    /// Another file had its number when it was found.
+    pub(in crate::vfs) fn is_elsewhere(&self) -> bool {
+        self.ino != ROOT_INO && self.ino != self.attr.lock().stat().ino
+    }
+
+    /// The state of an open file, made at its first use.
+    pub(in crate::vfs) fn file(&self, make: impl FnOnce() -> FileState) -> &FileState {
+        self.file.get_or_init(|| Box::new(make()))
+    }
+
+    /// The state of an open file, if it ever was opened.
+    pub(in crate::vfs) fn opened(&self) -> Option<&FileState> {
+        self.file.get().map(AsRef::as_ref)
+    }
+
+    /// The server does not know the object any more.
+    pub(in crate::vfs) fn mark_stale(&self) {
+        self.stale.store(true, Ordering::Relaxed);
+    }
+
+    /// See [`Inode::mark_stale`].
+    pub(in crate::vfs) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
+    }
+
+    /// The inode of an object with this handle.
+    fn is_still(&self, handle: &FileHandle) -> bool {
+        self.handle == *handle && !self.is_stale()
+    }
+
+    /// A file that can be reached by several names.
+    fn has_other_names(&self) -> bool {
+        self.kind != FileKind::Directory && self.attr.lock().stat().nlink > 1
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    inode: Arc<Inode>,
+    /// Lookups that the kernel has not given back.
+    lookups: u64,
+}
+
+/// All inodes that the kernel knows.
+#[derive(Debug)]
+pub(in crate::vfs) struct InodeTable {
+    inodes: DashMap<Ino, Known>,
+    /// Entries of `inodes`, without asking every shard.
+    count: AtomicUsize,
+    /// Those of them that the kernel may be asked to forget.
+    told: EvictionQueue,
+    /// Held files whose own number another one had when they were found, and
+    /// the numbers they have instead.
+    elsewhere: Mutex<HashMap<FileHandle, Ino>>,
+    /// Entries of `elsewhere`, changed with the shard of the file's own number
+    /// locked.
+    elsewhere_count: AtomicUsize,
+    root: Arc<Inode>,
+    root_fsid: (u64, u64),
+    root_fileid: u64,
+    timeouts: Timeouts,
+}
+
+impl InodeTable {
+    /// A table with the root in it, which is never forgotten.
+    pub(in crate::vfs) fn new(
+        handle: FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+        timeouts: Timeouts,
+    ) -> Self {
+        // readdir(3) leaves out what has no number (the pseudo file systems of some
+        // servers), and no other object is shown as 1.
+        let shown = if attrs.fileid == 0 {
+            ROOT_INO
+        } else {
+            attrs.fileid
+        };
+        let root = Arc::new(Inode {
+            ino: ROOT_INO,
+            // The kernel's own number for it.
+            generation: 0,
+            handle,
+            kind: kind_of(attrs.kind),
+            attr: Mutex::new(AttrState::new(shown, attrs, sent, &timeouts)),
+            file: OnceLock::new(),
+            names: OnceLock::new(),
+            link: OnceLock::new(),
+            stale: AtomicBool::new(false),
+            place: Mutex::new(None),
+            belief: KernelDentry::default(),
+            apart: Apart::default(),
+        });
+        Self {
+            inodes: DashMap::new(),
+            count: AtomicUsize::new(0),
+            told: EvictionQueue::default(),
+            elsewhere: Mutex::default(),
+            elsewhere_count: AtomicUsize::new(0),
+            root,
+            root_fsid: attrs.fsid,
+            root_fileid: attrs.fileid,
+            timeouts,
+        }
+    }
+
+    /// The root.
+    pub(in crate::vfs) fn root(&self) -> &Arc<Inode> {
+        &self.root
+    }
+
+    /// How long attributes are believed.
+    pub(in crate::vfs) fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
+    /// The inode with this number.
+    pub(in crate::vfs) fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
+        if ino == ROOT_INO {
+            return Some(Arc::clone(&self.root));
+        }
+        self.inodes.get(&ino).map(|known| Arc::clone(&known.inode))
+    }
+
+    /// Number of inodes the kernel holds, the root not counted.
+    pub(in crate::vfs) fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The number for an object with these attributes.
+    pub(in crate::vfs) fn ino_of(&self, attrs: &Attributes) -> Ino {
+        if attrs.fsid != self.root_fsid {
+            // Another file system below the root has numbers of its own. They
+            // are spread over a range that fileids hardly reach.
+            let mixed = (attrs.fsid.0 ^ attrs.fsid.1.rotate_left(32))
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                ^ attrs.fileid;
+            return mixed | 1 << 62;
+        }
+        match attrs.fileid {
+            root if root == self.root_fileid => ROOT_INO,
+            taken @ 0..=1 => taken | 1 << 63,
+            fileid => fileid,
+        }
+    }
+
+    /// The inode for an object that a reply named, counted as one lookup, and
+    /// whether it was made just now (its attributes are the reply's then).
+    /// `kept` says who has kept an inode of that number that the kernel has
+    /// forgotten.
+    pub(in crate::vfs) fn look_up(
+        &self,
+        handle: &FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+        kept: impl FnOnce(Ino) -> Option<Arc<Inode>>,
+    ) -> (Arc<Inode>, bool) {
+        let ino = self.ino_of(attrs);
+        if ino == ROOT_INO {
+            return (Arc::clone(&self.root), false);
+        }
+        match self.inodes.entry(ino) {
+            Slot::Occupied(mut slot) if slot.get().inode.handle == *handle => {
+                return (slot.get_mut().looked_up(), false);
+            }
+            Slot::Vacant(slot) if self.elsewhere_count.load(Ordering::Relaxed) == 0 => {
+                if let Some(kept) = kept(ino).filter(|kept| kept.is_still(handle)) {
+                    self.enter(slot, &kept);
+                    return (kept, false);
+                }
+                return (self.insert(slot, ino, handle, attrs, sent), true);
+            }
+            _ => {}
+        }
+        let mut elsewhere = self.elsewhere.lock();
+        if let Some(other) = elsewhere.get(handle)
+            && let Slot::Occupied(mut slot) = self.inodes.entry(*other)
+            && slot.get().inode.handle == *handle
+        {
+            return (slot.get_mut().looked_up(), false);
+        }
+        let own = match self.inodes.entry(ino) {
+            Slot::Occupied(mut slot) if slot.get().inode.handle == *handle => {
+                return (slot.get_mut().looked_up(), false);
+            }
+            Slot::Vacant(slot) => return (self.insert(slot, ino, handle, attrs, sent), true),
+            Slot::Occupied(slot) => {
+                self.elsewhere_count.fetch_add(1, Ordering::Relaxed);
+                slot
+            }
+        };
+        drop(own);
+        for way in 1.. {
+            let other = out_of_the_way(ino, way);
+            if let Slot::Vacant(slot) = self.inodes.entry(other) {
+                elsewhere.insert(handle.clone(), other);
+                return (self.insert(slot, ino, handle, attrs, sent), true);
+            }
+        }
+        unreachable!("the numbers are more than the inodes")
+    }
+
+    fn insert(
+        &self,
+        slot: VacantEntry<'_, Ino, Known>,
+        shown: Ino,
+        handle: &FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+    ) -> Arc<Inode> {
+        let inode = self.make(*slot.key(), shown, handle, attrs, sent);
+        self.enter(slot, &inode);
+        inode
+    }
+
+    fn make(
+        &self,
+        ino: Ino,
+        shown: Ino,
+        handle: &FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+    ) -> Arc<Inode> {
+        Arc::new(Inode {
+            ino,
+            generation: generation_of(handle),
+            handle: handle.clone(),
+            kind: kind_of(attrs.kind),
+            attr: Mutex::new(AttrState::new(shown, attrs, sent, &self.timeouts)),
+            file: OnceLock::new(),
+            names: OnceLock::new(),
+            link: OnceLock::new(),
+            stale: AtomicBool::new(false),
+            place: Mutex::new(None),
+            belief: KernelDentry::default(),
+            apart: Apart::default(),
+        })
+    }
+
+    fn enter(&self, slot: VacantEntry<'_, Ino, Known>, inode: &Arc<Inode>) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        if inode.kind != FileKind::Directory {
+            self.told.push(inode.ino);
+        }
+        slot.insert(Known {
+            inode: Arc::clone(inode),
+            lookups: 1,
+        });
+    }
+
+    /// What the kernel was told of, but directories.
+    pub(in crate::vfs) fn told(&self) -> &EvictionQueue {
+        &self.told
+    }
+
+    /// As [`look_up`](Self::look_up), without counting it: the kernel is not
+    /// told.
+    pub(in crate::vfs) fn intern(
+        &self,
+        handle: &FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+        kept: impl FnOnce(Ino) -> Option<Arc<Inode>>,
+    ) -> (Arc<Inode>, bool) {
+        let ino = self.ino_of(attrs);
+        if ino == ROOT_INO {
+            return (Arc::clone(&self.root), false);
+        }
+        let known = self
+            .find(handle, attrs)
+            .or_else(|| kept(ino).filter(|kept| kept.is_still(handle)));
+        match known {
+            Some(inode) => (inode, false),
+            None => (self.make(ino, ino, handle, attrs, sent), true),
+        }
+    }
+
+    /// The inode with this handle, if the kernel holds it.
+    pub(in crate::vfs) fn find(
+        &self,
+        handle: &FileHandle,
+        attrs: &Attributes,
+    ) -> Option<Arc<Inode>> {
+        let matching = |ino| self.get(ino).filter(|inode| inode.handle == *handle);
+        matching(self.ino_of(attrs)).or_else(|| {
+            if self.elsewhere_count.load(Ordering::Relaxed) == 0 {
+                return None;
+            }
+            let other = self.elsewhere.lock().get(handle).copied();
+            other.and_then(matching)
+        })
+    }
+
+    /// Counts a lookup of an inode that somebody has kept. False if its number
+    /// means another object by now, or another inode may have stood for the
+    /// object since the kernel forgot this one.
+    pub(in crate::vfs) fn look_up_again(&self, inode: &Arc<Inode>) -> bool {
+        self.count_again(inode, false)
+    }
+
+    /// The same for an inode that a reply has just named.
+    pub(in crate::vfs) fn look_up_listed(&self, inode: &Arc<Inode>) -> bool {
+        self.count_again(inode, true)
+    }
+
+    fn count_again(&self, inode: &Arc<Inode>, fresh: bool) -> bool {
+        if inode.ino == ROOT_INO {
+            return true;
+        }
+        match self.inodes.entry(inode.ino) {
+            Slot::Occupied(mut slot) => {
+                let same = Arc::ptr_eq(&slot.get().inode, inode);
+                if same {
+                    slot.get_mut().lookups += 1;
+                }
+                same
+            }
+            // It may be held under another number, or must not be held under
+            // this one: the server's answer leads to the right one.
+            Slot::Vacant(_)
+                if inode.is_elsewhere() || self.elsewhere_count.load(Ordering::Relaxed) > 0 =>
+            {
+                false
+            }
+            Slot::Vacant(slot) => {
+                if !fresh && inode.has_other_names() {
+                    return false;
+                }
+                self.enter(slot, inode);
+                true
+            }
+        }
+    }
+
+    /// The kernel gives lookups back.
+    pub(in crate::vfs) fn forget(&self, ino: Ino, lookups: u64) {
+        let Slot::Occupied(mut slot) = self.inodes.entry(ino) else {
+            return;
+        };
+        let known = slot.get_mut();
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups > 0 {
+            return;
+        }
+        let (_, known) = slot.remove_entry();
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        if self.elsewhere_count.load(Ordering::Relaxed) > 0 {
+            let mut elsewhere = self.elsewhere.lock();
+            // Unless it was found again in between.
+            if elsewhere.get(&known.inode.handle) == Some(&ino) && !self.inodes.contains_key(&ino) {
+                elsewhere.remove(&known.inode.handle);
+                self.elsewhere_count.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Known {
+    fn looked_up(&mut self) -> Arc<Inode> {
+        self.lookups += 1;
+        Arc::clone(&self.inode)
+    }
+}
+
+/// FNV-1a of an object's handle, finished so that the lower 32 bits, which are all that
+/// the kernel keeps, are as good as all.
+fn generation_of(handle: &FileHandle) -> u64 {
+    let hash = handle
+        .as_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3_u64)
+        });
+    (hash ^ hash >> 32).max(1)
+}
+
+/// Numbers for a file whose own is taken, spread over a range that fileids
+/// hardly reach.
+fn out_of_the_way(ino: Ino, way: u64) -> Ino {
+    let mixed = (ino ^ way.rotate_right(16)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed >> 2 | 3 << 62
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nfs::proto::types::FileType;
+    use crate::xdr::{Decoder, Encoder};
+    use std::time::Duration;
+
+    fn handle(name: &[u8]) -> FileHandle {
+        let mut enc = Encoder::default();
+        enc.opaque(name);
+        FileHandle::decode(&mut Decoder::new(enc.into_vec().into())).unwrap()
+    }
+
+    fn attrs(fileid: u64) -> Attributes {
+        Attributes {
+            kind: Some(FileType::Directory),
+            fileid,
+            fsid: (1, 2),
+            ..Attributes::default()
+        }
+    }
+
+    fn table() -> InodeTable {
+        let s = Duration::from_secs;
+        let timeouts = Timeouts {
+            reg_min: s(3),
+            reg_max: s(60),
+            dir_min: s(30),
+            dir_max: s(60),
+        };
+        InodeTable::new(handle(b"root"), &attrs(128), Instant::now(), timeouts)
+    }
+
+    #[test]
+    fn numbers_are_the_servers_but_for_the_root_and_what_would_collide_with_it() {
+        let table = table();
+        assert_eq!(table.ino_of(&attrs(4711)), 4711);
+        assert_eq!(table.ino_of(&attrs(128)), ROOT_INO);
+        assert_eq!(table.root().attr.lock().stat().ino, 128, "as st_ino");
+        assert_eq!(table.ino_of(&attrs(1)), 1 << 63 | 1);
+        let mut elsewhere = attrs(128);
+        elsewhere.fsid = (9, 9);
+        assert_ne!(table.ino_of(&elsewhere), ROOT_INO);
+    }
+
+    #[test]
+    fn an_inode_lives_until_every_lookup_is_given_back() {
+        let table = table();
+        let now = Instant::now();
+        let (a, new) = table.look_up(&handle(b"a"), &attrs(5), now, |_| None);
+        assert!(new);
+        assert!(!table.look_up(&handle(b"a"), &attrs(5), now, |_| None).1);
+        table.forget(5, 1);
+        assert!(table.get(5).is_some());
+        table.forget(5, 1);
+        assert!(table.get(5).is_none());
+        assert!(table.look_up_again(&a));
+        assert!(Arc::ptr_eq(&table.get(5).unwrap(), &a));
+    }
+
+    #[test]
+    fn a_reused_fileid_is_another_number_while_the_old_file_is_held() {
+        let table = table();
+        let now = Instant::now();
+        let (old, _) = table.look_up(&handle(b"a"), &attrs(5), now, |_| None);
+        let (new, is_new) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
+        assert!(is_new && old.ino == 5 && new.ino != 5);
+        assert_eq!(new.attr.lock().stat().ino, 5, "as st_ino");
+        // Replies about either, in any order.
+        for _ in 0..2 {
+            assert!(Arc::ptr_eq(
+                &table.look_up(&handle(b"a"), &attrs(5), now, |_| None).0,
+                &old
+            ));
+            assert!(Arc::ptr_eq(
+                &table.look_up(&handle(b"b"), &attrs(5), now, |_| None).0,
+                &new
+            ));
+        }
+        assert!(Arc::ptr_eq(
+            &table.find(&handle(b"b"), &attrs(5)).unwrap(),
+            &new
+        ));
+        table.forget(5, 3);
+        let (still, _) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
+        assert!(Arc::ptr_eq(&still, &new), "although its own number is free");
+        table.forget(new.ino, 4);
+        assert!(table.len() == 0 && table.elsewhere.lock().is_empty());
+        let (later, _) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
+        assert_eq!(later.ino, 5);
+        assert_eq!(later.generation, new.generation);
+        assert_ne!(later.generation, old.generation);
+    }
+}

@@ -1,0 +1,257 @@
+//! open, create.
+//!
+//! What handles share at the server is in `files::opens`; close(2) is in [`close`](super::close).
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::nfs::NfsError;
+use crate::nfs::calls::{HowToOpen, InlineRead, OpenedHandle, PrePost};
+use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
+use crate::nfs::proto::reply::ReadResult;
+use crate::nfs::proto::status::Status;
+use crate::rpc::auth::Credential;
+use crate::vfs::Vfs;
+use crate::vfs::file::inline_read::FileVersion;
+use crate::vfs::files::handle::access_of;
+use crate::vfs::files::kept_open::KeptOpen;
+use crate::vfs::inode::attr::Seen;
+use crate::vfs::inode::dentry_cache::DentryTarget;
+use crate::vfs::inode::{Inode, Place};
+use crate::vfs::namespace::names::check_name;
+use crate::vfs::types::{Entry, Errno, FileKind, Ino, Opened, SetAttr};
+
+/// OPEN has found a directory, a link or a device by the name.
+fn is_no_file(error: &NfsError) -> bool {
+    matches!(
+        error.status(),
+        Some(Status::ISDIR | Status::SYMLINK | Status::WRONG_TYPE)
+    )
+}
+
+impl Vfs {
+    /// OPEN by handle: one round trip, in which the file's attributes come
+    /// along, so that the kernel's pages are kept exactly if the file has not
+    /// moved (close-to-open); and a small file's data, if they will be wanted.
+    ///
+    /// ESTALE if the name that the file was found by leads elsewhere now.
+    pub async fn open(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        flags: i32,
+    ) -> Result<Opened, Errno> {
+        self.open_checked(cred, ino, flags, true).await
+    }
+
+    /// The same for a file that this very open has found by asking for its name,
+    /// or was not found by name at all: whatever that leads to by now. If it was opened
+    /// when it was found ([`lookup_to_open`](Self::lookup_to_open)), that is this open.
+    pub async fn open_found(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        flags: i32,
+        tid: u32,
+    ) -> Result<Opened, Errno> {
+        let kept = self.files.take_kept(cred, ino, tid);
+        let cuts = flags & libc::O_TRUNC != 0;
+        let opened = match &kept {
+            Some(kept) if !cuts && kept.allows(access_of(flags)) => {
+                self.open_kept(kept, flags).await
+            }
+            _ => {
+                let opened = self.open_checked(cred, ino, flags, false).await;
+                if let Some(kept) = kept {
+                    self.files.leave(&kept.inode, &kept.open).await;
+                }
+                opened
+            }
+        };
+        self.namespace.walk_is_done(ino);
+        opened
+    }
+
+    /// A handle on an open that was kept for it.
+    async fn open_kept(self: &Arc<Self>, kept: &KeptOpen, flags: i32) -> Result<Opened, Errno> {
+        let inode = &kept.inode;
+        self.files.before_open(inode, false).await;
+        self.namespace.learn_at_open(inode, &kept.attrs, kept.sent);
+        self.namespace.nothing_to_tell(inode.ino).await;
+        let open = Arc::clone(&kept.open);
+        Ok(self
+            .files
+            .opened(inode, open, (access_of(flags), flags), None))
+    }
+
+    async fn open_checked(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        flags: i32,
+        check: bool,
+    ) -> Result<Opened, Errno> {
+        let inode = self.namespace.inode(ino)?;
+        match inode.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Errno(libc::EISDIR)),
+            _ => return Err(Errno(libc::ENXIO)),
+        }
+        if check && self.namespace.may_mean_another_name(&inode) {
+            // Upon which the kernel asks for the name.
+            return Err(Errno(libc::ESTALE));
+        }
+        let access = access_of(flags);
+        // O_TRUNC with O_RDONLY is left undefined by POSIX; Linux truncates if
+        // the caller may write.
+        let truncate = flags & libc::O_TRUNC != 0;
+        let share = if truncate {
+            access | ACCESS_WRITE
+        } else {
+            access
+        };
+        self.files.before_open(&inode, truncate).await;
+        let open = self.files.join(&inode, cred).await;
+        let reads = share & ACCESS_READ != 0 && flags & libc::O_DIRECT == 0 && !truncate;
+        let inline = reads.then(|| self.files.inline_read(&inode)).flatten();
+        let sent = Instant::now();
+        // A name is believed for a while, but what is opened is what it leads
+        // to now: another host may have put a new file there.
+        let place = inode.place().filter(|_| check);
+        let name = place
+            .as_ref()
+            .map(|place| (&place.dir.handle, &*place.name));
+        let asked = inline.map(|(inline, _)| inline);
+        let opened = self
+            .client
+            .open_handle(&open, share, truncate, name, asked)
+            .await;
+        match opened {
+            Ok(None) => {
+                self.files.leave(&inode, &open).await;
+                Err(self.leads_elsewhere(place))
+            }
+            Ok(Some(opened)) => {
+                let came = self.opened_at(&inode, opened, inline, truncate, sent).await;
+                Ok(self.files.opened(&inode, open, (access, flags), came))
+            }
+            Err(error) => {
+                let errno = self.namespace.failed(&error, &inode);
+                self.files.leave(&inode, &open).await;
+                Err(errno)
+            }
+        }
+    }
+
+    /// The name that the file was found by does not lead to it any more.
+    fn leads_elsewhere(&self, place: Option<Place>) -> Errno {
+        self.namespace.stranger_was_here();
+        // The place stays: who else has walked here by that name is to be
+        // told the same.
+        if let Some(Place { dir, name }) = place {
+            self.namespace.forget_entry(dir.ino, &name);
+            self.namespace.doubt(&dir);
+        }
+        // Upon which the kernel looks the name up, and opens that.
+        Errno(libc::ESTALE)
+    }
+
+    /// Takes in what an OPEN has said of the file. Gives the data that came along with it, if
+    /// they were asked for by `inline`.
+    async fn opened_at(
+        &self,
+        inode: &Arc<Inode>,
+        opened: OpenedHandle,
+        inline: Option<(InlineRead, FileVersion)>,
+        truncate: bool,
+        sent: Instant,
+    ) -> Option<(ReadResult, FileVersion)> {
+        self.files.set_preserved(inode, opened.preserves_unlinked);
+        if truncate {
+            let own = PrePost {
+                before: None,
+                after: Some(opened.attrs),
+            };
+            self.namespace.moved(inode, &own, sent);
+            inode.was_cut(own.after.as_ref());
+            return None;
+        }
+        let seen = self.namespace.learn_at_open(inode, &opened.attrs, sent);
+        self.namespace.nothing_to_tell(inode.ino).await;
+        let moved_on = u64::from(seen == Seen::Foreign);
+        let (data, (_, version)) = opened.data.zip(inline)?;
+        Some((data, version.moved_on(moved_on)))
+    }
+
+    /// OPEN with creation: one round trip.
+    pub async fn create(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened), Errno> {
+        check_name(name)?;
+        let dir = self.namespace.inode(parent)?;
+        let exclusive = flags & libc::O_EXCL != 0;
+        let how = if exclusive {
+            HowToOpen::Exclusive
+        } else if flags & libc::O_TRUNC != 0 {
+            HowToOpen::Truncate
+        } else {
+            HowToOpen::Existing
+        };
+        let access = access_of(flags);
+        let _changing = self.namespace.changing(&dir);
+        let sent = Instant::now();
+        let file = self
+            .client
+            .create(cred, &dir.handle, name, access, mode & 0o7777, how)
+            .await;
+        let file = match file {
+            Ok(file) => file,
+            // The server tells what it is that is there; open(2) that something is.
+            Err(error) if exclusive && is_no_file(&error) => {
+                let errno = Errno(libc::EEXIST);
+                self.namespace.heed_refusal(errno, &dir, name);
+                return Err(errno);
+            }
+            Err(error) => return Err(self.namespace.refused_in(cred, &error, &dir, name).await),
+        };
+        let inode = self.namespace.known(&file.open.handle, &file.attrs, sent);
+        self.namespace.found_at(&inode, &dir, name);
+        let target = DentryTarget::Inode(Arc::clone(&inode));
+        self.namespace.named(&dir, name, &file.dir, target, sent);
+        self.namespace.nothing_to_tell(inode.ino).await;
+        self.files.created(&inode, &file);
+        let opened = self.files.opened(&inode, file.open, (access, flags), None);
+        let is_cut = matches!(how, HowToOpen::Truncate) && !file.is_new;
+        if is_cut && let Err(errno) = Box::pin(self.cut_once_more(cred, &inode)).await {
+            // The error is that of open(2).
+            let _ = self.release(opened.fh).await;
+            self.forget(inode.ino, 1);
+            return Err(errno);
+        }
+        Ok((self.namespace.entry(&inode, &dir), opened))
+    }
+
+    /// An OPEN by a name that was not known here has cut the file, and that turns out to be one
+    /// that this host is writing: what it accepted before, and sends after the OPEN, was to be
+    /// cut as well. So it is sent, and the file cut once more; open(2) has not returned yet.
+    async fn cut_once_more(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        inode: &Arc<Inode>,
+    ) -> Result<(), Errno> {
+        if !inode.is_written() {
+            return Ok(());
+        }
+        let empty = SetAttr {
+            size: Some(0),
+            ..SetAttr::default()
+        };
+        self.setattr(cred, inode.ino, None, empty).await.map(drop)
+    }
+}

@@ -1,0 +1,20 @@
+//! statfs.
+
+use std::sync::Arc;
+
+use crate::rpc::auth::Credential;
+use crate::vfs::Vfs;
+use crate::vfs::types::{Errno, Ino, StatFs};
+
+impl Vfs {
+    /// The space of the file system that the object lies in: one round trip a second at
+    /// most, for who asks about one object.
+    pub async fn statfs(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+    ) -> Result<StatFs, Errno> {
+        let inode = self.namespace.inode(ino)?;
+        self.namespace.space_of(cred, &inode).await
+    }
+}

@@ -1,0 +1,126 @@
+//! Removing and moving names: unlink, rmdir, rename. What keeps a file that is open here is in
+//! [`silly`](crate::vfs::files::silly).
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::nfs::proto::status::Status;
+use crate::rpc::auth::Credential;
+use crate::rpc::caller;
+use crate::vfs::Vfs;
+use crate::vfs::files::silly::Taking;
+use crate::vfs::inode::dentry_cache::DentryTarget;
+use crate::vfs::namespace::names::check_name;
+use crate::vfs::types::{Errno, Ino};
+
+impl Vfs {
+    /// REMOVE of a file: one round trip, or RENAME if it is open here.
+    pub async fn unlink(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<(), Errno> {
+        check_name(name)?;
+        let dir = self.namespace.inode(parent)?;
+        self.files.before_removal().await;
+        let _changing = self.namespace.let_opens_pass(&dir, name).await;
+        let victim = self.files.who_is(cred, &dir, name).await?;
+        let removing = match &victim {
+            Some(victim) => match self.files.take_name(victim).await {
+                Taking::Removing(removing) => Some(removing),
+                Taking::Hiding(hiding) => {
+                    let _ = self.files.hide(cred, &dir, name, victim).await?;
+                    drop(hiding);
+                    caller::apart(self.files.remove_unneeded(victim)).await;
+                    return Ok(());
+                }
+            },
+            None => None,
+        };
+        let sent = Instant::now();
+        let moved = self
+            .client
+            .remove_closed(
+                cred,
+                &dir.handle,
+                name,
+                victim.as_ref().map(|victim| &victim.handle),
+            )
+            .await;
+        let moved = match moved {
+            Ok(moved) => moved,
+            // REMOVE tells that it is a directory, and full; unlink(2) that it is one.
+            Err(error) if error.status() == Some(Status::NOTEMPTY) => {
+                return Err(self.namespace.is_directory_now(&dir, name));
+            }
+            Err(error) => return Err(self.namespace.refused_in(cred, &error, &dir, name).await),
+        };
+        if let Some(victim) = &victim {
+            victim.lost_a_name();
+        }
+        drop(removing);
+        self.namespace
+            .named(&dir, name, &moved, DentryTarget::Negative, sent);
+        Ok(())
+    }
+
+    /// REMOVE of an empty directory: one round trip.
+    pub async fn rmdir(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<(), Errno> {
+        check_name(name)?;
+        let dir = self.namespace.inode(parent)?;
+        self.files.before_removal().await;
+        let mut victim = self.namespace.remembered_inode(&dir, name);
+        let mut waited = false;
+        loop {
+            let changing = self.namespace.changing(&dir);
+            let sent = Instant::now();
+            let removed = self.client.remove(cred, &dir.handle, name).await;
+            match removed {
+                Ok(moved) => {
+                    self.namespace
+                        .named(&dir, name, &moved, DentryTarget::Negative, sent);
+                    if let Some(victim) = &victim {
+                        self.namespace.lost_dir(victim);
+                    }
+                    return Ok(());
+                }
+                // The directory may hold nothing but hidden names.
+                Err(error)
+                    if !waited
+                        && matches!(error.status(), Some(Status::NOTEMPTY | Status::EXIST)) =>
+                {
+                    waited = true;
+                    drop(changing);
+                    if victim.is_none() {
+                        victim = self.files.who_is(cred, &dir, name).await.ok().flatten();
+                    }
+                    let way = match &victim {
+                        Some(victim) => self.files.make_way(cred, &dir, victim).await,
+                        None => false,
+                    };
+                    if !way {
+                        if let Some(victim) = &victim {
+                            self.namespace.doubt(victim);
+                        }
+                        return Err(Errno(libc::ENOTEMPTY));
+                    }
+                }
+                Err(error) => {
+                    // RFC 8881 §18.25.4 allows either for a directory with names
+                    // in it; rmdir(2) says ENOTEMPTY.
+                    if error.status() == Some(Status::EXIST) {
+                        return Err(Errno(libc::ENOTEMPTY));
+                    }
+                    return Err(self.namespace.refused_in(cred, &error, &dir, name).await);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! write.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::nfs::proto::ops::ACCESS_WRITE;
+use crate::vfs::Vfs;
+use crate::vfs::files::accept::WritePlace;
+use crate::vfs::types::{Errno, WriteFlags};
+
+/// Open flags whose writes are stable before they are answered. O_DIRECT is
+/// among them: EFS's promise is that such data are durable.
+const SYNCHRONOUS: i32 = libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT;
+
+impl Vfs {
+    /// WRITE. Returns at once while the window has room, unless the file was
+    /// opened for synchronous writing or the window is 0.
+    pub async fn write(
+        self: &Arc<Self>,
+        fh: u64,
+        offset: u64,
+        data: Bytes,
+        flags: WriteFlags,
+    ) -> Result<u32, Errno> {
+        let handle = match flags.from_cache {
+            true => self.files.handle(fh)?,
+            false => self.files.used_handle(fh)?,
+        };
+        // Pages of a shared mapping come by any handle that may write.
+        if handle.access & ACCESS_WRITE == 0 {
+            return Err(Errno(libc::EBADF));
+        }
+        if data.is_empty() {
+            // write(2) of nothing changes nothing, not even the size.
+            return Ok(0);
+        }
+        self.files.check_locks(&handle, fh)?;
+        let direct = flags.open_flags & libc::O_DIRECT != 0;
+        if !direct {
+            self.files.tell_write_error(&handle)?;
+        }
+        let inode = &handle.inode;
+        self.files.before_write(inode).await;
+        if flags.kills_privileges {
+            self.files.kill_privileges(inode, &handle.open.cred).await?;
+        }
+        let sync = flags.open_flags & SYNCHRONOUS != 0 || self.files.writes_are_synchronous();
+        if !sync {
+            self.files.wait_for_room(inode, data.len()).await?;
+        }
+        let place = match flags.open_flags & libc::O_APPEND != 0 && !flags.from_cache {
+            true => WritePlace::End,
+            false => WritePlace::At(offset),
+        };
+        if matches!(place, WritePlace::End) {
+            self.files.know_the_end(&handle).await?;
+        }
+        let accepted = self.files.accept(&handle, place, data, sync).await?;
+        self.files.pump(inode);
+        if accepted.offset != offset {
+            self.files.misplaced(inode).await;
+        }
+        if let Some(ticket) = accepted.drain {
+            let fate = self.files.fate(inode, ticket, accepted.write).await;
+            if let Some(errno) = fate {
+                return Err(errno);
+            }
+            if !direct {
+                self.files.tell_write_error(&handle)?;
+            }
+        }
+        Ok(accepted.len as u32)
+    }
+}
