@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
-use super::bind::{Ask, NoReply, Reply};
+use super::bind::{Ask, BindReply, NoReply};
 use super::certificate::Claims;
 use super::clock::Utc;
 use super::credentials::Source;
@@ -372,7 +372,7 @@ impl Connector for ServerConnector {
 pub(super) async fn bind(
     stream: &mut BoxStream,
     asked: &Ask,
-) -> io::Result<Result<Reply, NoReply>> {
+) -> io::Result<Result<BindReply, NoReply>> {
     let mut xid = [0; 4];
     getrandom::fill(&mut xid).map_err(io::Error::other)?;
     let xid = u32::from_ne_bytes(xid);

@@ -4,7 +4,7 @@
 
 use aws_credential_types::Credentials;
 
-pub use super::bind::{Generation, Reply};
+pub use super::bind::{BindReply, Generation};
 pub use super::credentials::{none_found, read as container_credentials, usable};
 pub use super::http::{MAX_BODY, Response, over as http_over};
 pub use super::tls::{Tls, names_of, provider};

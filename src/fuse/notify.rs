@@ -94,12 +94,12 @@ impl State {
 }
 
 /// Says that one was sent when it is dropped, however that went.
-struct Sent<'a> {
+struct SentGuard<'a> {
     queue: &'a Notify,
     ino: Ino,
 }
 
-impl Drop for Sent<'_> {
+impl Drop for SentGuard<'_> {
     fn drop(&mut self) {
         self.queue.was_sent(self.ino);
     }
@@ -305,7 +305,7 @@ impl KernelCache for Notify {
             state.begin(ino);
             self.count(&state);
             drop(state);
-            let sent = Sent { queue: self, ino };
+            let sent = SentGuard { queue: self, ino };
             self.inval_inode_now(ino);
             drop(sent);
             state = self.state.lock();
