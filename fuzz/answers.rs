@@ -470,7 +470,7 @@ fn asked_for_mount_targets(answering: Answering, credentials: Credentials) {
 /// The reply to a bind call, of either generation.
 pub(crate) fn bind_reply(data: &[u8]) {
     for generation in [outside::Generation::One, outside::Generation::Two] {
-        let reply = outside::Reply::decode(Bytes::copy_from_slice(data), generation);
+        let reply = outside::BindReply::decode(Bytes::copy_from_slice(data), generation);
         if let Ok(reply) = reply {
             harmless(&reply.to_string());
         }

@@ -159,7 +159,7 @@ pub(super) fn control_answer(data: &[u8]) {
 /// The head of a request for metrics.
 pub(super) fn metrics_request(data: &[u8]) {
     let asked = serve::requested(data);
-    assert!(asked == serve::Asked::Garbage || data.starts_with(b"GET "));
+    assert!(asked == serve::HttpRequest::Garbage || data.starts_with(b"GET "));
 }
 
 /// A name, and text, as they are shown.

@@ -28,7 +28,7 @@ const SKEW: i64 = 60;
 
 /// One step and how it went.
 #[derive(Debug)]
-struct Step {
+struct ReportStep {
     name: &'static str,
     outcome: Outcome,
 }
@@ -44,7 +44,7 @@ enum Outcome {
 /// All steps so far.
 #[derive(Debug, Default)]
 struct Report {
-    steps: Vec<Step>,
+    steps: Vec<ReportStep>,
     /// What `--probe` found.
     probe: Option<Value>,
 }
@@ -52,12 +52,12 @@ struct Report {
 impl Report {
     fn good(&mut self, name: &'static str, detail: impl Into<String>) {
         let outcome = Outcome::Good(detail.into());
-        self.steps.push(Step { name, outcome });
+        self.steps.push(ReportStep { name, outcome });
     }
 
     fn note(&mut self, name: &'static str, detail: impl Into<String>) {
         let outcome = Outcome::Note(detail.into());
-        self.steps.push(Step { name, outcome });
+        self.steps.push(ReportStep { name, outcome });
     }
 
     /// The step's value, or its failure, which ends the way.
@@ -66,7 +66,7 @@ impl Report {
             Ok(value) => Some(value),
             Err(error) => {
                 let outcome = Outcome::Bad(error);
-                self.steps.push(Step { name, outcome });
+                self.steps.push(ReportStep { name, outcome });
                 None
             }
         }
@@ -297,7 +297,7 @@ fn millis(time: Duration) -> String {
 
 fn as_text(report: &Report) -> String {
     let mut text = String::new();
-    for Step { name, outcome } in &report.steps {
+    for ReportStep { name, outcome } in &report.steps {
         let (mark, detail) = match outcome {
             Outcome::Good(detail) => ("ok", detail.clone()),
             Outcome::Note(detail) => ("note", detail.clone()),
@@ -323,7 +323,7 @@ fn as_json(device: &Device, report: &Report) -> Value {
     let steps: Vec<_> = report
         .steps
         .iter()
-        .map(|Step { name, outcome }| match outcome {
+        .map(|ReportStep { name, outcome }| match outcome {
             Outcome::Good(detail) => json!({"step": name, "ok": true, "detail": detail}),
             Outcome::Note(detail) => json!({"step": name, "ok": true, "note": detail}),
             Outcome::Bad(error) => json!({

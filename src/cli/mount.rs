@@ -14,7 +14,7 @@ use crate::quoting;
 
 /// What both ways of calling come down to.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct MountCommand {
     device: String,
     mountpoint: PathBuf,
     options: Vec<String>,
@@ -26,7 +26,7 @@ pub(super) struct Asked {
     verbose: bool,
 }
 
-impl From<Mount> for Asked {
+impl From<Mount> for MountCommand {
     fn from(mount: Mount) -> Self {
         Self {
             device: mount.device,
@@ -41,7 +41,7 @@ impl From<Mount> for Asked {
     }
 }
 
-impl From<Helper> for Asked {
+impl From<Helper> for MountCommand {
     fn from(helper: Helper) -> Self {
         Self {
             device: helper.device,
@@ -56,7 +56,7 @@ impl From<Helper> for Asked {
     }
 }
 
-pub(super) fn run(asked: &Asked) -> Result<(), Failure> {
+pub(super) fn run(asked: &MountCommand) -> Result<(), Failure> {
     if !asked.foreground {
         daemon::close_inherited();
     }
@@ -89,7 +89,7 @@ pub(super) fn run(asked: &Asked) -> Result<(), Failure> {
     }
 }
 
-fn say(asked: &Asked, spec: &str, how: &str) -> Result<(), Failure> {
+fn say(asked: &MountCommand, spec: &str, how: &str) -> Result<(), Failure> {
     exit::print(&format!(
         "{} {how} on {}\n",
         quoting::name(spec),
@@ -99,7 +99,7 @@ fn say(asked: &Asked, spec: &str, how: &str) -> Result<(), Failure> {
 
 /// `mount -o remount`: what the kernel keeps is changed; what the daemon was
 /// started with must be what it is asked to be now.
-fn remount(asked: &Asked, options: &MountOptions, typed: &[Typed]) -> Result<(), Failure> {
+fn remount(asked: &MountCommand, options: &MountOptions, typed: &[Typed]) -> Result<(), Failure> {
     let running = Remount::of(&asked.mountpoint)?;
     let known = |option: &&Typed| running.has(&option.written());
     if let Some(changed) = typed
@@ -134,7 +134,7 @@ fn remount(asked: &Asked, options: &MountOptions, typed: &[Typed]) -> Result<(),
     Ok(())
 }
 
-fn read_options(asked: &Asked) -> Result<(MountOptions, Vec<Typed>), Failure> {
+fn read_options(asked: &MountCommand) -> Result<(MountOptions, Vec<Typed>), Failure> {
     read_lists(&asked.options, asked.sloppy)
 }
 

@@ -59,13 +59,13 @@ pub(super) enum Bound {
 
 /// The reply to a bind call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub struct BindReply {
     pub(super) bound: Bound,
     /// max_multiplexed_connections
     pub(super) connections: u32,
 }
 
-impl fmt::Display for Reply {
+impl fmt::Display for BindReply {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |out: &mut fmt::Formatter<'_>, kind, text: &str| {
             write!(out, "{kind} \"{}\"", text.escape_debug())
@@ -83,7 +83,7 @@ impl fmt::Display for Reply {
     }
 }
 
-impl Reply {
+impl BindReply {
     /// The body of a reply.
     ///
     /// # Errors
@@ -154,9 +154,9 @@ impl Ask {
     }
 
     /// What the answer says.
-    pub(super) fn read(&self, answer: Result<Bytes, RpcError>) -> Result<Reply, NoReply> {
+    pub(super) fn read(&self, answer: Result<Bytes, RpcError>) -> Result<BindReply, NoReply> {
         match answer {
-            Ok(body) => Reply::decode(body, self.generation)
+            Ok(body) => BindReply::decode(body, self.generation)
                 .map_err(|error| NoReply::Failed(error.to_string())),
             Err(RpcError::NotSpoken(_)) => Err(NoReply::NotSpoken),
             Err(error) => Err(NoReply::Failed(error.to_string())),
@@ -225,22 +225,22 @@ mod tests {
             (words(&[77]), Bound::Unknown(77)),
         ] {
             let body = [&head[..], &limits].concat();
-            let read = Reply::decode(body.clone().into(), Generation::Two).expect("whole");
+            let read = BindReply::decode(body.clone().into(), Generation::Two).expect("whole");
             assert_eq!((read.bound, read.connections), (bound, 4));
             let short = body[..body.len() - 4].to_vec();
-            assert!(Reply::decode(short.clone().into(), Generation::Two).is_err());
-            assert!(Reply::decode(short.into(), Generation::One).is_ok());
+            assert!(BindReply::decode(short.clone().into(), Generation::Two).is_err());
+            assert!(BindReply::decode(short.into(), Generation::One).is_ok());
             for cut in 0..head.len() {
-                assert!(Reply::decode(body[..cut].to_vec().into(), Generation::One).is_err());
+                assert!(BindReply::decode(body[..cut].to_vec().into(), Generation::One).is_err());
             }
         }
         let long = words(&[0, u32::MAX]);
-        assert!(Reply::decode(long.into(), Generation::Two).is_err());
+        assert!(BindReply::decode(long.into(), Generation::Two).is_err());
     }
 
     #[test]
     fn a_reply_in_words_tells_the_partition_and_how_many_connections() {
-        let reply = |bound| Reply {
+        let reply = |bound| BindReply {
             bound,
             connections: 5,
         };

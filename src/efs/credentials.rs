@@ -192,11 +192,11 @@ impl Plan {
     }
 }
 
-type Reply = oneshot::Sender<provider::Result>;
+type ProviderReply = oneshot::Sender<provider::Result>;
 
 /// A provider in a thread without capabilities, which ends with this.
 #[derive(Debug)]
-struct Apart(mpsc::Sender<Reply>);
+struct Apart(mpsc::Sender<ProviderReply>);
 
 impl Apart {
     fn start(plan: Plan) -> std::io::Result<Self> {
@@ -213,7 +213,7 @@ impl Apart {
 }
 
 /// Answers until nobody can ask any more.
-fn provide(plan: Plan, mut asked: mpsc::Receiver<Reply>) -> std::io::Result<()> {
+fn provide(plan: Plan, mut asked: mpsc::Receiver<ProviderReply>) -> std::io::Result<()> {
     privilege::renounce()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

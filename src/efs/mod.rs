@@ -4,9 +4,10 @@
 //! device, settings     what the user wrote, and whether it fits together (pure)
 //!   └─► target         the names: region, imds
 //!         └─► resolve, mount_targets     the addresses, anew at every connection
-//! connector            TCP and, where wanted, TLS; asks all of them
+//! connector            a connection as a mount wants it; asks all of them
+//!   ├─► tcp            the first address that answers
 //!   ├─► partition, bind  several connections of one session, by the bind protocol
-//!   ├─► tls            whom to believe
+//!   ├─► tls ─► trust   the handshake; whom to believe
 //!   └─► identity       the client certificate of the next connection
 //!         ├─► credentials ─► profile     of the IAM principal; whose files are believed
 //!         └─► certificate, sigv4, der    byte for byte as EFS wants it
@@ -37,9 +38,12 @@ pub mod resolve;
 pub mod settings;
 mod sigv4;
 pub mod target;
+mod tcp;
 pub mod tls;
+mod trust;
 
-pub use connector::{ServerConnector, TcpConnector};
+pub use connector::ServerConnector;
 pub use device::Device;
 pub use problem::Problem;
 pub use settings::Settings;
+pub use tcp::TcpConnector;

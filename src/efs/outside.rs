@@ -4,10 +4,11 @@
 
 use aws_credential_types::Credentials;
 
-pub use super::bind::{Generation, Reply};
+pub use super::bind::{BindReply, Generation};
 pub use super::credentials::{none_found, read as container_credentials, usable};
 pub use super::http::{MAX_BODY, Response, over as http_over};
-pub use super::tls::{Tls, issuers_in, names_of, provider, verifier};
+pub use super::tls::{Tls, names_of, provider};
+pub use super::trust::{issuers_in, verifier};
 
 use super::certificate::Claims;
 use super::clock::Utc;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::bind::{self, Ask, Bound, Generation, NoReply, PartitionId, Reply};
+use super::bind::{self, Ask, BindReply, Bound, Generation, NoReply, PartitionId};
 use crate::rpc::Pause;
 use crate::rpc::transport::NoFurther;
 
@@ -119,7 +119,7 @@ impl Partitions {
     pub(super) fn first_answered(
         &mut self,
         asked: Ask,
-        reply: Result<Reply, NoReply>,
+        reply: Result<BindReply, NoReply>,
         now: Instant,
     ) -> First {
         let reply = match (reply, asked.generation) {
@@ -165,7 +165,7 @@ impl Partitions {
     pub(super) fn further_answered(
         &mut self,
         asked: Ask,
-        reply: Result<Reply, NoReply>,
+        reply: Result<BindReply, NoReply>,
     ) -> Further {
         let stop = |why: String, pause| Further::Stop(NoFurther { why, pause });
         let reply = match reply {
@@ -207,7 +207,7 @@ impl Partitions {
         }
     }
 
-    fn heed(&mut self, reply: &Reply) {
+    fn heed(&mut self, reply: &BindReply) {
         let allowed = usize::try_from(reply.connections).unwrap_or(1);
         self.allowed = allowed.clamp(1, MAX_CONNECTIONS);
     }
@@ -220,14 +220,14 @@ mod tests {
     const A: PartitionId = [0xaa; 64];
     const B: PartitionId = [0xbb; 64];
 
-    fn reply(bound: Bound) -> Result<Reply, NoReply> {
-        Ok(Reply {
+    fn reply(bound: Bound) -> Result<BindReply, NoReply> {
+        Ok(BindReply {
             bound,
             connections: 5,
         })
     }
 
-    fn not_spoken() -> Result<Reply, NoReply> {
+    fn not_spoken() -> Result<BindReply, NoReply> {
         Err(NoReply::NotSpoken)
     }
 
@@ -363,7 +363,7 @@ mod tests {
         let mut partitions = in_a();
         for (said, allowed) in [(0, 1), (2, 2), (5, 5), (u32::MAX, MAX_CONNECTIONS)] {
             let ask = partitions.further().expect("asked");
-            let reply = Reply {
+            let reply = BindReply {
                 bound: Bound::Ready(A),
                 connections: said,
             };

@@ -29,7 +29,7 @@ use tokio::runtime::Handle;
 
 use super::answer;
 use super::convert;
-use super::dispatch::{Call, Dispatcher, attempt, keep};
+use super::dispatch::{Dispatcher, FuseRequest, attempt, keep};
 use super::estale_retry::{EstaleRetries, Refused};
 use super::identity::IdentityCache;
 use super::intent::{self, Intents};
@@ -187,7 +187,7 @@ impl Adapter {
     /// that leads to.
     fn entry(
         &self,
-        call: Call,
+        call: FuseRequest,
         reply: ReplyEntry,
         tell: impl Fn(types::Ino, Duration) + Send + 'static,
         work: impl Future<Output = VfsResult<Entry>> + Send + 'static,
@@ -208,7 +208,7 @@ impl Adapter {
     /// An operation that only succeeds or fails.
     fn done(
         &self,
-        call: Call,
+        call: FuseRequest,
         reply: ReplyEmpty,
         work: impl Future<Output = VfsResult<()>> + Send + 'static,
     ) {
@@ -218,7 +218,7 @@ impl Adapter {
     /// The same by path.
     fn done_by_path(
         &self,
-        call: Call,
+        call: FuseRequest,
         reply: ReplyEmpty,
         work: impl Future<Output = VfsResult<()>> + Send + 'static,
     ) {
@@ -240,7 +240,7 @@ impl Adapter {
     /// name of it.
     fn by_number(
         &self,
-        call: Call,
+        call: FuseRequest,
         ino: types::Ino,
         above: bool,
         cred: Arc<Credential>,
@@ -280,7 +280,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let call = Call::new(FuseOp::Lookup, req, parent.0);
+        let call = FuseRequest::new(FuseOp::Lookup, req, parent.0);
         if matches!(name.as_bytes(), b"." | b"..") {
             return self.by_number(call, parent.0, name == "..", self.who(req), reply);
         }
@@ -334,7 +334,7 @@ impl Filesystem for Adapter {
         if ino.0 == NO_NODE {
             return;
         }
-        let call = Call::new(FuseOp::Forget, req, ino.0);
+        let call = FuseRequest::new(FuseOp::Forget, req, ino.0);
         let ok = attempt(|| {
             self.vfs.forget(ino.0, nlookup);
             Some(())
@@ -344,7 +344,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        let call = Call::new(FuseOp::GetAttr, req, ino.0);
+        let call = FuseRequest::new(FuseOp::GetAttr, req, ino.0);
         let fh = fh.map(|fh| fh.0);
         let cached = attempt(|| self.vfs.getattr_cached(ino.0, fh));
         let telling = self.vfs.is_telling(ino.0);
@@ -391,7 +391,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let call = Call::new(FuseOp::SetAttr, req, ino.0);
+        let call = FuseRequest::new(FuseOp::SetAttr, req, ino.0);
         let set = SetAttr {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -407,7 +407,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        let call = Call::new(FuseOp::ReadLink, req, ino.0);
+        let call = FuseRequest::new(FuseOp::ReadLink, req, ino.0);
         if let Some(target) = attempt(|| self.vfs.readlink_cached(ino.0)) {
             reply.data(&target);
             return self.dispatch.answered(&call, true);
@@ -429,7 +429,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let call = Call::new(FuseOp::MkNod, req, parent.0);
+        let call = FuseRequest::new(FuseOp::MkNod, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
         let tell = self.tell(parent.0, &name);
         self.entry(call, reply, tell, async move {
@@ -446,7 +446,7 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let call = Call::new(FuseOp::MkDir, req, parent.0);
+        let call = FuseRequest::new(FuseOp::MkDir, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
         let tell = self.tell(parent.0, &name);
         self.entry(call, reply, tell, async move {
@@ -462,7 +462,7 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let call = Call::new(FuseOp::Symlink, req, parent.0);
+        let call = FuseRequest::new(FuseOp::Symlink, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
         let target = owned(target.as_os_str());
         let tell = self.tell(parent.0, &name);
@@ -479,7 +479,7 @@ impl Filesystem for Adapter {
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
-        let call = Call::new(FuseOp::Link, req, ino.0);
+        let call = FuseRequest::new(FuseOp::Link, req, ino.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(new_name));
         let tell = self.tell(new_parent.0, &name);
         self.entry(call, reply, tell, async move {
@@ -488,7 +488,7 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let call = Call::new(FuseOp::Unlink, req, parent.0);
+        let call = FuseRequest::new(FuseOp::Unlink, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
         self.done_by_path(call, reply, async move {
             vfs.unlink(&cred, parent.0, &name).await
@@ -496,7 +496,7 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let call = Call::new(FuseOp::RmDir, req, parent.0);
+        let call = FuseRequest::new(FuseOp::RmDir, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
         self.done_by_path(call, reply, async move {
             vfs.rmdir(&cred, parent.0, &name).await
@@ -513,7 +513,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let call = Call::new(FuseOp::Rename, req, parent.0);
+        let call = FuseRequest::new(FuseOp::Rename, req, parent.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let (name, new_name) = (owned(name), owned(new_name));
         self.done_by_path(call, reply, async move {
@@ -524,7 +524,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let call = Call::new(FuseOp::Open, req, ino.0);
+        let call = FuseRequest::new(FuseOp::Open, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let reopens = Arc::clone(&self.reopens);
         let found = reopens.opens(call.tid, ino.0);
@@ -556,7 +556,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let call = Call::new(FuseOp::Create, req, parent.0);
+        let call = FuseRequest::new(FuseOp::Create, req, parent.0);
         let (vfs, cred, name) = (self.vfs(), self.who(req), owned(name));
         let tell = self.tell(parent.0, &name);
         let work = async move { vfs.create(&cred, parent.0, &name, mode, flags).await };
@@ -586,7 +586,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let call = Call::new(FuseOp::Read, req, ino.0);
+        let call = FuseRequest::new(FuseOp::Read, req, ino.0);
         if let Some(data) = attempt(|| self.vfs.read_cached(fh.0, offset, size)) {
             answer::data(size)(reply, data);
             return self.dispatch.answered(&call, true);
@@ -617,7 +617,7 @@ impl Filesystem for Adapter {
         } else {
             WaitMode::Killable
         };
-        let call = Call::new(FuseOp::Write, req, ino.0).wait_mode(wait_mode);
+        let call = FuseRequest::new(FuseOp::Write, req, ino.0).wait_mode(wait_mode);
         // The one copy: `data` lies in the reader thread's buffer.
         let (vfs, data) = (self.vfs(), buffers::copy(data));
         let flags = WriteFlags {
@@ -637,7 +637,7 @@ impl Filesystem for Adapter {
         lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let call = Call::new(FuseOp::Flush, req, ino.0);
+        let call = FuseRequest::new(FuseOp::Flush, req, ino.0);
         let vfs = self.vfs();
         self.done(
             call,
@@ -654,7 +654,7 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let call = Call::new(FuseOp::Fsync, req, ino.0);
+        let call = FuseRequest::new(FuseOp::Fsync, req, ino.0);
         let vfs = self.vfs();
         self.done(call, reply, async move { vfs.fsync(fh.0).await });
     }
@@ -669,14 +669,15 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let call = Call::new(FuseOp::Release, req, ino.0).wait_mode(WaitMode::Uninterruptible);
+        let call =
+            FuseRequest::new(FuseOp::Release, req, ino.0).wait_mode(WaitMode::Uninterruptible);
         // Here, not in the task: a lock that is asked for next finds it under way.
         let work = self.vfs.release(fh.0);
         self.done(call, reply, work);
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let call = Call::new(FuseOp::OpenDir, req, ino.0);
+        let call = FuseRequest::new(FuseOp::OpenDir, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let work = async move { vfs.opendir(&cred, ino.0, call.tid).await };
         let work = self.by_path(call.tid, work);
@@ -696,7 +697,7 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let call = Call::new(FuseOp::ReadDir, req, ino.0);
+        let call = FuseRequest::new(FuseOp::ReadDir, req, ino.0);
         let vfs = self.vfs();
         self.dispatch.run_with(
             call,
@@ -723,7 +724,7 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let call = Call::new(FuseOp::ReadDirPlus, req, ino.0);
+        let call = FuseRequest::new(FuseOp::ReadDirPlus, req, ino.0);
         let vfs = self.vfs();
         self.dispatch.run_with(
             call,
@@ -761,7 +762,8 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let call = Call::new(FuseOp::ReleaseDir, req, ino.0).wait_mode(WaitMode::Uninterruptible);
+        let call =
+            FuseRequest::new(FuseOp::ReleaseDir, req, ino.0).wait_mode(WaitMode::Uninterruptible);
         let vfs = self.vfs();
         self.done(call, reply, async move { vfs.releasedir(fh.0).await });
     }
@@ -774,7 +776,7 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let call = Call::new(FuseOp::FsyncDir, req, ino.0);
+        let call = FuseRequest::new(FuseOp::FsyncDir, req, ino.0);
         // Directories are changed at the server and nowhere else.
         self.done(call, reply, async { Ok(()) });
     }
@@ -783,7 +785,7 @@ impl Filesystem for Adapter {
         if self.prober.is(req.pid()) {
             return reply.error(Errno::from_i32(prober::ANSWER));
         }
-        let call = Call::new(FuseOp::StatFs, req, ino.0);
+        let call = FuseRequest::new(FuseOp::StatFs, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let work = async move { vfs.statfs(&cred, ino.0).await };
         let work = self.by_path(call.tid, work);
@@ -791,7 +793,7 @@ impl Filesystem for Adapter {
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        let call = Call::new(FuseOp::Access, req, ino.0);
+        let call = FuseRequest::new(FuseOp::Access, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let mask = mask.bits().cast_unsigned();
         let work = async move { vfs.access(&cred, ino.0, mask).await };
@@ -811,7 +813,7 @@ impl Filesystem for Adapter {
         pid: u32,
         reply: ReplyLock,
     ) {
-        let call = Call::new(FuseOp::GetLk, req, ino.0);
+        let call = FuseRequest::new(FuseOp::GetLk, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let range = LockRange {
             start,
@@ -842,7 +844,7 @@ impl Filesystem for Adapter {
         } else {
             WaitMode::Killable
         };
-        let call = Call::new(FuseOp::SetLk, req, ino.0).wait_mode(wait_mode);
+        let call = FuseRequest::new(FuseOp::SetLk, req, ino.0).wait_mode(wait_mode);
         let range = LockRange {
             start,
             end,

@@ -36,14 +36,14 @@ use crate::telemetry::{FuseOp, Metrics};
 use crate::vfs::types::{Errno, Ino, Waiting};
 
 /// A reply object: what all of fuser's have in common.
-pub(super) trait Reply: Send + 'static {
+pub(super) trait FuseReply: Send + 'static {
     /// Answers with an error.
     fn refuse(self, errno: fuser::Errno);
 }
 
 macro_rules! replies {
     ($($reply:ident)*) => {$(
-        impl Reply for fuser::$reply {
+        impl FuseReply for fuser::$reply {
             fn refuse(self, errno: fuser::Errno) {
                 self.error(errno);
             }
@@ -58,7 +58,7 @@ replies! {
 
 /// What is known of a request before it is worked on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Call {
+pub(super) struct FuseRequest {
     /// The operation, for the counters.
     pub(super) op: FuseOp,
     /// The kernel's number of the request, which ties log lines together.
@@ -73,7 +73,7 @@ pub(super) struct Call {
     pub(super) started: Instant,
 }
 
-impl Call {
+impl FuseRequest {
     /// A request whose caller waits until it is killed.
     pub(super) fn new(op: FuseOp, request: &fuser::Request, ino: Ino) -> Self {
         Self {
@@ -134,7 +134,7 @@ fn changes(op: FuseOp) -> bool {
 /// The others must go on whatever happens: a process that was killed closes its files
 /// (FLUSH, RELEASE), and the kernel holds pages locked while it reads and writes them
 /// back, which an abandoned operation may have to wait for.
-fn waits_for_abandoned(call: &Call) -> bool {
+fn waits_for_abandoned(call: &FuseRequest) -> bool {
     call.wait_mode != WaitMode::Uninterruptible
         && !matches!(
             call.op,
@@ -163,7 +163,7 @@ impl<R> Pending<R> {
     }
 }
 
-impl<R: Reply> Interrupt for Pending<R> {
+impl<R: FuseReply> Interrupt for Pending<R> {
     fn give_up(&self, errno: i32) -> bool {
         if self
             .waiting
@@ -188,21 +188,21 @@ impl<R: Reply> Interrupt for Pending<R> {
 }
 
 /// What a request leaves behind whichever way it ends.
-struct InFlight<R: Reply> {
+struct InFlight<R: FuseReply> {
     pending: Arc<Pending<R>>,
     _ticket: Option<Ticket>,
     metrics: Arc<Metrics>,
-    call: Call,
+    call: FuseRequest,
     ok: bool,
 }
 
-impl<R: Reply> InFlight<R> {
+impl<R: FuseReply> InFlight<R> {
     fn succeed(&mut self) {
         self.ok = true;
     }
 }
 
-impl<R: Reply> Drop for InFlight<R> {
+impl<R: FuseReply> Drop for InFlight<R> {
     fn drop(&mut self) {
         if let Some(reply) = self.pending.take() {
             tracing::error!(op = ?self.call.op, ino = self.call.ino, "request ended without an answer");
@@ -251,7 +251,7 @@ impl Dispatcher {
     }
 
     /// Counts a request that was answered on the reader thread.
-    pub(super) fn answered(&self, call: &Call, ok: bool) {
+    pub(super) fn answered(&self, call: &FuseRequest, ok: bool) {
         call.account(&self.metrics, ok);
     }
 
@@ -259,13 +259,13 @@ impl Dispatcher {
     /// caller has been answered meanwhile, to `undo`.
     pub(super) fn run<R, T, W, U>(
         &self,
-        call: Call,
+        call: FuseRequest,
         reply: R,
         work: W,
         answer: impl FnOnce(R, T) + Send + 'static,
         undo: impl FnOnce(T) -> U + Send + 'static,
     ) where
-        R: Reply,
+        R: FuseReply,
         T: Send + 'static,
         W: Future<Output = Result<T, Errno>> + Send + 'static,
         U: Future<Output = ()> + Send + 'static,
@@ -277,13 +277,13 @@ impl Dispatcher {
     /// itself decides (`waiting`) when it is too late for that.
     pub(super) fn run_waiting<R, T, W>(
         &self,
-        call: Call,
+        call: FuseRequest,
         reply: R,
         waiting: Arc<Waiting>,
         work: W,
         answer: impl FnOnce(R, T) + Send + 'static,
     ) where
-        R: Reply,
+        R: FuseReply,
         T: Send + 'static,
         W: Future<Output = Result<T, Errno>> + Send + 'static,
     {
@@ -293,13 +293,13 @@ impl Dispatcher {
     /// The same as `run` for work that fills its reply as it goes.
     pub(super) fn run_with<R, T, W, U>(
         &self,
-        call: Call,
+        call: FuseRequest,
         reply: R,
         work: impl FnOnce(&Arc<Pending<R>>) -> W,
         answer: impl FnOnce(R, T) + Send + 'static,
         undo: impl FnOnce(T) -> U + Send + 'static,
     ) where
-        R: Reply,
+        R: FuseReply,
         T: Send + 'static,
         W: Future<Output = Result<T, Errno>> + Send + 'static,
         U: Future<Output = ()> + Send + 'static,
@@ -309,14 +309,14 @@ impl Dispatcher {
 
     fn start<R, T, W, U>(
         &self,
-        call: Call,
+        call: FuseRequest,
         reply: R,
         waiting: Option<Arc<Waiting>>,
         work: impl FnOnce(&Arc<Pending<R>>) -> W,
         answer: impl FnOnce(R, T) + Send + 'static,
         undo: impl FnOnce(T) -> U + Send + 'static,
     ) where
-        R: Reply,
+        R: FuseReply,
         T: Send + 'static,
         W: Future<Output = Result<T, Errno>> + Send + 'static,
         U: Future<Output = ()> + Send + 'static,
@@ -402,7 +402,7 @@ mod tests {
         }
     }
 
-    impl Reply for Probe {
+    impl FuseReply for Probe {
         fn refuse(self, errno: fuser::Errno) {
             self.say(Said::Error(errno.code()));
         }
@@ -442,8 +442,8 @@ mod tests {
         }
     }
 
-    fn call() -> Call {
-        Call {
+    fn call() -> FuseRequest {
+        FuseRequest {
             op: FuseOp::Open,
             unique: 1,
             ino: 2,

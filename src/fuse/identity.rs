@@ -37,7 +37,7 @@ const CAPACITY: usize = 4096;
 const SWEEP_FLOOR: usize = 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Caller {
+struct CallerIds {
     pid: u32,
     uid: u32,
     gid: u32,
@@ -59,7 +59,7 @@ type GroupSource = Box<dyn Fn(u32) -> Option<Vec<u32>> + Send + Sync>;
 
 /// Callers and their identities.
 pub(super) struct IdentityCache {
-    shards: [Mutex<HashMap<Caller, Known>>; SHARDS],
+    shards: [Mutex<HashMap<CallerIds, Known>>; SHARDS],
     interned: Mutex<Interned>,
     groups_of: GroupSource,
 }
@@ -87,13 +87,13 @@ impl IdentityCache {
     /// unreadable `/proc`), the caller has none: too few rights, never too
     /// many.
     pub(super) fn of(&self, pid: u32, uid: u32, gid: u32) -> Arc<Credential> {
-        self.at(Instant::now(), Caller { pid, uid, gid })
+        self.at(Instant::now(), CallerIds { pid, uid, gid })
     }
 
-    fn at(&self, now: Instant, caller: Caller) -> Arc<Credential> {
+    fn at(&self, now: Instant, caller: CallerIds) -> Arc<Credential> {
         // Root's groups decide nothing.
         let caller = if caller.uid == 0 {
-            Caller { pid: 0, ..caller }
+            CallerIds { pid: 0, ..caller }
         } else {
             caller
         };
@@ -123,7 +123,7 @@ impl IdentityCache {
         credential
     }
 
-    fn groups(&self, caller: Caller) -> Vec<u32> {
+    fn groups(&self, caller: CallerIds) -> Vec<u32> {
         if caller.pid == 0 {
             return Vec::new();
         }
@@ -155,8 +155,8 @@ mod tests {
 
     use super::*;
 
-    fn caller(pid: u32, uid: u32) -> Caller {
-        Caller { pid, uid, gid: 100 }
+    fn caller(pid: u32, uid: u32) -> CallerIds {
+        CallerIds { pid, uid, gid: 100 }
     }
 
     /// A cache in which each process is in groups 100, pid and n, where n

@@ -109,7 +109,7 @@ struct Waiter {
 }
 
 /// A waiter that is looked at.
-struct Found {
+struct Candidate {
     request: Arc<dyn Interrupt>,
     tid: u32,
     wait_mode: WaitMode,
@@ -146,7 +146,7 @@ impl Slots {
     }
 
     /// Adds the next [`PER_SHARD`] old waiters to `found`.
-    fn old(&mut self, now: Instant, found: &mut Vec<Found>) {
+    fn old(&mut self, now: Instant, found: &mut Vec<Candidate>) {
         let (len, start) = (self.waiters.len(), self.next);
         let limit = found.len() + PER_SHARD;
         for step in 0..len {
@@ -161,7 +161,7 @@ impl Slots {
                 self.next = index;
                 return;
             }
-            found.push(Found {
+            found.push(Candidate {
                 request: Arc::clone(&waiter.request),
                 tid: waiter.tid,
                 wait_mode: waiter.wait_mode,
@@ -213,7 +213,7 @@ impl Registry {
     fn look(
         &self,
         now: Instant,
-        found: &mut Vec<Found>,
+        found: &mut Vec<Candidate>,
         soft: Option<&Soft>,
         mut signals_of: impl FnMut(u32) -> Option<Signals>,
     ) -> u64 {
@@ -222,7 +222,7 @@ impl Registry {
         }
         let soft = soft.filter(|soft| !found.is_empty() && (soft.unanswered)() >= soft.limit);
         let mut interrupted = 0;
-        for Found {
+        for Candidate {
             request,
             tid,
             wait_mode,

@@ -17,7 +17,7 @@ use crate::rpc::auth::Credential;
 use crate::vfs::types::{Errno, FileKind, Ino, Lookup};
 use crate::vfs::{DentryState, Vfs};
 
-type Found = Result<Lookup, Errno>;
+type LookupResult = Result<Lookup, Errno>;
 
 /// The answer without asking anybody, if the caller, thread `tid`, may have it. What it is
 /// doing is only looked at where that matters: it takes some 8 us.
@@ -27,7 +27,7 @@ pub(super) fn cached(
     tid: u32,
     (parent, name): (Ino, &[u8]),
     dentry_state: DentryState,
-) -> Option<Found> {
+) -> Option<LookupResult> {
     if reopens.is_second(tid) {
         return None;
     }
@@ -54,7 +54,7 @@ impl Asker {
         parent: Ino,
         name: &[u8],
         dentry_state: DentryState,
-    ) -> Found {
+    ) -> LookupResult {
         let found = if self.reopens.is_second(self.tid) {
             self.find_again(cred, parent, name).await
         } else {
@@ -75,7 +75,7 @@ impl Asker {
         parent: Ino,
         name: &[u8],
         dentry_state: DentryState,
-    ) -> Found {
+    ) -> LookupResult {
         const LATER: Lookup = Lookup::Missing {
             ttl: Duration::ZERO,
         };
@@ -109,7 +109,7 @@ impl Asker {
     }
 
     /// The same on a second walk.
-    async fn find_again(&self, cred: &Arc<Credential>, parent: Ino, name: &[u8]) -> Found {
+    async fn find_again(&self, cred: &Arc<Credential>, parent: Ino, name: &[u8]) -> LookupResult {
         let (vfs, tid) = (&self.vfs, self.tid);
         let refused = self.reopens.open(tid);
         let by_name = refused.filter(|open| vfs.is_found_at(open.ino, parent, name));

@@ -121,12 +121,12 @@ impl State {
 }
 
 /// Says that one was sent when it is dropped, however that went.
-struct Sent<'a> {
+struct SentGuard<'a> {
     queue: &'a Notify,
     ino: Ino,
 }
 
-impl Drop for Sent<'_> {
+impl Drop for SentGuard<'_> {
     fn drop(&mut self) {
         self.queue.was_sent(self.ino);
     }
@@ -352,7 +352,7 @@ impl KernelCache for Notify {
             let size = state.sizes.remove(&ino);
             self.count(&state);
             drop(state);
-            let sent = Sent { queue: self, ino };
+            let sent = SentGuard { queue: self, ino };
             if let Some(kernel) = self.direct() {
                 let _ = tell(&*kernel, ino, size);
             }

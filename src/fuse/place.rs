@@ -29,7 +29,7 @@ pub enum Unmount {
 
 /// A mount point and the mount on it.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct MountPlace {
     /// Without symbolic links, resolved before the mount.
     mountpoint: PathBuf,
     /// `major:minor`; `None` if mountinfo could not be read.
@@ -38,7 +38,7 @@ pub(super) struct Place {
     left: Arc<AtomicBool>,
 }
 
-impl Place {
+impl MountPlace {
     /// The place of the FUSE mount that was just made at `mountpoint`.
     pub(super) fn find(mountpoint: PathBuf) -> Self {
         let table = mount_table().unwrap_or_default();
@@ -285,7 +285,7 @@ torn 0:47 / /mnt/d";
     #[test]
     fn what_is_not_ours_is_left_alone() {
         // umount2 would say ENOENT.
-        let place = Place {
+        let place = MountPlace {
             mountpoint: PathBuf::from("/proc/no/such/place"),
             device: fuse("0:4294967295"),
             left: Arc::default(),

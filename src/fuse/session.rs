@@ -4,7 +4,7 @@
 //! connection for a live one (`is_mounted` in its mnt/mod.rs has POLLERR the
 //! wrong way round) and unmounts whatever lies at the path by then: the mount
 //! below ours, or the next one. Its unmounter also gives up for good at the
-//! first EBUSY. So its handle of the mount is leaked, and [`Place`] unmounts.
+//! first EBUSY. So its handle of the mount is leaked, and [`MountPlace`] unmounts.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::adapter::Adapter;
 use super::mounting;
 use super::notify::Notify;
-use super::place::{Place, Unmount};
+use super::place::{MountPlace, Unmount};
 use super::prober::Prober;
 use crate::background::Tasks;
 use crate::privilege;
@@ -116,7 +116,7 @@ impl SessionOptions {
 /// out of the program leaves a dead mount behind that is not meant to.
 #[derive(Debug)]
 pub struct Running {
-    place: Place,
+    place: MountPlace,
     prober: Prober,
     ended: watch::Receiver<Option<Result<(), Arc<io::Error>>>>,
 }
@@ -137,7 +137,7 @@ pub fn start(
     let (prober, tasks) = (adapter.prober(), adapter.tasks());
     // No thread is started within: fuser's begin with `spawn`.
     let session = privilege::mounting(|| mounted(adapter, mountpoint, options.config()))?;
-    let place = Place::find(mountpoint.to_owned());
+    let place = MountPlace::find(mountpoint.to_owned());
     // Its device is closed when it fails.
     let serving = serve(session, notify, tasks).inspect_err(|_| place.clear())?;
     let (end, ended) = watch::channel(None);
@@ -193,7 +193,7 @@ fn mounted(adapter: Adapter, mountpoint: &Path, config: Config) -> io::Result<Se
             let acl = config.acl;
             let session = Session::from_fd(adapter, device, acl, config);
             // Its device is closed by now.
-            session.inspect_err(|_| Place::find(mountpoint.to_owned()).clear())
+            session.inspect_err(|_| MountPlace::find(mountpoint.to_owned()).clear())
         }
         // Root in a container, say, which may have the helper.
         Err(why) if why.raw_os_error() == Some(libc::EPERM) => {

@@ -25,7 +25,7 @@ const MAX_STACKED: usize = 16;
 
 /// A mount point that is fit to be mounted on.
 #[derive(Debug)]
-pub struct Place {
+pub struct CheckedMountpoint {
     /// Its canonical path.
     pub mountpoint: PathBuf,
     /// What the user should know, each for a line of its own.
@@ -39,7 +39,7 @@ pub struct Place {
 /// # Errors
 /// It no such directory, is no directory, is mounted by us and alive, or is just
 /// being mounted.
-pub fn prepare(mountpoint: &Path, registry: &Registry) -> Result<Place, MountError> {
+pub fn prepare(mountpoint: &Path, registry: &Registry) -> Result<CheckedMountpoint, MountError> {
     let what = || format!("mounting on {}", quoting::path(mountpoint));
     let canonical = place::canonical(mountpoint).map_err(|why| unusable(mountpoint, &why))?;
     let lock = registry
@@ -68,7 +68,7 @@ pub fn prepare(mountpoint: &Path, registry: &Registry) -> Result<Place, MountErr
         ));
     }
     check_directory(mountpoint, &canonical, &mut warnings)?;
-    Ok(Place {
+    Ok(CheckedMountpoint {
         mountpoint: canonical,
         warnings,
         lock,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process;
 
 use super::assembly;
-use super::checks::{self, Place};
+use super::checks::{self, CheckedMountpoint};
 use super::daemon::{self, Announcer, Side};
 use super::error::{MOUNT, MountError};
 use super::harden;
@@ -52,7 +52,7 @@ pub fn mount(mut request: MountRequest, warn: impl Fn(&str)) -> Result<(), Mount
     let place = privilege::mounting(|| checks::prepare(&request.mountpoint, &Registry::of_user()))?;
     place.warnings.iter().for_each(|warning| warn(warning));
     checks::fuse_device()?;
-    let Place {
+    let CheckedMountpoint {
         mountpoint, lock, ..
     } = place;
     request.mountpoint = mountpoint;

@@ -16,7 +16,7 @@ use super::fore_channel::ForeChannel;
 use super::proto::reply::{NfsError, Reply};
 use super::proto::status::Status;
 use super::session::establish;
-use crate::rpc::{Greeting, Pause, Refused, RpcError};
+use crate::rpc::{Greeting, GreetingRefused, Pause, RpcError};
 
 /// After BADSESSION: perhaps one of several servers behind a name.
 const ELSEWHERE: Duration = Duration::from_secs(30);
@@ -58,8 +58,8 @@ fn greeting(fore: &Weak<ForeChannel>) -> Option<Greeting> {
     })
 }
 
-fn refused(why: impl std::fmt::Display, pause: Pause) -> Refused {
-    Refused {
+fn refused(why: impl std::fmt::Display, pause: Pause) -> GreetingRefused {
+    GreetingRefused {
         why: why.to_string(),
         pause,
     }
@@ -67,7 +67,7 @@ fn refused(why: impl std::fmt::Display, pause: Pause) -> Refused {
 
 /// What the answer to BIND_CONN_TO_SESSION means. `vouched`: the server has said
 /// already that this connection belongs to the others.
-fn judge(bound: Result<(), NfsError>, vouched: bool) -> Result<(), Refused> {
+fn judge(bound: Result<(), NfsError>, vouched: bool) -> Result<(), GreetingRefused> {
     let Err(error) = bound else { return Ok(()) };
     match error.status() {
         Some(Status::NOTSUPP | Status::OP_ILLEGAL) if vouched => Ok(()),

@@ -40,7 +40,7 @@ tokio::task_local! {
 /// The caller of one operation.
 #[derive(Debug)]
 pub struct Caller {
-    state: Mutex<State>,
+    state: Mutex<CallerState>,
     answered: Notify,
     /// Where the operation is listed if it outlives the caller's wait; `None` for an
     /// operation that changes nothing.
@@ -49,7 +49,7 @@ pub struct Caller {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct CallerState {
     answered: bool,
     /// Effects that may still come about: requests that were sent and have not ended.
     under_way: usize,
@@ -243,14 +243,14 @@ impl Drop for Request {
 /// them may still take effect.
 #[derive(Debug, Default)]
 pub struct Abandoned {
-    running: Mutex<Running>,
+    running: Mutex<AbandonedSet>,
     /// How many there are: what begins looks here first.
     count: AtomicUsize,
     ended: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Running {
+struct AbandonedSet {
     next: u64,
     numbers: BTreeSet<u64>,
 }

@@ -27,8 +27,8 @@ use super::error::RpcError;
 use super::pending::Pending;
 use super::placement::{ConnectionId, ConnectionLoad, Load};
 use super::scaling::{Connections, Scaling};
-use super::shared::{End, Shared, Table};
-pub use super::shared::{Greet, Greeting, Judge, Link, Refused, RpcReply};
+use super::shared::{ChannelState, End, Table};
+pub use super::shared::{Greet, Greeting, GreetingRefused, Judge, Link, RpcReply};
 use super::silence::{SilenceLimit, Tolerance};
 use super::supervise::{supervise, watch_responses};
 use super::transport::Connector;
@@ -36,7 +36,7 @@ use crate::telemetry::Metrics;
 
 /// Connections to the server that replace themselves when they break.
 pub struct Channel {
-    shared: Arc<Shared>,
+    shared: Arc<ChannelState>,
 }
 
 impl std::fmt::Debug for Channel {
@@ -65,7 +65,7 @@ impl Channel {
         let mut seed = [0; 4];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
         let now = Instant::now();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ChannelState {
             table: Mutex::new(Table {
                 pending: Pending::new(u32::from_ne_bytes(seed)),
                 scaling: Scaling::new(connections, now),

@@ -16,7 +16,7 @@ use super::error::RpcError;
 use super::pending::Next;
 use super::placement::{ConnectionId, Load};
 use super::record::RecordReader;
-use super::shared::{End, RpcReply, Shared, Signals};
+use super::shared::{ChannelState, ConnectionSignals, End, RpcReply};
 use super::transport::BoxStream;
 use crate::background::Died;
 
@@ -47,10 +47,10 @@ impl Ended {
 
 /// Runs one connection until it fails or is ended. Its calls stay in the table.
 pub(super) async fn serve(
-    shared: Arc<Shared>,
+    shared: Arc<ChannelState>,
     connection: ConnectionId,
     stream: BoxStream,
-    signals: Arc<Signals>,
+    signals: Arc<ConnectionSignals>,
 ) -> Ended {
     let (rx, tx) = tokio::io::split(stream);
     let mut useful = false;
@@ -79,7 +79,11 @@ pub(super) async fn serve(
 }
 
 /// Completes when calls are out on it and it has been silent for too long.
-async fn silence(shared: &Shared, connection: ConnectionId, signals: &Signals) -> io::Error {
+async fn silence(
+    shared: &ChannelState,
+    connection: ConnectionId,
+    signals: &ConnectionSignals,
+) -> io::Error {
     loop {
         let busy = shared.table.lock().pending.busy_since(connection);
         let heard = signals.heard();
@@ -105,9 +109,9 @@ async fn silence(shared: &Shared, connection: ConnectionId, signals: &Signals) -
 }
 
 async fn read_replies<R: AsyncRead + Unpin>(
-    shared: &Shared,
+    shared: &ChannelState,
     connection: ConnectionId,
-    signals: &Signals,
+    signals: &ConnectionSignals,
     stream: R,
     useful: &mut bool,
 ) -> io::Error {
@@ -160,7 +164,7 @@ async fn read_replies<R: AsyncRead + Unpin>(
 }
 
 /// The server has answered a call that was made at `since`.
-fn answered(shared: &Shared, since: Instant) {
+fn answered(shared: &ChannelState, since: Instant) {
     let now = Instant::now();
     shared.silence.lock().answered(since, now);
     *shared.answered.lock() = now;
@@ -181,9 +185,9 @@ fn answered(shared: &Shared, since: Instant) {
 }
 
 async fn write_calls<W: AsyncWrite + Unpin>(
-    shared: &Shared,
+    shared: &ChannelState,
     connection: ConnectionId,
-    signals: &Signals,
+    signals: &ConnectionSignals,
     mut stream: W,
 ) -> io::Error {
     let mut rope = Rope::default();
@@ -224,7 +228,7 @@ async fn write_calls<W: AsyncWrite + Unpin>(
 /// meantime: that is a sign of life, as long data over a slow line give no other.
 /// (While there is room, a dead connection takes calls as well.)
 async fn write_some<W: AsyncWrite + Unpin>(
-    signals: &Signals,
+    signals: &ConnectionSignals,
     stream: &mut W,
     rope: &mut Rope,
 ) -> io::Result<usize> {
@@ -245,7 +249,7 @@ async fn write_some<W: AsyncWrite + Unpin>(
 /// The receiving half of a connection; whatever comes is a sign of life.
 struct Heard<'a, R> {
     stream: R,
-    signals: &'a Signals,
+    signals: &'a ConnectionSignals,
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Heard<'_, R> {

@@ -42,5 +42,5 @@ pub use channel::Channel;
 pub use error::RpcError;
 pub use placement::{ConnectionId, Load};
 pub use scaling::{Connections, Pause};
-pub use shared::{Greeting, Refused};
+pub use shared::{Greeting, GreetingRefused};
 pub use silence::Tolerance;

@@ -35,7 +35,7 @@ pub struct RpcReply {
 }
 
 /// Says whether a connection may be used, by the reply to its greeting.
-pub type Judge = Box<dyn FnOnce(Result<Bytes, RpcError>) -> Result<(), Refused> + Send>;
+pub type Judge = Box<dyn FnOnce(Result<Bytes, RpcError>) -> Result<(), GreetingRefused> + Send>;
 
 /// What a further connection is greeted with, before calls go over it.
 pub struct Greeting {
@@ -53,7 +53,7 @@ impl std::fmt::Debug for Greeting {
 
 /// A further connection may not be used.
 #[derive(Debug)]
-pub struct Refused {
+pub struct GreetingRefused {
     /// The reason.
     pub why: String,
     /// When to try another.
@@ -76,7 +76,7 @@ pub(super) enum End {
 
 /// How the task of a connection is told things.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(super) struct ConnectionSignals {
     /// A call was submitted.
     pub(super) submitted: Notify,
     /// It is to end.
@@ -85,7 +85,7 @@ pub(super) struct Signals {
     heard: Mutex<Instant>,
 }
 
-impl Signals {
+impl ConnectionSignals {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             submitted: Notify::new(),
@@ -113,7 +113,7 @@ pub(super) struct Table {
     pub(super) pending: Pending<Owed>,
     pub(super) scaling: Scaling,
     /// How to reach the task of each connection.
-    pub(super) signals: Vec<(ConnectionId, Arc<Signals>)>,
+    pub(super) signals: Vec<(ConnectionId, Arc<ConnectionSignals>)>,
 }
 
 impl Table {
@@ -134,7 +134,7 @@ impl Table {
 }
 
 /// See the module.
-pub(super) struct Shared {
+pub(super) struct ChannelState {
     pub(super) table: Mutex<Table>,
     /// Wakes the supervisor: the number of connections may be wrong.
     pub(super) recount: Notify,
@@ -154,7 +154,7 @@ pub(super) struct Shared {
     pub(super) max_record: usize,
 }
 
-impl Shared {
+impl ChannelState {
     /// Ends the channel: calls without a reply get [`RpcError::Closed`], by the end of
     /// what they wait on.
     pub(super) fn close(&self) {

@@ -18,7 +18,7 @@ use super::connection::{self, Ended};
 use super::placement::ConnectionId;
 use super::preface;
 use super::scaling;
-use super::shared::{End, Shared, Signals};
+use super::shared::{ChannelState, ConnectionSignals, End};
 use super::transport::{BoxStream, NoFurther};
 use crate::background::Pause;
 
@@ -35,7 +35,7 @@ const BUSY: Duration = Duration::from_secs(1);
 
 /// The connections there are.
 struct ConnectionSet {
-    shared: Arc<Shared>,
+    shared: Arc<ChannelState>,
     running: JoinSet<Ended>,
     last: ConnectionId,
     deaths: Pause,
@@ -45,7 +45,7 @@ struct ConnectionSet {
 impl ConnectionSet {
     fn start(&mut self, stream: BoxStream) {
         self.last += 1;
-        let (connection, signals) = (self.last, Signals::new());
+        let (connection, signals) = (self.last, ConnectionSignals::new());
         let replayed = {
             let mut table = self.shared.table.lock();
             table.signals.push((connection, Arc::clone(&signals)));
@@ -158,7 +158,7 @@ impl Drop for ConnectionSet {
 }
 
 /// Keeps connections up until the channel is closed; `first` is the one that is there.
-pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
+pub(super) async fn supervise(shared: Arc<ChannelState>, first: BoxStream) {
     let mut closing = shared.closing.subscribe();
     let mut backoff = Duration::ZERO;
     let mut attempts = JoinSet::new();
@@ -218,20 +218,20 @@ pub(super) async fn supervise(shared: Arc<Shared>, first: BoxStream) {
 }
 
 /// A connection in the place of the last one, after a pause.
-async fn another(shared: &Shared, pause: Duration) -> io::Result<BoxStream> {
+async fn another(shared: &ChannelState, pause: Duration) -> io::Result<BoxStream> {
     tokio::time::sleep(pause).await;
     let attempt = shared.connector.connect();
     let tried = shared.metrics.tasks.watched("connect", attempt).await;
     tried.unwrap_or_else(|died| Err(io::Error::other(died)))
 }
 
-fn longer(shared: &Shared, backoff: Duration) -> Duration {
+fn longer(shared: &ChannelState, backoff: Duration) -> Duration {
     let most = shared.silence.lock().pause();
     (backoff * 2).clamp(BACKOFF_MIN, most.max(BACKOFF_MIN))
 }
 
 /// The last connection is gone, or the next one could not be made.
-fn lost(shared: &Shared, ended: io::Error, useful: bool) {
+fn lost(shared: &ChannelState, ended: io::Error, useful: bool) {
     tracing::debug!(%ended, "connection to {} lost", shared.connector.peer());
     shared.link.send_modify(|link| {
         link.connected = false;
@@ -243,7 +243,7 @@ fn lost(shared: &Shared, ended: io::Error, useful: bool) {
     shared.metrics.reconnects.inc();
 }
 
-fn one_of_several_lost(shared: &Shared, ended: &io::Error, useful: bool) {
+fn one_of_several_lost(shared: &ChannelState, ended: &io::Error, useful: bool) {
     tracing::debug!(%ended, "one connection to {} lost", shared.connector.peer());
     let growth = &mut shared.table.lock().scaling;
     match useful {
@@ -258,7 +258,7 @@ fn one_of_several_lost(shared: &Shared, ended: &io::Error, useful: bool) {
 
 /// Lets go of connections that are too many; says how many to make, and when to ask
 /// again.
-fn recount(shared: &Shared, attempts: usize) -> (usize, Option<Instant>) {
+fn recount(shared: &ChannelState, attempts: usize) -> (usize, Option<Instant>) {
     if shared.greet.get().is_none() {
         return (0, None);
     }
@@ -283,7 +283,7 @@ fn recount(shared: &Shared, attempts: usize) -> (usize, Option<Instant>) {
 }
 
 /// A further connection, greeted.
-async fn further(shared: Arc<Shared>) -> Result<BoxStream, NoFurther> {
+async fn further(shared: Arc<ChannelState>) -> Result<BoxStream, NoFurther> {
     let greeting = || shared.greet.get().and_then(|greet| greet());
     let no_session = || NoFurther::now("there is no session to join");
     // Before connecting, so that nothing is done in vain; what is said then is of
@@ -304,7 +304,7 @@ async fn further(shared: Arc<Shared>) -> Result<BoxStream, NoFurther> {
     }
 }
 
-fn not_made(shared: &Shared, failed: &NoFurther) {
+fn not_made(shared: &ChannelState, failed: &NoFurther) {
     let peer = shared.connector.peer();
     match failed.pause {
         scaling::Pause::Forever => {
@@ -322,7 +322,7 @@ fn not_made(shared: &Shared, failed: &NoFurther) {
 
 /// Says when the server stops to respond; when it does again, [`super::connection`]
 /// says so.
-pub(super) async fn watch_responses(shared: Arc<Shared>) {
+pub(super) async fn watch_responses(shared: Arc<ChannelState>) {
     let mut closing = shared.closing.subscribe();
     let wait = shared.tolerance.wait;
     loop {

@@ -266,12 +266,12 @@ async fn answer(
         idle.store(false, Relaxed);
         let page;
         let (line, kind, body) = match requested(&head) {
-            Asked::Metrics => {
+            HttpRequest::Metrics => {
                 page = prometheus::render(metrics, &status());
                 ("200 OK", prometheus::CONTENT_TYPE, page.as_str())
             }
-            Asked::Nothing => ("404 Not Found", "text/plain", "GET /metrics\n"),
-            Asked::Garbage => ("400 Bad Request", "text/plain", "GET /metrics\n"),
+            HttpRequest::Nothing => ("404 Not Found", "text/plain", "GET /metrics\n"),
+            HttpRequest::Garbage => ("400 Bad Request", "text/plain", "GET /metrics\n"),
         };
         let head = format!(
             "HTTP/1.1 {line}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
@@ -301,7 +301,7 @@ async fn read_head(client: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>>
 
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
+pub enum HttpRequest {
     /// The page.
     Metrics,
     /// Something that is not here.
@@ -311,19 +311,19 @@ pub enum Asked {
 }
 
 /// What the head of a request asks for.
-pub fn requested(head: &[u8]) -> Asked {
+pub fn requested(head: &[u8]) -> HttpRequest {
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
     let mut words = line.split(|&byte| byte == b' ');
     match (words.next(), words.next(), words.next()) {
         (Some(b"GET"), Some(path), Some(version)) if version.starts_with(b"HTTP/1.") => {
             let path = path.split(|&byte| byte == b'?').next();
             if path == Some(b"/metrics") {
-                Asked::Metrics
+                HttpRequest::Metrics
             } else {
-                Asked::Nothing
+                HttpRequest::Nothing
             }
         }
-        _ => Asked::Garbage,
+        _ => HttpRequest::Garbage,
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) fn bind(
     path: &Path,
     is_ours: impl Fn(&Path, &Metadata) -> bool,
 ) -> io::Result<(UnixListener, Metadata)> {
-    let place = Place::of(path)?;
+    let place = SocketPlace::of(path)?;
     if let Ok(found) = place.about() {
         if found.file_type().is_socket() && UnixStream::connect(place.path()).is_ok() {
             return Err(io::ErrorKind::AddrInUse.into());
@@ -50,16 +50,16 @@ pub(super) fn bind(
 /// # Errors
 /// It is gone, or something else is there.
 pub(super) fn remove(path: &Path, socket: &Metadata) -> io::Result<()> {
-    Place::of(path)?.remove(socket)
+    SocketPlace::of(path)?.remove(socket)
 }
 
 /// A name in a directory that was opened once.
-struct Place<'a> {
+struct SocketPlace<'a> {
     dir: File,
     name: &'a OsStr,
 }
 
-impl<'a> Place<'a> {
+impl<'a> SocketPlace<'a> {
     fn of(path: &'a Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let dir = path.parent().unwrap_or_else(|| Path::new("/"));

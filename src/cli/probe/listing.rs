@@ -107,7 +107,7 @@ async fn fill(
 }
 
 /// A whole listing.
-struct Listed {
+struct WholeListing {
     pages: u32,
     /// Name and cookie.
     entries: Vec<(Vec<u8>, u64)>,
@@ -117,7 +117,7 @@ async fn listed(
     client: &Arc<Client>,
     cred: &Credential,
     dir: &FileHandle,
-) -> Result<Listed, NfsError> {
+) -> Result<WholeListing, NfsError> {
     let (mut pages, mut entries) = (0, Vec::new());
     let (mut cookie, mut verifier) = (0, [0; 8]);
     loop {
@@ -127,11 +127,11 @@ async fn listed(
         pages += 1;
         entries.extend(page.entries.iter().map(|e| (e.name.to_vec(), e.cookie)));
         let Some(last) = page.entries.last() else {
-            return Ok(Listed { pages, entries });
+            return Ok(WholeListing { pages, entries });
         };
         // A server whose cookies go in circles ends here too.
         if page.eof || entries.len() as u64 > 2 * NAMES {
-            return Ok(Listed { pages, entries });
+            return Ok(WholeListing { pages, entries });
         }
         (cookie, verifier) = (last.cookie, page.verifier);
     }

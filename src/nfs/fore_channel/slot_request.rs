@@ -2,7 +2,7 @@
 //!
 //! The slot and its sequence id stay the same over every sending, so the server runs
 //! the request once (RFC 8881 §2.10.6). [`SlotRequest`] is told what became of each
-//! sending and says what is next; it sends nothing, sleeps never, and reads no clock.
+//! sending and says what is next; it sends nothing, does not sleep, and reads no clock.
 //! [`super::send`] does what it says.
 //!
 //! Invariants:
