@@ -1,32 +1,50 @@
 //! What a file system means here: inodes and names, open files and what is on
 //! its way to them, and what may be believed without asking the server.
 //!
-//! One file a concern; to find an operation, take its name:
+//! The rooms, from the top; an arrow may only point down, and a room's state is private to it:
 //!
-//! | operation | file |
+//! ```text
+//! ops ─► dirs ─► files ─► namespace ─► inode ─► file ─┬─► locks ─────┬─► types
+//!                                                     └─► writeback ─┘
+//! ```
+//!
+//! | room | what it owns |
 //! |---|---|
-//! | lookup, forget, mknod, mkdir, symlink, link | `ops::lookup` |
-//! | lookup of what a handle names | `ops::export` |
-//! | unlink, rmdir, rename | `ops::unlink` |
-//! | silly rename: names of files that are open here | `files::silly`, `files::hidden` |
-//! | getattr, setattr, readlink, statfs | `ops::attr`, `files::deferred_setattr` |
-//! | access | `namespace::access` |
-//! | open, create, flush, fsync, release | `ops::open`, `file::state` |
-//! | read | `files::read`, `file::readahead`, `file::readahead_memory`, `file::inline_read`, `files::revalidate` |
-//! | write | `files::write`, [`writeback`], `files::window`, `writeback::errseq` |
-//! | getlk, setlk (fcntl, flock) | `files::lock`, `locks::locktable`, `locks::lockline` |
-//! | opendir, readdir, readdirplus, releasedir | `dirs::handle` |
-//! | what is cached | `inode::attr`, `file::pages`, `inode`, `inode::dentry_cache`, `inode::change_tracker` |
-//! | what is asked for together | `namespace::access_pattern`, `namespace::keyed_mutex` |
-//! | what the kernel is asked to forget, is told, and believes | `namespace::eviction`, `namespace::invalidation`, `namespace::kernel_dentry` |
-//! | names that an open is on its way through | `namespace::reopen_guard`, `files::kept_open` |
-//! | writes whose tasks have died | `files::unanswered` |
+//! | [`ops`] | nothing: the operations, which are all that [`Vfs`] does |
+//! | [`dirs`] | open directories and their listings |
+//! | [`files`] | open files: handles, the write window, read-ahead, file locks, silly rename; and the barriers that say what an operation waits for |
+//! | [`namespace`] | what is believed of names and attributes, and what the kernel is told of it |
+//! | [`inode`] | inodes and their table, attributes, names of directories |
+//! | [`file`] | the state of one file that was opened here, which knows no inode |
+//! | [`locks`] | who has file locks here and who waits for them: plain state machines |
+//! | [`writeback`] | the data of one file on their way: a plain state machine |
+//! | [`types`] | what callers hand in and get back |
 //!
-//! Ownership and order of locks: the inode table's shards, then the line for file locks
-//! (`files::lock`), then an inode's
-//! `FileState` lock, then its `inode::attr`, its `names`, a lock state's or the
-//! window's, and under any of them the lock of the kernel's queue
-//! ([`types::KernelCache`]). No two inodes are locked at once and nothing is locked across an await; what
+//! To find an operation:
+//!
+//! | operation | file of [`ops`] | and below |
+//! |---|---|---|
+//! | lookup, forget | `lookup` | `namespace::names`, `namespace::access_pattern`, `files::kept_open` |
+//! | lookup of what a handle names | `export` | `namespace::entry` |
+//! | mknod, mkdir, symlink, link | `make` | `namespace::names` |
+//! | unlink, rmdir | `unlink` | `files::silly`, `files::hidden`, `namespace::reopen_guard` |
+//! | rename | `rename` | the same |
+//! | getattr, setattr, readlink | `attr` | `namespace::attributes`, `files::deferred_setattr`, `files::privileges` |
+//! | access | `access` | `namespace::access` |
+//! | open, create | `open` | `files::opens`, `files::handle`, `files::inline_read` |
+//! | flush, fsync, release | `close` | `files::barrier`, `files::unlock` |
+//! | read | `read` | `files::read`, `file::ahead`, `file::readahead`, `files::revalidate` |
+//! | write | `write` | `files::accept`, `files::write`, [`writeback`], `files::unanswered` |
+//! | getlk, setlk (fcntl, flock) | `lock` | `files::lock`, `files::unlock`, [`locks`] |
+//! | opendir, readdir, readdirplus, releasedir | `readdir` | `dirs::read`, `dirs::fetch`, `dirs::listing` |
+//! | statfs | `statfs` | `namespace::space` |
+//! | what the kernel was told, and is being told | `kernel` | `namespace::invalidation`, `namespace::kernel_dentry`, `namespace::eviction` |
+//!
+//! Order of locks: the inode table's shards, then the line for file locks
+//! ([`locks`]), then a file's ([`file`]), then that of its inode's attributes, then that of its names; a
+//! lock state's or the window's under a file's, and under any of them that of the kernel's queue
+//! ([`types::KernelCache`]). Each room says which lock owns what. No two inodes are locked at once
+//! and nothing is locked across an await; what
 //! has to be waited for is waited for by `Notify`, with the condition checked
 //! again after each wake-up.
 //!

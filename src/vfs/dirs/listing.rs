@@ -40,6 +40,7 @@ pub(super) enum Source {
     Server(Box<Listing>),
 }
 
+/// The names of a directory as the server lists them, one page at a time.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     /// For each name given out, in order: the cookie after it, and its hash.
@@ -75,6 +76,7 @@ pub(super) struct Page {
     pub(super) result: Result<(Attributes, DirResult), NfsError>,
 }
 
+/// A name in a listing.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
     pub(super) name: Name,

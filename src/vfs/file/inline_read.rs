@@ -27,7 +27,7 @@ use crate::nfs::proto::reply::ReadResult;
 pub(in crate::vfs) const SMALL: u32 = 128 << 10;
 
 /// Times in a row that nobody wanted it.
-pub(in crate::vfs) const UNREAD: u8 = 2;
+pub(super) const UNREAD: u8 = 2;
 
 /// What all handles may keep.
 const MOST: usize = 16 << 20;

@@ -17,6 +17,7 @@ pub(in crate::vfs) struct Origin {
 }
 
 impl Origin {
+    /// A write that is accepted now, with this open; synchronous if somebody waits for it.
     pub(in crate::vfs) fn new(open: &Arc<OpenState>, caller: Option<Arc<Caller>>) -> Self {
         Self {
             open: Arc::clone(open),

@@ -46,7 +46,7 @@ impl Pages {
     }
 
     /// What [`Pages::open`] would say.
-    pub(in crate::vfs) fn are_of(&self, file: FileAt, explained: impl FnOnce(u64) -> bool) -> bool {
+    pub(super) fn are_of(&self, file: FileAt, explained: impl FnOnce(u64) -> bool) -> bool {
         self.of.is_some_and(|pages| {
             pages.moves == file.moves && (pages.change == file.change || explained(pages.change))
         })

@@ -310,7 +310,7 @@ impl<T> ChunkCache<T> {
 
     /// `len` bytes of the chunk of `offset` went to the reader. Gives the data
     /// back when that was all of it.
-    pub(in crate::vfs) fn handed_out(&mut self, offset: u64, len: u64) -> Option<T> {
+    pub(super) fn handed_out(&mut self, offset: u64, len: u64) -> Option<T> {
         let start = offset / CHUNK * CHUNK;
         let slot = self.slots.get_mut(&start)?;
         slot.used = slot.used.saturating_add(len);
@@ -321,7 +321,7 @@ impl<T> ChunkCache<T> {
     }
 
     /// Drops what overlaps `range`, here or on its way: it was written to.
-    pub(in crate::vfs) fn drop_range(&mut self, range: &Range<u64>) {
+    pub(super) fn drop_range(&mut self, range: &Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -337,7 +337,7 @@ impl<T> ChunkCache<T> {
     }
 
     /// Drops everything, here or on its way: the file has changed.
-    pub(in crate::vfs) fn drop_all(&mut self) {
+    pub(super) fn drop_all(&mut self) {
         self.slots.clear();
     }
 

@@ -143,13 +143,13 @@ impl Files {
     }
 
     /// What was on its way is done with, or (`again`) waits once more.
-    pub(in crate::vfs) fn changes_left(&self, inode: &Arc<Inode>, again: bool) {
+    pub(super) fn changes_left(&self, inode: &Arc<Inode>, again: bool) {
         let mut inner = self.file_state(inode).lock();
         inner.deferred_mut().left(again);
     }
 
     /// Takes in what the server made of changes that had left.
-    pub(in crate::vfs) fn changes_answered(&self, inode: &Arc<Inode>, set: Result<(), NfsError>) {
+    pub(super) fn changes_answered(&self, inode: &Arc<Inode>, set: Result<(), NfsError>) {
         if let Err(error) = set {
             let errno: Errno = self.namespace.failed(&error, inode);
             tracing::warn!(ino = inode.ino, "changed attributes were refused: {error}");

@@ -180,6 +180,7 @@ enum Attempt {
 }
 
 impl Files {
+    /// What keeps `owner` from a lock, here or at the server: F_UNLCK if nothing does.
     pub(in crate::vfs) async fn find_lock(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -308,6 +309,7 @@ impl Files {
         }
     }
 
+    /// How many handles through which was locked have been released.
     pub(in crate::vfs) fn releases(&self, inode: &Inode) -> u64 {
         self.file_state(inode).lock().releases()
     }
@@ -566,6 +568,7 @@ impl Files {
         }
     }
 
+    /// What an error of LOCK or LOCKU is to the caller.
     pub(super) fn failed_lock(&self, error: &crate::nfs::NfsError, inode: &Inode) -> Errno {
         match self.namespace.failed(error, inode).0 {
             // The server has no room for locks; fcntl(2) has a name for that.

@@ -18,12 +18,7 @@ use crate::vfs::inode::Inode;
 
 impl Files {
     /// The file was opened by its name: `open` has one user.
-    pub(in crate::vfs) fn opened_by_name(
-        &self,
-        inode: &Inode,
-        open: &Arc<OpenState>,
-        preserved: bool,
-    ) {
+    pub(super) fn opened_by_name(&self, inode: &Inode, open: &Arc<OpenState>, preserved: bool) {
         let mut inner = self.file_state(inode).lock();
         inner.set_preserved(preserved);
         inner.add_open(open);
@@ -52,7 +47,7 @@ impl Files {
 
     /// The same of an owner of locks, which have all been given up. What the server
     /// keeps of them is freed with the next handle, or by the CLOSE.
-    pub(in crate::vfs) async fn leave_with(
+    pub(super) async fn leave_with(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         open: &Arc<OpenState>,

@@ -69,7 +69,7 @@ impl Files {
 
     /// Whether data may be kept at all: where attributes may not be believed, each read(2)
     /// asks the server.
-    pub(in crate::vfs) fn believes_data(&self) -> bool {
+    pub(super) fn believes_data(&self) -> bool {
         !self.config.reg_max.is_zero()
     }
 

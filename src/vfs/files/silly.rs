@@ -196,7 +196,8 @@ impl Files {
         }
     }
 
-    pub(in crate::vfs) fn hidden_name(&self, victim: &Inode) -> String {
+    /// A name that no file has had, as far as this host knows.
+    pub(super) fn hidden_name(&self, victim: &Inode) -> String {
         let number = self.silly.counter.fetch_add(1, Ordering::Relaxed);
         let mount = self.silly.mount;
         format!(".nfs{:016x}{mount:016x}{number:04x}", victim.ino)
@@ -443,11 +444,7 @@ impl Files {
     }
 
     /// The file is closed: its hidden name goes.
-    pub(in crate::vfs) async fn remove_silly(
-        self: &Arc<Self>,
-        inode: &Arc<Inode>,
-        silly: SillyName,
-    ) {
+    pub(super) async fn remove_silly(self: &Arc<Self>, inode: &Arc<Inode>, silly: SillyName) {
         let _closing = self.silly.closing(silly.dir.ino);
         let SillyName { dir, name, .. } = &silly;
         let _changing = self.namespace.changing(dir);
@@ -491,7 +488,7 @@ impl Files {
 
     /// Waits for the removals under way in a directory. False if there are
     /// none.
-    pub(in crate::vfs) async fn silly_removals_end(&self, dir: Ino) -> bool {
+    pub(super) async fn silly_removals_end(&self, dir: Ino) -> bool {
         let mut any = false;
         loop {
             let removed = self.silly.removed.notified();

@@ -46,10 +46,12 @@ impl Unanswered {
         }
     }
 
+    /// Of one WRITE.
     pub(in crate::vfs) fn write(files: &Arc<Files>, inode: &Arc<Inode>, id: RequestId) -> Self {
         Self::new(files, inode, Owed::Writes(SmallVec::from_slice(&[id])))
     }
 
+    /// Of the WRITEs of one request.
     pub(in crate::vfs) fn fragments(
         files: &Arc<Files>,
         inode: &Arc<Inode>,
@@ -59,17 +61,18 @@ impl Unanswered {
         Self::new(files, inode, Owed::Writes(ids))
     }
 
+    /// Of a COMMIT.
     pub(in crate::vfs) fn commit(files: &Arc<Files>, inode: &Arc<Inode>, id: RequestId) -> Self {
         Self::new(files, inode, Owed::Commit(id))
     }
 
     /// Whether changes of attributes are on their way with it, from now on.
-    pub(in crate::vfs) fn takes_changes(&self, takes: bool) {
+    pub(super) fn takes_changes(&self, takes: bool) {
         self.changes.store(takes, Ordering::Relaxed);
     }
 
     /// Does the work that answers, and answers itself if that dies.
-    pub(in crate::vfs) async fn watch(&self, task: &'static str, work: impl Future<Output = ()>) {
+    pub(super) async fn watch(&self, task: &'static str, work: impl Future<Output = ()>) {
         let tasks = &self.files.metrics.tasks;
         if tasks.watched(task, work).await.is_ok() {
             return;
@@ -112,6 +115,7 @@ pub(in crate::vfs) struct Leaving<'a> {
 }
 
 impl<'a> Leaving<'a> {
+    /// They leave now.
     pub(in crate::vfs) fn new(files: &'a Files, inode: &'a Arc<Inode>) -> Self {
         Self {
             files,
@@ -120,6 +124,7 @@ impl<'a> Leaving<'a> {
         }
     }
 
+    /// They were answered.
     pub(in crate::vfs) fn answered(mut self) {
         self.answered = true;
     }

@@ -171,12 +171,12 @@ impl ChangeTracker {
     }
 
     /// The chain has no pair in it that is not atomic: nobody else's change hides in it.
-    pub(in crate::vfs) fn is_sure(&self) -> bool {
+    pub(super) fn is_sure(&self) -> bool {
         self.span.is_some() && self.loose.is_none()
     }
 
     /// The chain has a pair in it that is not atomic, for longer than that.
-    pub(in crate::vfs) fn is_worn_out(&self, now: Instant, longest: Duration) -> bool {
+    pub(super) fn is_worn_out(&self, now: Instant, longest: Duration) -> bool {
         self.loose.is_some_and(|loose| now >= loose + longest)
     }
 
@@ -192,7 +192,7 @@ impl ChangeTracker {
     }
 
     /// Nothing is known any more.
-    pub(in crate::vfs) fn break_off(&mut self) {
+    pub(super) fn break_off(&mut self) {
         self.span = None;
         self.blind = self.heard;
         self.loose = None;

@@ -34,7 +34,7 @@ pub(in crate::vfs) fn ticks_since(began: Instant) -> u32 {
 }
 
 /// Until when the kernel may believe another name than the one that the inode was found by.
-pub(in crate::vfs) type Apart = AtomicU32;
+pub(super) type Apart = AtomicU32;
 
 /// The name's half.
 fn tag_of(belief: u64) -> u64 {

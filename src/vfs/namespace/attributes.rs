@@ -82,7 +82,7 @@ impl Namespace {
 
     /// Whether a directory in which something was not found is there itself: one round
     /// trip. ENOENT for a path is only the truth if it is.
-    pub(in crate::vfs) async fn is_gone(&self, cred: &Arc<Credential>, dir: &Arc<Inode>) -> bool {
+    pub(super) async fn is_gone(&self, cred: &Arc<Credential>, dir: &Arc<Inode>) -> bool {
         let sent = Instant::now();
         match self.client.get_attrs(cred, &dir.handle).await {
             Ok(attrs) => {

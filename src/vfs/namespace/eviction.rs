@@ -11,14 +11,14 @@
 //! are left alone.
 
 use super::Namespace;
-use crate::vfs::inode::{BACKLOG, FileState};
+use crate::vfs::inode::BACKLOG;
 
 /// This many inodes are asked for when one has come in, to get below the bound again.
 const AT_ONCE: usize = 2;
 
 impl Namespace {
     /// Called for each inode that the kernel is told of.
-    pub(in crate::vfs) fn trim(&self) {
+    pub(super) fn trim(&self) {
         let (known, told) = (self.inodes.len(), self.inodes.told());
         self.metrics.gauges.inodes.set(known as u64);
         if known <= self.config.max_inodes {
@@ -36,8 +36,7 @@ impl Namespace {
             let Some(inode) = self.inodes.get(ino) else {
                 continue;
             };
-            let open = |file: &FileState| file.lock().is_open();
-            if inode.opened().is_some_and(open) {
+            if inode.opened().is_some_and(|file| file.lock().is_open()) {
                 told.push(ino);
             } else if let Some(place) = inode.place() {
                 self.forget_entry(place.dir.ino, &place.name);

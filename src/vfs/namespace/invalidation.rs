@@ -16,7 +16,7 @@ use crate::vfs::types::{FileKind, Ino};
 
 impl Namespace {
     /// What was seen of the inode makes old what the kernel has of it.
-    pub(in crate::vfs) fn heed(&self, inode: &Arc<Inode>, seen: Seen) {
+    pub(super) fn heed(&self, inode: &Arc<Inode>, seen: Seen) {
         if seen == Seen::Foreign
             && let Some(kernel) = self.kernel.get()
         {
@@ -87,7 +87,7 @@ impl Namespace {
     /// As [`Inode::with_attr`] for what the server says. Whoever sees a foreign change of a file finds
     /// what the kernel is to be told of it queued (see [`Namespace::pages_go_first`]), so both
     /// happen under the attributes' lock. What is old of a directory its names know.
-    pub(in crate::vfs) fn with_attr_told(
+    pub(super) fn with_attr_told(
         &self,
         inode: &Arc<Inode>,
         change: impl FnOnce(&mut AttrState) -> Seen,

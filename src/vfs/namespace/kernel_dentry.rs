@@ -95,13 +95,7 @@ impl Namespace {
 
     /// The name does not lead to the inode any more. What another host (`foreign`) has made
     /// of it the kernel hears when this host does; of this host's own changes it knows.
-    pub(in crate::vfs) fn leads_elsewhere(
-        &self,
-        parent: Ino,
-        name: &[u8],
-        inode: &Inode,
-        foreign: bool,
-    ) {
+    pub(super) fn leads_elsewhere(&self, parent: Ino, name: &[u8], inode: &Inode, foreign: bool) {
         match self.kernel.get() {
             Some(kernel) if foreign && self.is_told(parent, name, inode) => {
                 kernel.inval_entry(parent, name);

@@ -358,6 +358,7 @@ impl Namespace {
         dir.names().lock().forget(name);
     }
 
+    /// The name leads to what RENAME has moved there, if it is known what that was.
     pub(in crate::vfs) fn rename_target(
         &self,
         dir: &Arc<Inode>,

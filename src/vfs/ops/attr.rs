@@ -1,4 +1,4 @@
-//! One object: getattr, setattr, readlink; and statfs.
+//! One object: getattr, setattr, readlink.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,11 +29,7 @@ impl Vfs {
             None if inode.is_changing() => fh
                 .and_then(|_| inode.stat_while_writing())
                 .map(|stat| (stat, Duration::ZERO)),
-            None => {
-                let attr = inode.attr.lock();
-                let ttl = attr.ttl(Instant::now());
-                (!ttl.is_zero()).then(|| (attr.stat().clone(), ttl))
-            }
+            None => inode.believed_stat(),
         };
         self.metrics.cache(Cache::Attr, answer.is_some());
         answer
@@ -52,12 +48,8 @@ impl Vfs {
             return Ok((stat, Duration::ZERO));
         }
         self.files.before_getattr(&inode).await;
-        {
-            let attr = inode.attr.lock();
-            let ttl = attr.ttl(Instant::now());
-            if !ttl.is_zero() {
-                return Ok((attr.stat().clone(), ttl));
-            }
+        if let Some(believed) = inode.believed_stat() {
+            return Ok(believed);
         }
         match self.namespace.refresh(cred, &inode).await {
             Ok(()) => {}

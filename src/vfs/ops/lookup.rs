@@ -1,4 +1,4 @@
-//! Names: looking them up and making them.
+//! lookup, forget; and what is known of a name before anybody is asked.
 
 use std::sync::Arc;
 

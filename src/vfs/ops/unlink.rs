@@ -1,4 +1,4 @@
-//! Removing and moving names: unlink, rmdir, rename. What keeps a file that is open here is in
+//! unlink, rmdir. What keeps a file that is open here is in
 //! [`silly`](crate::vfs::files::silly).
 
 use std::sync::Arc;
