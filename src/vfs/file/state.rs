@@ -4,6 +4,7 @@
 //! that of the inode's attributes and never held across an await. Who waits for something of it
 //! waits on the file's progress and looks again ([`FileState::when`]).
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -369,11 +370,17 @@ impl<D> FileInner<D> {
         self.readers.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The same of all handles but this one.
-    pub(in crate::vfs) fn other_readers(&self, own: &Arc<Ahead>) -> SmallVec<[Arc<Ahead>; 4]> {
+    /// These bytes go to who reads them through one handle: what others have read ahead of them,
+    /// or are reading, may be older.
+    pub(in crate::vfs) fn handed_out(&self, own: &Arc<Ahead>, range: &Range<u64>) {
         let own = Arc::as_ptr(own);
-        let others = self.readers.iter().filter(|reader| reader.as_ptr() != own);
-        others.filter_map(Weak::upgrade).collect()
+        for reader in &self.readers {
+            if reader.as_ptr() != own
+                && let Some(other) = reader.upgrade()
+            {
+                other.outdated(range.clone());
+            }
+        }
     }
 
     /// Nothing is believed any more of what lies beside the file, after so many foreign

@@ -11,6 +11,7 @@
 //! handle hands out no other keeps from before ([`Files::handed_out`]). Another host's change that
 //! a READ has shown need not be known by its attributes yet.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,7 +21,6 @@ use tokio::time::Instant;
 use super::Files;
 use super::handle::OpenHandle;
 use crate::nfs::state::OpenState;
-use crate::vfs::file::ahead::Ahead;
 use crate::vfs::file::readahead::{CHUNK, Fetch};
 use crate::vfs::file::readahead_memory::Share;
 use crate::vfs::inode::Inode;
@@ -30,11 +30,8 @@ use crate::vfs::types::Errno;
 /// lost its way.
 const EMPTY_READS: usize = 3;
 
-fn handed_out(others: &[Arc<Ahead>], offset: u64, data: &Bytes) {
-    let range = offset..offset + data.len() as u64;
-    for other in others {
-        other.outdated(range.clone());
-    }
+fn range_of(offset: u64, data: &Bytes) -> Range<u64> {
+    offset..offset + data.len() as u64
 }
 
 impl Files {
@@ -65,9 +62,7 @@ impl Files {
         let epoch = inner.epoch(handle.inode.attr.lock().foreign());
         let data = handle.ahead.read_beginning(epoch, offset, size.into())?;
         inner.pages_read();
-        let others = inner.other_readers(&handle.ahead);
-        drop(inner);
-        handed_out(&others, offset, &data);
+        inner.handed_out(&handle.ahead, &range_of(offset, &data));
         Some(data)
     }
 
@@ -75,8 +70,8 @@ impl Files {
     /// of them, or are reading, may be older.
     pub(in crate::vfs) fn handed_out(&self, handle: &OpenHandle, offset: u64, data: &Bytes) {
         let file = self.file_state(&handle.inode);
-        let others = file.lock().other_readers(&handle.ahead);
-        handed_out(&others, offset, data);
+        file.lock()
+            .handed_out(&handle.ahead, &range_of(offset, data));
     }
 
     /// The kernel reads the file: it has pages of it from here on.

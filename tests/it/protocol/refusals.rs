@@ -145,7 +145,7 @@ async fn a_rename_is_refused_for_a_full_directory_only_if_there_is_one() {
         } else {
             fs.remove(&format!("/{replaced}")).unwrap();
             match by_link {
-                true => fs.symlink(&format!("/{replaced}"), "elsewhere").unwrap(),
+                true => fs.symlink("elsewhere", &format!("/{replaced}")).unwrap(),
                 false => fs.write_file(&format!("/{replaced}"), b"x").unwrap(),
             }
         }
