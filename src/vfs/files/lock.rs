@@ -409,7 +409,7 @@ impl Files {
                 let inode = &request.handle.inode;
                 self.let_go(inode, request.lock, Span::ALL, false).await?;
             }
-            Some(LockCall::Description) | None => self.line.lock().is_patient(ticket),
+            Some(LockCall::Description) | None => self.line.lock().set_patient(ticket),
         }
         Ok(())
     }

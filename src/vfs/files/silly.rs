@@ -125,7 +125,7 @@ impl Drop for Losing<'_> {
     fn drop(&mut self) {
         if let Some((file, loss)) = self.0 {
             file.lock().end_loss(loss);
-            file.has_moved_on();
+            file.notify_waiters();
         }
     }
 }
