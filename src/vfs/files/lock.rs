@@ -16,7 +16,7 @@
 //!
 //! [`Abandoned`]: crate::rpc::caller::Abandoned
 //!
-//! Waiting ([`Files::setlk`]): EFS calls nobody back, so the first in line of this
+//! Waiting ([`Files::lock`]): EFS calls nobody back, so the first in line of this
 //! host ([`crate::vfs::locks::lockline`]) asks again and again, [`Pace`]; the others wait for
 //! the ones before them. Who waits for himself, through others of this host, is told so
 //! if his call is one that is (fcntl(2)): EDEADLK; circles that go over other hosts are
