@@ -10,19 +10,19 @@
 //!
 //! | room | what it owns |
 //! |---|---|
-//! | [`ops`] | nothing: the operations, which are all that [`Vfs`] does |
-//! | [`dirs`] | open directories and their listings |
-//! | [`files`] | open files: handles, the write window, read-ahead, file locks, silly rename; and the barriers that say what an operation waits for |
-//! | [`namespace`] | what is believed of names and attributes, and what the kernel is told of it |
-//! | [`inode`] | inodes and their table, attributes, names of directories |
-//! | [`file`] | the state of one file that was opened here, which knows no inode |
-//! | [`locks`] | who has file locks here and who waits for them: plain state machines |
-//! | [`writeback`] | the data of one file on their way: a plain state machine |
+//! | `ops` | nothing: the operations, which are all that [`Vfs`] does |
+//! | `dirs` | open directories and their listings |
+//! | `files` | open files: handles, the write window, read-ahead, file locks, silly rename; and the barriers that say what an operation waits for |
+//! | `namespace` | what is believed of names and attributes, and what the kernel is told of it |
+//! | `inode` | inodes and their table, attributes, names of directories |
+//! | `file` | the state of one file that was opened here, which knows no inode |
+//! | `locks` | who has file locks here and who waits for them: plain state machines |
+//! | `writeback` | the data of one file on their way: a plain state machine |
 //! | [`types`] | what callers hand in and get back |
 //!
 //! To find an operation:
 //!
-//! | operation | file of [`ops`] | and below |
+//! | operation | file of `ops` | and below |
 //! |---|---|---|
 //! | lookup, forget | `lookup` | `namespace::names`, `namespace::access_pattern`, `files::kept_open` |
 //! | lookup of what a handle names | `export` | `namespace::entry` |
@@ -34,14 +34,14 @@
 //! | open, create | `open` | `files::opens`, `files::handle`, `files::inline_read` |
 //! | flush, fsync, release | `close` | `files::barrier`, `files::unlock` |
 //! | read | `read` | `files::read`, `file::ahead`, `file::readahead`, `files::revalidate` |
-//! | write | `write` | `files::accept`, `files::write`, [`writeback`], `files::unanswered` |
-//! | getlk, setlk (fcntl, flock) | `lock` | `files::lock`, `files::unlock`, [`locks`] |
+//! | write | `write` | `files::accept`, `files::write`, `writeback`, `files::unanswered` |
+//! | getlk, setlk (fcntl, flock) | `lock` | `files::lock`, `files::unlock`, `locks` |
 //! | opendir, readdir, readdirplus, releasedir | `readdir` | `dirs::read`, `dirs::fetch`, `dirs::listing` |
 //! | statfs | `statfs` | `namespace::space` |
 //! | what the kernel was told, and is being told | `kernel` | `namespace::invalidation`, `namespace::kernel_dentry`, `namespace::eviction` |
 //!
 //! Order of locks: the inode table's shards, then the line for file locks
-//! ([`locks`]), then a file's ([`file`]), then that of its inode's attributes, then that of its names; a
+//! (`locks`), then a file's (`file`), then that of its inode's attributes, then that of its names; a
 //! lock state's or the window's under a file's, and under any of them that of the kernel's queue
 //! ([`types::KernelCache`]). Each room says which lock owns what. No two inodes are locked at once
 //! and nothing is locked across an await; what
@@ -100,7 +100,7 @@ pub struct VfsConfig {
 }
 
 /// A mounted file system: who calls it names objects by number and handles by what
-/// open(2) and opendir(3) gave. The operations are in [`ops`].
+/// open(2) and opendir(3) gave. The operations are in `ops`.
 pub struct Vfs {
     client: Arc<Client>,
     metrics: Arc<Metrics>,

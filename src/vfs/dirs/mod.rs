@@ -16,7 +16,7 @@
 //! Offsets are 1 after ".", 2 after "..", then one more for each name ([`listing`]). Once half
 //! of a page has been given out, the next one is asked for.
 //!
-//! Hidden names of this mount keep their positions and are not shown ([`hidden`](crate::vfs::files::hidden)).
+//! Hidden names of this mount keep their positions and are not shown (`files::hidden`).
 //!
 //! [`Dirs`] owns the table of handles. A handle's listing is under a lock of its own, with which
 //! no other is taken. One reader at a time: a permit is held while a page is fetched; the kernel

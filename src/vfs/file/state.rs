@@ -183,11 +183,11 @@ impl<D> FileState<D> {
 
     /// Something has changed that somebody may wait for: a write or commit was answered, a
     /// name was taken, a handle released.
-    pub(in crate::vfs) fn has_moved_on(&self) {
+    pub(in crate::vfs) fn notify_waiters(&self) {
         self.progress.notify_waiters();
     }
 
-    /// Completes at the next [`has_moved_on`](Self::has_moved_on) after it was enabled.
+    /// Completes at the next [`notify_waiters`](Self::notify_waiters) after it was enabled.
     pub(in crate::vfs) fn progress(&self) -> Notified<'_> {
         self.progress.notified()
     }
@@ -254,7 +254,7 @@ impl<D> FileInner<D> {
     }
 
     /// This host has written to the file.
-    pub(in crate::vfs) fn has_written(&mut self) {
+    pub(in crate::vfs) fn count_write(&mut self) {
         self.writes += 1;
         // The page of the end of the file is the kernel's only in part.
         self.filled = false;

@@ -71,7 +71,7 @@ impl Files {
                 let write = inner
                     .writeback_mut()
                     .accept(now(), origin, offset, data, sync);
-                inner.has_written();
+                inner.count_write();
                 attr.grow(end);
                 let drain = sync.then(|| inner.writeback_mut().begin_drain());
                 let readers = inner.readers();

@@ -160,7 +160,7 @@ impl Files {
             inode.attr.lock().expire();
             self.namespace.inval_attr(inode.ino);
         }
-        self.file_state(inode).has_moved_on();
+        self.file_state(inode).notify_waiters();
     }
 
     /// The same for all files: what comes next may tell others that they may go on.

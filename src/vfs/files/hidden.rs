@@ -7,7 +7,7 @@
 //! them. Moved they are in the name of who removes the directory, or if that may not, of who removed the
 //! file. Each move is whole: it goes on when its caller is killed, and the file's record
 //! ([`SillyName`]) says where its name is, also for a close meanwhile, which waits for the
-//! end of the move (`FileInner::replacing`). A move that fails ends the attempt; what was
+//! end of the move (`FileInner::is_being_replaced`). A move that fails ends the attempt; what was
 //! moved before stays where it is, out of sight.
 //!
 //! Names of other hosts, and of daemons before this one, are names like others. Who looks up

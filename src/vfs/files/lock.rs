@@ -16,7 +16,7 @@
 //!
 //! [`Abandoned`]: crate::rpc::caller::Abandoned
 //!
-//! Waiting ([`Files::setlk`]): EFS calls nobody back, so the first in line of this
+//! Waiting ([`Files::lock`]): EFS calls nobody back, so the first in line of this
 //! host ([`crate::vfs::locks::lockline`]) asks again and again, [`Pace`]; the others wait for
 //! the ones before them. Who waits for himself, through others of this host, is told so
 //! if his call is one that is (fcntl(2)): EDEADLK; circles that go over other hosts are
@@ -409,7 +409,7 @@ impl Files {
                 let inode = &request.handle.inode;
                 self.let_go(inode, request.lock, Span::ALL, false).await?;
             }
-            Some(LockCall::Description) | None => self.line.lock().is_patient(ticket),
+            Some(LockCall::Description) | None => self.line.lock().set_patient(ticket),
         }
         Ok(())
     }

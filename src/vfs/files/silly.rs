@@ -4,7 +4,7 @@
 //! A server may promise to keep such a file until the last CLOSE
 //! (OPEN4_RESULT_PRESERVE_UNLINKED). Where it does not, the name is not removed but moved out
 //! of sight (`.nfs` and numbers, as every NFS client does it), and the hidden name is
-//! removed when the file is closed. Where another file takes the name ([`unlink`](crate::vfs::ops::unlink)), the hidden
+//! removed when the file is closed. Where another file takes the name (by a rename), the hidden
 //! one is made beside it first, so that the name is never missing. What may be done with
 //! hidden names is in [`hidden`](super::hidden).
 //!
@@ -125,7 +125,7 @@ impl Drop for Losing<'_> {
     fn drop(&mut self) {
         if let Some((file, loss)) = self.0 {
             file.lock().end_loss(loss);
-            file.has_moved_on();
+            file.notify_waiters();
         }
     }
 }

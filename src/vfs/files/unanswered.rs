@@ -101,7 +101,7 @@ impl Unanswered {
                 .for_each(|id| inner.writeback_mut().failed(*id, errno)),
             Owed::Commit(id) => inner.writeback_mut().commit_failed(*id, errno),
         });
-        files.file_state(inode).has_moved_on();
+        files.file_state(inode).notify_waiters();
         files.pump(inode);
     }
 }
@@ -134,7 +134,7 @@ impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         if !self.answered {
             self.files.changes_left(self.inode, true);
-            self.files.file_state(self.inode).has_moved_on();
+            self.files.file_state(self.inode).notify_waiters();
         }
     }
 }

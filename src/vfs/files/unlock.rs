@@ -22,7 +22,7 @@ impl Drop for Releasing {
             let mut inner = file.lock();
             inner.end_release();
             drop(inner);
-            file.has_moved_on();
+            file.notify_waiters();
         }
     }
 }

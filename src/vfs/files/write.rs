@@ -186,7 +186,7 @@ impl Files {
                 self.write_failed(inode, id, &error);
             }
         }
-        self.file_state(inode).has_moved_on();
+        self.file_state(inode).notify_waiters();
         self.pump(inode);
     }
 
@@ -221,7 +221,7 @@ impl Files {
                     self.write_failed(inode, first.id, &error);
                 }
             }
-            self.file_state(inode).has_moved_on();
+            self.file_state(inode).notify_waiters();
             self.pump(inode);
         }
     }
@@ -289,7 +289,7 @@ impl Files {
                 });
             }
         }
-        self.file_state(inode).has_moved_on();
+        self.file_state(inode).notify_waiters();
         self.pump(inode);
     }
 

@@ -443,8 +443,8 @@ impl Names {
         self.listers == 0 && self.listed == Some(self.tracker.begun())
     }
 
-    /// Its attributes are asked for.
-    pub(in crate::vfs) fn is_looked_at(&mut self) {
+    /// Its attributes are asked for: it counts as listed no more until it is read again.
+    pub(in crate::vfs) fn clear_listed(&mut self) {
         self.listed = None;
     }
 

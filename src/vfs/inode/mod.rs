@@ -10,7 +10,7 @@
 //! | the name that the kernel believes | `kernel_dentry` | atomics |
 //! | the order in which the kernel was told of inodes | `eviction_queue` | its own lock, after a shard's |
 //!
-//! A file's lock ([`file`](crate::vfs::file)) is taken before that of its attributes, which is
+//! A file's lock ([`file`]) is taken before that of its attributes, which is
 //! taken before that of names. No two inodes are locked at once.
 
 pub(super) mod attr;

@@ -216,7 +216,7 @@ impl<F: LockedFile> Line<F> {
 
     /// This waiter's kind of lock knows no EDEADLK: he waits, and another of the circle
     /// is told, if there is one.
-    pub(in crate::vfs) fn is_patient(&mut self, ticket: &Ticket) {
+    pub(in crate::vfs) fn set_patient(&mut self, ticket: &Ticket) {
         let at = self.files.get_mut(&ticket.file);
         let waiters = at.into_iter().flat_map(|at| &mut at.waiters);
         for waiter in waiters.filter(|waiter| waiter.ticket == ticket.number) {

@@ -359,7 +359,7 @@ impl Namespace {
         let now = Instant::now();
         let (expected, sure) = {
             let mut names = dir.names().lock();
-            names.is_looked_at();
+            names.clear_listed();
             (names.expected_by(by), names.are_sure_for(cred))
         };
         let window = EXPECTED.min(dir.attr.lock().timeout());

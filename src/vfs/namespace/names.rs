@@ -79,6 +79,7 @@ impl Namespace {
             Dentry::Negative | Dentry::NotListed | Dentry::Unknown => None,
         }
     }
+
     /// Whether a lookup of this name, by who is about to make it, need not go to the
     /// server: the directory's names were all known last, and this was none of them, so
     /// the kernel has none under it either; the making itself asks.

@@ -128,12 +128,12 @@ impl Namespace {
     }
 
     /// A second walk has found this file by the name, or (`None`) none that could be opened.
-    pub(in crate::vfs) fn walk_has_found(&self, dir: Ino, name: &[u8], file: Option<Ino>) {
+    pub(in crate::vfs) fn walk_found(&self, dir: Ino, name: &[u8], file: Option<Ino>) {
         self.reopen_guard.found(dir, name, file);
     }
 
     /// The file that a second walk has found is open, or will not be.
-    pub(in crate::vfs) fn walk_is_done(&self, file: Ino) {
+    pub(in crate::vfs) fn end_walk(&self, file: Ino) {
         self.reopen_guard.done(file);
     }
 

@@ -106,11 +106,9 @@ impl Vfs {
         }
     }
 
-    /// SETATTR: one round trip, or none at once (see [`deferred_setattr`]). Before a new
+    /// SETATTR: one round trip, or none at once (see `files::deferred_setattr`). Before a new
     /// size everything written is made stable, so that nothing of it can come
     /// back behind the new end.
-    ///
-    /// [`deferred_setattr`]: crate::vfs::files::deferred_setattr
     pub async fn setattr(
         self: &Arc<Self>,
         cred: &Arc<Credential>,

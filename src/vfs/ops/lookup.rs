@@ -78,7 +78,7 @@ impl Vfs {
             Ok(Lookup::Found(entry)) if entry.stat.kind == FileKind::Regular => Some(entry.ino),
             _ => None,
         };
-        self.namespace.walk_has_found(dir.ino, name, file);
+        self.namespace.walk_found(dir.ino, name, file);
         found
     }
 
@@ -102,6 +102,5 @@ impl Vfs {
     /// FORGET.
     pub fn forget(&self, ino: Ino, nlookup: u64) {
         self.namespace.forget(ino, nlookup);
-        self.metrics.gauges.inodes.set(self.namespace.len() as u64);
     }
 }

@@ -69,7 +69,7 @@ impl Vfs {
                 opened
             }
         };
-        self.namespace.walk_is_done(ino);
+        self.namespace.end_walk(ino);
         opened
     }
 

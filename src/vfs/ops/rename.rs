@@ -186,7 +186,7 @@ impl Vfs {
         }
         if error.status() == Some(Status::EXIST) {
             let mut errno = not_replaced(source.map(AsRef::as_ref), victim.map(AsRef::as_ref));
-            let ends = [(from, name, source), (to, new_name, victim)];
+            let ends = [((from, name), source), ((to, new_name), victim)];
             if errno.0 == libc::ENOTEMPTY && !self.lead_still(cred, ends).await {
                 errno = Errno(libc::ESTALE);
             }
@@ -213,9 +213,9 @@ impl Vfs {
     async fn lead_still(
         &self,
         cred: &Arc<Credential>,
-        ends: [(&Arc<Inode>, &[u8], Option<&Arc<Inode>>); 2],
+        ends: [(Name<'_>, Option<&Arc<Inode>>); 2],
     ) -> bool {
-        for (dir, name, known) in ends {
+        for ((dir, name), known) in ends {
             let Some(known) = known else { continue };
             if let Ok(found) = self.client.lookup(cred, &dir.handle, name).await
                 && found

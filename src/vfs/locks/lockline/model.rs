@@ -258,7 +258,7 @@ impl World {
             Turn::Deadlock => {
                 assert!(self.is_deadlocked(owner), "{owner} waits for no circle");
                 if !process {
-                    self.line.is_patient(&self.waiting[&owner].ticket);
+                    self.line.set_patient(&self.waiting[&owner].ticket);
                     return true;
                 }
                 let waits = self.waiting.remove(&owner).unwrap();
