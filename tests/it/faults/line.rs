@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{Mount, MountRequest};
 use crate::fixtures::noise;
+use crate::fixtures::process::eventually;
 use crate::fixtures::proxy::{Proxy, Way};
+use crate::fixtures::sys::syncfs;
 
 /// A mount whose every byte goes through the proxy.
 struct Line {
@@ -133,6 +135,33 @@ fn a_frozen_line_is_waited_for_and_nothing_is_lost() {
     });
     assert!(start.elapsed() < Duration::from_secs(30));
     assert!(fs::read(line.server.export().join("file")).expect("read behind") == data);
+}
+
+/// The kernel sends no FUSE_SYNCFS to such a mount.
+#[test]
+fn syncfs_returns_while_what_was_written_cannot_have_arrived_and_fsync_does_not() {
+    let line = Line::new(ServerOptions::default());
+    let file = File::create(line.mount.join("file")).expect("create");
+    file.write_all_at(b"before", 0).expect("write");
+    file.sync_all().expect("fsync");
+    let behind = || fs::read(line.server.export().join("file")).expect("read behind");
+    line.proxy.freeze();
+    file.write_all_at(b"after!", 0).expect("write");
+    std::thread::scope(|scope| {
+        let syncfs = scope.spawn(|| syncfs(&file));
+        let limit = Duration::from_secs(5);
+        let returned = eventually(limit, || syncfs.is_finished().then(behind));
+        let fsync = scope.spawn(|| file.sync_all());
+        std::thread::sleep(Duration::from_secs(1));
+        let waits = !fsync.is_finished();
+        // Comes before any of these can fail: the scope waits for its threads.
+        line.proxy.thaw();
+        syncfs.join().expect("thread").expect("syncfs");
+        fsync.join().expect("thread").expect("fsync");
+        assert_eq!(returned.as_deref(), Some(&b"before"[..]));
+        assert!(waits, "fsync has returned before the data can have arrived");
+    });
+    assert_eq!(behind(), b"after!");
 }
 
 #[test]

@@ -7,10 +7,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use crate::fixtures::World;
 use crate::fixtures::mount::Mount;
-use crate::fixtures::sys::record_lock;
+use crate::fixtures::sys::{append_by_flag, record_lock};
 
 fn two() -> (World, Mount) {
     let world = World::new();
@@ -154,4 +155,100 @@ fn opening_for_append_and_locking_cost_no_round_trip_more() {
     append_once(&other.join("log"), "two\n");
     let (_, trips) = world.mount.round_trips(|| append_once(&path, "three\n"));
     assert!(trips <= 3, "{trips}: OPEN, WRITE, CLOSE");
+}
+
+/// RWF_APPEND is the kernel's own: it places the data under its lock of the file.
+#[test]
+fn appends_by_flag_of_one_host_land_one_behind_the_other() {
+    let world = World::new();
+    let path = world.path("log");
+    fs::write(&path, "old\n").expect("write");
+    thread::scope(|scope| {
+        for writer in ['a', 'b', 'c', 'd'] {
+            let path = &path;
+            scope.spawn(move || {
+                let file = File::options().write(true).open(path).expect("open");
+                for n in 0..25 {
+                    append_by_flag(&file, line(writer, n).as_bytes()).expect("append");
+                }
+            });
+        }
+    });
+    let content = fs::read_to_string(world.behind("log")).expect("read behind");
+    let rest = content.strip_prefix("old\n").expect("what was there");
+    for writer in ['a', 'b', 'c', 'd'] {
+        let own = rest.split_inclusive('\n').filter(|l| l.starts_with(writer));
+        let expected: Vec<_> = (0..25).map(|n| line(writer, n)).collect();
+        assert_eq!(own.collect::<Vec<_>>(), expected);
+    }
+    assert_eq!(rest.lines().count(), 100);
+}
+
+/// What a program does between another host's append and its own.
+#[derive(Clone, Copy, Debug)]
+enum Between {
+    Nothing,
+    Stat,
+    Open,
+    Lock,
+    /// So many seconds.
+    Wait(u64),
+}
+
+/// FUSE hands on an offset and no flag, so the server's end does not count but what the kernel
+/// was told of it.
+#[test]
+fn an_append_by_flag_lands_where_the_kernel_believes_the_end_to_be_and_nowhere_else() {
+    const OLD: &str = "0123456789AAbb";
+    const NEW: &str = "0123456789bbbbAA";
+    let cases: [(&str, &[(Between, &str)]); 3] = [
+        (
+            "actimeo=600",
+            &[
+                (Between::Nothing, OLD),
+                (Between::Stat, OLD),
+                (Between::Open, NEW),
+                (Between::Lock, NEW),
+            ],
+        ),
+        // Its time, a quarter of it, and what a busy machine takes.
+        (
+            "actimeo=1",
+            &[(Between::Nothing, OLD), (Between::Wait(5), NEW)],
+        ),
+        // Nobody looks after what is asked for each time.
+        (
+            "noac",
+            &[
+                (Between::Nothing, OLD),
+                (Between::Wait(3), OLD),
+                (Between::Stat, NEW),
+            ],
+        ),
+    ];
+    for (option, cases) in cases {
+        let world = World::with(|request| request.option(option));
+        let other = Mount::new(&world.server);
+        for (number, &(between, expected)) in cases.iter().enumerate() {
+            let name = format!("log{number}");
+            let path = world.path(&name);
+            let mut file = File::options();
+            let file = file.read(true).write(true).create(true).truncate(true);
+            let file = file.open(&path).expect("open");
+            file.write_all_at(b"0123456789", 0).expect("write");
+            file.sync_all().expect("fsync");
+            append_once(&other.join(&name), "bbbb");
+            match between {
+                Between::Nothing => {}
+                Between::Stat => drop(file.metadata().expect("stat")),
+                Between::Open => drop(File::open(&path).expect("open")),
+                Between::Lock => record_lock(&file, libc::F_WRLCK).expect("lock"),
+                Between::Wait(seconds) => thread::sleep(Duration::from_secs(seconds)),
+            }
+            append_by_flag(&file, b"AA").expect("append");
+            file.sync_all().expect("fsync");
+            let content = fs::read_to_string(world.behind(&name)).expect("read behind");
+            assert_eq!(content, expected, "{option}, {between:?}");
+        }
+    }
 }

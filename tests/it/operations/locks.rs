@@ -4,7 +4,7 @@
 //! hold them; POSIX locks belong to a process, and processes are perl, which
 //! every Debian has.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -366,7 +366,7 @@ struct Process {
 impl Process {
     fn new(uid: u32) -> Self {
         let script = r#"
-            $| = 1; my %file;
+            $| = 1; my %file; $SIG{USR1} = sub {};
             while (<STDIN>) {
                 my ($what, $name, @rest) = split; my $done;
                 if ($what eq "open") { $done = open($file{$name}, "+<", $rest[0]) }
@@ -416,6 +416,15 @@ impl Process {
     fn ok(&mut self, what: &str) {
         self.tell(what);
         assert_eq!(self.says(SOON).as_deref(), Some("ok"), "{what}");
+    }
+
+    /// What it waits for ends with EINTR.
+    #[track_caller]
+    fn interrupt(&self) {
+        // SAFETY: the child is ours and is not waited for before the end.
+        unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGUSR1) };
+        let said = self.says(SOON).and_then(|said| said.parse().ok());
+        assert_eq!(said, Some(libc::EINTR));
     }
 
     /// It is told, and has to wait.
@@ -577,4 +586,82 @@ fn a_waiter_is_woken_by_a_downgrade() {
         assert!(took < Duration::from_millis(250), "{took:?}");
         waiter.ok(&lock('a', libc::F_UNLCK, 0, 10));
     }
+}
+
+#[track_caller]
+fn would_block(result: Result<(), TryLockError>) {
+    assert!(
+        matches!(result, Err(TryLockError::WouldBlock)),
+        "{result:?}"
+    );
+}
+
+/// To the server they are two owners, whoever holds them.
+#[test]
+fn a_flock_and_a_posix_lock_of_one_process_on_one_file_exclude_each_other() {
+    let world = World::new();
+    let (one, two) = (open(&world.path("f")), open(&world.path("f")));
+    let posix = |file: &File, typ| fcntl(file, libc::F_SETLK, typ, 0, 10).map(|_| ());
+    for other in [&one, &two] {
+        one.lock().expect("flock");
+        denied(posix(other, WRITE));
+        denied(posix(other, READ));
+        one.unlock().expect("unlock");
+        posix(other, WRITE).expect("POSIX lock");
+        would_block(one.try_lock());
+        would_block(one.try_lock_shared());
+        posix(other, READ).expect("downgrade");
+        would_block(one.try_lock());
+        one.try_lock_shared().expect("readers share");
+        denied(posix(other, WRITE));
+        posix(other, libc::F_UNLCK).expect("unlock");
+        one.try_lock().expect("upgrade");
+        one.unlock().expect("unlock");
+    }
+}
+
+/// NFS has one owner for both: the open file description.
+#[test]
+fn a_flock_and_an_ofd_lock_of_one_description_are_one_lock() {
+    let (world, other) = two();
+    let (one, two) = (open(&world.path("f")), open(&world.path("f")));
+    let theirs = open(&other.join("f"));
+    ofd(&one, WRITE, 0, 0).expect("OFD lock");
+    would_block(two.try_lock_shared());
+    one.try_lock().expect("the same owner");
+    denied(ofd(&theirs, READ, 0, 0));
+    denied(ofd(&two, READ, 0, 0));
+    one.unlock().expect("unlock");
+    ofd(&theirs, WRITE, 0, 0).expect("both have gone");
+}
+
+/// Each client decides by itself, and knows nothing of who waits on another host. Within one
+/// host it is EDEADLK.
+#[test]
+fn a_deadlock_between_hosts_is_not_told_and_ends_as_soon_as_one_lets_go() {
+    let (world, other) = two();
+    let (here, there) = (world.mount.path(), other.path());
+    let files = |host: &Path| [host.join("f"), host.join("g")];
+    for file in files(here) {
+        drop(open(&file));
+    }
+    let [mut one, mut two] = [here, there].map(|host| {
+        let [f, g] = files(host);
+        Process::with(&[&f, &g])
+    });
+    one.ok(&lock('a', WRITE, 0, 1));
+    two.ok(&lock('b', WRITE, 0, 1));
+    one.tell(&lock('b', WRITE, 0, 1));
+    two.tell(&lock('a', WRITE, 0, 1));
+    // Neither EDEADLK nor the lock.
+    assert_eq!(one.says(Duration::from_secs(3)), None);
+    assert_eq!(two.says(Duration::from_millis(1)), None);
+    two.interrupt();
+    assert_eq!(
+        one.says(Duration::from_millis(500)),
+        None,
+        "it has it still"
+    );
+    two.ok(&lock('b', libc::F_UNLCK, 0, 1));
+    assert_eq!(one.says(Duration::from_secs(2)).as_deref(), Some("ok"));
 }

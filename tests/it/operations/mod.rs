@@ -2,6 +2,7 @@
 //! server. The directory behind the export is the oracle wherever it can be:
 //! what a test did through the mount must be what the server holds.
 
+mod absent;
 mod again;
 mod append;
 mod attributes;

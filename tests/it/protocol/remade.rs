@@ -7,8 +7,8 @@ use std::time::Duration;
 use efs_fuse::vfs::types::{Errno, Ino, Lookup, ROOT_INO, SetAttr};
 
 use super::rig::{Mount, millis, seconds};
-use crate::peer::PeerConfig;
 use crate::peer::proto::op;
+use crate::peer::{Action, PeerConfig};
 
 const STALE: Errno = Errno(libc::ESTALE);
 
@@ -330,4 +330,63 @@ async fn a_rename_of_what_another_host_has_replaced_shows_what_was_moved() {
     let moved = mount.lookup(ROOT_INO, "a").await.unwrap().unwrap();
     assert_ne!(moved.ino, known.ino);
     assert_eq!(moved.stat.size, 6);
+}
+
+/// Makes something that is no regular file.
+async fn make(mount: &Mount, what: &str, dir: Ino) -> Result<(), Errno> {
+    let (vfs, cred) = (&mount.vfs, &mount.cred);
+    let made = match what {
+        "mkdir" => vfs.mkdir(cred, dir, b"n", 0o755).await,
+        "mknod" => vfs.mknod(cred, dir, b"n", libc::S_IFIFO | 0o600, 0).await,
+        _ => vfs.symlink(cred, dir, b"n", b"t").await,
+    };
+    made.map(drop)
+}
+
+/// Between CREATE and the GETATTR of its compound another host removes what was made, so often,
+/// and perhaps takes the name. What the kernel does upon ESTALE is done here by hand.
+#[tokio::test(start_paused = true)]
+async fn what_is_removed_before_its_attributes_are_read_is_stale_and_is_made_once_more() {
+    for what in ["mkdir", "mknod", "symlink"] {
+        for (times, taken) in [(1, false), (1, true), (2, false)] {
+            let context = format!("{what}, {times} times, name taken: {taken}");
+            let mount = one().await;
+            let dir = mount.mkdir(ROOT_INO, "d").await.unwrap();
+            let (files, mut left) = (mount.peer.fs(), times);
+            mount.peer.clear_log();
+            mount.peer.on_op(move |event| {
+                let is_read = event.op == op::GETATTR
+                    && event.compound.contains(&op::CREATE)
+                    && event.compound[event.op_index - 1] == op::GETFH;
+                if is_read && left > 0 {
+                    left -= 1;
+                    files.remove("/d/n").unwrap();
+                    if taken {
+                        files.write_file("/d/n", b"theirs").unwrap();
+                    }
+                }
+                Action::Pass
+            });
+            assert_eq!(make(&mount, what, dir).await, Err(STALE), "{context}");
+            // The second walk asks for every name.
+            let found = mount.vfs.lookup_asked(&mount.cred, ROOT_INO, b"d").await;
+            let Ok(Lookup::Found(entry)) = found else {
+                panic!("{context}: {found:?}");
+            };
+            assert_eq!(entry.ino, dir);
+            let found = mount.vfs.lookup_asked(&mount.cred, dir, b"n").await;
+            assert_eq!(matches!(found, Ok(Lookup::Found(_))), taken, "{context}");
+            let expected = match (times, taken) {
+                (1, false) => Ok(()),
+                (1, true) => Err(Errno(libc::EEXIST)),
+                _ => Err(STALE),
+            };
+            assert_eq!(make(&mount, what, dir).await, expected, "{context}");
+            assert_eq!(mount.peer.count_op(op::CREATE), 2, "{context}");
+            let fs = mount.peer.fs();
+            assert_eq!(fs.exists("/d/n"), times == 1, "{context}");
+            let theirs = fs.read_file("/d/n").ok();
+            assert_eq!(theirs.as_deref(), taken.then_some(&b"theirs"[..]));
+        }
+    }
 }
