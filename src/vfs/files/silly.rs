@@ -130,6 +130,18 @@ impl Drop for Losing<'_> {
     }
 }
 
+/// Hidden names that are tried before the server is not believed any more that they are taken.
+const NAMES_TRIED: usize = 64;
+
+/// The server says of every name that it is taken (as the kernel's client: EBUSY).
+fn no_free_name(dir: &Inode) -> Errno {
+    tracing::warn!(
+        ino = dir.ino,
+        "the server says of {NAMES_TRIED} hidden names that they are taken: the file keeps its name"
+    );
+    Errno(libc::EBUSY)
+}
+
 impl Files {
     /// The inode that a name leads to, if it matters: only a file that is open
     /// here has to be kept. The kernel has looked the name up just before, so it
@@ -223,7 +235,7 @@ impl Files {
         name: &[u8],
         victim: &Arc<Inode>,
     ) -> Result<Option<Hidden>, Errno> {
-        loop {
+        for _ in 0..NAMES_TRIED {
             let hidden = self.hidden_name(victim);
             self.silly.ours.add(dir, hidden.as_bytes(), victim);
             let _changing = self.namespace.changing(dir);
@@ -259,6 +271,7 @@ impl Files {
             let beside = true;
             return Ok(Some(Hidden { silly, beside }));
         }
+        Err(no_free_name(dir))
     }
 
     /// Moves a name out of sight. The caller sees to what becomes of it if the
@@ -270,7 +283,7 @@ impl Files {
         name: &[u8],
         victim: &Arc<Inode>,
     ) -> Result<Option<SillyName>, Errno> {
-        loop {
+        for _ in 0..NAMES_TRIED {
             let hidden = self.hidden_name(victim);
             // RENAME would replace what has that name.
             match self
@@ -327,6 +340,7 @@ impl Files {
             Self::mark_hidden(victim);
             return Ok(Some(silly));
         }
+        Err(no_free_name(dir))
     }
 
     /// Another host had given the name to another file than this one knew by it: that has
@@ -465,9 +479,9 @@ impl Files {
                 Err(NfsError::Status(_, Status::ACCESS | Status::PERM))
                     if !Arc::ptr_eq(cred, &silly.cred) => {}
                 Err(error) => {
+                    // As a name like any other.
                     tracing::warn!("the hidden name {} stays: {error}", quoting::name(name));
-                    self.silly.ours.remove(dir, name);
-                    return;
+                    break;
                 }
             }
         }

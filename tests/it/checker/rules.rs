@@ -76,9 +76,18 @@ impl<'a> Rules<'a> {
                 && other.ended <= this.began
         };
         let is_published = |made| self.history.iter().any(|other| publishes(other, made));
+        // By the name that it was made by, or another one, which another host has given it.
+        let leads_there = |made: Path| {
+            let named = |other: &Event| match other.call {
+                Call::Rename { from, to, .. } => from == made && to == at,
+                Call::Link(from, to) => from == made && to == at,
+                _ => false,
+            };
+            made == at || self.history.iter().any(named)
+        };
         self.history.iter().any(|other| {
             matches!(other.call, Call::Open { at: made, how, fd }
-                if made == at && how.create && !is_published(fd))
+                if leads_there(made) && how.create && !is_published(fd))
                 && other.process == this.process
                 && other.ended <= this.began
         })
@@ -292,6 +301,12 @@ impl<'a> Rules<'a> {
                 }
             }
             (Call::Fstat(_), _) => self.data_since(event),
+            // By the names on its way: that the one is above the other the kernel knows.
+            (Call::Rename { from, to, .. }, Some(Answer::Refused(libc::ENOTEMPTY)))
+                if to.is_or_holds(*from) =>
+            {
+                self.asked(event, self.names, near)
+            }
             // "A call that must not find the name there is told of it by the server."
             (_, Some(Answer::Refused(libc::EEXIST | libc::ENOTEMPTY))) => this.began,
             (_, Some(Answer::Refused(libc::ENOENT))) if self.knew(event, same) => {
