@@ -298,17 +298,22 @@ impl Files {
             self.silly.ours.add(dir, hidden.as_bytes(), victim);
             let _changing = self.namespace.changing(dir);
             let sent = Instant::now();
+            let fileid = victim.attr.lock().stat().ino;
             let moved = self
                 .client
-                .rename_hidden(
+                .hide_name(
                     cred,
-                    (&dir.handle, name),
-                    (&dir.handle, hidden.as_bytes()),
-                    &victim.handle,
+                    &dir.handle,
+                    (name, hidden.as_bytes()),
+                    (&victim.handle, fileid),
                 )
                 .await;
             let moved = match moved {
                 Ok(moved) => moved,
+                Err(NfsError::Status(_, Status::NOT_SAME)) => {
+                    self.silly.ours.remove(dir, hidden.as_bytes());
+                    return Err(self.gave_away(dir, name, victim));
+                }
                 Err(error) => {
                     self.silly.ours.remove(dir, hidden.as_bytes());
                     return Err(self.namespace.refused_in(cred, &error, dir, name).await);
@@ -323,10 +328,7 @@ impl Files {
             }
             let leads_to = moved.and_then(|moved| moved.leads_to);
             if leads_to.is_some_and(|now| now != victim.handle) {
-                victim.not_found();
-                victim.attr.lock().expire();
-                // It takes the name off what it knows by it.
-                self.namespace.inval_attr(victim.ino);
+                self.gave_away(dir, name, victim);
                 caller::apart(self.hid_another(cred, dir, name, hidden)).await?;
                 return Ok(None);
             }
@@ -341,6 +343,20 @@ impl Files {
             return Ok(Some(silly));
         }
         Err(no_free_name(dir))
+    }
+
+    /// Another host has given the name to something else than this one knew by it. The kernel is
+    /// to walk to it again.
+    fn gave_away(&self, dir: &Inode, name: &[u8], victim: &Arc<Inode>) -> Errno {
+        victim.not_found();
+        victim.attr.lock().expire();
+        // It takes the name off what it knows by it.
+        self.namespace.inval_attr(victim.ino);
+        self.namespace.stranger_was_here();
+        self.namespace.forget_entry(dir.ino, name);
+        dir.names().lock().doubt();
+        dir.attr.lock().expire();
+        Errno(libc::ESTALE)
     }
 
     /// Another host had given the name to another file than this one knew by it: that has

@@ -53,7 +53,12 @@ impl<'a> Rules<'a> {
     /// Two calls of one host that are about the same: there the second never knows less
     /// than the first. ("POSIX on one host", "A host does not unsee".)
     pub(super) fn related(&self, one: usize, other: usize) -> bool {
-        let touch = |a: &Path| self.paths[other].iter().any(|b| a.touches(*b));
+        // A call by descriptor has heard nothing of the directory that its file is in.
+        let by_descriptor = self.opens[one].is_some_and(|open| open != one);
+        let touch = |a: &Path| {
+            let is_it = |b: &Path| a == b || !by_descriptor && a.touches(*b);
+            self.paths[other].iter().any(is_it)
+        };
         self.paths[one].iter().any(touch)
     }
 
