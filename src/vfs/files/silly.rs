@@ -33,7 +33,7 @@ use crate::vfs::inode::Inode;
 use crate::vfs::inode::attr::kind_of;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::inode::{FileState, SillyName};
-use crate::vfs::types::{Errno, FileKind, Ino};
+use crate::vfs::types::{FileKind, Ino, VfsResult};
 
 /// The files that are kept out of sight.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ impl Files {
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         name: &[u8],
-    ) -> Result<Option<Arc<Inode>>, Errno> {
+    ) -> VfsResult<Option<Arc<Inode>>> {
         if let Some(inode) = self.namespace.remembered_inode(dir, name) {
             return Ok(Some(inode));
         }
@@ -222,7 +222,7 @@ impl Files {
         dir: &Arc<Inode>,
         name: &[u8],
         victim: &Arc<Inode>,
-    ) -> Result<Option<Hidden>, Errno> {
+    ) -> VfsResult<Option<Hidden>> {
         loop {
             let hidden = self.hidden_name(victim);
             self.silly.ours.add(dir, hidden.as_bytes(), victim);
@@ -269,7 +269,7 @@ impl Files {
         dir: &Arc<Inode>,
         name: &[u8],
         victim: &Arc<Inode>,
-    ) -> Result<Option<SillyName>, Errno> {
+    ) -> VfsResult<Option<SillyName>> {
         loop {
             let hidden = self.hidden_name(victim);
             // RENAME would replace what has that name.
@@ -339,7 +339,7 @@ impl Files {
         dir: &Arc<Inode>,
         name: &[u8],
         hidden: String,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         self.namespace.stranger_was_here();
         self.silly.ours.remove(dir, hidden.as_bytes());
         let found = self.client.lookup(cred, &dir.handle, hidden.as_bytes());
@@ -351,7 +351,7 @@ impl Files {
             if let Err(error) = self.client.rename_hidden(cred, from, to, handle).await {
                 tracing::error!("a directory is left as {hidden} in its directory: {error}");
             }
-            return Err(self.namespace.is_directory_now(dir, name));
+            return Err(self.namespace.is_directory_now(dir, name).into());
         }
         let other = found.and_then(|(handle, attrs)| self.namespace.find(&handle, &attrs));
         if let Some(other) = other
