@@ -33,7 +33,7 @@ use crate::vfs::inode::Inode;
 use crate::vfs::inode::attr::kind_of;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::inode::{FileState, SillyName};
-use crate::vfs::types::{Errno, FileKind, Ino};
+use crate::vfs::types::{Errno, FileKind, Ino, VfsResult};
 
 /// The files that are kept out of sight.
 #[derive(Debug)]
@@ -152,7 +152,7 @@ impl Files {
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         name: &[u8],
-    ) -> Result<Option<Arc<Inode>>, Errno> {
+    ) -> VfsResult<Option<Arc<Inode>>> {
         if let Some(inode) = self.namespace.remembered_inode(dir, name) {
             return Ok(Some(inode));
         }
@@ -234,7 +234,7 @@ impl Files {
         dir: &Arc<Inode>,
         name: &[u8],
         victim: &Arc<Inode>,
-    ) -> Result<Option<Hidden>, Errno> {
+    ) -> VfsResult<Option<Hidden>> {
         for _ in 0..NAMES_TRIED {
             let hidden = self.hidden_name(victim);
             self.silly.ours.add(dir, hidden.as_bytes(), victim);
@@ -271,7 +271,7 @@ impl Files {
             let beside = true;
             return Ok(Some(Hidden { silly, beside }));
         }
-        Err(no_free_name(dir))
+        Err(no_free_name(dir).into())
     }
 
     /// Moves a name out of sight. The caller sees to what becomes of it if the
@@ -282,7 +282,7 @@ impl Files {
         dir: &Arc<Inode>,
         name: &[u8],
         victim: &Arc<Inode>,
-    ) -> Result<Option<SillyName>, Errno> {
+    ) -> VfsResult<Option<SillyName>> {
         for _ in 0..NAMES_TRIED {
             let hidden = self.hidden_name(victim);
             // RENAME would replace what has that name.
@@ -312,7 +312,7 @@ impl Files {
                 Ok(moved) => moved,
                 Err(NfsError::Status(_, Status::NOT_SAME)) => {
                     self.silly.ours.remove(dir, hidden.as_bytes());
-                    return Err(self.gave_away(dir, name, victim));
+                    return Err(self.gave_away(dir, name, victim).into());
                 }
                 Err(error) => {
                     self.silly.ours.remove(dir, hidden.as_bytes());
@@ -342,7 +342,7 @@ impl Files {
             Self::mark_hidden(victim);
             return Ok(Some(silly));
         }
-        Err(no_free_name(dir))
+        Err(no_free_name(dir).into())
     }
 
     /// Another host has given the name to something else than this one knew by it. The kernel is
@@ -369,7 +369,7 @@ impl Files {
         dir: &Arc<Inode>,
         name: &[u8],
         hidden: String,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         self.namespace.stranger_was_here();
         self.silly.ours.remove(dir, hidden.as_bytes());
         let found = self.client.lookup(cred, &dir.handle, hidden.as_bytes());
@@ -381,7 +381,7 @@ impl Files {
             if let Err(error) = self.client.rename_hidden(cred, from, to, handle).await {
                 tracing::error!("a directory is left as {hidden} in its directory: {error}");
             }
-            return Err(self.namespace.is_directory_now(dir, name));
+            return Err(self.namespace.is_directory_now(dir, name).into());
         }
         let other = found.and_then(|(handle, attrs)| self.namespace.find(&handle, &attrs));
         if let Some(other) = other
