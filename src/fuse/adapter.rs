@@ -44,7 +44,9 @@ use crate::rpc::auth::Credential;
 use crate::rpc::buffers;
 use crate::telemetry::{FuseOp, Metrics};
 use crate::vfs::Vfs;
-use crate::vfs::types::{self, Entry, LockRange, Lookup, Opened, SetAttr, Waiting, WriteFlags};
+use crate::vfs::types::{
+    self, Entry, LockRange, Lookup, Opened, SetAttr, VfsResult, Waiting, WriteFlags,
+};
 
 /// The file system as fuser calls it.
 pub struct Adapter {
@@ -58,8 +60,6 @@ pub struct Adapter {
     prober: Prober,
     tasks: Arc<Tasks>,
 }
-
-type VfsResult<T> = Result<T, types::Errno>;
 
 /// A name that outlives the buffer of the reader thread.
 fn owned(name: &OsStr) -> Box<[u8]> {
@@ -140,7 +140,7 @@ impl Adapter {
         let work = self.on_the_way(tid, work);
         async move {
             let result = work.await;
-            if !matches!(&result, Err(error) if error.0 == libc::ESTALE) {
+            if !matches!(&result, Err(error) if error.is(libc::ESTALE)) {
                 reopens.ended(tid);
             }
             result
@@ -158,7 +158,7 @@ impl Adapter {
         async move {
             let result = work.await;
             match &result {
-                Err(error) if error.0 == libc::ESTALE => reopens.refused(tid, None),
+                Err(error) if error.is(libc::ESTALE) => reopens.refused(tid, None),
                 _ if is_second => reopens.goes_on(tid),
                 _ => {}
             }
@@ -293,7 +293,8 @@ impl Filesystem for Adapter {
         let known = match cached {
             None => None,
             Some(Err(error)) => {
-                reply.error(convert::errno(error));
+                self.dispatch.log_failure(&call, &error);
+                reply.error(convert::errno(error.errno()));
                 return self.dispatch.answered(&call, false);
             }
             // Pages have to go first.
@@ -533,7 +534,7 @@ impl Filesystem for Adapter {
                 return vfs.open_found(&cred, ino.0, flags.0, call.tid).await;
             }
             let opened = vfs.open(&cred, ino.0, flags.0).await;
-            if matches!(&opened, Err(error) if error.0 == libc::ESTALE) {
+            if matches!(&opened, Err(error) if error.is(libc::ESTALE)) {
                 let (ino, flags) = (ino.0, flags.0);
                 reopens.refused(call.tid, Some(Refused { ino, flags }));
             }

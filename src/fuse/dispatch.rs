@@ -30,10 +30,11 @@ use tokio::runtime::Handle;
 use tracing::Instrument;
 
 use super::convert;
+use super::failure_log::FailureLog;
 use super::interrupt::{Interrupt, InterruptWatcher, Ticket, WaitMode};
 use crate::rpc::caller::{self, Abandoned, Caller};
 use crate::telemetry::{FuseOp, Metrics};
-use crate::vfs::types::{Errno, Ino, Waiting};
+use crate::vfs::types::{Errno, Ino, VfsError, VfsResult, Waiting};
 
 /// A reply object: what all of fuser's have in common.
 pub(super) trait FuseReply: Send + 'static {
@@ -231,6 +232,7 @@ pub(super) struct Dispatcher {
     runtime: Handle,
     watcher: Arc<InterruptWatcher>,
     abandoned: Arc<Abandoned>,
+    failures: Arc<FailureLog>,
     metrics: Arc<Metrics>,
 }
 
@@ -246,8 +248,14 @@ impl Dispatcher {
             runtime,
             watcher,
             abandoned,
+            failures: Arc::default(),
             metrics,
         }
+    }
+
+    /// Logs why a request has failed that is answered on the reader thread.
+    pub(super) fn log_failure(&self, call: &FuseRequest, error: &VfsError) {
+        self.failures.log(call, error);
     }
 
     /// Counts a request that was answered on the reader thread.
@@ -267,7 +275,7 @@ impl Dispatcher {
     ) where
         R: FuseReply,
         T: Send + 'static,
-        W: Future<Output = Result<T, Errno>> + Send + 'static,
+        W: Future<Output = VfsResult<T>> + Send + 'static,
         U: Future<Output = ()> + Send + 'static,
     {
         self.start(call, reply, None, |_| work, answer, undo);
@@ -285,7 +293,7 @@ impl Dispatcher {
     ) where
         R: FuseReply,
         T: Send + 'static,
-        W: Future<Output = Result<T, Errno>> + Send + 'static,
+        W: Future<Output = VfsResult<T>> + Send + 'static,
     {
         self.start(call, reply, Some(waiting), |_| work, answer, keep);
     }
@@ -301,7 +309,7 @@ impl Dispatcher {
     ) where
         R: FuseReply,
         T: Send + 'static,
-        W: Future<Output = Result<T, Errno>> + Send + 'static,
+        W: Future<Output = VfsResult<T>> + Send + 'static,
         U: Future<Output = ()> + Send + 'static,
     {
         self.start(call, reply, None, work, answer, undo);
@@ -318,7 +326,7 @@ impl Dispatcher {
     ) where
         R: FuseReply,
         T: Send + 'static,
-        W: Future<Output = Result<T, Errno>> + Send + 'static,
+        W: Future<Output = VfsResult<T>> + Send + 'static,
         U: Future<Output = ()> + Send + 'static,
     {
         let pending = Arc::new(Pending {
@@ -329,6 +337,7 @@ impl Dispatcher {
         });
         let caller = pending.caller.clone();
         let before = waits_for_abandoned(&call).then(|| Arc::clone(&self.abandoned));
+        let failures = Arc::clone(&self.failures);
         let work = work(&pending);
         self.metrics.gauges.fuse_in_flight.inc();
         // Before the spawn: a runtime that shuts down drops the task at once.
@@ -357,15 +366,16 @@ impl Dispatcher {
                     flight.succeed();
                     answer(reply, result);
                 }
-                (Some(reply), Err(error)) => {
-                    tracing::debug!(%error, "refused");
-                    reply.refuse(convert::errno(error));
+                (reply, Err(error)) => {
+                    failures.log(&flight.call, &error);
+                    if let Some(reply) = reply {
+                        reply.refuse(convert::errno(error.errno()));
+                    }
                 }
                 (None, Ok(result)) => {
                     tracing::debug!("the caller is gone, undone");
                     undo(result).await;
                 }
-                (None, Err(_)) => {}
             }
         };
         drop(self.runtime.spawn(task.instrument(span)));
@@ -476,7 +486,7 @@ mod tests {
     fn an_error_is_answered_as_the_kernel_understands_it() {
         let bench = bench();
         let (reply, said) = Probe::new();
-        let work = async { Err(Errno(libc::ENOSYS)) };
+        let work = async { Err(Errno(libc::ENOSYS).into()) };
         bench.dispatch.run(call(), reply, work, say_ok, keep);
         assert_eq!(
             said.recv_timeout(SOON).unwrap(),

@@ -14,10 +14,10 @@ use std::time::Duration;
 use super::estale_retry::EstaleRetries;
 use super::intent::{self, Glance, Intents, Making};
 use crate::rpc::auth::Credential;
-use crate::vfs::types::{Errno, FileKind, Ino, Lookup};
+use crate::vfs::types::{FileKind, Ino, Lookup, VfsResult};
 use crate::vfs::{DentryState, Vfs};
 
-type LookupResult = Result<Lookup, Errno>;
+type LookupResult = VfsResult<Lookup>;
 
 /// The answer without asking anybody, if the caller, thread `tid`, may have it. What it is
 /// doing is only looked at where that matters: it takes some 8 us.
@@ -60,7 +60,7 @@ impl Asker {
         } else {
             self.find_first(cred, parent, name, dentry_state).await
         };
-        if matches!(&found, Err(error) if error.0 == libc::ESTALE) {
+        if matches!(&found, Err(error) if error.is(libc::ESTALE)) {
             self.reopens.refused(self.tid, None);
         }
         found
@@ -103,7 +103,7 @@ impl Asker {
             DentryState::Open => vfs.lookup(cred, parent, name).await,
         };
         match found {
-            Err(Errno(libc::ESTALE)) if self.makes(parent, name).await => Ok(LATER),
+            Err(error) if error.is(libc::ESTALE) && self.makes(parent, name).await => Ok(LATER),
             found => found,
         }
     }

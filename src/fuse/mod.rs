@@ -11,7 +11,8 @@
 //!                   ├─ identity    pid, uid, gid → Credential
 //!                   ├─ cache hit:  answered on the reader thread
 //!                   └─ dispatch    else one tokio task, which runs to its end
-//!                        └─ interrupt   answers EINTR when the caller is killed
+//!                        ├─ interrupt   answers EINTR when the caller is killed
+//!                        └─ failure_log says why a request has failed
 //! watchdog ─► prober    one request of our own, there and back
 //! kernel ◄─ notify    invalidations, from a thread of their own
 //!             └─► notify_store   the size of a file that has grown elsewhere
@@ -29,6 +30,7 @@ mod answer;
 mod convert;
 mod dispatch;
 mod estale_retry;
+mod failure_log;
 mod identity;
 mod intent;
 mod interrupt;

@@ -104,6 +104,8 @@ pub(super) struct ServerFeatures {
     anonymous_read: AtomicBool,
     /// NVERIFY (§18.15).
     nverify: AtomicBool,
+    /// VERIFY (§18.31) of a fileid.
+    verify: AtomicBool,
 }
 
 impl ServerFeatures {
@@ -130,6 +132,16 @@ impl ServerFeatures {
     /// NVERIFY may be asked for.
     pub(super) fn has_nverify(&self) -> bool {
         !self.nverify.load(Ordering::Relaxed)
+    }
+
+    /// VERIFY may be asked for.
+    pub(super) fn has_verify(&self) -> bool {
+        !self.verify.load(Ordering::Relaxed)
+    }
+
+    /// The server has refused VERIFY.
+    pub(super) fn refused_verify(&self) {
+        self.verify.store(true, Ordering::Relaxed);
     }
 
     /// The server has refused NVERIFY.

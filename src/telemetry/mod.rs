@@ -11,6 +11,7 @@ pub mod control;
 pub mod counters;
 mod harmless;
 pub mod histogram;
+pub mod line_limit;
 pub mod log;
 mod logfile;
 pub mod metrics;
@@ -22,5 +23,6 @@ pub mod slow;
 mod unixsocket;
 
 pub use counters::{Counter, Gauge, Gauges};
+pub use line_limit::LineLimit;
 pub use metrics::Metrics;
 pub use operations::{Cache, FuseOp};

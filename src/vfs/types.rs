@@ -1,5 +1,7 @@
 //! The vocabulary of the vfs: what callers hand in and get back. No type of
-//! the FUSE library and none of the wire appears here.
+//! the FUSE library and none of the wire appears here, but inside a [`Cause`].
+
+mod error;
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,6 +9,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+
+pub use self::error::{Cause, VfsError, VfsResult};
 
 /// An inode number as the kernel knows it; 1 is the root of the mount.
 pub type Ino = u64;

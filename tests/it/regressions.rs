@@ -101,7 +101,7 @@ impl Host {
 
     async fn write(&self, fh: u64, offset: u64, data: impl Into<Bytes>) -> Result<u32, Errno> {
         let flags = WriteFlags::default();
-        self.vfs.write(fh, offset, data.into(), flags).await
+        Ok(self.vfs.write(fh, offset, data.into(), flags).await?)
     }
 
     async fn read(&self, fh: u64, offset: u64, size: u32) -> Bytes {
@@ -110,9 +110,8 @@ impl Host {
     }
 
     async fn flush(&self, fh: u64) -> Result<(), Errno> {
-        timeout(SOON, self.vfs.flush(fh, 0))
-            .await
-            .expect("an end of flush")
+        let flushed = timeout(SOON, self.vfs.flush(fh, 0)).await;
+        Ok(flushed.expect("an end of flush")?)
     }
 
     async fn set(&self, ino: Ino, fh: Option<u64>, set: SetAttr) -> u64 {
@@ -303,14 +302,14 @@ async fn a_name_that_existed_before_is_not_taken_for_ours_after_a_lost_reply() {
         _ => Action::Pass,
     });
     let made = host.vfs.mkdir(&host.cred, ROOT_INO, b"lock", 0o755).await;
-    assert_eq!(made.err(), Some(Errno(libc::EEXIST)));
+    assert_eq!(made.unwrap_err(), Errno(libc::EEXIST));
     let first = once();
     peer.on_op(move |event| match event.op {
         op::REMOVE if first() => Action::DropConnectionAfter,
         _ => Action::Pass,
     });
     let removed = host.vfs.unlink(&host.cred, ROOT_INO, b"none").await;
-    assert_eq!(removed.err(), Some(Errno(libc::ENOENT)));
+    assert_eq!(removed.unwrap_err(), Errno(libc::ENOENT));
 }
 
 /// The slot moved: used again under the same sequence id it would be refused,
@@ -523,7 +522,7 @@ async fn every_open_by_a_name_that_was_given_away_is_refused_not_only_the_first(
     rename.await.expect("rename");
     for _ in 0..3 {
         let opened = host.vfs.open(&host.cred, ino, libc::O_RDONLY).await;
-        assert_eq!(opened.expect_err("an old file").0, libc::ESTALE);
+        assert_eq!(opened.expect_err("an old file"), Errno(libc::ESTALE));
     }
     let _keeps_it_alive = fh;
 }
@@ -629,7 +628,7 @@ async fn a_file_whose_name_was_given_away_is_not_cut_either() {
     rename.await.expect("rename");
     let flags = libc::O_WRONLY | libc::O_TRUNC;
     let opened = host.vfs.open(&host.cred, ino, flags).await;
-    assert_eq!(opened.expect_err("an old file").0, libc::ESTALE);
+    assert_eq!(opened.expect_err("an old file"), Errno(libc::ESTALE));
     let (stat, _) = other
         .vfs
         .getattr(&other.cred, theirs, Some(fh))
@@ -662,7 +661,7 @@ async fn a_file_that_has_lost_one_of_its_names_is_still_asked_for_by_the_other()
     };
     assert!(entry.ino == ino, "believed for a while");
     let opened = host.vfs.open(&host.cred, ino, libc::O_RDONLY).await;
-    assert_eq!(opened.expect_err("an old file").0, libc::ESTALE);
+    assert_eq!(opened.expect_err("an old file"), Errno(libc::ESTALE));
     let _keeps_it_alive = fh;
 }
 

@@ -234,20 +234,105 @@ impl Client {
         to: (&FileHandle, &[u8]),
         object: &FileHandle,
     ) -> Result<Option<Renamed>, NfsError> {
+        let renamed = self.rename(cred, from, to, None).await;
+        self.done_before(cred, to, object, renamed).await
+    }
+
+    /// What became of a RENAME of `object` that may have been executed before it was refused.
+    async fn done_before(
+        self: &Arc<Self>,
+        cred: &Credential,
+        to: (&FileHandle, &[u8]),
+        object: &FileHandle,
+        renamed: Result<Renamed, NfsError>,
+    ) -> Result<Option<Renamed>, NfsError> {
         let second = [
             Status::NOENT,
             Status::EXIST,
             Status::NOTDIR,
             Status::ISDIR,
             Status::NOTEMPTY,
+            Status::NOT_SAME,
         ];
-        match self.rename(cred, from, to, None).await {
+        match renamed {
             Err(error) if second.iter().any(|status| doubtful(&error, *status)) => {
                 let done = self.leads_to(cred, to, object).await?;
                 done.then_some(None).ok_or(error)
             }
             renamed => renamed.map(Some),
         }
+    }
+
+    /// The same within one directory, from a name that anybody may have given to another
+    /// object meanwhile: LOOKUP and VERIFY in front of RENAME see to it that nothing is moved but
+    /// the object, whose fileid this is.
+    ///
+    /// # Errors
+    /// NOT_SAME: the name leads to another object, which was left alone.
+    pub async fn hide_name(
+        self: &Arc<Self>,
+        cred: &Credential,
+        dir: &FileHandle,
+        (name, hidden): (&[u8], &[u8]),
+        (object, fileid): (&FileHandle, u64),
+    ) -> Result<Option<Renamed>, NfsError> {
+        if !self.features.has_verify() {
+            return self
+                .rename_hidden(cred, (dir, name), (dir, hidden), object)
+                .await;
+        }
+        let renamed = self
+            .rename_verified(cred, dir, (name, hidden), fileid)
+            .await;
+        match renamed {
+            Err(NfsError::Status(Op::Verify, status)) if status != Status::NOT_SAME => {
+                tracing::debug!("the server lacks VERIFY ({status}), names are hidden without");
+                self.features.refused_verify();
+                self.rename_hidden(cred, (dir, name), (dir, hidden), object)
+                    .await
+            }
+            renamed => self.done_before(cred, (dir, hidden), object, renamed).await,
+        }
+    }
+
+    async fn rename_verified(
+        self: &Arc<Self>,
+        cred: &Credential,
+        dir: &FileHandle,
+        (name, hidden): (&[u8], &[u8]),
+        fileid: u64,
+    ) -> Result<Renamed, NfsError> {
+        let mut reply = self
+            .call(cred, Class::Metadata, |c| {
+                c.once()
+                    .put(dir)
+                    .lookup(name)
+                    .is_still(fileid)
+                    .put(dir)
+                    .get_attrs(attrs::CHANGE_ONLY)
+                    .save()
+                    .rename(name, hidden)
+                    .then()
+                    .get_attrs(self.object())
+                    .put(dir)
+                    .lookup(hidden)
+                    .get_handle()
+                    .get_attrs(attrs::LINKS_ONLY);
+            })
+            .await?;
+        reply.ok(Op::PutFh)?;
+        reply.ok(Op::Lookup)?;
+        reply.ok(Op::Verify)?;
+        let before = change_before(&mut reply)?;
+        reply.ok(Op::SaveFh)?;
+        let (left, entered) = reply.renamed()?;
+        let after = reply.attrs().ok();
+        Ok(Renamed {
+            left: DirChange::new(left, before, after.clone()),
+            entered: DirChange::new(entered, before, after),
+            leads_to: named(&mut reply),
+            links: reply.attrs().ok().map(|attrs| attrs.nlink),
+        })
     }
 
     /// Whether a name leads to this object. Asked whoever waits.

@@ -52,7 +52,8 @@ impl ForeChannel {
         loop {
             let sent_at = Instant::now();
             let call = compound.alone(slot_use);
-            let answer = self.channel.call(call, Load::Small).await?;
+            let answer = self.channel.call(call, Load::Small).await;
+            let answer = answer.map_err(|error| unresolved(slot_use, &error))?;
             self.metrics.round_trip();
             let mut reply = match told(answer.body, compound.ops()) {
                 Ok(reply) => reply,
@@ -61,11 +62,12 @@ impl ForeChannel {
                     self.channel.distrust(answer.connection);
                     continue;
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(unresolved(slot_use, &error)),
             };
             let error = match reply.ok(Op::Sequence) {
                 Ok(_) => {
-                    self.sequenced(session, &mut held, &slot_use, &mut reply, sent_at)?;
+                    self.sequenced(session, &mut held, &slot_use, &mut reply, sent_at)
+                        .map_err(|error| unresolved(slot_use, &error))?;
                     if reply.results() > 1 {
                         return Ok(Sent::Reply(reply));
                     }
@@ -84,7 +86,8 @@ impl ForeChannel {
                 Some(Status::CONN_NOT_BOUND_TO_SESSION) => {
                     let (connection, identity) = (answer.connection, &self.config.identity);
                     establish::bind_connection(&self.channel, connection, identity, session.id)
-                        .await?;
+                        .await
+                        .map_err(|error| unresolved(slot_use, &error))?;
                     backoff.pause().await;
                 }
                 Some(
@@ -99,13 +102,19 @@ impl ForeChannel {
                 }
                 // Dropping `held` takes the slot out of use.
                 _ => {
-                    tracing::warn!(slot = slot_use.slot, "slot given up: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
-                    return Err(ABANDONED);
+                    return Err(unresolved(slot_use, &error));
                 }
             }
         }
     }
+}
+
+/// The slot is given up without knowing what became of its request. To whoever cleans up behind
+/// it that is a request which may have been executed, whatever it was that went wrong.
+fn unresolved(slot_use: SlotUse, error: &dyn std::fmt::Display) -> NfsError {
+    tracing::warn!(slot = slot_use.slot, "slot given up: {error}");
+    ABANDONED
 }
 
 /// The reply to a lone SEQUENCE: its own, or the one that was kept of the compound.

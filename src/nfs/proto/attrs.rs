@@ -151,6 +151,9 @@ pub const ENTRY: AttrSet = OBJECT.or(AttrSet::of(&[n::FILEHANDLE, n::RDATTR_ERRO
 /// How many names an object has, and nothing else.
 pub const LINKS_ONLY: AttrSet = AttrSet::of(&[n::NUMLINKS]);
 
+/// Only which object it is.
+pub const FILEID_ONLY: AttrSet = AttrSet::of(&[n::FILEID]);
+
 /// Only whether an object moved.
 pub const CHANGE_ONLY: AttrSet = AttrSet::of(&[n::CHANGE]);
 

@@ -252,6 +252,14 @@ impl Compound {
         self
     }
 
+    /// VERIFY (§18.31): stops here unless the object has this fileid.
+    pub fn is_still(&mut self, fileid: u64) -> &mut Self {
+        let out = self.op(Op::Verify);
+        super::attrs::FILEID_ONLY.encode(out);
+        out.opaque(&fileid.to_be_bytes());
+        self
+    }
+
     /// SETATTR (§18.30).
     pub fn set_attrs(&mut self, stateid: StateId, attrs: &NewAttributes) -> &mut Self {
         let out = self.op(Op::SetAttr);

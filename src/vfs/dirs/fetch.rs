@@ -18,16 +18,12 @@ use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::attr::kind_of;
 use crate::vfs::inode::dentry_cache::{Listed, Name, hash_name};
-use crate::vfs::types::{Errno, ROOT_INO};
+use crate::vfs::types::{Errno, ROOT_INO, VfsError, VfsResult};
 
 impl Dirs {
     /// Finds out what the directory holds now, for a handle that begins to list it. Says
     /// after how many edits its names were all known, if they are.
-    pub(super) async fn begin(
-        self: &Arc<Self>,
-        handle: &Arc<DirHandle>,
-    ) -> Result<Option<u64>, Errno> {
-        const STALE: Errno = Errno(libc::ESTALE);
+    pub(super) async fn begin(self: &Arc<Self>, handle: &Arc<DirHandle>) -> VfsResult<Option<u64>> {
         let (dir, cred) = (&handle.dir, &handle.cred);
         let changes = dir.names().lock().tracker.begun();
         handle.changes.store(changes, Ordering::Relaxed);
@@ -36,7 +32,7 @@ impl Dirs {
         *handle.source.lock() = Source::default();
         if known.is_none() {
             match self.fetch_page(handle, 0).await {
-                Err(STALE) => return Err(STALE),
+                Err(error) if error.is(libc::ESTALE) => return Err(error),
                 Err(_) => {}
                 Ok(()) => known = self.namespace.all_names(cred, dir),
             }
@@ -55,14 +51,14 @@ impl Dirs {
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         by: u32,
-    ) -> Result<Option<(Listed, u64)>, Errno> {
+    ) -> VfsResult<Option<(Listed, u64)>> {
         if !dir.names().lock().are_sure_for(cred) {
             self.namespace.visits(dir, Instant::now());
             return Ok(None);
         }
         match self.namespace.confirm(cred, dir, by).await {
             Ok(()) => Ok(self.namespace.all_names(cred, dir)),
-            Err(Errno(libc::ESTALE)) => Err(Errno(libc::ESTALE)),
+            Err(error) if error.is(libc::ESTALE) => Err(error),
             // For the listing to find.
             Err(_) => Ok(None),
         }
@@ -108,7 +104,7 @@ impl Dirs {
         self: &Arc<Self>,
         handle: &Arc<DirHandle>,
         from: usize,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let mut search = Search::after(from);
         loop {
             let (cookie, verifier) = search.place(handle.source.lock().listing());
@@ -126,20 +122,20 @@ impl Dirs {
             };
             self.namespace.learn(&handle.dir, &dir, sent);
             if self.namespace.is_removed(&dir) {
-                return Err(Errno(libc::ESTALE));
+                return Err(Errno(libc::ESTALE).into());
             }
             let last = page.last;
             if last == Some(cookie) && !page.eof {
-                tracing::warn!(ino = handle.dir.ino, "the server's listing stands still");
-                return Err(Errno(libc::EIO));
+                let found = "the server's listing stands still";
+                return Err(VfsError::found(found, Some(handle.dir.ino)));
             }
             let mut taken = self.take_entries(handle, page, (dir.change, sent), &search);
             if taken.items.is_empty() && !taken.eof {
                 if search.goes_on(cookie, last, taken.verifier) {
                     continue;
                 }
-                tracing::warn!(ino = handle.dir.ino, "the server's listing runs in circles");
-                return Err(Errno(libc::EIO));
+                let found = "the server's listing runs in circles";
+                return Err(VfsError::found(found, Some(handle.dir.ino)));
             }
             (taken.is_first, taken.steps) = (cookie == 0, asked.steps);
             let most = self.namespace.most_names_of_one();

@@ -39,7 +39,7 @@ use crate::telemetry::Metrics;
 use crate::vfs::files::Files;
 use crate::vfs::inode::Inode;
 use crate::vfs::namespace::Namespace;
-use crate::vfs::types::{Errno, Opened};
+use crate::vfs::types::{Errno, Opened, VfsResult};
 
 /// See the module.
 pub(in crate::vfs) struct Dirs {
@@ -77,7 +77,7 @@ impl Dirs {
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         by: u32,
-    ) -> Result<Opened, Errno> {
+    ) -> VfsResult<Opened> {
         let handle = Arc::new(DirHandle::new(dir, cred, by));
         let edits = Box::pin(self.begin(&handle)).await?;
         self.namespace.nothing_to_tell(dir.ino).await;
@@ -96,14 +96,14 @@ impl Dirs {
     ///
     /// # Errors
     /// EBADF: it is not open.
-    pub(in crate::vfs) fn close(&self, fh: u64) -> Result<(), Errno> {
+    pub(in crate::vfs) fn close(&self, fh: u64) -> VfsResult<()> {
         match self.handles.remove(&fh) {
             Some((_, handle)) => {
                 handle.dir.names().lock().end_listing();
                 self.metrics.gauges.open_dirs.dec();
                 Ok(())
             }
-            None => Err(Errno(libc::EBADF)),
+            None => Err(Errno(libc::EBADF).into()),
         }
     }
 }

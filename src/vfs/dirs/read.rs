@@ -7,7 +7,7 @@ use super::Dirs;
 use super::handle::DirHandle;
 use super::listing::Next;
 use super::offer::Telling;
-use crate::vfs::types::{DirEntry, DirSink, Errno, FileKind};
+use crate::vfs::types::{DirEntry, DirSink, Errno, FileKind, VfsResult};
 
 /// "." and "..".
 const DOTS: u64 = 2;
@@ -21,7 +21,7 @@ impl Dirs {
         offset: u64,
         plus: bool,
         sink: &mut dyn DirSink,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let handle = self
             .handles
             .get(&fh)
@@ -64,7 +64,7 @@ impl Dirs {
                         Ok(()) => continue,
                         // What was found so far is delivered first.
                         Err(_) if given_any => return Ok(()),
-                        Err(errno) => return Err(errno),
+                        Err(error) => return Err(error),
                     }
                 }
             };
@@ -86,7 +86,7 @@ impl Dirs {
 
     /// rewinddir(3): what the directory holds now. Also before anything was read,
     /// for as much as this host has done since it was opened.
-    async fn rewind(self: &Arc<Self>, handle: &Arc<DirHandle>) -> Result<(), Errno> {
+    async fn rewind(self: &Arc<Self>, handle: &Arc<DirHandle>) -> VfsResult<()> {
         let changes = handle.dir.names().lock().tracker.begun();
         let moved = changes != handle.changes.load(Ordering::Relaxed);
         if moved || handle.begun.load(Ordering::Relaxed) {

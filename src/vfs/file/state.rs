@@ -372,8 +372,14 @@ impl<D> FileInner<D> {
 
     /// These bytes go to who reads them through one handle: what others have read ahead of them,
     /// or are reading, may be older.
+    #[inline]
     pub(in crate::vfs) fn handed_out(&self, own: &Arc<Ahead>, range: &Range<u64>) {
         let own = Arc::as_ptr(own);
+        if let [only] = &self.readers[..]
+            && only.as_ptr() == own
+        {
+            return;
+        }
         for reader in &self.readers {
             if reader.as_ptr() != own
                 && let Some(other) = reader.upgrade()

@@ -12,7 +12,7 @@ use super::write::now;
 use crate::rpc::caller;
 use crate::vfs::file::origin::Origin;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::Errno;
+use crate::vfs::types::{Errno, VfsError, VfsResult};
 use crate::vfs::writeback::{DrainTicket, WriteTicket};
 
 /// How long an append waits for the kernel to drop pages that it may hold locked until
@@ -46,13 +46,13 @@ impl Files {
         place: WritePlace,
         data: Bytes,
         sync: bool,
-    ) -> Result<Accepted, Errno> {
+    ) -> VfsResult<Accepted> {
         let inode = &handle.inode;
         let caller = sync.then(caller::current).flatten();
         loop {
             let accepted = self.with_writeback(inode, |inner| {
                 if caller::is_answered() {
-                    return Err(Errno(libc::EINTR));
+                    return Err(VfsError::from(Errno(libc::EINTR)));
                 }
                 let mut attr = inode.attr.lock();
                 let offset = match place {
@@ -105,7 +105,7 @@ impl Files {
     pub(in crate::vfs) async fn know_the_end(
         self: &Arc<Self>,
         handle: &OpenHandle,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let inode = &handle.inode;
         let known = {
             let inner = self.file_state(inode).lock();
@@ -138,9 +138,9 @@ impl Files {
     ///
     /// # Errors
     /// EFBIG: nothing.
-    fn room_in_file(&self, offset: u64) -> Result<usize, Errno> {
+    fn room_in_file(&self, offset: u64) -> VfsResult<usize> {
         match self.client.fs().max_file_size.saturating_sub(offset) {
-            0 => Err(Errno(libc::EFBIG)),
+            0 => Err(Errno(libc::EFBIG).into()),
             room => Ok(usize::try_from(room).unwrap_or(usize::MAX)),
         }
     }
@@ -151,7 +151,7 @@ impl Files {
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         len: usize,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let limit = self.writeback.file_limit;
         let mut waiting = None;
         loop {
@@ -182,7 +182,7 @@ impl Files {
             tokio::select! {
                 biased;
                 () = freed => {}
-                () = caller::answered() => return Err(Errno(libc::EINTR)),
+                () = caller::answered() => return Err(Errno(libc::EINTR).into()),
             }
         }
     }
@@ -194,7 +194,7 @@ impl Files {
         inode: &Arc<Inode>,
         drain: DrainTicket,
         write: WriteTicket,
-    ) -> Option<Errno> {
+    ) -> Option<VfsError> {
         self.wait_until(inode, |inner| inner.writeback().drained(&drain))
             .await;
         self.with_writeback(inode, |inner| inner.writeback_mut().fate(write))

@@ -42,7 +42,7 @@ use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 use crate::vfs::inode::FileState;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::{Errno, FileKind, SetAttr, SetTime, Stat, Timestamp};
+use crate::vfs::types::{FileKind, SetAttr, SetTime, Stat, Timestamp};
 
 /// The longest that a change waits.
 const TOGETHER: Duration = Duration::from_millis(10);
@@ -151,12 +151,18 @@ impl Files {
     /// Takes in what the server made of changes that had left.
     pub(super) fn changes_answered(&self, inode: &Arc<Inode>, set: Result<(), NfsError>) {
         if let Err(error) = set {
-            let errno: Errno = self.namespace.failed(&error, inode);
-            tracing::warn!(ino = inode.ino, "changed attributes were refused: {error}");
+            let error = self.namespace.failed(&error, inode);
             self.changes_left(inode, false);
             let mut inner = self.file_state(inode).lock();
-            inner.writeback_mut().errors_mut().record(errno);
+            inner.writeback_mut().errors_mut().record(error.clone());
+            let is_told = inner.is_open();
             drop(inner);
+            if !is_told {
+                tracing::warn!(
+                    ino = inode.ino,
+                    "changed attributes were refused, and nobody was left to be told: {error}"
+                );
+            }
             inode.attr.lock().expire();
             self.namespace.inval_attr(inode.ino);
         }

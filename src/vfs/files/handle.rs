@@ -17,7 +17,7 @@ use crate::vfs::file::inline_read::FileVersion;
 use crate::vfs::file::pages::FileAt;
 use crate::vfs::file::state::HandleLocking;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::{Errno, Opened};
+use crate::vfs::types::{Opened, VfsError, VfsResult};
 use crate::vfs::writeback::errseq::Seen;
 
 /// One open(2).
@@ -117,12 +117,12 @@ impl Files {
 
     /// The write error that close(2) of this handle has to tell of, which leaves it to be told
     /// again: another descriptor may be open.
-    pub(in crate::vfs) fn tell_error_at_close(&self, handle: &OpenHandle) -> Result<(), Errno> {
+    pub(in crate::vfs) fn tell_error_at_close(&self, handle: &OpenHandle) -> VfsResult<()> {
         let inner = self.file_state(&handle.inode).lock();
         let errors = inner.writeback().errors();
         *handle.told_at_close.lock() = errors.sample();
         match errors.peek(&handle.seen.lock()) {
-            Some(errno) => Err(errno),
+            Some(error) => Err(error),
             None => Ok(()),
         }
     }
@@ -130,17 +130,16 @@ impl Files {
     /// Nobody is left to be told of a write error that neither a call nor a close of this handle
     /// has told of: it is logged.
     pub(in crate::vfs) fn log_untold_error(&self, handle: &OpenHandle) {
-        if let Some(Errno(errno)) = self.untold_error(handle) {
-            let why = std::io::Error::from_raw_os_error(errno);
+        if let Some(error) = self.untold_error(handle) {
             tracing::error!(
                 ino = handle.inode.ino,
                 "data written through a mapping after the last close were lost, and nobody \
-                 was left to be told: {why}"
+                 was left to be told: {error}"
             );
         }
     }
 
-    fn untold_error(&self, handle: &OpenHandle) -> Option<Errno> {
+    fn untold_error(&self, handle: &OpenHandle) -> Option<VfsError> {
         let inner = self.file_state(&handle.inode).lock();
         let errors = inner.writeback().errors();
         errors
@@ -149,25 +148,25 @@ impl Files {
     }
 
     /// The write error that fsync(2) by this handle has to tell of, if there is one.
-    pub(in crate::vfs) fn tell_error(&self, handle: &OpenHandle) -> Result<(), Errno> {
+    pub(in crate::vfs) fn tell_error(&self, handle: &OpenHandle) -> VfsResult<()> {
         let inner = self.file_state(&handle.inode).lock();
         let errors = inner.writeback().errors();
         *handle.told_by_write.lock() = errors.sample();
         match errors.check(&mut handle.seen.lock()) {
-            Some(errno) => Err(errno),
+            Some(error) => Err(error),
             None => Ok(()),
         }
     }
 
     /// The same of write(2), which leaves it to be told by fsync.
-    pub(in crate::vfs) fn tell_write_error(&self, handle: &OpenHandle) -> Result<(), Errno> {
+    pub(in crate::vfs) fn tell_write_error(&self, handle: &OpenHandle) -> VfsResult<()> {
         let inner = self.file_state(&handle.inode).lock();
         match inner
             .writeback()
             .errors()
             .check(&mut handle.told_by_write.lock())
         {
-            Some(errno) => Err(errno),
+            Some(error) => Err(error),
             None => Ok(()),
         }
     }

@@ -29,7 +29,7 @@ use crate::nfs::state::OpenState;
 use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::DentryTarget;
-use crate::vfs::types::{Errno, Ino, Lookup};
+use crate::vfs::types::{Ino, Lookup, VfsResult};
 
 /// Many times what the kernel takes from a lookup to the open that it was for.
 const WHILE: Duration = Duration::from_secs(1);
@@ -93,7 +93,7 @@ impl Files {
         name: &[u8],
         flags: i32,
         tid: u32,
-    ) -> Result<Option<Lookup>, Errno> {
+    ) -> VfsResult<Option<Lookup>> {
         let cuts = flags & libc::O_TRUNC != 0;
         let access = access_of(flags) | if cuts { ACCESS_WRITE } else { 0 };
         let known = self.namespace.remembered_inode(dir, name);

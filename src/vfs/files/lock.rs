@@ -52,7 +52,7 @@ use crate::vfs::inode::FileState;
 use crate::vfs::inode::Inode;
 use crate::vfs::locks::lockline::{LockedFile, Ticket, Turn as InLine};
 use crate::vfs::locks::locktable::Holder;
-use crate::vfs::types::{Errno, LockCall, LockRange, Waiting};
+use crate::vfs::types::{Errno, LockCall, LockRange, VfsError, VfsResult, Waiting};
 
 /// How often the first in line asks the server. A lock that is let go on
 /// another host is noticed half a pause later on average.
@@ -139,23 +139,23 @@ struct Request<'a> {
 }
 
 /// The kind of lock that a request is for; `None` for F_UNLCK.
-pub(in crate::vfs) fn kind_of(typ: i32) -> Result<Option<LockKind>, Errno> {
+pub(in crate::vfs) fn kind_of(typ: i32) -> VfsResult<Option<LockKind>> {
     match typ {
         libc::F_RDLCK => Ok(Some(LockKind::Read)),
         libc::F_WRLCK => Ok(Some(LockKind::Write)),
         libc::F_UNLCK => Ok(None),
-        _ => Err(Errno(libc::EINVAL)),
+        _ => Err(Errno(libc::EINVAL).into()),
     }
 }
 
 /// The bytes that a request is for.
-pub(in crate::vfs) fn span_of(range: &LockRange) -> Result<Span, Errno> {
+pub(in crate::vfs) fn span_of(range: &LockRange) -> VfsResult<Span> {
     let end = match range.end {
         end if end >= i64::MAX.cast_unsigned() => u64::MAX,
         end => end,
     };
     if range.start > end {
-        return Err(Errno(libc::EINVAL));
+        return Err(Errno(libc::EINVAL).into());
     }
     let start = range.start;
     Ok(Span { start, end })
@@ -187,10 +187,10 @@ impl Files {
         handle: &OpenHandle,
         owner: u64,
         range: LockRange,
-    ) -> Result<LockRange, Errno> {
+    ) -> VfsResult<LockRange> {
         let span = span_of(&range)?;
         let Some(kind) = kind_of(range.typ)? else {
-            return Err(Errno(libc::EINVAL));
+            return Err(Errno(libc::EINVAL).into());
         };
         let (here, own) = {
             let inner = self.file_state(&handle.inode).lock();
@@ -236,7 +236,7 @@ impl Files {
         (span, kind): (Span, LockKind),
         sleep: bool,
         waiting: &Waiting,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         // Before anything is asked for: RELEASE comes when a killed caller had its answer.
         let lock = self
             .file_state(&handle.inode)
@@ -257,7 +257,7 @@ impl Files {
         let result = match self.allow(handle, kind).await {
             Ok(()) if sleep => self.wait_lock(&request).await,
             Ok(()) => self.try_lock(&request).await,
-            Err(errno) => Err(errno),
+            Err(error) => Err(error),
         };
         let orphan = self.file_state(&handle.inode).lock().locks_mut().end(owner);
         caller::apart(self.drop_locks(&handle.inode, orphan.into_iter().collect())).await;
@@ -267,7 +267,7 @@ impl Files {
     /// A lock needs the server's open to allow what it protects. `fcntl` has
     /// the kernel refuse it where the descriptor does not; what comes here is
     /// `flock`, which does not care.
-    async fn allow(self: &Arc<Self>, handle: &OpenHandle, kind: LockKind) -> Result<(), Errno> {
+    async fn allow(self: &Arc<Self>, handle: &OpenHandle, kind: LockKind) -> VfsResult<()> {
         let access = match kind {
             LockKind::Read => ACCESS_READ,
             LockKind::Write => ACCESS_WRITE,
@@ -287,13 +287,15 @@ impl Files {
                 Ok(())
             }
             Err(error) => Err(match error.errno() {
-                libc::EACCES | libc::EPERM | libc::EROFS => Errno(libc::EBADF),
+                libc::EACCES | libc::EPERM | libc::EROFS => {
+                    VfsError::caused(Errno(libc::EBADF), &error, handle.inode.ino)
+                }
                 _ => self.namespace.failed(&error, &handle.inode),
             }),
         }
     }
 
-    async fn try_lock(self: &Arc<Self>, request: &Request<'_>) -> Result<(), Errno> {
+    async fn try_lock(self: &Arc<Self>, request: &Request<'_>) -> VfsResult<()> {
         let inode = &request.handle.inode;
         loop {
             let releases = self.releases(inode);
@@ -304,7 +306,7 @@ impl Files {
                 return Ok(());
             }
             if !self.release_ended(inode, releases, request.caller).await? {
-                return Err(Errno(libc::EAGAIN));
+                return Err(Errno(libc::EAGAIN).into());
             }
         }
     }
@@ -323,7 +325,7 @@ impl Files {
         inode: &Inode,
         releases: u64,
         caller: &Waiting,
-    ) -> Result<bool, Errno> {
+    ) -> VfsResult<bool> {
         let file = self.file_state(inode);
         loop {
             let progress = file.progress();
@@ -337,13 +339,13 @@ impl Files {
             }
             tokio::select! {
                 biased;
-                () = caller.gave_up() => return Err(Errno(libc::EINTR)),
+                () = caller.gave_up() => return Err(Errno(libc::EINTR).into()),
                 () = &mut progress => {}
             }
         }
     }
 
-    async fn wait_lock(self: &Arc<Self>, request: &Request<'_>) -> Result<(), Errno> {
+    async fn wait_lock(self: &Arc<Self>, request: &Request<'_>) -> VfsResult<()> {
         let file = Arc::clone(&request.handle.inode);
         let joined = self
             .line
@@ -369,7 +371,7 @@ impl Files {
             };
             tokio::select! {
                 biased;
-                () = request.caller.gave_up() => return Err(Errno(libc::EINTR)),
+                () = request.caller.gave_up() => return Err(Errno(libc::EINTR).into()),
                 () = place.ticket.wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -390,19 +392,19 @@ impl Files {
     /// `flock` that is to be another one lets go of what it was first, as flock(2) has
     /// it, and is in nobody's way then. An OFD lock waits, and so does one that cannot
     /// be told from that. After Ok the caller is to look again.
-    async fn escape(self: &Arc<Self>, request: &Request<'_>, ticket: &Ticket) -> Result<(), Errno> {
+    async fn escape(self: &Arc<Self>, request: &Request<'_>, ticket: &Ticket) -> VfsResult<()> {
         let is_process = self.line.lock().is_process(request.owner, request.fh);
         let call = match is_process {
             true => Some(LockCall::Process),
             false => tokio::select! {
                 biased;
                 call = request.caller.call() => call,
-                () = request.caller.gave_up() => return Err(Errno(libc::EINTR)),
+                () = request.caller.gave_up() => return Err(Errno(libc::EINTR).into()),
             },
         };
         match call {
             Some(LockCall::Process) if self.line.lock().give_way(ticket) => {
-                return Err(Errno(libc::EDEADLK));
+                return Err(Errno(libc::EDEADLK).into());
             }
             Some(LockCall::Process) => {}
             Some(LockCall::Flock) => {
@@ -416,11 +418,7 @@ impl Files {
 
     /// Asks the server once, and if it grants, makes sure that the caller sees
     /// the file as the lock found it.
-    async fn attempt(
-        self: &Arc<Self>,
-        request: &Request<'_>,
-        waits: bool,
-    ) -> Result<Attempt, Errno> {
+    async fn attempt(self: &Arc<Self>, request: &Request<'_>, waits: bool) -> VfsResult<Attempt> {
         let &Request {
             handle,
             lock,
@@ -434,11 +432,11 @@ impl Files {
         let turn = tokio::select! {
             biased;
             turn = lock.turn() => turn,
-            () = waiting.gave_up() => return Err(Errno(libc::EINTR)),
+            () = waiting.gave_up() => return Err(Errno(libc::EINTR).into()),
         };
         // What begins once the caller has been answered finds the lock put back.
         let Some(effect) = Effect::begin().filter(|_| !waiting.has_given_up()) else {
-            return Err(Errno(libc::EINTR));
+            return Err(Errno(libc::EINTR).into());
         };
         let before = turn.held().parts(span);
         let sent = Instant::now();
@@ -454,7 +452,7 @@ impl Files {
         };
         if waiting.has_given_up() {
             caller::apart(self.put_back(&turn, kind, before, inode)).await;
-            return Err(Errno(libc::EINTR));
+            return Err(Errno(libc::EINTR).into());
         }
         // From here on pages are waited for, whose READs may wait for what is abandoned.
         drop(effect);
@@ -476,7 +474,7 @@ impl Files {
             Ok(()) if waiting.answer() => Ok(Attempt::Granted),
             seen => {
                 caller::apart(self.put_back(&turn, kind, before, inode)).await;
-                Err(seen.err().unwrap_or(Errno(libc::EINTR)))
+                Err(seen.err().unwrap_or_else(|| Errno(libc::EINTR).into()))
             }
         }
     }
@@ -569,11 +567,11 @@ impl Files {
     }
 
     /// What an error of LOCK or LOCKU is to the caller.
-    pub(super) fn failed_lock(&self, error: &crate::nfs::NfsError, inode: &Inode) -> Errno {
-        match self.namespace.failed(error, inode).0 {
+    pub(super) fn failed_lock(&self, error: &crate::nfs::NfsError, inode: &Inode) -> VfsError {
+        match self.namespace.failed(error, inode) {
             // The server has no room for locks; fcntl(2) has a name for that.
-            libc::ENOSPC => Errno(libc::ENOLCK),
-            errno => Errno(errno),
+            error if error.is(libc::ENOSPC) => error.told_as(libc::ENOLCK),
+            error => error,
         }
     }
 }

@@ -64,7 +64,7 @@ use crate::vfs::file::readahead_memory::ReadMemory;
 use crate::vfs::inode::{FileState, Inode};
 use crate::vfs::locks::lockline::Line;
 use crate::vfs::namespace::Namespace;
-use crate::vfs::types::Errno;
+use crate::vfs::types::{Errno, VfsResult};
 use crate::vfs::writeback::WritebackConfig;
 
 /// WRITEs of one file without a reply. Enough to fill the window of one file
@@ -225,11 +225,11 @@ impl Files {
     ///
     /// # Errors
     /// EBADF, or ENOTCONN at the end of the mount.
-    pub(in crate::vfs) fn handle(&self, fh: u64) -> Result<Arc<OpenHandle>, Errno> {
+    pub(in crate::vfs) fn handle(&self, fh: u64) -> VfsResult<Arc<OpenHandle>> {
         self.handles
             .get(&fh)
             .map(|handle| Arc::clone(&handle))
-            .ok_or_else(|| self.no_handle())
+            .ok_or_else(|| self.no_handle().into())
     }
 
     /// What there is to say of a handle that is not there. After the end of the mount
@@ -243,7 +243,7 @@ impl Files {
     }
 
     /// The handle, which the kernel uses: what its open had it drop is dropped.
-    pub(in crate::vfs) fn used_handle(&self, fh: u64) -> Result<Arc<OpenHandle>, Errno> {
+    pub(in crate::vfs) fn used_handle(&self, fh: u64) -> VfsResult<Arc<OpenHandle>> {
         let handle = self.handle(fh)?;
         if handle.drops_pages.load(Ordering::Relaxed)
             && handle.drops_pages.swap(false, Ordering::Relaxed)

@@ -8,7 +8,7 @@ use super::Files;
 use super::deferred_setattr::new_attributes;
 use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::{Errno, SetAttr, Stat};
+use crate::vfs::types::{SetAttr, Stat, VfsResult};
 
 impl Files {
     /// The kernel takes setuid and setgid rights from a file that somebody who
@@ -66,7 +66,7 @@ impl Files {
         inode: &Arc<Inode>,
         mode: Option<u32>,
         rights: u32,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let (owner, known) = {
             let attr = inode.attr.lock();
             (owner_of(attr.stat()), attr.stat().perm.into())
@@ -96,7 +96,7 @@ impl Files {
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         writer: &Credential,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let (before, owner) = {
             let attr = inode.attr.lock();
             let stat = attr.stat();

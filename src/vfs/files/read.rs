@@ -24,7 +24,7 @@ use crate::nfs::state::OpenState;
 use crate::vfs::file::readahead::{CHUNK, Fetch};
 use crate::vfs::file::readahead_memory::Share;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::Errno;
+use crate::vfs::types::{VfsError, VfsResult};
 
 /// A server that says neither data nor end of file so many times in a row has
 /// lost its way.
@@ -86,7 +86,7 @@ impl Files {
         offset: u64,
         size: u64,
         open_flags: i32,
-    ) -> Result<Bytes, Errno> {
+    ) -> VfsResult<Bytes> {
         let inode = &handle.inode;
         // Before the end of the file, only what overlaps matters. Beyond what
         // the server has of it, a hole of ours may be in the making: a short
@@ -141,7 +141,7 @@ impl Files {
         handle: &OpenHandle,
         offset: u64,
         size: u64,
-    ) -> Result<Bytes, Errno> {
+    ) -> VfsResult<Bytes> {
         let rsize = u64::from(self.client.rsize());
         let mut joined: Option<BytesMut> = None;
         let mut at = offset;
@@ -160,11 +160,8 @@ impl Files {
             }
             empty = if read.data.is_empty() { empty + 1 } else { 0 };
             if !done && empty == EMPTY_READS {
-                tracing::warn!(
-                    ino = handle.inode.ino,
-                    "the server answers READ with neither data nor the end of the file"
-                );
-                return Err(Errno(libc::EIO));
+                let found = "the server answers READ with neither data nor the end of the file";
+                return Err(VfsError::found(found, Some(handle.inode.ino)));
             }
             let joined = joined.get_or_insert_with(|| BytesMut::with_capacity(size as usize));
             joined.extend_from_slice(&read.data);

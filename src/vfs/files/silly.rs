@@ -33,7 +33,7 @@ use crate::vfs::inode::Inode;
 use crate::vfs::inode::attr::kind_of;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::inode::{FileState, SillyName};
-use crate::vfs::types::{Errno, FileKind, Ino};
+use crate::vfs::types::{Errno, FileKind, Ino, VfsResult};
 
 /// The files that are kept out of sight.
 #[derive(Debug)]
@@ -130,6 +130,18 @@ impl Drop for Losing<'_> {
     }
 }
 
+/// Hidden names that are tried before the server is not believed any more that they are taken.
+const NAMES_TRIED: usize = 64;
+
+/// The server says of every name that it is taken (as the kernel's client: EBUSY).
+fn no_free_name(dir: &Inode) -> Errno {
+    tracing::warn!(
+        ino = dir.ino,
+        "the server says of {NAMES_TRIED} hidden names that they are taken: the file keeps its name"
+    );
+    Errno(libc::EBUSY)
+}
+
 impl Files {
     /// The inode that a name leads to, if it matters: only a file that is open
     /// here has to be kept. The kernel has looked the name up just before, so it
@@ -140,7 +152,7 @@ impl Files {
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         name: &[u8],
-    ) -> Result<Option<Arc<Inode>>, Errno> {
+    ) -> VfsResult<Option<Arc<Inode>>> {
         if let Some(inode) = self.namespace.remembered_inode(dir, name) {
             return Ok(Some(inode));
         }
@@ -222,8 +234,8 @@ impl Files {
         dir: &Arc<Inode>,
         name: &[u8],
         victim: &Arc<Inode>,
-    ) -> Result<Option<Hidden>, Errno> {
-        loop {
+    ) -> VfsResult<Option<Hidden>> {
+        for _ in 0..NAMES_TRIED {
             let hidden = self.hidden_name(victim);
             self.silly.ours.add(dir, hidden.as_bytes(), victim);
             let _changing = self.namespace.changing(dir);
@@ -259,6 +271,7 @@ impl Files {
             let beside = true;
             return Ok(Some(Hidden { silly, beside }));
         }
+        Err(no_free_name(dir).into())
     }
 
     /// Moves a name out of sight. The caller sees to what becomes of it if the
@@ -269,8 +282,8 @@ impl Files {
         dir: &Arc<Inode>,
         name: &[u8],
         victim: &Arc<Inode>,
-    ) -> Result<Option<SillyName>, Errno> {
-        loop {
+    ) -> VfsResult<Option<SillyName>> {
+        for _ in 0..NAMES_TRIED {
             let hidden = self.hidden_name(victim);
             // RENAME would replace what has that name.
             match self
@@ -285,17 +298,22 @@ impl Files {
             self.silly.ours.add(dir, hidden.as_bytes(), victim);
             let _changing = self.namespace.changing(dir);
             let sent = Instant::now();
+            let fileid = victim.attr.lock().stat().ino;
             let moved = self
                 .client
-                .rename_hidden(
+                .hide_name(
                     cred,
-                    (&dir.handle, name),
-                    (&dir.handle, hidden.as_bytes()),
-                    &victim.handle,
+                    &dir.handle,
+                    (name, hidden.as_bytes()),
+                    (&victim.handle, fileid),
                 )
                 .await;
             let moved = match moved {
                 Ok(moved) => moved,
+                Err(NfsError::Status(_, Status::NOT_SAME)) => {
+                    self.silly.ours.remove(dir, hidden.as_bytes());
+                    return Err(self.gave_away(dir, name, victim).into());
+                }
                 Err(error) => {
                     self.silly.ours.remove(dir, hidden.as_bytes());
                     return Err(self.namespace.refused_in(cred, &error, dir, name).await);
@@ -310,10 +328,7 @@ impl Files {
             }
             let leads_to = moved.and_then(|moved| moved.leads_to);
             if leads_to.is_some_and(|now| now != victim.handle) {
-                victim.not_found();
-                victim.attr.lock().expire();
-                // It takes the name off what it knows by it.
-                self.namespace.inval_attr(victim.ino);
+                self.gave_away(dir, name, victim);
                 caller::apart(self.hid_another(cred, dir, name, hidden)).await?;
                 return Ok(None);
             }
@@ -327,6 +342,21 @@ impl Files {
             Self::mark_hidden(victim);
             return Ok(Some(silly));
         }
+        Err(no_free_name(dir).into())
+    }
+
+    /// Another host has given the name to something else than this one knew by it. The kernel is
+    /// to walk to it again.
+    fn gave_away(&self, dir: &Inode, name: &[u8], victim: &Arc<Inode>) -> Errno {
+        victim.not_found();
+        victim.attr.lock().expire();
+        // It takes the name off what it knows by it.
+        self.namespace.inval_attr(victim.ino);
+        self.namespace.stranger_was_here();
+        self.namespace.forget_entry(dir.ino, name);
+        dir.names().lock().doubt();
+        dir.attr.lock().expire();
+        Errno(libc::ESTALE)
     }
 
     /// Another host had given the name to another file than this one knew by it: that has
@@ -339,7 +369,7 @@ impl Files {
         dir: &Arc<Inode>,
         name: &[u8],
         hidden: String,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         self.namespace.stranger_was_here();
         self.silly.ours.remove(dir, hidden.as_bytes());
         let found = self.client.lookup(cred, &dir.handle, hidden.as_bytes());
@@ -351,7 +381,7 @@ impl Files {
             if let Err(error) = self.client.rename_hidden(cred, from, to, handle).await {
                 tracing::error!("a directory is left as {hidden} in its directory: {error}");
             }
-            return Err(self.namespace.is_directory_now(dir, name));
+            return Err(self.namespace.is_directory_now(dir, name).into());
         }
         let other = found.and_then(|(handle, attrs)| self.namespace.find(&handle, &attrs));
         if let Some(other) = other
@@ -465,9 +495,9 @@ impl Files {
                 Err(NfsError::Status(_, Status::ACCESS | Status::PERM))
                     if !Arc::ptr_eq(cred, &silly.cred) => {}
                 Err(error) => {
+                    // As a name like any other.
                     tracing::warn!("the hidden name {} stays: {error}", quoting::name(name));
-                    self.silly.ours.remove(dir, name);
-                    return;
+                    break;
                 }
             }
         }

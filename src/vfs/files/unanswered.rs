@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use super::Files;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::Errno;
+use crate::vfs::types::VfsError;
 use crate::vfs::writeback::{Fragment, RequestId};
 
 /// What has to be answered.
@@ -94,12 +94,13 @@ impl Unanswered {
         }
         inode.attr.lock().expire();
         files.namespace.lose_pages(inode);
-        let errno = Errno(libc::EIO);
+        let found = "the task that was to write it has died";
+        let error = VfsError::found(found, Some(inode.ino));
         files.with_writeback(inode, |inner| match &self.owed {
             Owed::Writes(ids) => ids
                 .iter()
-                .for_each(|id| inner.writeback_mut().failed(*id, errno)),
-            Owed::Commit(id) => inner.writeback_mut().commit_failed(*id, errno),
+                .for_each(|id| inner.writeback_mut().failed(*id, error.clone())),
+            Owed::Commit(id) => inner.writeback_mut().commit_failed(*id, error),
         });
         files.file_state(inode).notify_waiters();
         files.pump(inode);

@@ -10,7 +10,7 @@ use crate::nfs::state::ranges::Span;
 use crate::rpc::caller;
 use crate::vfs::inode::Inode;
 use crate::vfs::locks::locktable::Closed;
-use crate::vfs::types::Errno;
+use crate::vfs::types::{Errno, VfsResult};
 
 /// A handle through which was locked is being released, until this is dropped.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Files {
         handle: &Arc<OpenHandle>,
         owner: u64,
         span: Span,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let inode = &handle.inode;
         let lock = self.file_state(inode).lock().locks().state(owner);
         let Some(lock) = lock else {
@@ -62,7 +62,7 @@ impl Files {
         lock: &Arc<LockState>,
         span: Span,
         forgive: bool,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         self.before_unlock(inode).await;
         let turn = lock.turn().await;
         if forgive && span == Span::ALL {
@@ -141,9 +141,10 @@ impl Files {
 
     /// EIO for a handle whose lock was lost: what it reads or writes would not
     /// be protected.
-    pub(in crate::vfs) fn check_locks(&self, handle: &OpenHandle, fh: u64) -> Result<(), Errno> {
+    pub(in crate::vfs) fn check_locks(&self, handle: &OpenHandle, fh: u64) -> VfsResult<()> {
         if handle.locking.was_used() && self.file_state(&handle.inode).lock().locks().is_lost(fh) {
-            return Err(Errno(libc::EIO));
+            // No cause: the log has told of it when the lock was lost.
+            return Err(Errno(libc::EIO).into());
         }
         Ok(())
     }

@@ -256,12 +256,12 @@ impl Files {
     }
 
     fn write_failed(self: &Arc<Self>, inode: &Arc<Inode>, id: RequestId, error: &NfsError) {
-        let errno = self.namespace.failed(error, inode);
+        let error = self.namespace.failed(error, inode);
         // The local size has run ahead of what the server has, and the
         // kernel has pages that no server will ever have.
         inode.attr.lock().expire();
         self.namespace.lose_pages(inode);
-        self.with_writeback(inode, |inner| inner.writeback_mut().failed(id, errno));
+        self.with_writeback(inode, |inner| inner.writeback_mut().failed(id, error));
     }
 
     async fn send_commit(
@@ -282,10 +282,10 @@ impl Files {
                 self.with_writeback(inode, |inner| inner.writeback_mut().committed(id, verifier));
             }
             Err(error) => {
-                let errno = self.namespace.failed(&error, inode);
+                let error = self.namespace.failed(&error, inode);
                 self.namespace.lose_pages(inode);
                 self.with_writeback(inode, |inner| {
-                    inner.writeback_mut().commit_failed(id, errno)
+                    inner.writeback_mut().commit_failed(id, error)
                 });
             }
         }

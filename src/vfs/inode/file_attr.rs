@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::Inode;
 use super::attr::AttrState;
 use crate::nfs::proto::attrs::Attributes;
-use crate::vfs::types::{Errno, Stat};
+use crate::vfs::types::{Stat, VfsError, VfsResult};
 
 impl Inode {
     /// Changes the attributes to what the server says, and keeps the file at
@@ -96,10 +96,10 @@ impl Inode {
 
     /// What fstat(2) of a directory comes to that the server does not know any more: no
     /// error if this host has removed it.
-    pub(in crate::vfs) fn ends_by_us(&self, errno: Errno) -> Result<(), Errno> {
-        match errno.0 == libc::ESTALE && self.attr.lock().ends() {
+    pub(in crate::vfs) fn ends_by_us(&self, error: VfsError) -> VfsResult<()> {
+        match error.is(libc::ESTALE) && self.attr.lock().ends() {
             true => Ok(()),
-            false => Err(errno),
+            false => Err(error),
         }
     }
 }

@@ -305,7 +305,13 @@ impl InodeTable {
             Slot::Occupied(mut slot) if slot.get().inode.handle == *handle => {
                 return (slot.get_mut().looked_up(), false);
             }
-            Slot::Vacant(slot) => return (self.insert(slot, ino, handle, attrs, sent), true),
+            Slot::Vacant(slot) => {
+                if let Some(kept) = kept(ino).filter(|kept| kept.is_still(handle)) {
+                    self.enter(slot, &kept);
+                    return (kept, false);
+                }
+                return (self.insert(slot, ino, handle, attrs, sent), true);
+            }
             Slot::Occupied(slot) => {
                 self.elsewhere_count.fetch_add(1, Ordering::Relaxed);
                 slot
@@ -595,5 +601,23 @@ mod tests {
         assert_eq!(later.ino, 5);
         assert_eq!(later.generation, new.generation);
         assert_ne!(later.generation, old.generation);
+    }
+
+    #[test]
+    fn what_is_kept_is_taken_up_again_also_while_another_object_has_a_number_out_of_the_way() {
+        let table = table();
+        let now = Instant::now();
+        let (kept, _) = table.look_up(&handle(b"k"), &attrs(7), now, |_| None);
+        table.forget(7, 1);
+        for name in [b"a", b"b"] {
+            table.look_up(&handle(name), &attrs(5), now, |_| None);
+        }
+        assert_eq!(table.elsewhere_count.load(Ordering::Relaxed), 1);
+        let by_number = |ino| (ino == 7).then(|| Arc::clone(&kept));
+        let (again, is_new) = table.look_up(&handle(b"k"), &attrs(7), now, by_number);
+        assert!(!is_new && Arc::ptr_eq(&again, &kept));
+        table.forget(7, 1);
+        let (other, is_new) = table.look_up(&handle(b"o"), &attrs(7), now, by_number);
+        assert!(is_new && !Arc::ptr_eq(&other, &kept), "another object");
     }
 }

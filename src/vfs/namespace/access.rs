@@ -17,7 +17,7 @@ use crate::nfs::proto::ops;
 use crate::rpc::auth::Credential;
 use crate::telemetry::Cache;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::{Errno, FileKind, Ino, Timestamp};
+use crate::vfs::types::{Errno, FileKind, Ino, Timestamp, VfsResult};
 
 /// Bytes that all answers may take.
 const MOST: u64 = 4 << 20;
@@ -81,7 +81,7 @@ impl Namespace {
         cred: &Arc<Credential>,
         inode: &Arc<Inode>,
         mask: u32,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let wanted = wanted(mask, inode.kind);
         if wanted == 0 {
             return Ok(());
@@ -105,7 +105,7 @@ impl Namespace {
         if granted & wanted == wanted {
             Ok(())
         } else {
-            Err(Errno(libc::EACCES))
+            Err(Errno(libc::EACCES).into())
         }
     }
 
@@ -141,7 +141,7 @@ impl Namespace {
         &self,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         match self.config.asks_who_searches {
             true => self.access(cred, dir, libc::R_OK as u32).await,
             false => Ok(()),
@@ -160,7 +160,7 @@ impl Namespace {
         question: Question,
         known: Option<Answer>,
         wanted: u32,
-    ) -> Result<u32, Errno> {
+    ) -> VfsResult<u32> {
         // Who is asked about a directory for one of these is asked for the other next.
         let wanted = match inode.kind {
             FileKind::Directory => wanted | ops::CAN_READ | ops::CAN_LOOKUP,

@@ -36,7 +36,7 @@ use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::hash_name;
 use crate::vfs::inode::dentry_cache::{Dentry, Listed, Name};
-use crate::vfs::types::{Errno, FileKind, Ino, Stat};
+use crate::vfs::types::{Errno, FileKind, Ino, Stat, VfsError, VfsResult};
 
 /// A directory with more bytes of names and attributes than this (some 700
 /// names) is not fetched whole because of a few of them.
@@ -220,7 +220,7 @@ impl Namespace {
         &self,
         cred: &Arc<Credential>,
         inode: &Arc<Inode>,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let believes = self.believes(inode.kind);
         let mut company = Vec::new();
         if believes && let Some(place) = inode.place() {
@@ -280,7 +280,7 @@ impl Namespace {
         &self,
         cred: &Arc<Credential>,
         inodes: &[Arc<Inode>],
-    ) -> Result<(Instant, usize), Errno> {
+    ) -> VfsResult<(Instant, usize)> {
         let handles: Vec<_> = inodes.iter().map(|inode| &inode.handle).collect();
         let sent = Instant::now();
         let answers = self
@@ -301,7 +301,7 @@ impl Namespace {
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         by: u32,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let now = Instant::now();
         let expected = dir.names().lock().take_expected();
         let window = EXPECTED.min(dir.attr.lock().timeout());
@@ -322,7 +322,7 @@ impl Namespace {
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         by: u32,
-    ) -> Result<Instant, Errno> {
+    ) -> VfsResult<Instant> {
         let now = Instant::now();
         let walks = self.visits(dir, now);
         let mut ask = vec![Arc::clone(dir)];
@@ -335,7 +335,7 @@ impl Namespace {
         }
         let links = dir.attr.lock().stat().nlink;
         match self.says_removed(links) {
-            true => Err(Errno(libc::ESTALE)),
+            true => Err(Errno(libc::ESTALE).into()),
             false => Ok(sent),
         }
     }
@@ -355,7 +355,7 @@ impl Namespace {
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         by: u32,
-    ) -> Result<(Stat, Duration), Errno> {
+    ) -> VfsResult<(Stat, Duration)> {
         let now = Instant::now();
         let (expected, sure) = {
             let mut names = dir.names().lock();
@@ -368,7 +368,7 @@ impl Namespace {
             match self.ask_on_a_walk(cred, dir, by).await {
                 Ok(sent) if sure => dir.names().lock().expect(sent, by),
                 Ok(_) => {}
-                Err(errno) => dir.ends_by_us(errno)?,
+                Err(error) => dir.ends_by_us(error)?,
             }
         }
         Ok(dir.known_stat())
@@ -420,7 +420,7 @@ impl Namespace {
         &self,
         cred: &Arc<Credential>,
         inode: &Arc<Inode>,
-    ) -> Result<Bytes, Errno> {
+    ) -> VfsResult<Bytes> {
         let _turn = self.walk.links.turn(inode.ino).await;
         if let Some(text) = inode.link.get() {
             return Ok(Bytes::clone(text));
@@ -445,7 +445,12 @@ impl Namespace {
             // Not a slice of the record, which would stay alive with it.
             let _ = link.link.set(Box::new(Bytes::copy_from_slice(&text)));
         }
-        let text = inode.link.get().ok_or(Errno(libc::EIO))?;
+        let text = inode.link.get().ok_or_else(|| {
+            VfsError::found(
+                "the server answers READLINK without a link",
+                Some(inode.ino),
+            )
+        })?;
         Ok(Bytes::clone(text))
     }
 

@@ -14,12 +14,13 @@ use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::attr::Seen;
 use crate::vfs::inode::change_tracker::Verdict;
-use crate::vfs::types::{Errno, FileKind};
+use crate::vfs::types::{Errno, FileKind, VfsError};
 
 impl Namespace {
     /// What an error of the server is to the caller. An object that the server
-    /// does not know any more is not looked for by name again.
-    pub(in crate::vfs) fn failed(&self, error: &NfsError, inode: &Inode) -> Errno {
+    /// does not know any more is not looked for by name again. It becomes the cause
+    /// of what the caller is told, and is logged where the kernel is answered.
+    pub(in crate::vfs) fn failed(&self, error: &NfsError, inode: &Inode) -> VfsError {
         let errno = error.errno();
         match errno {
             // It may have been done.
@@ -33,13 +34,10 @@ impl Namespace {
                 inode.mark_stale();
                 self.names.stranger_was_here();
             }
-            libc::EIO => {
-                tracing::warn!(ino = inode.ino, "{error}");
-                self.metrics.set_last_error(error.to_string());
-            }
+            libc::EIO => self.metrics.set_last_error(error.to_string()),
             _ => {}
         }
-        Errno(errno)
+        VfsError::caused(Errno(errno), error, inode.ino)
     }
 
     /// Takes in what a request sent at `sent` learned about `inode`.
@@ -89,26 +87,26 @@ impl Namespace {
                 self.learn(dir, &attrs, sent);
                 self.is_removed(&attrs)
             }
-            Err(error) => self.failed(&error, dir) == Errno(libc::ESTALE),
+            Err(error) => self.failed(&error, dir).is(libc::ESTALE),
         }
     }
 
-    /// What a change in these directories, which ended with `errno`, is to the caller: after
+    /// What a change in these directories, which ended with `error`, is to the caller: after
     /// ESTALE the kernel walks to the directory once more.
     pub(in crate::vfs) async fn blamed(
         &self,
         cred: &Arc<Credential>,
         dirs: &[&Arc<Inode>],
-        errno: Errno,
-    ) -> Errno {
-        if errno.0 == libc::ENOENT {
+        error: VfsError,
+    ) -> VfsError {
+        if error.is(libc::ENOENT) {
             for dir in dirs {
                 if Box::pin(self.is_gone(cred, dir)).await {
-                    return Errno(libc::ESTALE);
+                    return error.told_as(libc::ESTALE);
                 }
             }
         }
-        errno
+        error
     }
 
     /// Takes in what a change of ours, sent at `sent`, came to.

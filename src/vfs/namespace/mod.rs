@@ -50,7 +50,7 @@ use crate::telemetry::Metrics;
 use crate::vfs::inode::attr::Timeouts;
 use crate::vfs::inode::dentry_cache::DentryCache;
 use crate::vfs::inode::{Inode, InodeTable};
-use crate::vfs::types::{Errno, Ino, KernelCache, MissingNames};
+use crate::vfs::types::{Errno, Ino, KernelCache, MissingNames, VfsResult};
 
 /// How names and attributes are believed.
 #[derive(Clone, Copy, Debug)]
@@ -128,8 +128,8 @@ impl Namespace {
     ///
     /// # Errors
     /// ESTALE: the kernel has forgotten it.
-    pub(in crate::vfs) fn inode(&self, ino: Ino) -> Result<Arc<Inode>, Errno> {
-        self.inodes.get(ino).ok_or(Errno(libc::ESTALE))
+    pub(in crate::vfs) fn inode(&self, ino: Ino) -> VfsResult<Arc<Inode>> {
+        Ok(self.inodes.get(ino).ok_or(Errno(libc::ESTALE))?)
     }
 
     /// The inode with this handle, if the kernel holds it.

@@ -14,7 +14,7 @@ use crate::nfs::proto::types::FileHandle;
 use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::{Dentry, DentryTarget, Listed, Name};
-use crate::vfs::types::{Errno, Ino, Lookup, ROOT_INO};
+use crate::vfs::types::{Errno, Ino, Lookup, ROOT_INO, VfsError, VfsResult};
 
 /// Names longer than this are refused here, as the server would
 /// (NAME_MAX of the kernel's VFS).
@@ -26,9 +26,9 @@ pub(in crate::vfs) const NAME_MAX: usize = 255;
 const NEGATIVE_TTL: Duration = Duration::ZERO;
 
 /// ENAMETOOLONG for a name that no file system has.
-pub(in crate::vfs) fn check_name(name: &[u8]) -> Result<(), Errno> {
+pub(in crate::vfs) fn check_name(name: &[u8]) -> VfsResult<()> {
     if name.len() > NAME_MAX {
-        return Err(Errno(libc::ENAMETOOLONG));
+        return Err(Errno(libc::ENAMETOOLONG).into());
     }
     Ok(())
 }
@@ -155,7 +155,7 @@ impl Namespace {
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         name: &[u8],
-    ) -> Result<Lookup, Errno> {
+    ) -> VfsResult<Lookup> {
         let known = self.remembered_inode(dir, name);
         let sent = Instant::now();
         let found = self
@@ -184,7 +184,7 @@ impl Namespace {
                 }
                 Ok(Lookup::Found(entry))
             }
-            None if self.is_removed(&found.dir) => Err(Errno(libc::ESTALE)),
+            None if self.is_removed(&found.dir) => Err(Errno(libc::ESTALE).into()),
             None => {
                 if !late {
                     let seen = Some((found.dir.change, sent));
@@ -253,10 +253,15 @@ impl Namespace {
 
     /// A change of one name of a directory failed. If that contradicts what is
     /// known of the name, that is not good any more.
-    pub(in crate::vfs) fn refused(&self, error: &NfsError, dir: &Arc<Inode>, name: &[u8]) -> Errno {
-        let errno = self.failed(error, dir);
-        self.heed_refusal(errno, dir, name);
-        errno
+    pub(in crate::vfs) fn refused(
+        &self,
+        error: &NfsError,
+        dir: &Arc<Inode>,
+        name: &[u8],
+    ) -> VfsError {
+        let error = self.failed(error, dir);
+        self.heed_refusal(error.errno(), dir, name);
+        error
     }
 
     /// The same, where the server's word for it is not the caller's.
@@ -283,13 +288,13 @@ impl Namespace {
         error: &NfsError,
         dir: &Arc<Inode>,
         name: &[u8],
-    ) -> Errno {
-        let errno = self.refused(error, dir, name);
-        let errno = self.blamed(cred, &[dir], errno).await;
-        if matches!(errno.0, libc::ENOENT | libc::ENOTDIR | libc::EISDIR) {
+    ) -> VfsError {
+        let error = self.refused(error, dir, name);
+        let error = self.blamed(cred, &[dir], error).await;
+        if matches!(error.errno().0, libc::ENOENT | libc::ENOTDIR | libc::EISDIR) {
             self.forget_entry(dir.ino, name);
         }
-        errno
+        error
     }
 
     /// unlink(2) of a name that another host has given to a directory.

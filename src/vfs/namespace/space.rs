@@ -10,7 +10,7 @@ use super::Namespace;
 use super::names::NAME_MAX;
 use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::{Errno, StatFs};
+use crate::vfs::types::{StatFs, VfsResult};
 
 /// `df` and file managers ask often; space does not move that fast.
 const SPACE_TTL: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ impl Namespace {
         &self,
         cred: &Arc<Credential>,
         inode: &Arc<Inode>,
-    ) -> Result<StatFs, Errno> {
+    ) -> VfsResult<StatFs> {
         if let Some((of, at, space)) = &*self.space.0.lock()
             && *of == inode.generation
             && at.elapsed() < SPACE_TTL

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::rpc::auth::Credential;
 use crate::vfs::Vfs;
-use crate::vfs::types::{Errno, Ino};
+use crate::vfs::types::{Ino, VfsResult};
 
 impl Vfs {
     /// ACCESS: one round trip, or none. `mask` is that of access(2).
@@ -16,7 +16,7 @@ impl Vfs {
         cred: &Arc<Credential>,
         ino: Ino,
         mask: u32,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let inode = self.namespace.inode(ino)?;
         self.files.before_access(&inode).await;
         self.namespace.access(cred, &inode, mask).await
@@ -32,7 +32,7 @@ impl Vfs {
     ///
     /// # Errors
     /// EACCES, and whatever the server answers.
-    pub async fn search(self: &Arc<Self>, cred: &Arc<Credential>, dir: Ino) -> Result<(), Errno> {
+    pub async fn search(self: &Arc<Self>, cred: &Arc<Credential>, dir: Ino) -> VfsResult<()> {
         match self.namespace.asks_who_searches() {
             true => self.access(cred, dir, libc::X_OK as u32).await,
             false => Ok(()),

@@ -13,7 +13,7 @@ use crate::vfs::Vfs;
 use crate::vfs::files::Files;
 use crate::vfs::files::deferred_setattr::new_attributes;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::{Errno, FileKind, Ino, SetAttr, Stat};
+use crate::vfs::types::{Errno, FileKind, Ino, SetAttr, Stat, VfsResult};
 
 impl Vfs {
     /// The attributes, if they may be believed and nothing is on its way that
@@ -42,7 +42,7 @@ impl Vfs {
         cred: &Arc<Credential>,
         ino: Ino,
         fh: Option<u64>,
-    ) -> Result<(Stat, Duration), Errno> {
+    ) -> VfsResult<(Stat, Duration)> {
         let inode = self.inode_of(ino, fh)?;
         if let Some(stat) = inode.stat_of_changed() {
             return Ok((stat, Duration::ZERO));
@@ -53,7 +53,7 @@ impl Vfs {
         }
         match self.namespace.refresh(cred, &inode).await {
             Ok(()) => {}
-            Err(errno) => inode.ends_by_us(errno)?,
+            Err(error) => inode.ends_by_us(error)?,
         }
         Ok(inode.known_stat())
     }
@@ -72,7 +72,7 @@ impl Vfs {
         cred: &Arc<Credential>,
         ino: Ino,
         by: u32,
-    ) -> Result<(Stat, Duration), Errno> {
+    ) -> VfsResult<(Stat, Duration)> {
         let dir = self.namespace.inode(ino)?;
         self.namespace.getattr_listed(cred, &dir, by).await
     }
@@ -82,7 +82,7 @@ impl Vfs {
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         ino: Ino,
-    ) -> Result<(Stat, Duration), Errno> {
+    ) -> VfsResult<(Stat, Duration)> {
         let inode = self.namespace.inode(ino)?;
         if !inode.attr.lock().is_over() {
             self.files.before_getattr(&inode).await;
@@ -90,7 +90,7 @@ impl Vfs {
             let attrs = self.client.get_attrs(cred, &inode.handle).await;
             match attrs.map_err(|error| self.namespace.failed(&error, &inode)) {
                 Ok(attrs) => drop(self.namespace.learn(&inode, &attrs, sent)),
-                Err(errno) => inode.ends_by_us(errno)?,
+                Err(error) => inode.ends_by_us(error)?,
             }
         }
         Ok(inode.known_stat())
@@ -98,7 +98,7 @@ impl Vfs {
 
     /// What a descriptor is open on, if one is given: the number may have gone
     /// to another file meanwhile.
-    fn inode_of(&self, ino: Ino, fh: Option<u64>) -> Result<Arc<Inode>, Errno> {
+    fn inode_of(&self, ino: Ino, fh: Option<u64>) -> VfsResult<Arc<Inode>> {
         match fh.map(|fh| self.files.handle(fh)) {
             Some(Ok(handle)) => Ok(Arc::clone(&handle.inode)),
             // A directory's, perhaps.
@@ -115,10 +115,10 @@ impl Vfs {
         ino: Ino,
         fh: Option<u64>,
         set: SetAttr,
-    ) -> Result<(Stat, Duration), Errno> {
+    ) -> VfsResult<(Stat, Duration)> {
         let inode = self.inode_of(ino, fh)?;
         if set.size > Some(self.client.fs().max_file_size) {
-            return Err(Errno(libc::EFBIG));
+            return Err(Errno(libc::EFBIG).into());
         }
         if let Some(stat) = self.files.set_together(&inode, cred, &set) {
             return Ok((stat, Duration::ZERO));
@@ -129,7 +129,7 @@ impl Vfs {
         let (mut open, mut joined) = (None, None);
         if set.size.is_some() {
             if inode.kind != FileKind::Regular {
-                return Err(Errno(libc::EINVAL));
+                return Err(Errno(libc::EINVAL).into());
             }
             self.files.before_cut(&inode).await;
             open = match fh {
@@ -188,14 +188,10 @@ impl Vfs {
 
     /// READLINK: one round trip, once in the life of the inode, and for others
     /// beside it too; see `access_pattern`.
-    pub async fn readlink(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        ino: Ino,
-    ) -> Result<Bytes, Errno> {
+    pub async fn readlink(self: &Arc<Self>, cred: &Arc<Credential>, ino: Ino) -> VfsResult<Bytes> {
         let inode = self.namespace.inode(ino)?;
         if inode.kind != FileKind::Symlink {
-            return Err(Errno(libc::EINVAL));
+            return Err(Errno(libc::EINVAL).into());
         }
         self.namespace.read_links(cred, &inode).await
     }

@@ -6,14 +6,14 @@
 use std::sync::Arc;
 
 use crate::vfs::Vfs;
-use crate::vfs::types::Errno;
+use crate::vfs::types::{Errno, VfsResult};
 
 impl Vfs {
     /// FLUSH, at every close(2): all writes of the file become stable, its new
     /// attributes are the server's, the
     /// process's POSIX locks on it go, and a write error that this handle has
     /// not told of is told.
-    pub async fn flush(self: &Arc<Self>, fh: u64, lock_owner: u64) -> Result<(), Errno> {
+    pub async fn flush(self: &Arc<Self>, fh: u64, lock_owner: u64) -> VfsResult<()> {
         let handle = self.files.used_handle(fh)?;
         self.files.before_publishing(&handle.inode).await;
         self.files.closed_by(&handle.inode, lock_owner).await;
@@ -22,7 +22,7 @@ impl Vfs {
 
     /// FSYNC: as FLUSH. Data and metadata are not told apart: the server is
     /// asked for both.
-    pub async fn fsync(self: &Arc<Self>, fh: u64) -> Result<(), Errno> {
+    pub async fn fsync(self: &Arc<Self>, fh: u64) -> VfsResult<()> {
         let handle = self.files.used_handle(fh)?;
         self.files.before_publishing(&handle.inode).await;
         self.files.check_locks(&handle, fh)?;
@@ -36,7 +36,7 @@ impl Vfs {
     pub fn release(
         self: &Arc<Self>,
         fh: u64,
-    ) -> impl Future<Output = Result<(), Errno>> + Send + use<> {
+    ) -> impl Future<Output = VfsResult<()>> + Send + use<> {
         let vfs = Arc::clone(self);
         let releasing = vfs.files.begins_release(fh);
         async move {
@@ -46,9 +46,9 @@ impl Vfs {
         }
     }
 
-    async fn end_handle(self: &Arc<Self>, fh: u64) -> Result<(), Errno> {
+    async fn end_handle(self: &Arc<Self>, fh: u64) -> VfsResult<()> {
         let Some(handle) = self.files.take_handle(fh) else {
-            return Err(Errno(libc::EBADF));
+            return Err(Errno(libc::EBADF).into());
         };
         // From here on, not only once the CLOSE was answered: whoever removes
         // its directory next has to wait for the hidden name.

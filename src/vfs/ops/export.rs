@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::rpc::auth::Credential;
 use crate::vfs::Vfs;
-use crate::vfs::types::{Errno, FileKind, Ino, Lookup, ROOT_INO};
+use crate::vfs::types::{Errno, FileKind, Ino, Lookup, ROOT_INO, VfsResult};
 
 const STALE: Errno = Errno(libc::ESTALE);
 
@@ -31,7 +31,7 @@ impl Vfs {
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         ino: Ino,
-    ) -> Result<Lookup, Errno> {
+    ) -> VfsResult<Lookup> {
         let known = self.namespace.find_number(ino);
         let inode = known.filter(|inode| !inode.is_stale()).ok_or(STALE)?;
         let ttl = inode.attr.lock().ttl(Instant::now());
@@ -39,7 +39,7 @@ impl Vfs {
             self.namespace.refresh(cred, &inode).await?;
         }
         if inode.is_stale() || !self.namespace.look_up_again(&inode) {
-            return Err(STALE);
+            return Err(STALE.into());
         }
         Ok(Lookup::Found(self.namespace.entry_without_name(&inode)))
     }
@@ -52,16 +52,16 @@ impl Vfs {
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         ino: Ino,
-    ) -> Result<Lookup, Errno> {
+    ) -> VfsResult<Lookup> {
         let dir = self.namespace.inode(ino)?;
         if dir.kind != FileKind::Directory || ino == ROOT_INO {
-            return Err(STALE);
+            return Err(STALE.into());
         }
         let sent = Instant::now();
         let found = self.client.lookup_parent(cred, &dir.handle).await;
         let (handle, attrs) = found.map_err(|error| match self.namespace.failed(&error, &dir) {
-            Errno(libc::ENOENT) => STALE,
-            errno => errno,
+            error if error.is(libc::ENOENT) => error.told_as(libc::ESTALE),
+            error => error,
         })?;
         let above = self.namespace.known(&handle, &attrs, sent);
         Ok(Lookup::Found(self.namespace.entry_without_name(&above)))

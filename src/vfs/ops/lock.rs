@@ -6,7 +6,7 @@ use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 use crate::vfs::Vfs;
 use crate::vfs::files::lock::{kind_of, span_of};
-use crate::vfs::types::{Errno, LockRange, Waiting};
+use crate::vfs::types::{LockRange, VfsResult, Waiting};
 
 impl Vfs {
     /// F_GETLK. A holder on another host has process id 0.
@@ -16,7 +16,7 @@ impl Vfs {
         fh: u64,
         owner: u64,
         range: LockRange,
-    ) -> Result<LockRange, Errno> {
+    ) -> VfsResult<LockRange> {
         let handle = self.files.handle(fh)?;
         loop {
             let releases = self.files.releases(&handle.inode);
@@ -41,7 +41,7 @@ impl Vfs {
         range: LockRange,
         sleep: bool,
         waiting: &Waiting,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         let handle = self.files.handle(fh)?;
         let span = span_of(&range)?;
         let Some(kind) = kind_of(range.typ)? else {

@@ -6,14 +6,14 @@ use crate::rpc::auth::Credential;
 use crate::telemetry::Cache;
 use crate::vfs::Vfs;
 use crate::vfs::namespace::names::{NAME_MAX, check_name};
-use crate::vfs::types::{Errno, FileKind, Ino, Lookup};
+use crate::vfs::types::{Errno, FileKind, Ino, Lookup, VfsResult};
 
 impl Vfs {
     /// Answers a lookup from what is remembered, if that may be believed.
     /// A found name counts as looked up.
-    pub fn lookup_cached(&self, parent: Ino, name: &[u8]) -> Option<Result<Lookup, Errno>> {
+    pub fn lookup_cached(&self, parent: Ino, name: &[u8]) -> Option<VfsResult<Lookup>> {
         if name.len() > NAME_MAX {
-            return Some(Err(Errno(libc::ENAMETOOLONG)));
+            return Some(Err(Errno(libc::ENAMETOOLONG).into()));
         }
         let dir = self.namespace.get(parent)?;
         let answer = self.namespace.remembered(&dir, name, false);
@@ -27,7 +27,7 @@ impl Vfs {
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
-    ) -> Result<Lookup, Errno> {
+    ) -> VfsResult<Lookup> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
         if self.namespace.fetch_for_lookup(cred, &dir, name).await
@@ -45,7 +45,7 @@ impl Vfs {
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
-    ) -> Result<Lookup, Errno> {
+    ) -> VfsResult<Lookup> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
         self.namespace.ask_for(cred, &dir, name).await
@@ -60,7 +60,7 @@ impl Vfs {
         name: &[u8],
         flags: i32,
         tid: u32,
-    ) -> Result<Lookup, Errno> {
+    ) -> VfsResult<Lookup> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
         self.files.leave_older_walk(tid).await;
@@ -72,7 +72,7 @@ impl Vfs {
         let found = match opened {
             Ok(Some(found)) => Ok(found),
             Ok(None) => self.namespace.ask_for(cred, &dir, name).await,
-            Err(errno) => Err(errno),
+            Err(error) => Err(error),
         };
         let file = match &found {
             Ok(Lookup::Found(entry)) if entry.stat.kind == FileKind::Regular => Some(entry.ino),

@@ -12,7 +12,7 @@ use crate::rpc::auth::Credential;
 use crate::vfs::Vfs;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::namespace::names::check_name;
-use crate::vfs::types::{Entry, Errno, FileKind, Ino};
+use crate::vfs::types::{Entry, Errno, FileKind, Ino, VfsResult};
 
 impl Vfs {
     async fn make(
@@ -22,7 +22,7 @@ impl Vfs {
         name: &[u8],
         make: Make<'_>,
         mode: Option<u32>,
-    ) -> Result<Entry, Errno> {
+    ) -> VfsResult<Entry> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
         let new = NewAttributes {
@@ -59,7 +59,7 @@ impl Vfs {
         name: &[u8],
         mode: u32,
         rdev: u32,
-    ) -> Result<Entry, Errno> {
+    ) -> VfsResult<Entry> {
         let major = (rdev >> 8) & 0xfff;
         let minor = (rdev & 0xff) | ((rdev >> 12) & 0xfff00);
         let make = match mode & libc::S_IFMT {
@@ -92,7 +92,7 @@ impl Vfs {
                 self.client.close_soon(&file.open);
                 return Ok(self.namespace.entry(&inode, &dir));
             }
-            _ => return Err(Errno(libc::EINVAL)),
+            _ => return Err(Errno(libc::EINVAL).into()),
         };
         self.make(cred, parent, name, make, Some(mode & 0o7777))
             .await
@@ -105,7 +105,7 @@ impl Vfs {
         parent: Ino,
         name: &[u8],
         mode: u32,
-    ) -> Result<Entry, Errno> {
+    ) -> VfsResult<Entry> {
         self.make(cred, parent, name, Make::Directory, Some(mode & 0o7777))
             .await
     }
@@ -117,7 +117,7 @@ impl Vfs {
         parent: Ino,
         name: &[u8],
         target: &[u8],
-    ) -> Result<Entry, Errno> {
+    ) -> VfsResult<Entry> {
         self.make(cred, parent, name, Make::Symlink(target), Some(0o777))
             .await
     }
@@ -129,12 +129,12 @@ impl Vfs {
         ino: Ino,
         new_parent: Ino,
         new_name: &[u8],
-    ) -> Result<Entry, Errno> {
+    ) -> VfsResult<Entry> {
         check_name(new_name)?;
         let inode = self.namespace.inode(ino)?;
         let dir = self.namespace.inode(new_parent)?;
         if inode.kind == FileKind::Directory {
-            return Err(Errno(libc::EPERM));
+            return Err(Errno(libc::EPERM).into());
         }
         self.files.before_naming(&inode).await;
         let _changing = self.namespace.changing(&dir);
@@ -146,18 +146,18 @@ impl Vfs {
         let (own, moved) = match linked {
             Ok(linked) => linked,
             Err(error) => {
-                let errno = self.namespace.failed(&error, &inode);
-                if errno.0 == libc::EEXIST {
-                    self.namespace.heed_refusal(errno, &dir, new_name);
+                let error = self.namespace.failed(&error, &inode);
+                if error.is(libc::EEXIST) {
+                    self.namespace.heed_refusal(error.errno(), &dir, new_name);
                 }
-                return Err(self.namespace.blamed(cred, &[&dir], errno).await);
+                return Err(self.namespace.blamed(cred, &[&dir], error).await);
             }
         };
         self.namespace.moved(&inode, &own, sent);
         let target = DentryTarget::Inode(Arc::clone(&inode));
         self.namespace.named(&dir, new_name, &moved, target, sent);
         if !self.namespace.look_up_listed(&inode) {
-            return Err(Errno(libc::ESTALE));
+            return Err(Errno(libc::ESTALE).into());
         }
         Ok(self.namespace.entry(&inode, &dir))
     }

@@ -20,7 +20,7 @@ use crate::vfs::inode::attr::Seen;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::inode::{Inode, Place};
 use crate::vfs::namespace::names::check_name;
-use crate::vfs::types::{Entry, Errno, FileKind, Ino, Opened, SetAttr};
+use crate::vfs::types::{Entry, Errno, FileKind, Ino, Opened, SetAttr, VfsError, VfsResult};
 
 /// OPEN has found a directory, a link or a device by the name.
 fn is_no_file(error: &NfsError) -> bool {
@@ -41,7 +41,7 @@ impl Vfs {
         cred: &Arc<Credential>,
         ino: Ino,
         flags: i32,
-    ) -> Result<Opened, Errno> {
+    ) -> VfsResult<Opened> {
         self.open_checked(cred, ino, flags, true).await
     }
 
@@ -54,7 +54,7 @@ impl Vfs {
         ino: Ino,
         flags: i32,
         tid: u32,
-    ) -> Result<Opened, Errno> {
+    ) -> VfsResult<Opened> {
         let kept = self.files.take_kept(cred, ino, tid);
         let cuts = flags & libc::O_TRUNC != 0;
         let opened = match &kept {
@@ -74,7 +74,7 @@ impl Vfs {
     }
 
     /// A handle on an open that was kept for it.
-    async fn open_kept(self: &Arc<Self>, kept: &KeptOpen, flags: i32) -> Result<Opened, Errno> {
+    async fn open_kept(self: &Arc<Self>, kept: &KeptOpen, flags: i32) -> VfsResult<Opened> {
         let inode = &kept.inode;
         self.files.before_open(inode, false).await;
         self.namespace.learn_at_open(inode, &kept.attrs, kept.sent);
@@ -91,16 +91,16 @@ impl Vfs {
         ino: Ino,
         flags: i32,
         check: bool,
-    ) -> Result<Opened, Errno> {
+    ) -> VfsResult<Opened> {
         let inode = self.namespace.inode(ino)?;
         match inode.kind {
             FileKind::Regular => {}
-            FileKind::Directory => return Err(Errno(libc::EISDIR)),
-            _ => return Err(Errno(libc::ENXIO)),
+            FileKind::Directory => return Err(Errno(libc::EISDIR).into()),
+            _ => return Err(Errno(libc::ENXIO).into()),
         }
         if check && self.namespace.may_mean_another_name(&inode) {
             // Upon which the kernel asks for the name.
-            return Err(Errno(libc::ESTALE));
+            return Err(Errno(libc::ESTALE).into());
         }
         let access = access_of(flags);
         // O_TRUNC with O_RDONLY is left undefined by POSIX; Linux truncates if
@@ -130,16 +130,16 @@ impl Vfs {
         match opened {
             Ok(None) => {
                 self.files.leave(&inode, &open).await;
-                Err(self.leads_elsewhere(place))
+                Err(self.leads_elsewhere(place).into())
             }
             Ok(Some(opened)) => {
                 let came = self.opened_at(&inode, opened, inline, truncate, sent).await;
                 Ok(self.files.opened(&inode, open, (access, flags), came))
             }
             Err(error) => {
-                let errno = self.namespace.failed(&error, &inode);
+                let error = self.namespace.failed(&error, &inode);
                 self.files.leave(&inode, &open).await;
-                Err(errno)
+                Err(error)
             }
         }
     }
@@ -192,7 +192,7 @@ impl Vfs {
         name: &[u8],
         mode: u32,
         flags: i32,
-    ) -> Result<(Entry, Opened), Errno> {
+    ) -> VfsResult<(Entry, Opened)> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
         let exclusive = flags & libc::O_EXCL != 0;
@@ -216,7 +216,7 @@ impl Vfs {
             Err(error) if exclusive && is_no_file(&error) => {
                 let errno = Errno(libc::EEXIST);
                 self.namespace.heed_refusal(errno, &dir, name);
-                return Err(errno);
+                return Err(VfsError::caused(errno, &error, dir.ino));
             }
             Err(error) => return Err(self.namespace.refused_in(cred, &error, &dir, name).await),
         };
@@ -228,11 +228,11 @@ impl Vfs {
         self.files.created(&inode, &file);
         let opened = self.files.opened(&inode, file.open, (access, flags), None);
         let is_cut = matches!(how, HowToOpen::Truncate) && !file.is_new;
-        if is_cut && let Err(errno) = Box::pin(self.cut_once_more(cred, &inode)).await {
+        if is_cut && let Err(error) = Box::pin(self.cut_once_more(cred, &inode)).await {
             // The error is that of open(2).
             let _ = self.release(opened.fh).await;
             self.forget(inode.ino, 1);
-            return Err(errno);
+            return Err(error);
         }
         Ok((self.namespace.entry(&inode, &dir), opened))
     }
@@ -244,7 +244,7 @@ impl Vfs {
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         inode: &Arc<Inode>,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         if !inode.is_written() {
             return Ok(());
         }

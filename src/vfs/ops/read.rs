@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::vfs::Vfs;
-use crate::vfs::types::Errno;
+use crate::vfs::types::VfsResult;
 
 impl Vfs {
     /// READ, if it can be answered at once: from what came along with the OPEN.
@@ -21,7 +21,7 @@ impl Vfs {
         offset: u64,
         size: u32,
         open_flags: i32,
-    ) -> Result<Bytes, Errno> {
+    ) -> VfsResult<Bytes> {
         if let Some(data) = self.read_cached(fh, offset, size) {
             return Ok(data);
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::rpc::auth::Credential;
 use crate::vfs::Vfs;
-use crate::vfs::types::{DirSink, Errno, FileKind, Ino, Opened};
+use crate::vfs::types::{DirSink, Errno, FileKind, Ino, Opened, VfsResult};
 
 impl Vfs {
     /// Opens a directory, for thread `by`. The kernel has checked the permission; what
@@ -19,17 +19,17 @@ impl Vfs {
         cred: &Arc<Credential>,
         ino: Ino,
         by: u32,
-    ) -> Result<Opened, Errno> {
+    ) -> VfsResult<Opened> {
         let dir = self.namespace.inode(ino)?;
         if dir.kind != FileKind::Directory {
-            return Err(Errno(libc::ENOTDIR));
+            return Err(Errno(libc::ENOTDIR).into());
         }
         self.namespace.may_list(cred, &dir).await?;
         self.dirs.open(cred, &dir, by).await
     }
 
     /// Closes a directory.
-    pub async fn releasedir(self: &Arc<Self>, fh: u64) -> Result<(), Errno> {
+    pub async fn releasedir(self: &Arc<Self>, fh: u64) -> VfsResult<()> {
         self.dirs.close(fh)
     }
 
@@ -41,7 +41,7 @@ impl Vfs {
         offset: u64,
         plus: bool,
         sink: &mut dyn DirSink,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         self.dirs.read(fh, offset, plus, sink).await
     }
 }

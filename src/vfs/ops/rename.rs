@@ -14,7 +14,7 @@ use crate::vfs::files::Files;
 use crate::vfs::files::silly::{Hidden, Losing, Taking};
 use crate::vfs::inode::Inode;
 use crate::vfs::namespace::names::check_name;
-use crate::vfs::types::{Errno, FileKind, Ino};
+use crate::vfs::types::{Errno, FileKind, Ino, VfsError, VfsResult};
 
 /// renameat2(2) flags: nothing of it can be said in NFS.
 const NO_FLAGS: u32 = 0;
@@ -49,9 +49,9 @@ impl Vfs {
         new_parent: Ino,
         new_name: &[u8],
         flags: u32,
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         if flags != NO_FLAGS {
-            return Err(Errno(libc::EINVAL));
+            return Err(Errno(libc::EINVAL).into());
         }
         check_name(name)?;
         check_name(new_name)?;
@@ -110,7 +110,7 @@ impl Vfs {
         cred: &Arc<Credential>,
         (to, new_name): Name<'_>,
         replaced: Option<&'a Arc<Inode>>,
-    ) -> Result<(Option<Losing<'a>>, Option<Hidden>), Errno> {
+    ) -> VfsResult<(Option<Losing<'a>>, Option<Hidden>)> {
         let Some(victim) = replaced else {
             return Ok((None, None));
         };
@@ -179,7 +179,7 @@ impl Vfs {
         (to, new_name): Name<'_>,
         (source, victim): (Option<&Arc<Inode>>, Option<&Arc<Inode>>),
         error: &NfsError,
-    ) -> Errno {
+    ) -> VfsError {
         let names = &self.namespace;
         if error.abandoned().is_some() {
             names.doubt(to);
@@ -195,17 +195,17 @@ impl Vfs {
                 names.doubt(from);
                 names.doubt(to);
             }
-            return errno;
+            return VfsError::caused(errno, error, to.ino);
         }
         if error.errno() == libc::ENOENT {
             names.doubt(to);
         }
-        let errno = names.refused(error, from, name);
-        let errno = names.blamed(cred, &[from, to], errno).await;
-        if errno.0 == libc::ENOENT {
+        let error = names.refused(error, from, name);
+        let error = names.blamed(cred, &[from, to], error).await;
+        if error.is(libc::ENOENT) {
             names.forget_entry(from.ino, name);
         }
-        errno
+        error
     }
 
     /// Whether each of the names leads still to what is known by it. Not knowing does not count

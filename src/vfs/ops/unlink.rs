@@ -12,7 +12,7 @@ use crate::vfs::Vfs;
 use crate::vfs::files::silly::Taking;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::namespace::names::check_name;
-use crate::vfs::types::{Errno, Ino};
+use crate::vfs::types::{Errno, Ino, VfsError, VfsResult};
 
 impl Vfs {
     /// REMOVE of a file: one round trip, or RENAME if it is open here.
@@ -21,7 +21,7 @@ impl Vfs {
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
         self.files.before_removal().await;
@@ -53,7 +53,8 @@ impl Vfs {
             Ok(moved) => moved,
             // REMOVE tells that it is a directory, and full; unlink(2) that it is one.
             Err(error) if error.status() == Some(Status::NOTEMPTY) => {
-                return Err(self.namespace.is_directory_now(&dir, name));
+                let errno = self.namespace.is_directory_now(&dir, name);
+                return Err(VfsError::caused(errno, &error, dir.ino));
             }
             Err(error) => return Err(self.namespace.refused_in(cred, &error, &dir, name).await),
         };
@@ -72,7 +73,7 @@ impl Vfs {
         cred: &Arc<Credential>,
         parent: Ino,
         name: &[u8],
-    ) -> Result<(), Errno> {
+    ) -> VfsResult<()> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
         self.files.before_removal().await;
@@ -109,14 +110,16 @@ impl Vfs {
                         if let Some(victim) = &victim {
                             self.namespace.doubt(victim);
                         }
-                        return Err(Errno(libc::ENOTEMPTY));
+                        let errno = Errno(libc::ENOTEMPTY);
+                        return Err(VfsError::caused(errno, &error, dir.ino));
                     }
                 }
                 Err(error) => {
                     // RFC 8881 §18.25.4 allows either for a directory with names
                     // in it; rmdir(2) says ENOTEMPTY.
                     if error.status() == Some(Status::EXIST) {
-                        return Err(Errno(libc::ENOTEMPTY));
+                        let errno = Errno(libc::ENOTEMPTY);
+                        return Err(VfsError::caused(errno, &error, dir.ino));
                     }
                     return Err(self.namespace.refused_in(cred, &error, &dir, name).await);
                 }

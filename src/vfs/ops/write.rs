@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::nfs::proto::ops::ACCESS_WRITE;
 use crate::vfs::Vfs;
 use crate::vfs::files::accept::WritePlace;
-use crate::vfs::types::{Errno, WriteFlags};
+use crate::vfs::types::{Errno, VfsResult, WriteFlags};
 
 /// Open flags whose writes are stable before they are answered. O_DIRECT is
 /// among them: EFS's promise is that such data are durable.
@@ -22,14 +22,14 @@ impl Vfs {
         offset: u64,
         data: Bytes,
         flags: WriteFlags,
-    ) -> Result<u32, Errno> {
+    ) -> VfsResult<u32> {
         let handle = match flags.from_cache {
             true => self.files.handle(fh)?,
             false => self.files.used_handle(fh)?,
         };
         // Pages of a shared mapping come by any handle that may write.
         if handle.access & ACCESS_WRITE == 0 {
-            return Err(Errno(libc::EBADF));
+            return Err(Errno(libc::EBADF).into());
         }
         if data.is_empty() {
             // write(2) of nothing changes nothing, not even the size.
@@ -63,8 +63,8 @@ impl Vfs {
         }
         if let Some(ticket) = accepted.drain {
             let fate = self.files.fate(inode, ticket, accepted.write).await;
-            if let Some(errno) = fate {
-                return Err(errno);
+            if let Some(error) = fate {
+                return Err(error);
             }
             if !direct {
                 self.files.tell_write_error(&handle)?;

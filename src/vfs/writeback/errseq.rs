@@ -13,35 +13,28 @@
 //! Of several errors between two checks of a handle the last one is reported,
 //! as the kernel's `errseq_t` does.
 
-use crate::vfs::types::Errno;
+use crate::vfs::types::VfsError;
 
 /// The error history of one file. Lives as long as the inode, under its lock.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::vfs) struct ErrSeq {
     /// Moves with every error; compared for equality only, so it may wrap.
     count: u32,
-    /// The last error recorded; meaningless while `count` never moved.
-    last: Errno,
+    /// The last error recorded.
+    /// Behind a pointer, because every file that was opened has one of these, and next to
+    /// none has an error.
+    last: Option<Box<VfsError>>,
 }
 
 /// How much of an [`ErrSeq`] one open handle has seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::vfs) struct Seen(u32);
 
-impl Default for ErrSeq {
-    fn default() -> ErrSeq {
-        ErrSeq {
-            count: 0,
-            last: Errno(0),
-        }
-    }
-}
-
 impl ErrSeq {
-    /// Makes `errno` known to every handle that is open now.
-    pub(in crate::vfs) fn record(&mut self, errno: Errno) {
+    /// Makes `error` known to every handle that is open now.
+    pub(in crate::vfs) fn record(&mut self, error: VfsError) {
         self.count = self.count.wrapping_add(1);
-        self.last = errno;
+        self.last = Some(Box::new(error));
     }
 
     /// What a handle that is being opened starts with: nothing to report.
@@ -51,24 +44,28 @@ impl ErrSeq {
 
     /// The error the handle has to report now, if one was recorded since it
     /// last asked. Asking again gives nothing until the next error.
-    pub(in crate::vfs) fn check(&self, seen: &mut Seen) -> Option<Errno> {
+    pub(in crate::vfs) fn check(&self, seen: &mut Seen) -> Option<VfsError> {
         if seen.0 == self.count {
             return None;
         }
         seen.0 = self.count;
-        Some(self.last)
+        self.last.as_deref().cloned()
     }
 
     /// The same for a descriptor that is closed while another of the handle may stay
     /// open: that one still has it to report.
-    pub(in crate::vfs) fn peek(&self, seen: &Seen) -> Option<Errno> {
-        (seen.0 != self.count).then_some(self.last)
+    pub(in crate::vfs) fn peek(&self, seen: &Seen) -> Option<VfsError> {
+        match seen.0 != self.count {
+            true => self.last.as_deref().cloned(),
+            false => None,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vfs::types::Errno;
 
     const EIO: Errno = Errno(libc::EIO);
     const ENOSPC: Errno = Errno(libc::ENOSPC);
@@ -77,10 +74,10 @@ mod tests {
     fn each_open_handle_reports_an_error_once() {
         let mut errors = ErrSeq::default();
         let (mut a, mut b) = (errors.sample(), errors.sample());
-        errors.record(ENOSPC);
-        assert_eq!(errors.check(&mut a), Some(ENOSPC));
+        errors.record(ENOSPC.into());
+        assert_eq!(errors.check(&mut a), Some(ENOSPC.into()));
         assert_eq!(errors.check(&mut a), None);
-        assert_eq!(errors.check(&mut b), Some(ENOSPC));
+        assert_eq!(errors.check(&mut b), Some(ENOSPC.into()));
         assert_eq!(errors.check(&mut b), None);
     }
 
@@ -89,29 +86,29 @@ mod tests {
         let mut errors = ErrSeq::default();
         let mut seen = errors.sample();
         assert_eq!(errors.peek(&seen), None);
-        errors.record(EIO);
-        assert_eq!(errors.peek(&seen), Some(EIO));
-        assert_eq!(errors.check(&mut seen), Some(EIO));
+        errors.record(EIO.into());
+        assert_eq!(errors.peek(&seen), Some(EIO.into()));
+        assert_eq!(errors.check(&mut seen), Some(EIO.into()));
         assert_eq!(errors.peek(&seen), None);
     }
 
     #[test]
     fn a_later_handle_does_not_see_older_errors() {
         let mut errors = ErrSeq::default();
-        errors.record(EIO);
+        errors.record(EIO.into());
         let mut late = errors.sample();
         assert_eq!(errors.check(&mut late), None);
-        errors.record(EIO);
-        assert_eq!(errors.check(&mut late), Some(EIO));
+        errors.record(EIO.into());
+        assert_eq!(errors.check(&mut late), Some(EIO.into()));
     }
 
     #[test]
     fn of_several_errors_between_two_checks_the_last_is_reported() {
         let mut errors = ErrSeq::default();
         let mut seen = errors.sample();
-        errors.record(ENOSPC);
-        errors.record(EIO);
-        assert_eq!(errors.check(&mut seen), Some(EIO));
+        errors.record(ENOSPC.into());
+        errors.record(EIO.into());
+        assert_eq!(errors.check(&mut seen), Some(EIO.into()));
         assert_eq!(errors.check(&mut seen), None);
     }
 }

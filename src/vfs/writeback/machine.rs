@@ -13,7 +13,7 @@ use super::queue::{Queue, Source};
 use super::retained::{Retained, UnstableData};
 use super::segment::Segment;
 use super::{Action, CommitRange, Fragment, RequestId, Stable, Verifier, WritebackConfig};
-use crate::vfs::types::Errno;
+use crate::vfs::types::VfsError;
 
 /// Answers "0 bytes written" in a row before the data count as refused.
 const MAX_TRIES: u8 = 5;
@@ -40,7 +40,7 @@ struct Watched {
     /// When it was accepted.
     seq: u64,
     range: Range<u64>,
-    lost: Option<Errno>,
+    lost: Option<VfsError>,
 }
 
 impl Lasting {
@@ -227,9 +227,9 @@ impl<O: Clone + PartialEq> Machine<O> {
         }
     }
 
-    pub(super) fn failed(&mut self, lasting: &mut Lasting, id: RequestId, errno: Errno) {
+    pub(super) fn failed(&mut self, lasting: &mut Lasting, id: RequestId, error: VfsError) {
         let Some(flight) = self.land(id) else { return };
-        self.lost(lasting, &flight.segment, flight.id, errno);
+        self.lost(lasting, &flight.segment, flight.id, &error);
         self.queue.unpark(&flight.segment.range());
         if let Some(commit) = flight.commit_id {
             self.not_committed(commit);
@@ -238,20 +238,20 @@ impl<O: Clone + PartialEq> Machine<O> {
 
     /// Bytes that were sent as the request `id` are lost. Those of synchronous writes
     /// are told to who waits for them, and to nobody else.
-    fn lost(&mut self, lasting: &mut Lasting, segment: &Segment<O>, id: u64, errno: Errno) {
+    fn lost(&mut self, lasting: &mut Lasting, segment: &Segment<O>, id: u64, error: &VfsError) {
         for write in &mut self.watched {
             if write.seq < id && segment.overlaps(&write.range) {
-                write.lost = Some(errno);
+                write.lost = Some(error.clone());
             }
         }
         if !segment.sync || segment.stands_in {
-            lasting.errors.record(errno);
+            lasting.errors.record(error.clone());
         }
     }
 
     /// What became of the synchronous write that was accepted at `seq`, once it was
     /// drained.
-    pub(super) fn fate(&mut self, seq: u64) -> Option<Errno> {
+    pub(super) fn fate(&mut self, seq: u64) -> Option<VfsError> {
         let at = self.watched.iter().position(|write| write.seq == seq)?;
         self.watched.swap_remove(at).lost
     }
@@ -278,13 +278,13 @@ impl<O: Clone + PartialEq> Machine<O> {
         self.retained.take(id.0, |_| true);
     }
 
-    pub(super) fn commit_failed(&mut self, lasting: &mut Lasting, id: RequestId, errno: Errno) {
+    pub(super) fn commit_failed(&mut self, lasting: &mut Lasting, id: RequestId, error: VfsError) {
         if self.commit != Some(id.0) {
             return;
         }
         self.commit = None;
         for copy in self.retained.take(id.0, |_| true) {
-            self.lost(lasting, &copy.segment, copy.id, errno);
+            self.lost(lasting, &copy.segment, copy.id, &error);
         }
     }
 
@@ -598,12 +598,16 @@ impl<O: Clone + PartialEq> Machine<O> {
             segment.tries += 1;
             match segment.tries < MAX_TRIES {
                 true => self.queue.put_back(segment),
-                false => self.lost(lasting, &segment, id, Errno(libc::EIO)),
+                false => {
+                    let found = "the server takes nothing of a WRITE, however often it is sent";
+                    self.lost(lasting, &segment, id, &VfsError::found(found, None));
+                }
             }
             return;
         }
         if count > segment.data.len() {
-            self.lost(lasting, &segment, id, Errno(libc::EIO));
+            let found = "the server says that it has taken more than a WRITE had";
+            self.lost(lasting, &segment, id, &VfsError::found(found, None));
             return;
         }
         segment.tries = 0;
@@ -637,7 +641,8 @@ impl<O: Clone + PartialEq> Machine<O> {
         } in lost
         {
             if segment.rounds >= MAX_ROUNDS {
-                self.lost(lasting, &segment, id, Errno(libc::EIO));
+                let found = "the server loses the same data again and again before a COMMIT";
+                self.lost(lasting, &segment, id, &VfsError::found(found, None));
                 continue;
             }
             segment.rounds += 1;

@@ -79,7 +79,7 @@ use smallvec::SmallVec;
 
 use self::errseq::ErrSeq;
 use self::machine::{Lasting, Machine};
-use super::types::Errno;
+use super::types::{Errno, VfsError};
 
 /// The data of one WRITE, in the buffers they were accepted in.
 pub(super) type Chunks = SmallVec<[Bytes; 4]>;
@@ -267,7 +267,7 @@ impl<O: Clone + PartialEq> Writeback<O> {
             return WriteTicket { seq: 0 };
         }
         if offset.checked_add(data.len() as u64).is_none() {
-            self.lasting.errors.record(Errno(libc::EFBIG));
+            self.lasting.errors.record(Errno(libc::EFBIG).into());
             return WriteTicket { seq: 0 };
         }
         self.busy
@@ -280,7 +280,7 @@ impl<O: Clone + PartialEq> Writeback<O> {
 
     /// What became of a synchronous write, once it was drained: the error that its own
     /// bytes were lost by, if they were. To be asked once.
-    pub(super) fn fate(&mut self, write: WriteTicket) -> Option<Errno> {
+    pub(super) fn fate(&mut self, write: WriteTicket) -> Option<VfsError> {
         let mut fate = None;
         self.event(|busy, _| fate = busy.fate(write.seq));
         fate
@@ -322,8 +322,8 @@ impl<O: Clone + PartialEq> Writeback<O> {
     }
 
     /// A WRITE failed for good: its data are dropped, the error is recorded.
-    pub(super) fn failed(&mut self, id: RequestId, errno: Errno) {
-        self.event(|busy, lasting| busy.failed(lasting, id, errno));
+    pub(super) fn failed(&mut self, id: RequestId, error: VfsError) {
+        self.event(|busy, lasting| busy.failed(lasting, id, error));
     }
 
     /// A COMMIT was answered by the server instance `verifier`.
@@ -333,8 +333,8 @@ impl<O: Clone + PartialEq> Writeback<O> {
 
     /// A COMMIT failed for good: what it was to cover is dropped, the error is
     /// recorded.
-    pub(super) fn commit_failed(&mut self, id: RequestId, errno: Errno) {
-        self.event(|busy, lasting| busy.commit_failed(lasting, id, errno));
+    pub(super) fn commit_failed(&mut self, id: RequestId, error: VfsError) {
+        self.event(|busy, lasting| busy.commit_failed(lasting, id, error));
     }
 
     /// The server has lost what it had not committed: all of it is written

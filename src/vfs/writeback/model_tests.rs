@@ -490,13 +490,13 @@ impl World {
                     self.failed[p] = true;
                     self.tainted[p] |= byte == self.latest[p];
                 }
-                self.writeback.failed(request.id, ERROR);
+                self.writeback.failed(request.id, ERROR.into());
             }
             Body::Commit { .. } => {
                 // Whatever was retained may be gone.
                 self.failed = [true; SIZE];
                 self.tainted = [true; SIZE];
-                self.writeback.commit_failed(request.id, ERROR);
+                self.writeback.commit_failed(request.id, ERROR.into());
             }
         }
     }

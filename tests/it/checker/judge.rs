@@ -209,6 +209,15 @@ fn is_read(call: &Call) -> bool {
     )
 }
 
+/// Adds what is not there yet; the order says nothing.
+fn found<T: Ord>(all: &mut Vec<T>, one: Option<T>) {
+    if let Some(one) = one
+        && let Err(place) = all.binary_search(&one)
+    {
+        all.insert(place, one);
+    }
+}
+
 impl<'a> Search<'a> {
     /// `None`: the history has more pieces than there are bits for.
     fn new(history: &'a [Event], rules: &Rules<'_>, without: &HashSet<usize>) -> Option<Self> {
@@ -379,24 +388,39 @@ impl<'a> Search<'a> {
         for (number, walk) in self.walks.iter().enumerate() {
             if walk.until & !done == 0 {
                 state.found[number].clear();
+                state.below[number].clear();
                 continue;
             }
-            if walk.after & !done != 0 && walk.missing_after & !done != 0 {
-                continue;
-            }
-            let above = match walk.above {
-                None => vec![Ok(PLOT)],
-                Some(above) => state.found[above].clone(),
-            };
-            for dir in above {
+            let leads = |state: &State, dir: Led| {
                 let now = state.entry(dir, walk.name);
                 let after = match now {
                     Err(libc::ENOENT) => walk.missing_after,
                     _ => walk.after,
                 };
-                if after & !done == 0 && !state.found[number].contains(&now) {
-                    state.found[number].push(now);
-                    state.found[number].sort_unstable();
+                (after & !done == 0).then_some(now)
+            };
+            let Some(above) = walk.above else {
+                let now = leads(state, Ok(PLOT));
+                found(&mut state.found[number], now);
+                continue;
+            };
+            // What a directory holds may be believed from before it had its name.
+            for dir in 1..state.nodes() {
+                let now = leads(state, Ok(dir)).map(|now| (dir, now));
+                found(&mut state.below[number], now);
+            }
+            for dir in state.found[above].clone() {
+                match dir {
+                    Err(_) => {
+                        let now = leads(state, dir);
+                        found(&mut state.found[number], now);
+                    }
+                    Ok(dir) => {
+                        for (of, now) in state.below[number].clone() {
+                            let now = (of == dir).then_some(now);
+                            found(&mut state.found[number], now);
+                        }
+                    }
                 }
             }
         }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use efs_fuse::rpc::caller::{self, Caller};
 use efs_fuse::vfs::types::{
-    Entry, Errno, FileKind, Ino, LockRange, Lookup, ROOT_INO, SetAttr, Stat, Waiting, WriteFlags,
+    Entry, Errno, FileKind, Ino, LockRange, Lookup, ROOT_INO, SetAttr, Stat, VfsResult, Waiting,
+    WriteFlags,
 };
 use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
@@ -33,8 +34,8 @@ pub(super) struct Kernel {
 
 type Said = Result<Answer, i32>;
 
-fn errno<T>(result: Result<T, Errno>) -> Result<T, i32> {
-    result.map_err(Errno::raw)
+fn errno<T>(result: Result<T, impl Into<Errno>>) -> Result<T, i32> {
+    result.map_err(|error| error.into().raw())
 }
 
 fn is_there(entry: Option<Entry>) -> Result<Entry, i32> {
@@ -289,7 +290,7 @@ impl Walk<'_> {
         self.locked.lock().iter().any(|(locked, _)| *locked == dir)
     }
 
-    fn known(&self, dir: Ino, name: &[u8]) -> Option<Result<Lookup, Errno>> {
+    fn known(&self, dir: Ino, name: &[u8]) -> Option<VfsResult<Lookup>> {
         (!self.again)
             .then(|| self.mount.vfs.lookup_cached(dir, name))
             .flatten()

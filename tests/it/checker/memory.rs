@@ -145,6 +145,13 @@ pub(super) async fn run(seed: u64) -> Run {
     faults.abort();
     peer.clear_script();
     end(&world).await;
+    if setting("EFS_FUSE_CHECKER_SERVER", 0) != 0 {
+        for done in peer.log() {
+            let ops: Vec<_> = done.ops.iter().map(|number| op::name(*number)).collect();
+            let (at, statuses) = (done.at.as_micros(), &done.statuses);
+            println!("{at} connection {}: {ops:?} = {statuses:?}", done.conn_id);
+        }
+    }
     let mut history = std::mem::take(&mut *world.history.lock());
     let lost = world.lost.lock().clone();
     for event in &mut history {
@@ -381,7 +388,8 @@ fn setting(name: &str, default: u64) -> u64 {
     }
 }
 
-/// `EFS_FUSE_CHECKER_HISTORIES` histories from `EFS_FUSE_SEED` on.
+/// `EFS_FUSE_CHECKER_HISTORIES` histories from `EFS_FUSE_SEED` on. With
+/// `EFS_FUSE_CHECKER_SERVER=1` what the server has executed is shown as well.
 #[test]
 fn no_history_of_three_hosts_in_memory_shows_what_the_rules_do_not_allow() {
     let first = setting("EFS_FUSE_SEED", 1);

@@ -171,10 +171,16 @@ impl Run {
 }
 
 /// nfs-ganesha makes a file, looks for its handle by the name, and says NOENT if somebody
-/// has renamed it meanwhile: then it is there, under the other name.
+/// has renamed it meanwhile: then it is there, under the other name. It also looks for what
+/// has the name of a directory or a link that is to be made, and says NOENT if that was removed
+/// meanwhile (the directory of the name is there: it is the plot).
 fn is_ganeshas(event: &Event) -> bool {
-    matches!(event.call, Call::Open { how, .. } if how.create)
-        && event.answer == Some(Answer::Refused(libc::ENOENT))
+    let is_made = match event.call {
+        Call::Open { how, .. } => how.create,
+        Call::Mkdir(at) | Call::Symlink(at, _) => at.dir.is_none(),
+        _ => false,
+    };
+    is_made && event.answer == Some(Answer::Refused(libc::ENOENT))
 }
 
 /// rename(2) of a name to itself: the kernel walks to both, and compares a file that it knows

@@ -53,7 +53,12 @@ impl<'a> Rules<'a> {
     /// Two calls of one host that are about the same: there the second never knows less
     /// than the first. ("POSIX on one host", "A host does not unsee".)
     pub(super) fn related(&self, one: usize, other: usize) -> bool {
-        let touch = |a: &Path| self.paths[other].iter().any(|b| a.touches(*b));
+        // A call by descriptor has heard nothing of the directory that its file is in.
+        let by_descriptor = self.opens[one].is_some_and(|open| open != one);
+        let touch = |a: &Path| {
+            let is_it = |b: &Path| a == b || !by_descriptor && a.touches(*b);
+            self.paths[other].iter().any(is_it)
+        };
         self.paths[one].iter().any(touch)
     }
 
@@ -76,9 +81,18 @@ impl<'a> Rules<'a> {
                 && other.ended <= this.began
         };
         let is_published = |made| self.history.iter().any(|other| publishes(other, made));
+        // By the name that it was made by, or another one, which another host has given it.
+        let leads_there = |made: Path| {
+            let named = |other: &Event| match other.call {
+                Call::Rename { from, to, .. } => from == made && to == at,
+                Call::Link(from, to) => from == made && to == at,
+                _ => false,
+            };
+            made == at || self.history.iter().any(named)
+        };
         self.history.iter().any(|other| {
             matches!(other.call, Call::Open { at: made, how, fd }
-                if made == at && how.create && !is_published(fd))
+                if leads_there(made) && how.create && !is_published(fd))
                 && other.process == this.process
                 && other.ended <= this.began
         })
@@ -292,6 +306,12 @@ impl<'a> Rules<'a> {
                 }
             }
             (Call::Fstat(_), _) => self.data_since(event),
+            // By the names on its way: that the one is above the other the kernel knows.
+            (Call::Rename { from, to, .. }, Some(Answer::Refused(libc::ENOTEMPTY)))
+                if to.is_or_holds(*from) =>
+            {
+                self.asked(event, self.names, near)
+            }
             // "A call that must not find the name there is told of it by the server."
             (_, Some(Answer::Refused(libc::EEXIST | libc::ENOTEMPTY))) => this.began,
             (_, Some(Answer::Refused(libc::ENOENT))) if self.knew(event, same) => {

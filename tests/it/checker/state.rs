@@ -109,6 +109,9 @@ pub(super) struct State {
     locks: Vec<Lock>,
     /// What each walk may have come to ([`super::judge`] says which).
     pub(super) found: Vec<Vec<Led>>,
+    /// Of each walk below a directory, what its name may have led to, by the directory:
+    /// whatever that was called then.
+    pub(super) below: Vec<Vec<(NodeId, Led)>>,
     /// By event: the objects that have had the attributes which a call shows.
     pub(super) shown: BTreeMap<usize, Vec<NodeId>>,
 }
@@ -138,6 +141,7 @@ impl State {
             made: Vec::new(),
             locks: Vec::new(),
             found: vec![Vec::new(); walks],
+            below: vec![Vec::new(); walks],
             shown: BTreeMap::new(),
         }
     }

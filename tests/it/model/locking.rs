@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use efs_fuse::vfs::types::{Errno, LockCall, LockRange, Waiting};
+use efs_fuse::vfs::types::{Errno, LockCall, LockRange, VfsResult, Waiting};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -176,7 +176,7 @@ struct Process {
     table: Arc<Table>,
     chance: Chance,
     /// Requests that go on without their callers.
-    left_behind: Vec<JoinHandle<Result<(), Errno>>>,
+    left_behind: Vec<JoinHandle<VfsResult<()>>>,
     deadlocks: usize,
 }
 
@@ -208,11 +208,7 @@ impl Process {
         }
     }
 
-    fn request(
-        &self,
-        wanted: Wanted,
-        sleeps: bool,
-    ) -> (Arc<Waiting>, JoinHandle<Result<(), Errno>>) {
+    fn request(&self, wanted: Wanted, sleeps: bool) -> (Arc<Waiting>, JoinHandle<VfsResult<()>>) {
         let caller = Arc::new(Waiting::by(Arc::new(|| Some(LockCall::Process))));
         let (mount, waiting) = (Arc::clone(&self.mount), Arc::clone(&caller));
         let (open, owner) = (self.open[wanted.file], self.owner());
@@ -239,15 +235,15 @@ impl Process {
             Ok(answer) => answer.expect("no panic"),
             Err(_) if caller.give_up() => {
                 self.left_behind.push(request);
-                Err(Errno(libc::EINTR))
+                Err(Errno(libc::EINTR).into())
             }
             Err(_) => request.await.expect("no panic"),
         };
-        match answer.map_err(Errno::raw) {
+        match answer.map_err(|error| error.errno().raw()) {
             Ok(()) => self.table.got(self.number, wanted),
             Err(libc::EAGAIN) => {}
-            Err(libc::EINTR | libc::EDEADLK) => {
-                self.deadlocks += usize::from(answer == Err(Errno(libc::EDEADLK)));
+            Err(errno @ (libc::EINTR | libc::EDEADLK)) => {
+                self.deadlocks += usize::from(errno == libc::EDEADLK);
                 self.unlock_all().await;
             }
             Err(errno) => panic!("{}: {errno}", self.number),

@@ -70,8 +70,8 @@ fn data(seed: usize, len: usize) -> Vec<u8> {
         .collect()
 }
 
-fn errno<T>(result: Result<T, Errno>) -> Result<T, i32> {
-    result.map_err(Errno::raw)
+fn errno<T>(result: Result<T, impl Into<Errno>>) -> Result<T, i32> {
+    result.map_err(|error| error.into().raw())
 }
 
 impl World {

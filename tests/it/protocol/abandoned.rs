@@ -127,18 +127,29 @@ async fn make(mount: &Mount, open: Open, change: Change) -> Result<(), Errno> {
     let f = mount.walk("/f").await?;
     match change {
         Change::Unlink => mount.unlink(ROOT_INO, "f").await,
-        Change::RmDir => vfs.rmdir(cred, ROOT_INO, b"d").await,
+        Change::RmDir => vfs.rmdir(cred, ROOT_INO, b"d").await.map_err(Errno::from),
         Change::Rename => mount.rename((ROOT_INO, "t"), (ROOT_INO, "f")).await,
-        Change::Link => vfs.link(cred, f, ROOT_INO, b"l").await.map(drop),
+        Change::Link => vfs
+            .link(cred, f, ROOT_INO, b"l")
+            .await
+            .map(drop)
+            .map_err(Errno::from),
         Change::MkDir => mount.mkdir(ROOT_INO, "new").await.map(drop),
-        Change::Symlink => vfs.symlink(cred, ROOT_INO, b"s", b"f").await.map(drop),
+        Change::Symlink => vfs
+            .symlink(cred, ROOT_INO, b"s", b"f")
+            .await
+            .map(drop)
+            .map_err(Errno::from),
         Change::Truncate => mount.truncate(f, None, 0).await,
         Change::Chmod => {
             let set = SetAttr {
                 mode: Some(0o600),
                 ..SetAttr::default()
             };
-            vfs.setattr(cred, f, None, set).await.map(drop)
+            vfs.setattr(cred, f, None, set)
+                .await
+                .map(drop)
+                .map_err(Errno::from)
         }
         Change::Create => {
             let made = mount
@@ -156,7 +167,8 @@ async fn make(mount: &Mount, open: Open, change: Change) -> Result<(), Errno> {
                 ..WriteFlags::default()
             };
             let data = Bytes::from_static(b"late");
-            vfs.write(open.fh, 0, data, flags).await.map(drop)
+            let written = vfs.write(open.fh, 0, data, flags).await;
+            written.map(drop).map_err(Errno::from)
         }
     }
 }

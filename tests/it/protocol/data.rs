@@ -225,6 +225,30 @@ async fn a_write_error_is_told_by_the_next_write_and_once_by_fsync_or_close() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_late_write_error_says_which_request_it_comes_from_and_of_which_file() {
+    let mount = Mount::new(PeerConfig::default()).await;
+    within(60, async {
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        fail_writes(&mount, st::DQUOT);
+        mount.write(file, 0, b"lost").await.expect("buffered");
+        millis(500).await;
+        mount.peer.clear_script();
+        for told in [
+            mount.vfs.flush(file.fh, 0).await.unwrap_err(),
+            mount.vfs.fsync(file.fh).await.unwrap_err(),
+        ] {
+            assert_eq!(told, Errno(libc::EDQUOT));
+            let cause = told.cause().expect("the server's status");
+            assert_eq!(cause.ino(), Some(file.ino));
+            let words = format!("WRITE: NFS4ERR_DQUOT (inode {})", file.ino);
+            assert_eq!(cause.to_string(), words);
+        }
+        mount.close(file).await.expect("told by fsync");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_handle_that_was_open_hears_of_a_write_error_and_later_ones_do_not() {
     let mount = Mount::new(PeerConfig::default()).await;
     within(60, async {

@@ -16,7 +16,7 @@ async fn write(mount: &Mount, file: Open, flags: i32, at: u64, data: u8) -> Resu
         ..WriteFlags::default()
     };
     let data = Bytes::from(vec![data; 4 * KIB]);
-    mount.vfs.write(file.fh, at, data, flags).await
+    Ok(mount.vfs.write(file.fh, at, data, flags).await?)
 }
 
 const NOSPC: Result<u32, Errno> = Err(Errno(libc::ENOSPC));

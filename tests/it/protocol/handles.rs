@@ -1,13 +1,13 @@
 //! Objects that the kernel asks for by number (open_by_handle_at(2)).
 
-use efs_fuse::vfs::types::{Entry, Errno, Ino, Lookup, ROOT_INO};
+use efs_fuse::vfs::types::{Entry, Errno, Ino, Lookup, ROOT_INO, VfsResult};
 
 use super::rig::{Mount, seconds};
 use crate::peer::PeerConfig;
 
 const STALE: Errno = Errno(libc::ESTALE);
 
-fn found(lookup: Result<Lookup, Errno>) -> Result<Entry, Errno> {
+fn found(lookup: VfsResult<Lookup>) -> Result<Entry, Errno> {
     match lookup? {
         Lookup::Found(entry) => Ok(entry),
         Lookup::Missing { .. } => panic!("an object, or ESTALE"),

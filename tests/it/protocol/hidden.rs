@@ -22,7 +22,7 @@ async fn unlinked(mount: &Mount, dir: Ino, name: &str) -> Open {
 }
 
 async fn rmdir(mount: &Mount, dir: Ino, name: &str) -> Result<(), Errno> {
-    within(60, mount.vfs.rmdir(&mount.cred, dir, name.as_bytes())).await
+    Ok(within(60, mount.vfs.rmdir(&mount.cred, dir, name.as_bytes())).await?)
 }
 
 /// It can be read still, and leaves nothing at its end.

@@ -124,7 +124,7 @@ async fn killed(owed: Owed, removed: bool) {
     };
     let (asked, ()) = within(60, async { tokio::join!(asks, dies) }).await;
     if !held {
-        assert_eq!(asked, Err(Errno(libc::EINTR)), "{owed:?}");
+        assert_eq!(asked.unwrap_err(), Errno(libc::EINTR), "{owed:?}");
     }
     within(60, mount.vfs.settled()).await;
     let context = format!("{owed:?}, removed: {removed}");

@@ -34,7 +34,7 @@ pub(super) async fn set(
     range: LockRange,
 ) -> Result<(), Errno> {
     let caller = Waiting::default();
-    within(600, mount.vfs.setlk(file.fh, owner, range, false, &caller)).await
+    Ok(within(600, mount.vfs.setlk(file.fh, owner, range, false, &caller)).await?)
 }
 
 async fn wait(
@@ -44,7 +44,7 @@ async fn wait(
     range: LockRange,
     caller: &Waiting,
 ) -> Result<(), Errno> {
-    mount.vfs.setlk(file.fh, owner, range, true, caller).await
+    Ok(mount.vfs.setlk(file.fh, owner, range, true, caller).await?)
 }
 
 /// A process that is killed in the middle of what its lock protects: the kernel closes
@@ -70,11 +70,12 @@ async fn the_locks_of_who_was_killed_are_held_until_its_last_change_has_ended() 
             };
             let gives_up = async {
                 match way {
-                    "flush" => mount.vfs.flush(file.fh, OWNER).await,
-                    "unlock" => set(&mount, file, OWNER, range(UNLOCK, 0, END)).await,
-                    _ => mount.vfs.release(file.fh).await,
+                    "flush" => mount.vfs.flush(file.fh, OWNER).await.unwrap(),
+                    "unlock" => set(&mount, file, OWNER, range(UNLOCK, 0, END))
+                        .await
+                        .unwrap(),
+                    _ => mount.vfs.release(file.fh).await.unwrap(),
                 }
-                .unwrap();
             };
             let watches = async {
                 for _ in 0..40 {

@@ -635,7 +635,7 @@ async fn what_the_server_allows_is_believed_for_one_user_until_the_object_change
     let (one, other) = (user(1000), user(1001));
     let may = async |who: &Arc<Credential>, mask: i32| {
         let answer = cost(&mount, mount.vfs.access(who, ino, mask as u32)).await;
-        (answer.0.map_err(|errno| errno.0), answer.1)
+        (answer.0.map_err(|error| error.errno().0), answer.1)
     };
     let no = Err(libc::EACCES);
     assert_eq!(may(&one, libc::R_OK).await, (no, 1));

@@ -71,7 +71,7 @@ async fn a_name_that_was_missing_is_there_once_the_server_has_refused_a_change_f
             "mkdir" => mount.mkdir(dir, "name").await.err(),
             "link" => {
                 let linked = mount.vfs.link(&mount.cred, file, dir, b"name").await;
-                linked.err()
+                linked.err().map(Errno::from)
             }
             "rename" => mount.rename((dir, "below"), (dir, "name")).await.err(),
             _ => {

@@ -54,13 +54,31 @@ async fn every_operation_in_a_directory_that_was_made_anew_elsewhere_is_stale() 
         fn(&Mount, Ino, Ino) -> std::pin::Pin<Box<dyn Future<Output = Result<(), Errno>> + '_>>;
     let tries: [(&str, Try); 11] = [
         ("lookup", |m, dir, _| {
-            Box::pin(async move { m.vfs.lookup(&m.cred, dir, b"n").await.map(drop) })
+            Box::pin(async move {
+                m.vfs
+                    .lookup(&m.cred, dir, b"n")
+                    .await
+                    .map(drop)
+                    .map_err(Errno::from)
+            })
         }),
         ("lookup, asked", |m, dir, _| {
-            Box::pin(async move { m.vfs.lookup_asked(&m.cred, dir, b"f").await.map(drop) })
+            Box::pin(async move {
+                m.vfs
+                    .lookup_asked(&m.cred, dir, b"f")
+                    .await
+                    .map(drop)
+                    .map_err(Errno::from)
+            })
         }),
         ("opendir", |m, dir, _| {
-            Box::pin(async move { m.vfs.opendir(&m.cred, dir, 1).await.map(drop) })
+            Box::pin(async move {
+                m.vfs
+                    .opendir(&m.cred, dir, 1)
+                    .await
+                    .map(drop)
+                    .map_err(Errno::from)
+            })
         }),
         ("create", |m, dir, _| {
             Box::pin(async move { m.create(dir, "n", libc::O_RDWR).await.map(drop) })
@@ -70,13 +88,31 @@ async fn every_operation_in_a_directory_that_was_made_anew_elsewhere_is_stale() 
         }),
         ("mknod", |m, dir, _| {
             let mode = libc::S_IFREG | 0o600;
-            Box::pin(async move { m.vfs.mknod(&m.cred, dir, b"n", mode, 0).await.map(drop) })
+            Box::pin(async move {
+                m.vfs
+                    .mknod(&m.cred, dir, b"n", mode, 0)
+                    .await
+                    .map(drop)
+                    .map_err(Errno::from)
+            })
         }),
         ("symlink", |m, dir, _| {
-            Box::pin(async move { m.vfs.symlink(&m.cred, dir, b"n", b"t").await.map(drop) })
+            Box::pin(async move {
+                m.vfs
+                    .symlink(&m.cred, dir, b"n", b"t")
+                    .await
+                    .map(drop)
+                    .map_err(Errno::from)
+            })
         }),
         ("link", |m, dir, file| {
-            Box::pin(async move { m.vfs.link(&m.cred, file, dir, b"n").await.map(drop) })
+            Box::pin(async move {
+                m.vfs
+                    .link(&m.cred, file, dir, b"n")
+                    .await
+                    .map(drop)
+                    .map_err(Errno::from)
+            })
         }),
         ("unlink", |m, dir, _| {
             Box::pin(async move { m.unlink(dir, "f").await })

@@ -403,11 +403,11 @@ impl Mount {
     }
 
     pub(crate) async fn fsync(&self, file: Open) -> Result<(), Errno> {
-        self.vfs.fsync(file.fh).await
+        self.vfs.fsync(file.fh).await.map_err(Errno::from)
     }
 
     pub(crate) async fn flush(&self, file: Open) -> Result<(), Errno> {
-        self.vfs.flush(file.fh, 0).await
+        self.vfs.flush(file.fh, 0).await.map_err(Errno::from)
     }
 
     pub(crate) async fn release(&self, file: Open) {
@@ -437,6 +437,7 @@ impl Mount {
             .setattr(&self.cred, ino, fh, set)
             .await
             .map(|(stat, _)| assert_eq!(stat.size, size, "the size that was set"))
+            .map_err(Errno::from)
     }
 
     pub(crate) async fn mkdir(&self, dir: Ino, name: &str) -> Result<Ino, Errno> {
@@ -444,10 +445,14 @@ impl Mount {
             .mkdir(&self.cred, dir, name.as_bytes(), 0o755)
             .await
             .map(|entry| entry.ino)
+            .map_err(Errno::from)
     }
 
     pub(crate) async fn unlink(&self, dir: Ino, name: &str) -> Result<(), Errno> {
-        self.vfs.unlink(&self.cred, dir, name.as_bytes()).await
+        self.vfs
+            .unlink(&self.cred, dir, name.as_bytes())
+            .await
+            .map_err(Errno::from)
     }
 
     pub(crate) async fn rename(&self, from: (Ino, &str), to: (Ino, &str)) -> Result<(), Errno> {
@@ -461,6 +466,7 @@ impl Mount {
                 0,
             )
             .await
+            .map_err(Errno::from)
     }
 
     /// The names of a directory but "." and "..", in order.

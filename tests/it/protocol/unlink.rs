@@ -1,12 +1,13 @@
 //! A file that is open here loses a name: what was open stays readable, whatever another
 //! host has done to its other names, and whatever becomes of the server.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use efs_fuse::vfs::types::{Errno, ROOT_INO};
+use efs_fuse::vfs::types::{Errno, FileKind, Lookup, ROOT_INO};
 
 use super::rig::{Mount, default_timeouts, join_all, millis, within};
-use crate::peer::proto::op;
+use crate::peer::proto::{op, st};
 use crate::peer::{Action, Peer, PeerConfig};
 
 /// "a" and "b" are one file, known to have two names, and open here.
@@ -50,10 +51,39 @@ async fn the_last_name_of_an_open_file_is_kept_although_it_was_not_known_to_be_t
     }
 }
 
+/// A server with VERIFY, or without.
+fn verifies(mount: &Mount, does: bool) {
+    mount
+        .peer
+        .on_op(move |event| match event.op == op::VERIFY && !does {
+            true => Action::Fail(st::NOTSUPP),
+            false => Action::Pass,
+        });
+}
+
+/// As the kernel does it: after ESTALE it walks to the name once more.
+async fn unlink(mount: &Mount, name: &str, does: bool) -> Result<(), Errno> {
+    match mount.unlink(ROOT_INO, name).await {
+        Err(Errno(libc::ESTALE)) if does => {
+            let vfs = &mount.vfs;
+            let found = vfs.lookup_asked(&mount.cred, ROOT_INO, name.as_bytes());
+            let Lookup::Found(found) = found.await? else {
+                return Err(Errno(libc::ENOENT));
+            };
+            match found.stat.kind {
+                FileKind::Directory => Err(Errno(libc::EISDIR)),
+                _ => mount.unlink(ROOT_INO, name).await,
+            }
+        }
+        said => said,
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_open_file_whose_name_another_host_has_given_away_loses_nothing_by_an_unlink_of_it() {
-    for other_is_open in [false, true] {
+    for (other_is_open, does) in [(false, true), (true, true), (false, false), (true, false)] {
         let (mount, open) = two_names().await;
+        verifies(&mount, does);
         let fs = mount.peer.fs();
         fs.write_file("/other", b"another").unwrap();
         let other = match other_is_open {
@@ -69,7 +99,7 @@ async fn an_open_file_whose_name_another_host_has_given_away_loses_nothing_by_an
         fs.rename("/a", "/kept").unwrap();
         fs.link("/other", "/a").unwrap();
         // This host still believes "a" to lead to what it has open.
-        mount.unlink(ROOT_INO, "a").await.unwrap();
+        unlink(&mount, "a", does).await.unwrap();
         assert_eq!(mount.getattr(open.ino).await.unwrap().nlink, 1);
         fs.remove("/other").unwrap();
         mount.peer.crash_and_restart();
@@ -93,8 +123,9 @@ async fn an_open_file_whose_name_another_host_has_given_away_loses_nothing_by_an
 
 #[tokio::test(start_paused = true)]
 async fn a_directory_that_another_host_has_put_in_the_place_of_an_open_file_is_not_unlinked() {
-    for is_open in [false, true] {
+    for (is_open, does) in [(false, true), (true, true), (false, false), (true, false)] {
         let (mount, open) = two_names().await;
+        verifies(&mount, does);
         if !is_open {
             mount.close(open).await.unwrap();
         }
@@ -103,7 +134,16 @@ async fn a_directory_that_another_host_has_put_in_the_place_of_an_open_file_is_n
         fs.remove("/a").unwrap();
         fs.mkdir("/a").unwrap();
         fs.write_file("/a/theirs", b"theirs").unwrap();
-        let refused = mount.unlink(ROOT_INO, "a").await.unwrap_err();
+        if does {
+            // Nobody misses it for a moment.
+            let peer = Arc::downgrade(&mount.peer);
+            mount.peer.on_op(move |_| {
+                let fs = peer.upgrade().unwrap().fs();
+                assert_eq!(fs.list("/").unwrap(), ["a"]);
+                Action::Pass
+            });
+        }
+        let refused = unlink(&mount, "a", does).await.unwrap_err();
         assert_eq!(refused.0, libc::EISDIR, "is open: {is_open}");
         assert_eq!(fs.read_file("/a/theirs").unwrap(), b"theirs");
         assert_eq!(fs.list("/").unwrap(), ["a"]);

@@ -117,7 +117,7 @@ fn lost_data_are_not_written_over_newer_ones() {
     again.sort_unstable();
     let expected = [(0, &b"a"[..]), (2, b"c"), (4, b"ef")];
     assert_eq!(again, expected.map(|(at, data)| (at, data.to_vec())));
-    rig.writeback.failed(flying.id, ENOSPC);
+    rig.writeback.failed(flying.id, ENOSPC.into());
     assert_eq!(rig.error(), Some(ENOSPC));
 }
 
@@ -149,8 +149,8 @@ fn a_failed_commit_is_one_error() {
     let ticket = rig.writeback.begin_drain();
     let commit = rig.commit();
     let mut seen = rig.writeback.errors().sample();
-    rig.writeback.commit_failed(commit, ENOSPC);
-    assert_eq!(rig.writeback.errors().check(&mut seen), Some(ENOSPC));
+    rig.writeback.commit_failed(commit, ENOSPC.into());
+    assert_eq!(rig.writeback.errors().check(&mut seen), Some(ENOSPC.into()));
     assert_eq!(rig.writeback.errors().check(&mut seen), None);
     assert!(rig.writeback.drained(&ticket) && rig.writeback.is_idle());
 }
@@ -229,7 +229,7 @@ fn a_commit_behind_a_write_that_was_not_executed_goes_alone() {
     for failed in [false, true] {
         let (mut rig, write) = about_to_commit();
         match failed {
-            true => rig.writeback.failed(write.id, ENOSPC),
+            true => rig.writeback.failed(write.id, ENOSPC.into()),
             false => rig.ack(&write, Stable::Unstable, V1),
         }
         rig.put(300, &[b'z'; WSIZE]);

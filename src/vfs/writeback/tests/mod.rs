@@ -128,6 +128,7 @@ impl Rig {
         self.writeback
             .errors()
             .check(&mut ErrSeq::default().sample())
+            .map(Errno::from)
     }
 }
 
@@ -321,9 +322,9 @@ fn a_failed_write_is_one_error_and_later_writes_go_on() {
     let mut seen = rig.writeback.errors().sample();
     let ticket = rig.writeback.begin_drain();
     let write = rig.write();
-    rig.writeback.failed(write.id, ENOSPC);
+    rig.writeback.failed(write.id, ENOSPC.into());
     assert!(rig.writeback.drained(&ticket));
-    assert_eq!(rig.writeback.errors().check(&mut seen), Some(ENOSPC));
+    assert_eq!(rig.writeback.errors().check(&mut seen), Some(ENOSPC.into()));
     rig.put(0, b"def");
     rig.linger();
     let write = rig.write();
@@ -337,9 +338,9 @@ fn a_reply_to_an_unknown_request_changes_nothing() {
     rig.retain(0, b"abc");
     rig.writeback
         .written(RequestId(999), 3, Stable::FileSync, V1);
-    rig.writeback.failed(RequestId(999), EIO);
+    rig.writeback.failed(RequestId(999), EIO.into());
     rig.writeback.committed(RequestId(999), V1);
-    rig.writeback.commit_failed(RequestId(999), EIO);
+    rig.writeback.commit_failed(RequestId(999), EIO.into());
     assert!(rig.writeback.uncommitted_bytes() > 0 && rig.error().is_none());
 }
 

@@ -1,0 +1,237 @@
+//! Why an operation has failed: the errno(3) for the program, and what that comes from.
+//!
+//! What the vfs decides by itself is an [`Errno`] and needs no cause: the errno says it
+//! all. What a request to the server has come to, or what is wrong with its answer, carries
+//! a [`Cause`] up to whoever answers the kernel, and is logged there, once. An error of write-back is kept with its
+//! cause until fsync(2) or close(2) tells of it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{Errno, Ino};
+use crate::nfs::NfsError;
+use crate::rpc::RpcError;
+
+/// What an operation of the vfs comes to.
+pub type VfsResult<T> = Result<T, VfsError>;
+
+/// Why an operation has failed. It is part of every future, so it is two words; and it is
+/// cloned, because a write error is told by every descriptor of the file.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VfsError(Why);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Why {
+    /// It was decided here.
+    Decided(Errno),
+    Caused(Arc<(Errno, Cause)>),
+}
+
+/// What has failed, and for which object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// The write-back of a file does not know which file that is; who is told by it does.
+    ino: Option<Ino>,
+    failure: Failure,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Failure {
+    /// A request to the server.
+    Nfs(NfsError),
+    /// What was found wrong here, though the server has said that all is well.
+    Found(&'static str),
+}
+
+impl VfsError {
+    /// What `error`, of a request for the inode `ino`, is to the caller.
+    pub(in crate::vfs) fn caused(errno: Errno, error: &NfsError, ino: Ino) -> Self {
+        let failure = Failure::Nfs(error.clone());
+        let ino = Some(ino);
+        Self(Why::Caused(Arc::new((errno, Cause { ino, failure }))))
+    }
+
+    /// EIO, because of what was `found` wrong with the object `ino`, or with the file whose
+    /// write-back says so (`None`).
+    pub(in crate::vfs) fn found(found: &'static str, ino: Option<Ino>) -> Self {
+        let failure = Failure::Found(found);
+        let errno = Errno(libc::EIO);
+        Self(Why::Caused(Arc::new((errno, Cause { ino, failure }))))
+    }
+
+    /// What WRITE of the inode `ino` comes to that the server has answered with `status`
+    /// (`nfsstat4`): for tests of layers that know no NFS.
+    #[cfg(test)]
+    pub(crate) fn of_refused_write(status: u32, ino: Ino) -> Self {
+        use crate::nfs::proto::{ops::Op, status::Status};
+        let error = NfsError::Status(Op::Write, Status(status));
+        Self::caused(Errno(error.errno()), &error, ino)
+    }
+
+    /// What the program is told.
+    pub fn errno(&self) -> Errno {
+        match &self.0 {
+            Why::Decided(errno) => *errno,
+            Why::Caused(caused) => caused.0,
+        }
+    }
+
+    /// Whether the program is told `errno` (`E*`).
+    pub fn is(&self, errno: i32) -> bool {
+        self.errno().0 == errno
+    }
+
+    /// What it comes from, if that was a request to the server.
+    pub fn cause(&self) -> Option<&Cause> {
+        match &self.0 {
+            Why::Decided(_) => None,
+            Why::Caused(caused) => Some(&caused.1),
+        }
+    }
+
+    /// The same cause under another errno: that of the server means something else to the
+    /// caller.
+    pub(in crate::vfs) fn told_as(self, errno: i32) -> Self {
+        let errno = Errno(errno);
+        match self.0 {
+            Why::Caused(caused) if caused.0 != errno => {
+                Self(Why::Caused(Arc::new((errno, caused.1.clone()))))
+            }
+            Why::Caused(caused) => Self(Why::Caused(caused)),
+            Why::Decided(_) => Self(Why::Decided(errno)),
+        }
+    }
+}
+
+impl Cause {
+    /// The object that the request was for: the directory, where it was for a name in it.
+    /// `None`: the one whose data are written back.
+    pub fn ino(&self) -> Option<Ino> {
+        self.ino
+    }
+
+    /// What an operator may do about it.
+    pub fn remedy(&self) -> &'static str {
+        let error = match &self.failure {
+            Failure::Nfs(error) => error,
+            Failure::Found(_) => return "try it once more, and report it if it comes again",
+        };
+        match error {
+            NfsError::Rpc(RpcError::Abandoned { .. }) => {
+                "the program did not wait for it: see why it was killed or interrupted"
+            }
+            NfsError::Rpc(RpcError::Closed) => {
+                "the mount is being taken down, or has given its server up: mount it again"
+            }
+            NfsError::Rpc(_) => "see that the server speaks NFSv4.1 and accepts this host",
+            NfsError::Garbled(..) => {
+                "the server, or something on the way to it, does not keep to NFSv4.1: report it"
+            }
+            NfsError::StateLost => {
+                "the open or its locks were lost while the server was not reached: \
+                 open the file again"
+            }
+            NfsError::Unfit(_) => "the server's limits are too small: report it",
+            NfsError::Status(..) | NfsError::Compound(_) => {
+                "the server says so: look there for the reason"
+            }
+        }
+    }
+}
+
+impl From<Errno> for VfsError {
+    fn from(errno: Errno) -> Self {
+        Self(Why::Decided(errno))
+    }
+}
+
+impl From<VfsError> for Errno {
+    fn from(error: VfsError) -> Self {
+        error.errno()
+    }
+}
+
+impl PartialEq<Errno> for VfsError {
+    fn eq(&self, errno: &Errno) -> bool {
+        self.errno() == *errno
+    }
+}
+
+/// As `READ: NFS4ERR_IO (inode 17)`.
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.failure {
+            Failure::Nfs(error) => write!(f, "{error}")?,
+            Failure::Found(found) => f.write_str(found)?,
+        }
+        match self.ino {
+            Some(ino) => write!(f, " (inode {ino})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// As `Input/output error (os error 5), from READ: NFS4ERR_IO (inode 17)`.
+impl fmt::Display for VfsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cause() {
+            None => write!(f, "{}", self.errno()),
+            Some(cause) => write!(f, "{}, from {cause}", self.errno()),
+        }
+    }
+}
+
+impl fmt::Debug for VfsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for VfsError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nfs::proto::status::Status;
+
+    fn quota() -> VfsError {
+        VfsError::of_refused_write(Status::DQUOT.0, 17)
+    }
+
+    #[test]
+    fn an_error_of_the_server_carries_its_cause() {
+        let error = quota();
+        assert_eq!(error, Errno(libc::EDQUOT));
+        let cause = error.cause().expect("the server's status");
+        assert_eq!(cause.ino(), Some(17));
+        assert_eq!(cause.to_string(), "WRITE: NFS4ERR_DQUOT (inode 17)");
+    }
+
+    #[test]
+    fn what_is_decided_here_has_no_cause() {
+        let error = VfsError::from(Errno(libc::EBADF));
+        assert!(error.is(libc::EBADF) && error.cause().is_none());
+        assert!(error.told_as(libc::EIO).cause().is_none());
+    }
+
+    #[test]
+    fn what_is_found_wrong_is_a_cause() {
+        let error = VfsError::found("the server's listing stands still", Some(3));
+        assert_eq!(error, Errno(libc::EIO));
+        let cause = error.cause().expect("what was found").to_string();
+        assert_eq!(cause, "the server's listing stands still (inode 3)");
+    }
+
+    #[test]
+    fn another_errno_keeps_the_cause() {
+        let error = quota().told_as(libc::ENOSPC);
+        assert_eq!(error, Errno(libc::ENOSPC));
+        assert_eq!(error.cause(), quota().cause());
+    }
+
+    #[test]
+    fn an_error_costs_a_future_two_words() {
+        assert_eq!(size_of::<VfsError>(), 2 * size_of::<usize>());
+        assert_eq!(size_of::<VfsResult<()>>(), 2 * size_of::<usize>());
+    }
+}
