@@ -440,14 +440,21 @@ impl Files {
     ) {
         let Hidden { silly, beside } = hidden;
         let place = &silly.dir.handle;
-        if *beside {
-            let found = self.client.lookup(&silly.cred, place, name).await;
-            let found = found.ok().and_then(|found| found.object);
-            if found.is_none_or(|(handle, _)| handle != victim.handle) {
+        let found = self.client.lookup(&silly.cred, place, name).await;
+        let found = found.map(|found| found.object.map(|(handle, _)| handle));
+        let is_as_before = match found {
+            Ok(Some(now)) => *beside && now == victim.handle,
+            // Moved back, the file would replace whatever has the name by now: what a RENAME
+            // has brought there that was executed all the same, or another host's.
+            Ok(None) => !beside,
+            Err(_) => false,
+        };
+        if !is_as_before {
+            if *beside {
                 Self::mark_hidden(victim);
-                self.namespace.doubt(&silly.dir);
-                return;
             }
+            self.namespace.doubt(&silly.dir);
+            return;
         }
         self.file_state(victim).lock().set_silly(None);
         let back = if *beside {

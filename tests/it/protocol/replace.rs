@@ -482,7 +482,6 @@ async fn who_is_killed_between_the_two_renames_has_replaced_the_open_file_or_has
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "a bug: what was moved away is moved back over the file that has replaced it"]
 async fn who_is_killed_while_the_second_rename_runs_does_not_lose_the_new_file() {
     let deaths = [
         (Death::without_links(2, Then::IsSlow), true),
@@ -493,7 +492,6 @@ async fn who_is_killed_while_the_second_rename_runs_does_not_lose_the_new_file()
 
 /// The same with nobody killed: the RENAME that is sent anew finds nothing to move.
 #[tokio::test(start_paused = true)]
-#[ignore = "a bug: what was moved away is moved back over the file that has replaced it"]
 async fn without_links_a_replacement_that_ran_before_its_session_was_lost_keeps_both_files() {
     let (mount, open) = prepared(PeerConfig::default()).await;
     let peer = Arc::clone(&mount.peer);
