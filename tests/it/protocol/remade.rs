@@ -376,7 +376,7 @@ async fn make(mount: &Mount, what: &str, dir: Ino) -> Result<(), Errno> {
         "mknod" => vfs.mknod(cred, dir, b"n", libc::S_IFIFO | 0o600, 0).await,
         _ => vfs.symlink(cred, dir, b"n", b"t").await,
     };
-    made.map(drop)
+    made.map(drop).map_err(Errno::from)
 }
 
 /// Between CREATE and the GETATTR of its compound another host removes what was made, so often,
