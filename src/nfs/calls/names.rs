@@ -291,7 +291,16 @@ impl Client {
                 self.rename_hidden(cred, (dir, name), (dir, hidden), object)
                     .await
             }
-            renamed => self.done_before(cred, (dir, hidden), object, renamed).await,
+            renamed => match self.done_before(cred, (dir, hidden), object, renamed).await {
+                // Nor is its word taken for it against the handle: the name might never be hidden.
+                Err(NfsError::Status(Op::Verify, _))
+                    if self.leads_to(cred, (dir, name), object).await? =>
+                {
+                    self.rename_hidden(cred, (dir, name), (dir, hidden), object)
+                        .await
+                }
+                renamed => renamed,
+            },
         }
     }
 

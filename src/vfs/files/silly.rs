@@ -377,9 +377,20 @@ impl Files {
         if let Some((handle, attrs)) = &found
             && kind_of(attrs.kind) == FileKind::Directory
         {
-            let (from, to) = ((&dir.handle, hidden.as_bytes()), (&dir.handle, name));
-            if let Err(error) = self.client.rename_hidden(cred, from, to, handle).await {
-                tracing::error!("a directory is left as {hidden} in its directory: {error}");
+            match self.is_free(cred, dir, name).await {
+                true => {
+                    let (from, to) = ((&dir.handle, hidden.as_bytes()), (&dir.handle, name));
+                    if let Err(error) = self.client.rename_hidden(cred, from, to, handle).await {
+                        tracing::error!(
+                            "a directory is left as {hidden} in its directory: {error}"
+                        );
+                    }
+                }
+                // RENAME would replace what another host has made there since.
+                false => tracing::error!(
+                    "a directory is left as {hidden} in its directory: its name {} is taken",
+                    quoting::name(name)
+                ),
             }
             return Err(self.namespace.is_directory_now(dir, name).into());
         }
@@ -405,6 +416,12 @@ impl Files {
             }
         }
         Ok(())
+    }
+
+    /// Nothing has this name, the server says.
+    async fn is_free(&self, cred: &Credential, dir: &Inode, name: &[u8]) -> bool {
+        let found = self.client.lookup(cred, &dir.handle, name).await;
+        found.is_ok_and(|found| found.object.is_none())
     }
 
     /// The file is open and has been moved out of sight: false if it need not be.
@@ -440,14 +457,15 @@ impl Files {
     ) {
         let Hidden { silly, beside } = hidden;
         let place = &silly.dir.handle;
-        let found = self.client.lookup(&silly.cred, place, name).await;
-        let found = found.map(|found| found.object.map(|(handle, _)| handle));
-        let is_as_before = match found {
-            Ok(Some(now)) => *beside && now == victim.handle,
+        let is_as_before = match *beside {
+            true => {
+                let found = self.client.lookup(&silly.cred, place, name).await;
+                let found = found.ok().and_then(|found| found.object);
+                found.is_some_and(|(handle, _)| handle == victim.handle)
+            }
             // Moved back, the file would replace whatever has the name by now: what a RENAME
             // has brought there that was executed all the same, or another host's.
-            Ok(None) => !beside,
-            Err(_) => false,
+            false => self.is_free(&silly.cred, &silly.dir, name).await,
         };
         if !is_as_before {
             if *beside {

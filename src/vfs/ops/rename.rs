@@ -208,8 +208,7 @@ impl Vfs {
         error
     }
 
-    /// Whether each of the names leads still to what is known by it. Not knowing does not count
-    /// against it.
+    /// Whether each of the names leads still to what is known by it, the server says.
     async fn lead_still(
         &self,
         cred: &Arc<Credential>,
@@ -217,11 +216,9 @@ impl Vfs {
     ) -> bool {
         for ((dir, name), known) in ends {
             let Some(known) = known else { continue };
-            if let Ok(found) = self.client.lookup(cred, &dir.handle, name).await
-                && found
-                    .object
-                    .is_none_or(|(handle, _)| handle != known.handle)
-            {
+            let found = self.client.lookup(cred, &dir.handle, name).await;
+            let now = found.ok().and_then(|found| found.object);
+            if now.is_none_or(|(handle, _)| handle != known.handle) {
                 return false;
             }
         }

@@ -150,6 +150,58 @@ async fn a_directory_that_another_host_has_put_in_the_place_of_an_open_file_is_n
     }
 }
 
+/// The handle counts, whatever a server says of fileids.
+#[tokio::test(start_paused = true)]
+async fn a_server_whose_verify_finds_every_object_another_one_has_its_names_hidden_all_the_same() {
+    let (mount, open) = two_names().await;
+    mount.peer.on_op(|event| match event.op == op::VERIFY {
+        true => Action::Fail(st::NOT_SAME),
+        false => Action::Pass,
+    });
+    for name in ["a", "b"] {
+        mount.unlink(ROOT_INO, name).await.unwrap();
+    }
+    mount.peer.crash_and_restart();
+    let read = within(300, mount.read(open, 0, 10)).await;
+    assert_eq!(read.unwrap(), b"data");
+    mount.close(open).await.unwrap();
+    millis(200).await;
+    let left = mount.peer.fs().list("/").unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Without VERIFY a directory is moved out of sight, and back: not over what another host has
+/// made there in the meantime, be it empty.
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_not_moved_back_over_one_that_another_host_has_made_meanwhile() {
+    let (mount, _open) = two_names().await;
+    let fs = mount.peer.fs();
+    fs.remove("/b").unwrap();
+    fs.remove("/a").unwrap();
+    fs.mkdir("/a").unwrap();
+    fs.write_file("/a/theirs", b"theirs").unwrap();
+    let (peer, mut is_made) = (Arc::downgrade(&mount.peer), false);
+    mount.peer.on_op(move |event| {
+        let fs = peer.upgrade().unwrap().fs();
+        if event.op == op::VERIFY {
+            return Action::Fail(st::NOTSUPP);
+        }
+        if event.op == op::SEQUENCE && !is_made && !fs.list("/").unwrap().contains(&"a".into()) {
+            is_made = true;
+            fs.mkdir("/a").unwrap();
+        }
+        Action::Pass
+    });
+    let refused = mount.unlink(ROOT_INO, "a").await.unwrap_err();
+    assert_eq!(refused.0, libc::EISDIR);
+    assert!(fs.list("/a").unwrap().is_empty(), "the newer one");
+    let all = fs.list("/").unwrap();
+    assert_eq!(all.len(), 2, "{all:?}");
+    let hidden = all.iter().find(|name| *name != "a").unwrap();
+    let kept = fs.read_file(&format!("/{hidden}/theirs")).unwrap();
+    assert_eq!(kept, b"theirs");
+}
+
 #[tokio::test(start_paused = true)]
 async fn of_an_open_file_with_several_names_one_is_hidden_and_the_rest_are_removed() {
     let (mount, open) = two_names().await;
