@@ -96,19 +96,25 @@ fn the_order_of_the_layers_has_no_arrow_upward() {
 fn code_of(path: &Path) -> String {
     let source = fs::read_to_string(path).expect("a source");
     let code = source.split("#[cfg(test)]\nmod tests").next();
-    let lines = code.unwrap_or_default().lines();
+    without_comments(code.unwrap_or_default())
+}
+
+pub(crate) fn without_comments(source: &str) -> String {
+    let lines = source.lines();
     lines
         .filter(|line| !line.trim_start().starts_with("//"))
         .fold(String::new(), |code, line| code + line + "\n")
 }
 
+/// The word that a text begins with.
+pub(crate) fn word(text: &str) -> String {
+    let is_word = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
+    text.chars().take_while(is_word).collect()
+}
+
 /// The first names of the paths in `text`, which begins behind a `::`: one, or those of
 /// a group in braces.
 fn heads(text: &str) -> Vec<String> {
-    let word = |text: &str| -> String {
-        let is_word = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
-        text.chars().take_while(is_word).collect()
-    };
     let Some(group) = text.strip_prefix('{') else {
         return vec![word(text)];
     };
@@ -155,7 +161,7 @@ fn rooms(layer: &str) -> BTreeMap<String, Vec<(usize, String)>> {
 
 /// The rooms that code uses by its paths. `depth` is how far its module is below the
 /// folder: so many `super` lead to it.
-fn named_by(layer: &str, depth: usize, code: &str) -> BTreeSet<String> {
+pub(crate) fn named_by(layer: &str, depth: usize, code: &str) -> BTreeSet<String> {
     let inside = format!("crate::{layer}::");
     let mut named: BTreeSet<String> = code.split(&inside).skip(1).flat_map(heads).collect();
     let up = "super::".repeat(depth);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use crate::layers::sources;
+use crate::layers::{named_by, sources, without_comments, word};
 
 /// The rooms of `src/vfs`, from the top: a room uses only those that follow. What is in
 /// `src/vfs/mod.rs` stands above all of them, and is there for the first one only.
@@ -20,55 +20,6 @@ const ROOMS: [&str; 9] = [
     "writeback",
     "types",
 ];
-
-/// The source without its comments.
-fn code_of(source: &str) -> String {
-    let code = source
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"));
-    code.collect::<Vec<_>>().join("\n")
-}
-
-fn first_word(text: &str) -> String {
-    let is_word = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
-    text.trim_start().chars().take_while(is_word).collect()
-}
-
-/// What stands right below a path that ends here: one name, or those in braces.
-fn names_below(rest: &str) -> Vec<String> {
-    let Some(group) = rest.strip_prefix('{') else {
-        return vec![first_word(rest)];
-    };
-    let (mut depth, mut names) = (1, vec![first_word(group)]);
-    for (at, c) in group.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth == 1 => break,
-            '}' => depth -= 1,
-            ',' if depth == 1 => names.push(first_word(&group[at + 1..])),
-            _ => {}
-        }
-    }
-    names
-}
-
-/// What a source of the vfs uses of it beyond its own room, by `crate::vfs::` or by as many
-/// `super::` as lead there: names of rooms, and of what `src/vfs/mod.rs` holds. `depth` says how
-/// many modules the source is below the vfs.
-fn used_of_the_vfs(code: &str, depth: usize) -> BTreeSet<String> {
-    let up = "super::".repeat(depth);
-    let mut used = BTreeSet::new();
-    for path in ["crate::vfs::", &up] {
-        for (at, _) in code.match_indices(path) {
-            if !code[..at].ends_with("super::") {
-                used.extend(names_below(&code[at + path.len()..]));
-            }
-        }
-    }
-    used.remove("super");
-    used.remove("");
-    used
-}
 
 #[test]
 fn no_room_of_the_vfs_uses_one_above_it() {
@@ -89,7 +40,8 @@ fn no_room_of_the_vfs_uses_one_above_it() {
             continue;
         };
         let source = fs::read_to_string(&path).expect("a source");
-        for other in used_of_the_vfs(&code_of(&source), module.len()) {
+        let code = without_comments(&source);
+        for other in named_by("vfs", module.len(), &code) {
             let is_room = ROOMS.iter().position(|known| *known == other);
             let is_inner = |name: &str| name.starts_with(|c: char| c.is_ascii_uppercase());
             let allowed = match is_room {
@@ -147,7 +99,7 @@ fn functions(source: &str) -> Vec<(String, usize)> {
         if !is_function || code.ends_with('}') {
             continue;
         }
-        let name = first_word(code.split_once("fn ").map_or("", |(_, rest)| rest));
+        let name = word(code.split_once("fn ").map_or("", |(_, rest)| rest));
         let ends = |line: &str| {
             let code = line.trim_start();
             line.len() - code.len() == indent && (code == "}" || code.ends_with(';'))

@@ -53,6 +53,18 @@ pub struct OpenRequest<'a> {
     pub behind: BehindOpen,
 }
 
+impl<'a> OpenRequest<'a> {
+    /// An OPEN that allows so much, and nothing else.
+    pub fn of(open: &'a Arc<OpenState>, access: u32) -> Self {
+        Self {
+            open,
+            access,
+            name: None,
+            behind: BehindOpen::Nothing,
+        }
+    }
+}
+
 /// A file that was opened by its handle.
 #[derive(Debug)]
 pub struct OpenedHandle {
@@ -96,33 +108,6 @@ pub struct FoundOpen {
 }
 
 impl Client {
-    /// [`Self::open_by_handle`] with its request in pieces; `truncate` goes before
-    /// `inline`.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn open_handle(
-        self: &Arc<Self>,
-        open: &Arc<OpenState>,
-        access: u32,
-        truncate: bool,
-        name: Option<(&FileHandle, &[u8])>,
-        inline: Option<InlineRead>,
-    ) -> Result<Option<OpenedHandle>, NfsError> {
-        let behind = match inline {
-            _ if truncate => BehindOpen::Truncate,
-            Some(inline) => BehindOpen::Read(inline),
-            None => BehindOpen::Nothing,
-        };
-        self.open_by_handle(OpenRequest {
-            open,
-            access,
-            name,
-            behind,
-        })
-        .await
-    }
-
     /// OPEN of a file by its handle. `None` if the request has a name that does not lead
     /// to the file (any more); the caller has to close the open then. One round trip;
     /// two, if there is a name and the file is cut.

@@ -41,7 +41,7 @@ use tokio::time::Instant;
 
 use super::Files;
 use super::handle::OpenHandle;
-use crate::nfs::calls::Locked;
+use crate::nfs::calls::{Locked, OpenRequest};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::state::locks::{LockState, Turn};
@@ -276,11 +276,8 @@ impl Files {
             return Ok(());
         }
         let sent = Instant::now();
-        match self
-            .client
-            .open_handle(&handle.open, access, false, None, None)
-            .await
-        {
+        let request = OpenRequest::of(&handle.open, access);
+        match self.client.open_by_handle(request).await {
             Ok(None) => Ok(()),
             Ok(Some(opened)) => {
                 self.namespace.learn(&handle.inode, &opened.attrs, sent);

@@ -75,14 +75,24 @@ impl Files {
         if mode & rights == 0 {
             return Ok(());
         }
+        self.set_mode_as(&owner, inode, mode & !rights).await
+    }
+
+    /// SETATTR of the mode, in the name of the file's owner.
+    async fn set_mode_as(
+        self: &Arc<Self>,
+        owner: &Credential,
+        inode: &Arc<Inode>,
+        mode: u32,
+    ) -> VfsResult<()> {
         let new = new_attributes(&SetAttr {
-            mode: Some(mode & !rights),
+            mode: Some(mode),
             ..SetAttr::default()
         });
         let sent = Instant::now();
         let moved = self
             .client
-            .set_attrs(&owner, &inode.handle, None, &new)
+            .set_attrs(owner, &inode.handle, None, &new)
             .await
             .map_err(|error| self.namespace.failed(&error, inode))?;
         self.namespace.moved(inode, &moved, sent);
@@ -112,18 +122,8 @@ impl Files {
         if after == before {
             return Ok(());
         }
-        let new = new_attributes(&SetAttr {
-            mode: Some(after),
-            ..SetAttr::default()
-        });
         let _changing = self.namespace.changing(inode);
-        let sent = Instant::now();
-        let moved = self
-            .client
-            .set_attrs(&owner, &inode.handle, None, &new)
-            .await
-            .map_err(|error| self.namespace.failed(&error, inode))?;
-        self.namespace.moved(inode, &moved, sent);
+        self.set_mode_as(&owner, inode, after).await?;
         // execve(2) goes by what the kernel knows.
         self.namespace.inval_attr(inode.ino);
         Ok(())

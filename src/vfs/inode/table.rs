@@ -286,11 +286,7 @@ impl InodeTable {
                 return (slot.get_mut().looked_up(), false);
             }
             Slot::Vacant(slot) if self.elsewhere_count.load(Ordering::Relaxed) == 0 => {
-                if let Some(kept) = kept(ino).filter(|kept| kept.is_still(handle)) {
-                    self.enter(slot, &kept);
-                    return (kept, false);
-                }
-                return (self.insert(slot, ino, handle, attrs, sent), true);
+                return self.take_up(slot, kept(ino), handle, attrs, sent);
             }
             _ => {}
         }
@@ -305,13 +301,7 @@ impl InodeTable {
             Slot::Occupied(mut slot) if slot.get().inode.handle == *handle => {
                 return (slot.get_mut().looked_up(), false);
             }
-            Slot::Vacant(slot) => {
-                if let Some(kept) = kept(ino).filter(|kept| kept.is_still(handle)) {
-                    self.enter(slot, &kept);
-                    return (kept, false);
-                }
-                return (self.insert(slot, ino, handle, attrs, sent), true);
-            }
+            Slot::Vacant(slot) => return self.take_up(slot, kept(ino), handle, attrs, sent),
             Slot::Occupied(slot) => {
                 self.elsewhere_count.fetch_add(1, Ordering::Relaxed);
                 slot
@@ -326,6 +316,23 @@ impl InodeTable {
             }
         }
         unreachable!("the numbers are more than the inodes")
+    }
+
+    /// Under its own number: the inode that was kept, if it is the object still, or a new one.
+    fn take_up(
+        &self,
+        slot: VacantEntry<'_, Ino, Known>,
+        kept: Option<Arc<Inode>>,
+        handle: &FileHandle,
+        attrs: &Attributes,
+        sent: Instant,
+    ) -> (Arc<Inode>, bool) {
+        if let Some(kept) = kept.filter(|kept| kept.is_still(handle)) {
+            self.enter(slot, &kept);
+            return (kept, false);
+        }
+        let ino = *slot.key();
+        (self.insert(slot, ino, handle, attrs, sent), true)
     }
 
     fn insert(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::nfs::NfsError;
-use crate::nfs::calls::{HowToOpen, InlineRead, OpenedHandle, PrePost};
+use crate::nfs::calls::{BehindOpen, HowToOpen, InlineRead, OpenRequest, OpenedHandle, PrePost};
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::proto::reply::ReadResult;
 use crate::nfs::proto::status::Status;
@@ -122,11 +122,17 @@ impl Vfs {
         let name = place
             .as_ref()
             .map(|place| (&place.dir.handle, &*place.name));
-        let asked = inline.map(|(inline, _)| inline);
-        let opened = self
-            .client
-            .open_handle(&open, share, truncate, name, asked)
-            .await;
+        let behind = match inline {
+            _ if truncate => BehindOpen::Truncate,
+            Some((inline, _)) => BehindOpen::Read(inline),
+            None => BehindOpen::Nothing,
+        };
+        let request = OpenRequest {
+            name,
+            behind,
+            ..OpenRequest::of(&open, share)
+        };
+        let opened = self.client.open_by_handle(request).await;
         match opened {
             Ok(None) => {
                 self.files.leave(&inode, &open).await;

@@ -1,7 +1,7 @@
 //! Servers that grant little: EFS, and worse.
 
 use bytes::Bytes;
-use efs_fuse::nfs::calls::HowToOpen;
+use efs_fuse::nfs::calls::{BehindOpen, HowToOpen, OpenRequest};
 use efs_fuse::nfs::proto::attrs::NewAttributes;
 use efs_fuse::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE, CAN_READ};
 use efs_fuse::nfs::proto::types::Stable;
@@ -42,11 +42,14 @@ async fn every_call(rig: &Rig) {
     let open = client.prepare_open(handle.clone(), cred.clone());
     let both = ACCESS_READ | ACCESS_WRITE;
     client
-        .open_handle(&open, both, false, None, None)
+        .open_by_handle(OpenRequest::of(&open, both))
         .await
         .expect("open by handle");
     let cut = client
-        .open_handle(&open, both, true, None, None)
+        .open_by_handle(OpenRequest {
+            behind: BehindOpen::Truncate,
+            ..OpenRequest::of(&open, both)
+        })
         .await
         .expect("open and cut")
         .expect("the file");

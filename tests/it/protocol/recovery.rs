@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use efs_fuse::nfs::calls::HowToOpen;
+use efs_fuse::nfs::calls::{HowToOpen, OpenRequest};
 use efs_fuse::nfs::proto::types::Stable;
 use efs_fuse::nfs::state::OpenState;
 use parking_lot::Mutex;
@@ -387,7 +387,8 @@ async fn an_open_that_joins_one_whose_state_was_dropped_brings_all_of_it_back() 
     let opens = opened(&rig, 1).await;
     rig.peer.revoke_state(st::ADMIN_REVOKED);
     let access = efs_fuse::nfs::proto::ops::ACCESS_WRITE;
-    let joined = rig.client.open_handle(&opens[0], access, false, None, None);
+    let request = OpenRequest::of(&opens[0], access);
+    let joined = rig.client.open_by_handle(request);
     within(60, joined).await.expect("open");
     all_work(&rig, &opens).await;
 }
