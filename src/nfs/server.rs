@@ -3,13 +3,15 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use super::config::ClientConfig;
 use super::proto::attrs::{AttrSet, Attributes};
 use super::proto::types::{FileHandle, StateId};
 use super::session::establish::{ChannelAttrs, OVERHEAD};
 
 /// What is known of the mounted file system.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSystem {
     /// The root of the mount.
     pub root: FileHandle,

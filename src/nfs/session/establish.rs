@@ -1,6 +1,7 @@
 //! EXCHANGE_ID, CREATE_SESSION and their ends (RFC 8881 §18.35–37, §18.50).
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::super::proto::compound::Compound;
 use super::super::proto::ops::Op;
@@ -36,7 +37,7 @@ const MIN_OPS: u32 = 8;
 const MIN_MESSAGE: u32 = 4096;
 
 /// Who we are to the server.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// co_ownerid: unique to this mount, so that two mounts, or two clones of
     /// one machine, are never taken for one client.
@@ -49,7 +50,7 @@ pub struct Identity {
 }
 
 /// A client id the server has given us.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientId {
     /// The number.
     pub id: u64,
@@ -61,7 +62,7 @@ pub struct ClientId {
 
 /// Who a server says it is (RFC 8881 §2.10.4, §18.35): connections that are told the
 /// same may belong to one session.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerId {
     /// so_major_id.
     pub major: Bytes,
