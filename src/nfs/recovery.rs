@@ -72,6 +72,7 @@ async fn recover(client: Arc<Client>, lost: Arc<Session>) {
                 deaths = 0;
                 tracing::warn!("recovery: {error}; trying again");
                 client.metrics.set_last_error(format!("recovery: {error}"));
+                client.recovery_failed.send_replace(Some(error));
                 backoff.pause().await;
             }
         }
@@ -92,25 +93,41 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
     let mut id = known.clone();
     let created = establish::create_session(channel, identity, &mut id, wanted).await;
     let new = match created {
-        Ok(new) => {
-            // The old one may still be there, if only its slots were of no more
-            // use. Nobody waits for its end.
-            let work = drain(Arc::clone(&client.fore), Arc::clone(lost));
-            client.metrics.tasks.harmless("drain", work);
-            new
-        }
+        // The reply that it has kept of the CREATE_SESSION of the process before this one.
+        Ok(new) if client.sessions.is_unfenced(new.id) => None,
+        Ok(new) => Some(new),
         Err(NfsError::Status(Op::CreateSession, Status::DELAY)) => {
             // The same sequence again, as if it had not been sent.
             return Err(NfsError::Status(Op::CreateSession, Status::DELAY));
         }
-        Err(NfsError::Status(Op::CreateSession, _)) => {
+        Err(NfsError::Status(Op::CreateSession, _)) => None,
+        Err(error) => return Err(error),
+    };
+    let new = match new {
+        Some(new) => new,
+        None => {
             id = establish::exchange_id(channel, identity).await?;
+            let taking_over = client.sessions.unfenced().is_some();
+            if taking_over && id.id != known.id && id.server.scope != known.server.scope {
+                // Handles mean nothing to it, or other files (RFC 8881 §2.10.4).
+                return Err(NfsError::Unfit("another server answers under this name"));
+            }
             establish::create_session(channel, identity, &mut id, wanted).await?
         }
-        Err(error) => return Err(error),
     };
     let client_id = id.id;
     *client.client_id.lock() = id;
+    if client_id != known.id {
+        client.sessions.forget();
+    }
+    client.sessions.made(new.id);
+    fence(client).await?;
+    if client.sessions.is_ours(lost.id) && lost.id != new.id {
+        // It may still be there, if only its slots were of no more use. Nobody waits for
+        // its end.
+        let work = drain(Arc::clone(client), Arc::clone(lost));
+        client.metrics.tasks.harmless("drain", work);
+    }
     let session = Arc::new(Session::new(
         &new,
         lost.generation + 1,
@@ -135,10 +152,8 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
         let refused = reclaim_all(client, &session, opens, Claim::Previous).await?;
         // With nothing granted it may only have been the lease that ran out:
         // then others may have written since, and nothing is lost.
-        if refused.len() < count
-            && let Some(restarted) = client.restarted.get()
-        {
-            restarted();
+        if refused.len() < count {
+            client.restarted.restarted();
         }
         reclaim_complete(&client.fore, &session).await?;
         // Only now: before RECLAIM_COMPLETE anything but a reclaim gets GRACE,
@@ -173,7 +188,7 @@ pub(super) async fn reclaim_complete(
 
 /// Ends a session that is not used any more, when nothing is under way in it: its
 /// replies would be lost with it.
-async fn drain(fore: Arc<ForeChannel>, session: Arc<Session>) {
+async fn drain(client: Arc<Client>, session: Arc<Session>) {
     const LOOKS: u32 = 300;
     const PAUSE: Duration = Duration::from_millis(100);
     for _ in 0..LOOKS {
@@ -182,8 +197,31 @@ async fn drain(fore: Arc<ForeChannel>, session: Arc<Session>) {
         }
         tokio::time::sleep(PAUSE).await;
     }
-    let identity = &fore.config.identity;
-    let _ = establish::destroy_session(&fore.channel, identity, session.id).await;
+    let (channel, identity) = (&client.fore.channel, &client.config().identity);
+    let _ = establish::destroy_session(channel, identity, session.id).await;
+    client.sessions.gone(session.id);
+}
+
+/// Destroys the sessions of the process before this one, whose requests may still be on
+/// their way: nothing is sent in the new session before that.
+///
+/// # Errors
+/// The server's, which has to be asked again then.
+async fn fence(client: &Client) -> Result<(), NfsError> {
+    let (channel, identity) = (&client.fore.channel, &client.config().identity);
+    let mut backoff = Backoff::up_to(channel.pause());
+    while let Some(id) = client.sessions.unfenced() {
+        match establish::destroy_session(channel, identity, id).await {
+            Ok(()) | Err(NfsError::Status(_, Status::BADSESSION | Status::DEADSESSION)) => {
+                client.sessions.gone(id);
+            }
+            // It is at work on requests of that session, or the answer was none.
+            Err(NfsError::Status(_, Status::DELAY | Status::BACK_CHAN_BUSY))
+            | Err(NfsError::Garbled(..)) => backoff.pause().await,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Opens brought back at once.

@@ -1,8 +1,10 @@
 //! What is known of the server: the mounted file system, how large an I/O may be, and
 //! what it was found to lack.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::config::ClientConfig;
@@ -93,6 +95,39 @@ impl IoSizes {
         let write = size(config.wsize, session.max_request, write);
         self.read.store(read, Ordering::Relaxed);
         self.write.store(write, Ordering::Relaxed);
+    }
+}
+
+/// What is to be done when the server has restarted; and whether it has before anybody said
+/// what.
+#[derive(Default)]
+pub(super) struct RestartHook(Mutex<(Option<Arc<dyn Fn() + Send + Sync>>, bool)>);
+
+impl RestartHook {
+    /// Only the first hook given is kept. It is called at once if the server has restarted
+    /// before.
+    pub(super) fn set(&self, hook: Arc<dyn Fn() + Send + Sync>) {
+        let missed = {
+            let mut inner = self.0.lock();
+            let (known, missed) = &mut *inner;
+            known.get_or_insert_with(|| Arc::clone(&hook));
+            std::mem::take(missed)
+        };
+        if missed {
+            hook();
+        }
+    }
+
+    /// The server has restarted.
+    pub(super) fn restarted(&self) {
+        let hook = {
+            let mut inner = self.0.lock();
+            inner.1 = inner.0.is_none();
+            inner.0.clone()
+        };
+        if let Some(hook) = hook {
+            hook();
+        }
     }
 }
 

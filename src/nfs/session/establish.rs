@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::super::proto::compound::Compound;
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, Reply};
+use super::super::proto::status::Status;
 use super::super::proto::types::{SessionId, Verifier};
 use crate::rpc::auth::Credential;
 use crate::rpc::{Channel, ConnectionId, Load};
@@ -229,7 +230,7 @@ pub async fn create_session(
     Ok(NewSession { id, attrs })
 }
 
-/// DESTROY_SESSION.
+/// DESTROY_SESSION. A server that wants it over a connection of that session gets one.
 pub async fn destroy_session(
     channel: &Channel,
     identity: &Identity,
@@ -239,8 +240,21 @@ pub async fn destroy_session(
     compound.other(Op::DestroySession, |enc| {
         enc.fixed(&id);
     });
-    run(channel, compound).await?.ok(Op::DestroySession)?;
-    Ok(())
+    let destroyed = |body| {
+        Reply::parse(body, compound.ops())?
+            .ok(Op::DestroySession)
+            .map(drop)
+    };
+    let answer = channel.call(compound.finish(None), Load::Small).await?;
+    match destroyed(answer.body) {
+        Err(NfsError::Status(_, Status::CONN_NOT_BOUND_TO_SESSION)) => {
+            let connection = answer.connection;
+            bind_connection(channel, connection, identity, id).await?;
+            let answer = channel.call_on(connection, compound.finish(None)).await?;
+            destroyed(answer.body)
+        }
+        result => result,
+    }
 }
 
 /// DESTROY_CLIENTID.

@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 
 use super::super::proto::types::StateId;
 use super::OpenState;
+use super::handover::LockRecord;
 use super::ranges::{LockKind, Ranges, Span};
 use crate::telemetry::repeats::Repeats;
 
@@ -96,6 +97,29 @@ impl LockState {
             inner: Mutex::default(),
         });
         state.open.locks.lock().push(Arc::downgrade(&state));
+        state
+    }
+
+    pub(in super::super) fn record(&self) -> LockRecord {
+        let inner = self.inner.lock();
+        LockRecord {
+            owner: self.owner,
+            open: self.open.owner,
+            stateid: inner.stateid,
+            held: inner.held.clone(),
+            lost: inner.lost,
+        }
+    }
+
+    /// The locks of a record, which were made with `open`.
+    pub(in super::super) fn of_record(record: LockRecord, open: Arc<OpenState>) -> Arc<Self> {
+        let state = Self::new(open, record.owner);
+        *state.inner.lock() = Inner {
+            stateid: record.stateid,
+            held: record.held,
+            leaving: None,
+            lost: record.lost,
+        };
         state
     }
 
