@@ -27,7 +27,7 @@ use super::proto::reply::NfsError;
 use super::proto::status::Status;
 use super::proto::types::{SessionId, StateId};
 use super::recovery;
-use super::server::FileSystem;
+pub use super::server::FileSystem;
 use super::session::current::CurrentSession;
 use super::session::establish::{ChannelAttrs, ClientId, Identity, NewSession};
 use super::session::live::Session;
@@ -164,7 +164,12 @@ impl Client {
             id: state.sessions.last().copied().unwrap_or_default(),
             attrs: ChannelAttrs::wanted(1),
         };
-        let lost = Arc::new(Session::new(&lost, 0, 0, config.suspended));
+        let lost = Arc::new(Session::new(
+            &lost,
+            recovery::INHERITED,
+            0,
+            config.suspended,
+        ));
         let fore = ForeChannel::new(channel, config, metrics, CurrentSession::awaited());
         fore.lease.send_replace(state.lease);
         let unfinished = Unfinished(Some(Self::new(fore, state.client_id.clone())));

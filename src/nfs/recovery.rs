@@ -22,6 +22,7 @@ use super::proto::compound::Compound;
 use super::proto::ops::{Claim, Create, LockType, Op};
 use super::proto::reply::{NfsError, Reply};
 use super::proto::status::Status;
+use super::proto::types::SessionId;
 use super::session::current::Phase;
 use super::session::establish::{self, ChannelAttrs};
 use super::session::live::Session;
@@ -37,6 +38,9 @@ use crate::telemetry::repeats::Repeats;
 static OPENS_LOST: Repeats = Repeats::new(|count| {
     tracing::warn!("{count} open files are lost: the server refused to open them again");
 });
+/// The generation of a session that the process before this one had.
+pub(super) const INHERITED: u64 = 0;
+
 /// Begins to bring back the session `lost`, in a task of its own.
 pub(super) fn begin(client: &Arc<Client>, lost: Arc<Session>) {
     let work = recover(Arc::clone(client), Arc::clone(&lost));
@@ -89,6 +93,7 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
     let (channel, config) = (&client.fore.channel, client.config());
     let identity = &config.identity;
     let wanted = ChannelAttrs::wanted(config.slots);
+    let taking_over = lost.generation == INHERITED;
     let known = client.client_id.lock().clone();
     let mut id = known.clone();
     let created = establish::create_session(channel, identity, &mut id, wanted).await;
@@ -107,9 +112,9 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
         Some(new) => new,
         None => {
             id = establish::exchange_id(channel, identity).await?;
-            let taking_over = client.sessions.unfenced().is_some();
-            if taking_over && id.id != known.id && id.server.scope != known.server.scope {
-                // Handles mean nothing to it, or other files (RFC 8881 §2.10.4).
+            if taking_over && id.server.scope != known.server.scope {
+                // To it the handles mean nothing, or other files (RFC 8881 §2.10.4), and a
+                // client id that is the same is so by chance.
                 return Err(NfsError::Unfit("another server answers under this name"));
             }
             establish::create_session(channel, identity, &mut id, wanted).await?
@@ -122,10 +127,11 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
     }
     client.sessions.made(new.id);
     fence(client).await?;
-    if client.sessions.is_ours(lost.id) && lost.id != new.id {
-        // It may still be there, if only its slots were of no more use. Nobody waits for
-        // its end.
-        let work = drain(Arc::clone(client), Arc::clone(lost));
+    let left = client.sessions.others(new.id);
+    if !left.is_empty() {
+        // They may still be there: the lost one, if only its slots were of no more use, and
+        // those of attempts that have failed. Nobody waits for their end.
+        let work = drain(Arc::clone(client), Arc::clone(lost), left);
         client.metrics.tasks.harmless("drain", work);
     }
     let session = Arc::new(Session::new(
@@ -135,6 +141,11 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
         config.suspended,
     ));
     client.fit_io(&session.attrs);
+    if taking_over {
+        // What the server has to say of our state, before anybody relies on that.
+        let machine = Credential::machine();
+        client.fore.call_on(&session, &machine, |_| {}).await?;
+    }
     let told = client.must_reclaim.load(Ordering::Relaxed);
     let known = client.reclaimed.load(Ordering::Relaxed) == client_id;
     // Not "is it another one than before": an earlier attempt may have got the
@@ -186,20 +197,22 @@ pub(super) async fn reclaim_complete(
     }
 }
 
-/// Ends a session that is not used any more, when nothing is under way in it: its
-/// replies would be lost with it.
-async fn drain(client: Arc<Client>, session: Arc<Session>) {
+/// Ends sessions that are not used any more, when nothing is under way in the one that was
+/// used last: its replies would be lost with it.
+async fn drain(client: Arc<Client>, last: Arc<Session>, sessions: Vec<SessionId>) {
     const LOOKS: u32 = 300;
     const PAUSE: Duration = Duration::from_millis(100);
     for _ in 0..LOOKS {
-        if session.busy() == 0 {
+        if last.busy() == 0 {
             break;
         }
         tokio::time::sleep(PAUSE).await;
     }
     let (channel, identity) = (&client.fore.channel, &client.config().identity);
-    let _ = establish::destroy_session(channel, identity, session.id).await;
-    client.sessions.gone(session.id);
+    for id in sessions {
+        let _ = establish::destroy_session(channel, identity, id).await;
+        client.sessions.gone(id);
+    }
 }
 
 /// Destroys the sessions of the process before this one, whose requests may still be on

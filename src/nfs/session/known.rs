@@ -56,9 +56,11 @@ impl KnownSessions {
         inner.unfenced.retain(|known| *known != id);
     }
 
-    /// A session of this process that the server may have.
-    pub(in crate::nfs) fn is_ours(&self, id: SessionId) -> bool {
-        self.0.lock().ours.contains(&id)
+    /// The sessions of this process but for this one.
+    pub(in crate::nfs) fn others(&self, id: SessionId) -> Vec<SessionId> {
+        let inner = self.0.lock();
+        let others = inner.ours.iter().filter(|known| **known != id);
+        others.copied().collect()
     }
 
     /// A session of the process before this one that has to be destroyed.
@@ -88,7 +90,8 @@ mod tests {
         known.inherit(vec![[1; 16], [2; 16]]);
         known.made([3; 16]);
         assert_eq!(known.all(), [[1; 16], [2; 16], [3; 16]]);
-        assert!(known.is_unfenced([1; 16]) && !known.is_ours([1; 16]));
+        assert!(known.is_unfenced([1; 16]));
+        assert_eq!(known.others([3; 16]), [[0; 16]; 0], "none of ours");
         known.gone([1; 16]);
         assert_eq!(known.unfenced(), Some([2; 16]));
         known.forget();
@@ -103,6 +106,6 @@ mod tests {
             known.made([number; 16]);
         }
         assert_eq!(known.all().len(), MOST);
-        assert!(!known.is_ours([0; 16]) && known.is_ours([MOST as u8; 16]));
+        assert_eq!(known.others([1; 16]).first(), Some(&[2; 16]));
     }
 }

@@ -18,6 +18,7 @@ mod flags;
 mod fragments;
 mod garbage;
 mod handles;
+mod handover;
 mod hidden;
 mod inline_read;
 mod lease;
