@@ -101,17 +101,25 @@ impl IoSizes {
 /// What is to be done when the server has restarted; and whether it has before anybody said
 /// what.
 #[derive(Default)]
-pub(super) struct RestartHook(Mutex<(Option<Arc<dyn Fn() + Send + Sync>>, bool)>);
+pub(super) struct RestartHook(Mutex<Restarts>);
+
+type Hook = Arc<dyn Fn() + Send + Sync>;
+
+#[derive(Default)]
+struct Restarts {
+    hook: Option<Hook>,
+    /// Nobody had said what is to be done.
+    missed: bool,
+}
 
 impl RestartHook {
     /// Only the first hook given is kept. It is called at once if the server has restarted
     /// before.
-    pub(super) fn set(&self, hook: Arc<dyn Fn() + Send + Sync>) {
+    pub(super) fn set(&self, hook: Hook) {
         let missed = {
             let mut inner = self.0.lock();
-            let (known, missed) = &mut *inner;
-            known.get_or_insert_with(|| Arc::clone(&hook));
-            std::mem::take(missed)
+            inner.hook.get_or_insert_with(|| Arc::clone(&hook));
+            std::mem::take(&mut inner.missed)
         };
         if missed {
             hook();
@@ -122,8 +130,8 @@ impl RestartHook {
     pub(super) fn restarted(&self) {
         let hook = {
             let mut inner = self.0.lock();
-            inner.1 = inner.0.is_none();
-            inner.0.clone()
+            inner.missed = inner.hook.is_none();
+            inner.hook.clone()
         };
         if let Some(hook) = hook {
             hook();
