@@ -581,7 +581,7 @@ fn random_state(
         held.set(Span { start, end }, kind);
     }
     let state = |owner: &u64| {
-        (owner % 3 > 0).then_some(StateId {
+        (!owner.is_multiple_of(3)).then_some(StateId {
             seqid: *owner as u32,
             other,
         })
@@ -597,14 +597,14 @@ fn random_state(
         stateid: state(owner),
         access: 3,
         fence: *owner as u32,
-        dead: owner % 2 == 0,
+        dead: owner.is_multiple_of(2),
     };
     let lock = |owner: &u64| LockRecord {
         owner: !owner,
         open: *owner,
         stateid: state(owner),
         held: held.clone(),
-        lost: owner % 2 == 0,
+        lost: owner.is_multiple_of(2),
     };
     ClientState {
         layout: Layout,
@@ -621,7 +621,7 @@ fn random_state(
         },
         sessions: vec![[other[0]; 16]; owners.len() % 3],
         reclaimed: 0,
-        must_reclaim: owners.len() % 2 == 0,
+        must_reclaim: owners.len().is_multiple_of(2),
         lease: 90,
         fs: (!gids.is_empty()).then(|| FileSystem {
             root: handle.clone(),
