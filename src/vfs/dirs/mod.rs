@@ -24,6 +24,7 @@
 
 mod fetch;
 mod handle;
+pub(in crate::vfs) mod handover;
 mod listing;
 mod offer;
 mod read;
