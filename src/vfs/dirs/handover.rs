@@ -44,11 +44,15 @@ impl DirsState {
 impl Dirs {
     /// What another process is to know.
     pub(in crate::vfs) fn hand_over(&self, inodes: &mut Collected) -> DirsState {
-        let handles = self.handles.iter().map(|open| {
-            let handle = open.value();
+        let open = self.handles.iter();
+        let mut open: Vec<_> = open
+            .map(|open| (*open.key(), Arc::clone(open.value())))
+            .collect();
+        open.sort_unstable_by_key(|(fh, _)| *fh);
+        let handles = open.into_iter().map(|(fh, handle)| {
             let changes = handle.dir.names().lock().tracker.begun();
             DirRecord {
-                fh: *open.key(),
+                fh,
                 dir: inodes.refer(&handle.dir),
                 cred: (*handle.cred).clone(),
                 by: handle.by,

@@ -137,6 +137,12 @@ mod tests {
         assert!(cut.look(5));
         assert!(!cut.look(5), "once");
         assert!(!cut.look(6) && cut.look(6));
+        assert!(!cut.is_due(6) && cut.is_due(7));
+        let mut cut = LateCut::due(7);
+        assert!(
+            cut.is_due(7) && cut.look(7) && !cut.look(7),
+            "for another process, too"
+        );
     }
 
     #[test]

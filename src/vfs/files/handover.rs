@@ -87,12 +87,16 @@ impl Files {
     pub(in crate::vfs) fn hand_over(&self, inodes: &mut Collected) -> FilesState {
         let mut files: BTreeMap<InodeRef, Arc<Inode>> = BTreeMap::new();
         let mut handles = Vec::with_capacity(self.handles.len());
-        for open in &self.handles {
-            let handle = open.value();
+        let open = self.handles.iter();
+        let mut open: Vec<_> = open
+            .map(|open| (*open.key(), Arc::clone(open.value())))
+            .collect();
+        open.sort_unstable_by_key(|(fh, _)| *fh);
+        for (fh, handle) in open {
             let inode = inodes.refer(&handle.inode);
             files.insert(inode, Arc::clone(&handle.inode));
             handles.push(HandleRecord {
-                fh: *open.key(),
+                fh,
                 inode,
                 open: handle.open.owner(),
                 access: handle.access,

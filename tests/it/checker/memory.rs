@@ -4,7 +4,8 @@
 //!
 //! Each request comes late by chance, so that what is sent together arrives in every
 //! order. Processes are killed in the middle of calls; connections break before and after the
-//! server has done what it was asked; sessions are lost, and the server starts anew.
+//! server has done what it was asked; sessions are lost, and the server starts anew. A mount is
+//! handed over to another process, at a moment in which nobody calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -139,10 +140,12 @@ pub(super) async fn run(seed: u64) -> Run {
     });
     let work: Vec<_> = work.map(tokio::spawn).collect();
     let faults = tokio::spawn(fail(Arc::clone(&world), chance.split(), breaks));
+    let hands = tokio::spawn(hand_over(Arc::clone(&world), chance.split(), timeouts));
     for ended in join_all(work.into_iter()).await {
         ended.expect("a process");
     }
     faults.abort();
+    hands.await.expect("what is handed over is gone on with");
     peer.clear_script();
     end(&world).await;
     if setting("EFS_FUSE_CHECKER_SERVER", 0) != 0 {
@@ -195,6 +198,23 @@ async fn fail(world: Arc<World>, mut chance: Chance, breaks: bool) {
     }
 }
 
+/// Hands mounts over now and then.
+async fn hand_over(world: Arc<World>, mut chance: Chance, timeouts: Timeouts) {
+    if !chance.one_in(3) {
+        return;
+    }
+    for _ in 0..=chance.below(4) {
+        tokio::time::sleep(Duration::from_micros(chance.below(100_000))).await;
+        let host = &world.hosts[chance.below(u64::from(HOSTS)) as usize];
+        for _ in 0..100 {
+            if host.hand_over(timeouts).await {
+                break;
+            }
+            tokio::time::sleep(Duration::from_micros(chance.below(2000))).await;
+        }
+    }
+}
+
 struct Process {
     world: Arc<World>,
     kernel: Host,
@@ -244,6 +264,7 @@ impl Process {
 
     async fn call_to_end(&self, call: Call) -> Answer {
         let began = self.world.now();
+        let _call = self.kernel.begins().await;
         self.kernel.mount().vfs.abandoned().ended().await;
         let answer = self.kernel.call(self.number.into(), call);
         let answer = tokio::time::timeout(HANGS, answer).await;
@@ -271,9 +292,10 @@ impl Process {
     async fn call_until(&self, call: Call, after: Duration) -> Option<Answer> {
         let began = self.world.now();
         let kernel = Arc::clone(&self.kernel);
-        let abandoned = kernel.mount().vfs.abandoned();
+        let under_way = kernel.begins().await;
+        let abandoned = Arc::clone(kernel.mount().vfs.abandoned());
         abandoned.ended().await;
-        let caller = Caller::new(Some(Arc::clone(abandoned)), self.number.into());
+        let caller = Caller::new(Some(abandoned), self.number.into());
         let thread = self.number.into();
         let mut task = tokio::spawn({
             let kernel = Arc::clone(&kernel);
@@ -290,6 +312,7 @@ impl Process {
                 caller.give_up();
                 self.record(call, began, None);
                 tokio::spawn(async move {
+                    let _under_way = under_way;
                     // What nobody waits for any more is undone.
                     if let (Ok(Answer::Done), Call::Open { fd, .. }) = (task.await, call) {
                         kernel.leave(fd).await;
@@ -304,6 +327,7 @@ impl Process {
     async fn leave(&self, open: &[Fd]) {
         for &fd in open {
             let began = self.world.now();
+            let _call = self.kernel.begins().await;
             self.kernel.leave(fd).await;
             self.record(Call::Close(fd), began, Some(Answer::Done));
         }

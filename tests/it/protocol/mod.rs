@@ -37,5 +37,6 @@ mod sequence;
 mod silence;
 mod size;
 mod slots;
+mod take_over;
 mod tasks;
 mod unlink;

@@ -125,8 +125,16 @@ impl InodeTable {
                 collected.collect(&known.inode, known.lookups);
             }
         }
-        for known in &self.inodes {
-            collected.collect(&known.inode, known.lookups);
+        let mut others: Vec<(Arc<Inode>, u64)> = self
+            .inodes
+            .iter()
+            .filter(|known| !collected.refs.contains_key(&Arc::as_ptr(&known.inode)))
+            .map(|known| (Arc::clone(&known.inode), known.lookups))
+            .collect();
+        // The same in whichever process.
+        others.sort_unstable_by_key(|(inode, _)| inode.ino);
+        for (inode, lookups) in others {
+            collected.collect(&inode, lookups);
         }
         collected
     }
