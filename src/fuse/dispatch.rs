@@ -178,6 +178,9 @@ impl<R: FuseReply> Pending<R> {
     /// Takes the reply from the task, unless that is about to answer: nothing more is sent on
     /// behalf of the caller then, and what was, or is decided later, is undone.
     fn withhold(&self) -> Option<R> {
+        // Locked first: the task, which hears of it at once, finds no reply to answer EINTR
+        // with.
+        let mut reply = self.reply.lock();
         if self
             .waiting
             .as_ref()
@@ -185,7 +188,6 @@ impl<R: FuseReply> Pending<R> {
         {
             return None;
         }
-        let mut reply = self.reply.lock();
         if let (Some(_), Some(caller)) = (&*reply, &self.caller) {
             caller.give_up();
         }
@@ -609,6 +611,36 @@ mod tests {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(said.recv_timeout(SOON).is_err(), "a second answer");
+    }
+
+    #[test]
+    fn who_is_withdrawn_while_he_waits_for_a_lock_hears_nothing_of_it() {
+        let bench = bench();
+        for _ in 0..200 {
+            let (reply, said) = Probe::new();
+            let waiting = Arc::<Waiting>::default();
+            let waits = Arc::clone(&waiting);
+            let (kept_tx, kept) = mpsc::channel();
+            let again: Again<Probe> = Box::new(move |reply| kept_tx.send(reply).unwrap());
+            // As the vfs does.
+            let work = async move {
+                waits.gave_up().await;
+                Err::<u32, _>(Errno(libc::EINTR).into())
+            };
+            let call = call().wait_mode(WaitMode::Interruptible);
+            let waiting = (waiting, Some(again));
+            bench
+                .dispatch
+                .run_waiting(call, reply, waiting, work, say_ok);
+            bench.dispatch.watcher.withdraw_waits();
+            let reply = kept.recv_timeout(SOON).expect("it was not withdrawn");
+            while bench.dispatch.gate.under_way() > 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(said.try_recv(), Err(mpsc::TryRecvError::Empty));
+            say_ok(reply, 1);
+            assert_eq!(said.recv_timeout(SOON).unwrap(), Said::Ok(1));
+        }
     }
 
     #[test]

@@ -256,6 +256,8 @@ mod tests {
     use crate::telemetry::Metrics;
 
     const SOON: Duration = Duration::from_secs(20);
+    /// What those are answered that were worked off.
+    const DONE: i32 = libc::EALREADY;
     const CALLER: (u32, WaitMode) = (0, WaitMode::Killable);
 
     /// A reply object; fuser's answer EIO when they are dropped.
@@ -294,8 +296,7 @@ mod tests {
     impl Bench {
         fn park(&self, number: u32, caller: (u32, WaitMode)) {
             let reply = Reply(number, self.answers.clone());
-            // Worked off, each is answered "no error".
-            let work = |reply: Reply| reply.refuse(fuser::Errno::from_i32(0));
+            let work = |reply: Reply| reply.refuse(fuser::Errno::from_i32(DONE));
             self.gate.park(&self.watcher, caller, reply, work);
         }
 
@@ -314,7 +315,7 @@ mod tests {
         (0..100).for_each(|number| bench.park(number, CALLER));
         assert_eq!((bench.gate.parked(), bench.answers()), (100, vec![]));
         bench.gate.open();
-        let expected: Vec<_> = (0..100).map(|number| (number, 0)).collect();
+        let expected: Vec<_> = (0..100).map(|number| (number, DONE)).collect();
         assert_eq!(bench.answers(), expected);
         assert_eq!((bench.gate.parked(), bench.gate.under_way()), (0, 0));
         assert!(bench.gate.enter().is_some());
@@ -325,7 +326,7 @@ mod tests {
     fn what_is_parked_when_the_gate_has_just_opened_is_worked_on_at_once() {
         let bench = bench();
         bench.park(1, CALLER);
-        assert_eq!(bench.answers(), [(1, 0)]);
+        assert_eq!(bench.answers(), [(1, DONE)]);
         assert_eq!(bench.gate.under_way(), 0);
     }
 
@@ -409,10 +410,10 @@ mod tests {
         bench.park(2, (0, WaitMode::Interruptible));
         bench.park(3, (0, WaitMode::Uninterruptible));
         assert_eq!(bench.gate.let_through(), 2);
-        assert_eq!(bench.answers(), [(1, 0), (3, 0)]);
+        assert_eq!(bench.answers(), [(1, DONE), (3, DONE)]);
         assert!(bench.gate.enter().is_none(), "it has opened");
         bench.gate.open();
-        assert_eq!(bench.answers(), [(2, 0)]);
+        assert_eq!(bench.answers(), [(2, DONE)]);
     }
 
     #[test]
@@ -425,6 +426,6 @@ mod tests {
         assert!(first.give_up(libc::EINTR));
         assert!(!first.give_up(libc::EINTR));
         bench.gate.open();
-        assert_eq!(bench.answers(), [(1, libc::EINTR), (2, 0)]);
+        assert_eq!(bench.answers(), [(1, libc::EINTR), (2, DONE)]);
     }
 }

@@ -118,7 +118,10 @@ impl MountPlace {
     /// Fails all requests, now and later, and leaves the mount where it is for good:
     /// nothing here unmounts it any more.
     pub(super) fn leave_dead(&self) {
-        self.left.store(true, Ordering::SeqCst);
+        if self.left.swap(true, Ordering::SeqCst) {
+            // It is dead, or another process's.
+            return;
+        }
         if let Some((_, connection)) = self.device.as_ref().and_then(|of| of.split_once(':')) {
             // Where it cannot be done, the end of this process does the same: as soon
             // as none of its threads waits in the kernel for an answer of its own.
