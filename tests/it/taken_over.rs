@@ -580,7 +580,8 @@ fn read_asked(file: &File) {
 #[ignore = "a measurement: what one descriptor for all reader threads costs"]
 fn cost_of_one_descriptor() {
     let _alone = ALONE.lock();
-    let works: [(&str, fn(&File), u32); 2] = [
+    type Work = (&'static str, fn(&File), u32);
+    let works: [Work; 2] = [
         ("fstat", fstat_asked, 60_000),
         ("4 KiB read", read_asked, 10_000),
     ];
