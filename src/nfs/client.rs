@@ -59,6 +59,8 @@ pub struct Client {
     /// The client id under which all state is known to the server:
     /// RECLAIM_COMPLETE was sent for it, and nothing is left to be reclaimed.
     pub(super) reclaimed: AtomicU64,
+    /// The client id under which state was last begun to be reclaimed.
+    pub(super) reclaiming: AtomicU64,
     /// The server says that it restarted, although it knows the client id.
     pub(super) must_reclaim: AtomicBool,
     /// Largest READ and WRITE in the current session.
@@ -87,6 +89,7 @@ impl Client {
         Arc::new(Self {
             metrics: Arc::clone(&fore.metrics),
             reclaimed: AtomicU64::new(client_id.id),
+            reclaiming: AtomicU64::new(client_id.id),
             client_id: Mutex::new(client_id),
             must_reclaim: AtomicBool::new(false),
             io_sizes: IoSizes::new(&fore.config),

@@ -124,26 +124,31 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
     // client id and failed before all was reclaimed.
     if !known || told {
         let mut opens = client.opens.live();
-        if known {
-            // It says that it restarted; what it still knows need not, and after
-            // RECLAIM_COMPLETE cannot, be reclaimed.
+        let begun = client.reclaiming.swap(client_id, Ordering::Relaxed) == client_id;
+        if begun {
+            // It says that it restarted, or has lost the session of an earlier attempt, in which
+            // it may have had RECLAIM_COMPLETE. What it still knows need not, and after that
+            // cannot, be reclaimed.
             let intact = stateids::intact(&client.fore, &session, &client.opens, &opens).await?;
             opens.retain(|open| !intact.contains(&open.owner));
         }
         tracing::info!(opens = opens.len(), "the server forgot us, reclaiming");
-        let count = opens.len();
-        let refused = reclaim_all(client, &session, opens, Claim::Previous).await?;
+        let reclaimed = reclaim_all(client, &session, opens, Claim::Previous).await;
         // With nothing granted it may only have been the lease that ran out:
-        // then others may have written since, and nothing is lost.
-        if refused.len() < count
+        // then others may have written since, and nothing is lost. Where some of it failed, too:
+        // the next attempt need not ask for what was granted.
+        if reclaimed.any_done
             && let Some(restarted) = client.restarted.get()
         {
             restarted();
         }
+        let refused = reclaimed.refused()?;
         reclaim_complete(&client.fore, &session).await?;
         // Only now: before RECLAIM_COMPLETE anything but a reclaim gets GRACE,
         // for ever (RFC 8881 §18.51.3).
-        reclaim_all(client, &session, refused, Claim::Handle).await?;
+        reclaim_all(client, &session, refused, Claim::Handle)
+            .await
+            .refused()?;
         client.reclaimed.store(client_id, Ordering::Relaxed);
         client.must_reclaim.store(false, Ordering::Relaxed);
     }
@@ -189,21 +194,35 @@ async fn drain(fore: Arc<ForeChannel>, session: Arc<Session>) {
 /// Opens brought back at once.
 const RECLAIMS: usize = 16;
 
-/// Brings opens back, several at once, and gives those back that were refused. An
-/// error is given only when all are through: none is cut off in the middle.
+/// What became of many opens.
+#[derive(Default)]
+struct Reclaimed {
+    refused: Vec<Arc<OpenState>>,
+    any_done: bool,
+    failed: Option<NfsError>,
+}
+
+impl Reclaimed {
+    /// Those that were refused, if nothing has failed.
+    fn refused(self) -> Result<Vec<Arc<OpenState>>, NfsError> {
+        self.failed.map_or(Ok(self.refused), Err)
+    }
+}
+
+/// Brings opens back, several at once. What fails does so when all are through: none is cut
+/// off in the middle.
 async fn reclaim_all(
     client: &Arc<Client>,
     session: &Arc<Session>,
     opens: Vec<Arc<OpenState>>,
     claim: Claim<'static>,
-) -> Result<Vec<Arc<OpenState>>, NfsError> {
-    let mut refused = Vec::new();
-    let mut failed = None;
+) -> Reclaimed {
+    let mut all = Reclaimed::default();
     let mut take = |result| match result {
-        Ok(Ok((_, true))) => {}
-        Ok(Ok((open, false))) => refused.push(open),
-        Ok(Err(error)) => failed = Some(error),
-        Err(_) => failed = Some(NfsError::StateLost), // it panicked: once more
+        Ok(Ok((_, true))) => all.any_done = true,
+        Ok(Ok((open, false))) => all.refused.push(open),
+        Ok(Err(error)) => all.failed = Some(error),
+        Err(_) => all.failed = Some(NfsError::StateLost), // it panicked: once more
     };
     let mut running = JoinSet::new();
     for open in opens {
@@ -221,10 +240,7 @@ async fn reclaim_all(
     while let Some(result) = running.join_next().await {
         take(result);
     }
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(refused),
-    }
+    all
 }
 
 /// A reply that does not decode is asked for again, so often in all: the server has
@@ -330,6 +346,7 @@ async fn reclaim_locks(
                 }
             }
         }
+        lock.proved();
     }
     Ok(())
 }

@@ -51,6 +51,8 @@ struct Inner {
     /// What a LOCKU under way is to let go.
     leaving: Option<Span>,
     lost: bool,
+    /// A reclaim of it was begun, and not all of it has been answered.
+    unproved: bool,
 }
 
 /// The right to send a LOCK or LOCKU of this owner.
@@ -149,6 +151,7 @@ impl LockState {
         {
             let mut inner = self.inner.lock();
             inner.stateid = None;
+            inner.unproved = false;
             if let Some(span) = inner.leaving {
                 inner.held.set(span, None);
             }
@@ -167,7 +170,18 @@ impl LockState {
     pub(in super::super) fn restart(&self) -> Ranges {
         let mut inner = self.inner.lock();
         inner.stateid = None;
+        inner.unproved = true;
         inner.held.clone()
+    }
+
+    /// All that was locked is back, or lost.
+    pub(in super::super) fn proved(&self) {
+        self.inner.lock().unproved = false;
+    }
+
+    /// Nobody knows what of it the server has.
+    pub(in super::super) fn is_unproved(&self) -> bool {
+        self.inner.lock().unproved
     }
 
     pub(in super::super) fn reclaimed(&self, stateid: StateId) {
