@@ -49,6 +49,7 @@ impl Run {
 }
 
 struct World {
+    seed: u64,
     peer: Arc<Peer>,
     hosts: Vec<Host>,
     began: Instant,
@@ -113,6 +114,7 @@ pub(super) async fn run(seed: u64) -> Run {
         hosts.push(Arc::new(Kernel::new(mount)));
     }
     let world = Arc::new(World {
+        seed,
         peer: Arc::clone(&peer),
         hosts,
         began: Instant::now(),
@@ -145,13 +147,7 @@ pub(super) async fn run(seed: u64) -> Run {
     faults.abort();
     peer.clear_script();
     end(&world).await;
-    if setting("EFS_FUSE_CHECKER_SERVER", 0) != 0 {
-        for done in peer.log() {
-            let ops: Vec<_> = done.ops.iter().map(|number| op::name(*number)).collect();
-            let (at, statuses) = (done.at.as_micros(), &done.statuses);
-            println!("{at} connection {}: {ops:?} = {statuses:?}", done.conn_id);
-        }
-    }
+    show_server(&peer);
     let mut history = std::mem::take(&mut *world.history.lock());
     let lost = world.lost.lock().clone();
     for event in &mut history {
@@ -166,6 +162,18 @@ pub(super) async fn run(seed: u64) -> Run {
         names: longest,
         attributes: longest,
         volatile: !lost.is_empty(),
+    }
+}
+
+/// What the server has executed, for who wants to see it.
+fn show_server(peer: &Peer) {
+    if setting("EFS_FUSE_CHECKER_SERVER", 0) == 0 {
+        return;
+    }
+    for done in peer.log() {
+        let ops: Vec<_> = done.ops.iter().map(|number| op::name(*number)).collect();
+        let (at, statuses) = (done.at.as_micros(), &done.statuses);
+        println!("{at} connection {}: {ops:?} = {statuses:?}", done.conn_id);
     }
 }
 
@@ -249,7 +257,9 @@ impl Process {
         let answer = tokio::time::timeout(HANGS, answer).await;
         let answer = answer.unwrap_or_else(|_| {
             self.record(call, began, None);
-            panic!("it hangs:\n{}", text(&self.world.history.lock()))
+            show_server(&self.world.peer);
+            let (seed, history) = (self.world.seed, text(&self.world.history.lock()));
+            panic!("seed {seed}: it hangs:\n{history}")
         });
         self.record(call, began, Some(answer.clone()));
         answer
