@@ -156,6 +156,9 @@ impl Run {
         judge_renames(round.history, &|history| {
             let mut rules = Rules::new(history, belief.time(), belief.time());
             rules.volatile = volatile;
+            // A mount that asks for the plot of one table asks for those beside it as well,
+            // and for all when its root is listed.
+            rules.is_asked_for = true;
             judge(history, &rules)
         })
     }
