@@ -166,10 +166,14 @@ impl LockState {
         LOST.happened();
     }
 
-    /// For a reclaim: what is to be locked again under a new stateid.
+    /// For a reclaim: what is to be locked again under a new stateid. Not what a LOCKU is under
+    /// way for: that may have been executed, and another host may have the lock since.
     pub(in super::super) fn restart(&self) -> Ranges {
         let mut inner = self.inner.lock();
         inner.stateid = None;
+        if let Some(span) = inner.leaving {
+            inner.held.set(span, None);
+        }
         inner.unproved = true;
         inner.held.clone()
     }

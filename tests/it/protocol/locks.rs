@@ -147,6 +147,29 @@ async fn locks_are_reclaimed_before_anybody_else_gets_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lock_that_was_being_let_go_is_not_reclaimed_from_who_has_it_since() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    set(&one, here, 1, range(WRITE, 0, END)).await.unwrap();
+    // It is executed, and its host does not hear of it.
+    once_at(&peer, op::LOCKU, Action::SwallowReply);
+    let lets_go = set(&one, here, 1, range(UNLOCK, 0, END));
+    let takes = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        set(&two, there, 9, range(WRITE, 0, END)).await.unwrap();
+        peer.clear_log();
+        peer.crash_and_restart();
+        two.write(there, 0, b"mine now").await.unwrap();
+        two.fsync(there).await.unwrap();
+    };
+    let (let_go, ()) = within(600, async { tokio::join!(lets_go, takes) }).await;
+    let_go.unwrap();
+    assert_eq!(peer.count_op(op::LOCK), 1, "one of them reclaims");
+    assert_eq!(peer.fs().locks("/f").unwrap().len(), 1);
+    assert_eq!(set(&one, here, 1, range(WRITE, 0, END)).await, AGAIN);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reclaimed_lock_whose_reply_does_not_decode_is_no_lost_lock() {
     let peer = Peer::new(PeerConfig::default());
     let (one, here, two, there) = two(&peer).await;
