@@ -2,6 +2,16 @@
 
 use std::process::ExitCode;
 
+use efs_fuse::{cli, mount::keeper};
+
 fn main() -> ExitCode {
-    efs_fuse::cli::run(std::env::args_os())
+    let mut arguments = std::env::args_os();
+    // Before anything is allocated that a command needs.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|name| name == keeper::NAME)
+    {
+        return keeper::run(arguments.by_ref().skip(2));
+    }
+    cli::run(arguments)
 }

@@ -28,10 +28,10 @@
 
 use std::io;
 
-mod keeper;
+mod mounter;
 pub mod syscalls;
 
-pub use keeper::keep;
+pub use mounter::keep;
 
 /// A set of capabilities, by the kernel's numbers.
 type Set = u64;
@@ -237,7 +237,7 @@ pub fn renounce() -> io::Result<()> {
 /// thread that keeps what that takes ([`keep`]), if there is one. Blocks meanwhile.
 /// Like all of these, `work` must not start threads: they would keep what is in effect.
 pub fn mounting<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    keeper::hand_over(work)
+    mounter::hand_over(work)
 }
 
 /// Runs `work`, which looks at what a caller's thread is doing.

@@ -38,6 +38,11 @@ pub(super) enum Command {
     Rm(Rm),
     /// Show or change what the daemon of a mount logs
     LogLevel(LogLevel),
+    /// Have this program take over mounts from the daemons that serve them
+    Upgrade(Upgrade),
+    /// What a keeper starts
+    #[command(hide = true)]
+    TakeOver(TakeOver),
     /// Make man pages, completions, tables
     #[command(subcommand, hide = true)]
     Generate(Generate),
@@ -202,6 +207,26 @@ pub(super) struct Status {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// `efs-fuse upgrade`
+#[derive(Debug, Args)]
+pub(super) struct Upgrade {
+    /// Where it is mounted
+    #[arg(required_unless_present = "all")]
+    pub(super) mountpoint: Option<PathBuf>,
+    /// All mounts
+    #[arg(long, conflicts_with = "mountpoint")]
+    pub(super) all: bool,
+}
+
+/// `efs-fuse take-over`
+#[derive(Debug, Args)]
+pub(super) struct TakeOver {
+    /// Where it is mounted
+    pub(super) mountpoint: PathBuf,
+    /// Why another program could not take over
+    pub(super) failed: Option<String>,
 }
 
 /// `efs-fuse doctor`

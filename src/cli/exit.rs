@@ -31,6 +31,11 @@ impl Failure {
         Self(MountError::new(SYSTEM, what, why))
     }
 
+    /// A mount cannot be made, or changed (status 32).
+    pub fn mount(what: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self(MountError::mount(what, why))
+    }
+
     /// Adds what the user can do.
     #[must_use]
     pub fn remedy(self, remedy: impl fmt::Display) -> Self {

@@ -21,8 +21,10 @@ mod rm;
 mod running;
 mod stats;
 mod status;
+mod take_over;
 mod tree;
 mod umount;
+mod upgrade;
 mod watch;
 
 use std::ffi::OsString;
@@ -70,6 +72,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::LogLevel(arguments) => log_level::run(&arguments),
+        Command::Upgrade(arguments) => upgrade::run(&arguments),
+        Command::TakeOver(arguments) => take_over::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
     }
 }

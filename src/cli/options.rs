@@ -538,6 +538,13 @@ pub static TABLE: &[OptionSpec] = &[
             Ok(())
         },
     ),
+    // The daemon.
+    flag(
+        "takeover",
+        "a keeper holds the mount, so that efs-fuse upgrade can have another daemon take over",
+        |o| o.takeover = true,
+    ),
+    flag("notakeover", "no keeper (default)", |o| o.takeover = false),
     // Logs.
     flag("debug", "log more", |o| o.debug = true),
     set("log", "FILE", "log to this file", |o, text| {

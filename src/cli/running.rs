@@ -23,13 +23,14 @@ const MAX_STATUS: u64 = 256 << 10;
 
 /// What a daemon may say of itself in `status`; who it is and what it serves is known
 /// better.
-const SAID: [&str; 10] = [
+const SAID: [&str; 11] = [
     "server",
     "since",
     "session",
     "connections",
     "tls",
     "iam",
+    "takeover",
     "caches",
     "write_window",
     "tasks",
@@ -95,6 +96,24 @@ impl Running {
     /// The same for a request with more to it than its name.
     pub(super) fn request(&self, request: &Value) -> Result<Value, Failure> {
         self.request_until(request, Instant::now() + PATIENCE, control::MAX_REPLY)
+    }
+
+    /// Asks for what the daemon does by ending.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(super) fn ask_to_leave(&self, request: &Value, patience: Duration) -> Result<(), String> {
+        let daemon = self.daemon.as_ref().ok_or("its daemon is gone")?;
+        match daemon.ask(request, Instant::now() + patience, control::MAX_REPLY) {
+            Ok(answer) => Err(format!("its daemon answers {answer}")),
+            Err(why) => match why.kind() {
+                io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe => Ok(()),
+                io::ErrorKind::TimedOut => Err("its daemon does not answer".to_owned()),
+                _ => Err(quoting::plain(&why.to_string())),
+            },
+        }
     }
 
     fn request_until(
@@ -178,6 +197,7 @@ impl Running {
             "connections": [],
             "tls": null,
             "iam": null,
+            "takeover": null,
             "caches": {},
             "write_window": null,
             "last_error": null,
@@ -241,6 +261,7 @@ mod tests {
             "connections",
             "tls",
             "iam",
+            "takeover",
             "caches",
             "write_window",
             "last_error",

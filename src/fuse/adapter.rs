@@ -3,11 +3,6 @@
 //! READ, WRITE, FLUSH, FSYNC and RELEASE carry no identity down: pages are read
 //! and written by whichever process the kernel finds, so the vfs uses the
 //! identity of the OPEN.
-//!
-//! ENOSYS is an answer for good: the kernel remembers it for the whole mount
-//! and does without the operation. Extended attributes, SEEK_HOLE, copy,
-//! preallocation, ioctl and poll get it, since EFS has none of them; nothing
-//! else ever does.
 
 use std::ffi::OsStr;
 use std::future::Future;
@@ -19,18 +14,18 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite,
+    Request, TimeOrNow,
 };
 use tokio::runtime::Handle;
 
 use super::answer;
 use super::convert;
-use super::dispatch::{Dispatcher, FuseRequest, attempt, keep};
+use super::dispatch::{Again, Dispatcher, FuseRequest, attempt, keep};
 use super::estale_retry::{EstaleRetries, Refused};
+use super::gate::Gate;
 use super::identity::IdentityCache;
 use super::intent::{self, Intents};
 use super::interrupt::{InterruptWatcher, Soft, WaitMode};
@@ -55,6 +50,7 @@ pub struct Adapter {
     reopens: Arc<EstaleRetries>,
     intents: Arc<Intents>,
     dispatch: Dispatcher,
+    gate: Arc<Gate>,
     watcher: Arc<InterruptWatcher>,
     options: KernelOptions,
     prober: Prober,
@@ -95,6 +91,7 @@ impl Adapter {
             );
         }
         let watcher = InterruptWatcher::start(Arc::clone(&metrics), soft)?;
+        let gate = Arc::<Gate>::default();
         Ok(Self {
             tasks: Arc::clone(&metrics.tasks),
             identity: IdentityCache::new(),
@@ -103,9 +100,11 @@ impl Adapter {
             dispatch: Dispatcher::new(
                 runtime,
                 Arc::clone(&watcher),
+                Arc::clone(&gate),
                 Arc::clone(vfs.abandoned()),
                 metrics,
             ),
+            gate,
             vfs,
             watcher,
             options,
@@ -119,6 +118,24 @@ impl Adapter {
 
     pub(super) fn prober(&self) -> Prober {
         self.prober.clone()
+    }
+
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
+    pub(super) fn watcher(&self) -> Arc<InterruptWatcher> {
+        Arc::clone(&self.watcher)
+    }
+
+    /// Agrees with the kernel, and says on what.
+    pub(super) fn negotiate(&self, config: &mut KernelConfig) -> InitFlags {
+        self.options.negotiate(config)
+    }
+
+    /// Whether this is the request by which this process sees that it serves.
+    pub(super) fn is_probe(&self, req: &Request) -> bool {
+        self.prober.is(req.pid())
     }
 
     fn vfs(&self) -> Arc<Vfs> {
@@ -257,6 +274,52 @@ impl Adapter {
         self.dispatch.run(call, reply, work, answer::lookup, undo);
     }
 
+    /// What may end the wait for a WRITE.
+    pub(super) fn write_mode(flags: fuser::WriteFlags) -> WaitMode {
+        // An error for write-back drops the pages: a killed process must not
+        // cost others what they mapped.
+        if flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE) {
+            WaitMode::Uninterruptible
+        } else {
+            WaitMode::Killable
+        }
+    }
+
+    /// Whether a request for a lock waits until it is there.
+    pub(super) fn waits_for_lock(range: LockRange, sleep: bool) -> bool {
+        sleep && range.typ != libc::F_UNLCK
+    }
+
+    /// What may end the wait for a lock.
+    pub(super) fn lock_mode(range: LockRange, sleep: bool) -> WaitMode {
+        // Only F_SETLKW is documented to end with EINTR.
+        if Self::waits_for_lock(range, sleep) {
+            WaitMode::Interruptible
+        } else {
+            WaitMode::Killable
+        }
+    }
+
+    /// SETLK. `again` parks the same request, should it have to be withdrawn while it waits:
+    /// nothing is locked in its name then.
+    pub(super) fn setlk(
+        &self,
+        req: &Request,
+        (ino, fh, owner): (INodeNo, FileHandle, LockOwner),
+        (range, sleep): (LockRange, bool),
+        reply: ReplyEmpty,
+        again: Option<Again<ReplyEmpty>>,
+    ) {
+        let wait_mode = Self::lock_mode(range, sleep);
+        let call = FuseRequest::new(FuseOp::SetLk, req, ino.0).wait_mode(wait_mode);
+        let tid = req.pid();
+        let waiting = Arc::new(Waiting::by(Arc::new(move || proc::lock_call(tid))));
+        let (vfs, caller) = (self.vfs(), Arc::clone(&waiting));
+        let work = async move { vfs.setlk(fh.0, owner.0, range, sleep, &caller).await };
+        self.dispatch
+            .run_waiting(call, reply, (waiting, again), work, answer::done);
+    }
+
     /// Gives back what was looked up for nobody.
     fn forgets(&self) -> impl FnOnce(Lookup) -> std::future::Ready<()> + Send + 'static {
         let vfs = self.vfs();
@@ -269,16 +332,8 @@ impl Adapter {
     }
 }
 
+/// What passes the gate ([`Gated`](super::gated::Gated), which fuser calls).
 impl Filesystem for Adapter {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.options.negotiate(config);
-        Ok(())
-    }
-
-    fn destroy(&mut self) {
-        self.watcher.stop();
-    }
-
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = FuseRequest::new(FuseOp::Lookup, req, parent.0);
         if matches!(name.as_bytes(), b"." | b"..") {
@@ -611,13 +666,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let from_cache = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE);
-        // An error for write-back drops the pages: a killed process must not
-        // cost others what they mapped.
-        let wait_mode = if from_cache {
-            WaitMode::Uninterruptible
-        } else {
-            WaitMode::Killable
-        };
+        let wait_mode = Self::write_mode(write_flags);
         let call = FuseRequest::new(FuseOp::Write, req, ino.0).wait_mode(wait_mode);
         // The one copy: `data` lies in the reader thread's buffer.
         let (vfs, data) = (self.vfs(), buffers::copy(data));
@@ -783,7 +832,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        if self.prober.is(req.pid()) {
+        if self.is_probe(req) {
             return reply.error(Errno::from_i32(prober::ANSWER));
         }
         let call = FuseRequest::new(FuseOp::StatFs, req, ino.0);
@@ -824,143 +873,5 @@ impl Filesystem for Adapter {
         };
         let work = async move { vfs.getlk(&cred, fh.0, lock_owner.0, range).await };
         self.dispatch.run(call, reply, work, answer::lock, keep);
-    }
-
-    fn setlk(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        lock_owner: LockOwner,
-        start: u64,
-        end: u64,
-        typ: i32,
-        pid: u32,
-        sleep: bool,
-        reply: ReplyEmpty,
-    ) {
-        // Only F_SETLKW is documented to end with EINTR.
-        let wait_mode = if sleep && typ != libc::F_UNLCK {
-            WaitMode::Interruptible
-        } else {
-            WaitMode::Killable
-        };
-        let call = FuseRequest::new(FuseOp::SetLk, req, ino.0).wait_mode(wait_mode);
-        let range = LockRange {
-            start,
-            end,
-            typ,
-            pid,
-        };
-        let tid = req.pid();
-        let waiting = Arc::new(Waiting::by(Arc::new(move || proc::lock_call(tid))));
-        let (vfs, caller) = (self.vfs(), Arc::clone(&waiting));
-        let work = async move { vfs.setlk(fh.0, lock_owner.0, range, sleep, &caller).await };
-        self.dispatch
-            .run_waiting(call, reply, waiting, work, answer::done);
-    }
-
-    fn setxattr(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn getxattr(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _size: u32,
-        reply: ReplyXattr,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn bmap(&self, _req: &Request, _ino: INodeNo, _size: u32, _index: u64, reply: ReplyBmap) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn ioctl(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
-        reply: ReplyIoctl,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn poll(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _notifier: PollNotifier,
-        _events: PollEvents,
-        _flags: PollFlags,
-        reply: ReplyPoll,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn fallocate(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn lseek(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: i64,
-        _whence: i32,
-        reply: ReplyLseek,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn copy_file_range(
-        &self,
-        _req: &Request,
-        _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
-        _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        reply.error(Errno::ENOSYS);
     }
 }

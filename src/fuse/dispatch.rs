@@ -31,6 +31,7 @@ use tracing::Instrument;
 
 use super::convert;
 use super::failure_log::FailureLog;
+use super::gate::{Gate, UnderWay};
 use super::interrupt::{Interrupt, InterruptWatcher, Ticket, WaitMode};
 use crate::rpc::caller::{self, Abandoned, Caller};
 use crate::telemetry::{FuseOp, Metrics};
@@ -57,6 +58,10 @@ replies! {
     ReplyEntry ReplyLock ReplyOpen ReplyStatfs ReplyWrite
 }
 
+/// `FUSE_UNIQUE_RESEND`: the bit in the number of a request that was read by a process before
+/// this one, and sent again. Its answer needs it; whoever reads the log does not.
+const RESENT: u64 = 1 << 63;
+
 /// What is known of a request before it is worked on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FuseRequest {
@@ -79,7 +84,7 @@ impl FuseRequest {
     pub(super) fn new(op: FuseOp, request: &fuser::Request, ino: Ino) -> Self {
         Self {
             op,
-            unique: request.unique().0,
+            unique: request.unique().0 & !RESENT,
             ino,
             tid: request.pid(),
             wait_mode: WaitMode::Killable,
@@ -148,9 +153,14 @@ pub(super) struct Pending<R> {
     reply: Mutex<Option<R>>,
     /// For a request whose work decides when it is too late to give up.
     waiting: Option<Arc<Waiting>>,
+    /// Parks the request if it has to be withdrawn.
+    again: Mutex<Option<Again<R>>>,
     /// Of a change. It is told under the lock of `reply`, before anybody is answered.
     caller: Option<Arc<Caller>>,
 }
+
+/// What makes a request, whose reply this gets, one that has not begun.
+pub(super) type Again<R> = Box<dyn FnOnce(R) + Send>;
 
 impl<R> Pending<R> {
     fn take(&self) -> Option<R> {
@@ -164,27 +174,44 @@ impl<R> Pending<R> {
     }
 }
 
-impl<R: FuseReply> Interrupt for Pending<R> {
-    fn give_up(&self, errno: i32) -> bool {
+impl<R: FuseReply> Pending<R> {
+    /// Takes the reply from the task, unless that is about to answer: nothing more is sent on
+    /// behalf of the caller then, and what was, or is decided later, is undone.
+    fn withhold(&self) -> Option<R> {
+        // Locked first: the task, which hears of it at once, finds no reply to answer EINTR
+        // with.
+        let mut reply = self.reply.lock();
         if self
             .waiting
             .as_ref()
             .is_some_and(|waiting| !waiting.give_up())
         {
-            return false;
+            return None;
         }
-        let taken = {
-            let mut reply = self.reply.lock();
-            if let (Some(_), Some(caller)) = (&*reply, &self.caller) {
-                caller.give_up();
-            }
-            reply.take()
-        };
+        if let (Some(_), Some(caller)) = (&*reply, &self.caller) {
+            caller.give_up();
+        }
+        reply.take()
+    }
+}
+
+impl<R: FuseReply> Interrupt for Pending<R> {
+    fn give_up(&self, errno: i32) -> bool {
+        let taken = self.withhold();
         let any = taken.is_some();
         if let Some(reply) = taken {
             reply.refuse(convert::errno(Errno(errno)));
         }
         any
+    }
+
+    fn withdraw(&self) {
+        let Some(again) = self.again.lock().take() else {
+            return;
+        };
+        if let Some(reply) = self.withhold() {
+            again(reply);
+        }
     }
 }
 
@@ -195,6 +222,7 @@ struct InFlight<R: FuseReply> {
     metrics: Arc<Metrics>,
     call: FuseRequest,
     ok: bool,
+    _under_way: UnderWay,
 }
 
 impl<R: FuseReply> InFlight<R> {
@@ -231,22 +259,26 @@ pub(super) fn attempt<T>(ask: impl FnOnce() -> Option<T>) -> Option<T> {
 pub(super) struct Dispatcher {
     runtime: Handle,
     watcher: Arc<InterruptWatcher>,
+    gate: Arc<Gate>,
     abandoned: Arc<Abandoned>,
     failures: Arc<FailureLog>,
     metrics: Arc<Metrics>,
 }
 
 impl Dispatcher {
-    /// Tasks go to `runtime`; changes whose callers are gone are listed in `abandoned`.
+    /// Tasks go to `runtime` and count as under way behind `gate`; changes whose callers are
+    /// gone are listed in `abandoned`.
     pub(super) fn new(
         runtime: Handle,
         watcher: Arc<InterruptWatcher>,
+        gate: Arc<Gate>,
         abandoned: Arc<Abandoned>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             runtime,
             watcher,
+            gate,
             abandoned,
             failures: Arc::default(),
             metrics,
@@ -278,16 +310,17 @@ impl Dispatcher {
         W: Future<Output = VfsResult<T>> + Send + 'static,
         U: Future<Output = ()> + Send + 'static,
     {
-        self.start(call, reply, None, |_| work, answer, undo);
+        self.start(call, reply, (None, None), |_| work, answer, undo);
     }
 
     /// The same for work that ends early when its caller gives up, and that
-    /// itself decides (`waiting`) when it is too late for that.
+    /// itself decides (`waiting`) when it is too late for that. The request can be withdrawn
+    /// by `again` until then.
     pub(super) fn run_waiting<R, T, W>(
         &self,
         call: FuseRequest,
         reply: R,
-        waiting: Arc<Waiting>,
+        (waiting, again): (Arc<Waiting>, Option<Again<R>>),
         work: W,
         answer: impl FnOnce(R, T) + Send + 'static,
     ) where
@@ -295,7 +328,8 @@ impl Dispatcher {
         T: Send + 'static,
         W: Future<Output = VfsResult<T>> + Send + 'static,
     {
-        self.start(call, reply, Some(waiting), |_| work, answer, keep);
+        let waiting = (Some(waiting), again);
+        self.start(call, reply, waiting, |_| work, answer, keep);
     }
 
     /// The same as `run` for work that fills its reply as it goes.
@@ -312,14 +346,14 @@ impl Dispatcher {
         W: Future<Output = VfsResult<T>> + Send + 'static,
         U: Future<Output = ()> + Send + 'static,
     {
-        self.start(call, reply, None, work, answer, undo);
+        self.start(call, reply, (None, None), work, answer, undo);
     }
 
     fn start<R, T, W, U>(
         &self,
         call: FuseRequest,
         reply: R,
-        waiting: Option<Arc<Waiting>>,
+        (waiting, again): (Option<Arc<Waiting>>, Option<Again<R>>),
         work: impl FnOnce(&Arc<Pending<R>>) -> W,
         answer: impl FnOnce(R, T) + Send + 'static,
         undo: impl FnOnce(T) -> U + Send + 'static,
@@ -332,6 +366,7 @@ impl Dispatcher {
         let pending = Arc::new(Pending {
             reply: Mutex::new(Some(reply)),
             waiting,
+            again: Mutex::new(again),
             caller: changes(call.op)
                 .then(|| Caller::new(Some(Arc::clone(&self.abandoned)), call.tid)),
         });
@@ -352,6 +387,7 @@ impl Dispatcher {
             metrics: Arc::clone(&self.metrics),
             call,
             ok: false,
+            _under_way: self.gate.begin(),
         };
         // Costs one load unless debug is enabled for this module.
         let span = tracing::debug_span!("fuse", id = call.unique, op = ?call.op, ino = call.ino);
@@ -442,6 +478,7 @@ mod tests {
         let dispatch = Dispatcher::new(
             runtime.handle().clone(),
             watcher,
+            Arc::default(),
             Arc::default(),
             Arc::clone(&metrics),
         );
@@ -574,6 +611,36 @@ mod tests {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(said.recv_timeout(SOON).is_err(), "a second answer");
+    }
+
+    #[test]
+    fn who_is_withdrawn_while_he_waits_for_a_lock_hears_nothing_of_it() {
+        let bench = bench();
+        for _ in 0..200 {
+            let (reply, said) = Probe::new();
+            let waiting = Arc::<Waiting>::default();
+            let waits = Arc::clone(&waiting);
+            let (kept_tx, kept) = mpsc::channel();
+            let again: Again<Probe> = Box::new(move |reply| kept_tx.send(reply).unwrap());
+            // As the vfs does.
+            let work = async move {
+                waits.gave_up().await;
+                Err::<u32, _>(Errno(libc::EINTR).into())
+            };
+            let call = call().wait_mode(WaitMode::Interruptible);
+            let waiting = (waiting, Some(again));
+            bench
+                .dispatch
+                .run_waiting(call, reply, waiting, work, say_ok);
+            bench.dispatch.watcher.withdraw_waits();
+            let reply = kept.recv_timeout(SOON).expect("it was not withdrawn");
+            while bench.dispatch.gate.under_way() > 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(said.try_recv(), Err(mpsc::TryRecvError::Empty));
+            say_ok(reply, 1);
+            assert_eq!(said.recv_timeout(SOON).unwrap(), Said::Ok(1));
+        }
     }
 
     #[test]

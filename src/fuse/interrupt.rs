@@ -99,6 +99,9 @@ impl std::fmt::Debug for Soft {
 pub(super) trait Interrupt: Send + Sync {
     /// Answers with this error; false if the request has its answer already.
     fn give_up(&self, errno: i32) -> bool;
+
+    /// If it waits for a file lock: makes it a request that has not begun, and is parked.
+    fn withdraw(&self) {}
 }
 
 struct Waiter {
@@ -278,7 +281,13 @@ impl InterruptWatcher {
         wait_mode: WaitMode,
         since: Instant,
     ) -> Option<Ticket> {
-        if (tid == 0 || wait_mode == WaitMode::Uninterruptible) && !self.soft {
+        // Who waits for a lock is listed in any case: he may have to be withdrawn.
+        let has_end = match wait_mode {
+            WaitMode::Uninterruptible => false,
+            WaitMode::Killable => tid != 0,
+            WaitMode::Interruptible => true,
+        };
+        if !has_end && !self.soft {
             return None;
         }
         let (index, wake) = self.registry.insert(Waiter {
@@ -295,6 +304,22 @@ impl InterruptWatcher {
             shard: tid as usize % SHARDS,
             index,
         })
+    }
+
+    /// Withdraws all that wait for file locks.
+    pub(super) fn withdraw_waits(&self) {
+        for shard in &self.registry.shards {
+            let waits: Vec<_> = {
+                let slots = shard.0.lock();
+                let waiters = slots.waiters.iter().flatten();
+                waiters
+                    .filter(|waiter| waiter.wait_mode == WaitMode::Interruptible)
+                    .map(|waiter| Arc::clone(&waiter.request))
+                    .collect()
+            };
+            // Without the lock: what is parked is listed.
+            waits.iter().for_each(|request| request.withdraw());
+        }
     }
 
     /// Ends the thread; nobody is interrupted any more.
@@ -529,7 +554,9 @@ mod tests {
                 Instant::now(),
             )
         };
-        assert!(list(0, WaitMode::Interruptible).is_none());
+        // But who waits for a lock may have to be withdrawn.
+        assert!(list(0, WaitMode::Killable).is_none());
+        assert!(list(0, WaitMode::Interruptible).is_some());
         assert!(list(1, WaitMode::Uninterruptible).is_none());
     }
 

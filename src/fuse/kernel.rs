@@ -12,6 +12,11 @@ const MAX_WRITE: u32 = 1 << 20;
 /// same time. The kernel's default of 12 would throttle read-ahead.
 const MAX_BACKGROUND: u16 = 128;
 
+/// What fuser asks for by itself (`default_init_flags` in its lib.rs).
+const BY_FUSER: InitFlags = InitFlags::FUSE_ASYNC_READ
+    .union(InitFlags::FUSE_BIG_WRITES)
+    .union(InitFlags::FUSE_MAX_PAGES);
+
 /// What of the negotiation can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelOptions {
@@ -66,12 +71,15 @@ impl KernelOptions {
         flags
     }
 
-    /// Asks for what the kernel has of it.
-    pub(super) fn negotiate(self, config: &mut KernelConfig) {
+    /// Asks for what the kernel has of it, and says on what both have agreed.
+    pub(super) fn negotiate(self, config: &mut KernelConfig) -> InitFlags {
+        let mut agreed = BY_FUSER & config.capabilities();
         // One by one: fuser adds none of a set that is not wholly supported.
         for flag in self.capabilities() {
             if config.add_capabilities(flag).is_err() {
                 tracing::info!(?flag, "the kernel lacks a FUSE capability");
+            } else {
+                agreed |= flag;
             }
         }
         // Each setter refuses only values out of its range, and says which
@@ -80,6 +88,7 @@ impl KernelOptions {
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND);
         let _ = config.set_time_granularity(Duration::from_nanos(1));
+        agreed
     }
 }
 

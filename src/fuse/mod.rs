@@ -5,7 +5,8 @@
 //! file system means.
 //!
 //! ```text
-//! kernel ─► session   reader threads, mount (mounting) and unmount (place)
+//! kernel ─► session   reader threads, mount (mounting, or inherited) and unmount (place)
+//!             └─► gated     what fuser calls; parks requests while the gate is closed
 //!             └─► adapter   one short method per operation
 //!                   ├─ lookup      what is known, or what the server says (intent, reopen)
 //!                   ├─ identity    pid, uid, gid → Credential
@@ -13,6 +14,7 @@
 //!                   └─ dispatch    else one tokio task, which runs to its end
 //!                        ├─ interrupt   answers EINTR when the caller is killed
 //!                        └─ failure_log says why a request has failed
+//! upgrade ─► quiesce   closes the gate and waits until nothing is under way
 //! watchdog ─► prober    one request of our own, there and back
 //! kernel ◄─ notify    invalidations, from a thread of their own
 //!             └─► notify_store   the size of a file that has grown elsewhere
@@ -31,7 +33,10 @@ mod convert;
 mod dispatch;
 mod estale_retry;
 mod failure_log;
+mod gate;
+mod gated;
 mod identity;
+mod inherited;
 mod intent;
 mod interrupt;
 mod kernel;
@@ -43,11 +48,14 @@ mod notify_store;
 mod place;
 mod prober;
 mod proc;
+mod quiesce;
 mod session;
 
 pub use adapter::Adapter;
+pub use inherited::InitValues;
 pub use interrupt::Soft;
 pub use kernel::KernelOptions;
 pub use notify::Notify;
 pub use place::Unmount;
-pub use session::{Running, SessionOptions, start};
+pub use quiesce::{NotQuiet, Quiesced};
+pub use session::{Running, SessionOptions, start, take_over};

@@ -23,6 +23,12 @@
 //! what has grown is told to be as large right behind its invalidation
 //! ([`notify_store`](super::notify_store)): the read that had asked goes on behind the old end.
 //!
+//! A process that hands its mount over must not end while one of its threads is inside the
+//! kernel with an invalidation: it cannot be killed there, and what it waits for is answered
+//! by the next process, which starts when this one has ended. So every call is counted, and
+//! the queue is frozen once it is empty and no call is made ([`freeze`](Notify::freeze)): what
+//! comes after that stays in it (see [`quiesce`](super::quiesce)).
+//!
 //! Bounds: inodes by the number the kernel knows, which is that of the vfs's
 //! table, so no inode invalidation is ever lost. Names by [`MAX_NAMES`]; one
 //! beyond is dropped and counted, and its staleness ends with the entry's TTL.
@@ -112,11 +118,45 @@ struct State {
     sending: HashMap<Ino, usize>,
     names: usize,
     dropped: u64,
+    /// The mount is being handed over: nothing is sent.
+    frozen: bool,
+    calls: Calls,
+}
+
+/// What threads do in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Calls {
+    /// So many are in it.
+    pub(super) inside: usize,
+    /// So many have come out of it.
+    pub(super) done: u64,
 }
 
 impl State {
     fn begin(&mut self, ino: Ino) {
         *self.sending.entry(ino).or_default() += 1;
+    }
+
+    fn is_idle(&self) -> bool {
+        self.order.is_empty() && self.sending.is_empty() && self.calls.inside == 0
+    }
+}
+
+/// A thread is about to be in the kernel, or is, until this is dropped.
+struct Calling<'a>(&'a Notify);
+
+impl<'a> Calling<'a> {
+    fn begin(queue: &'a Notify, state: &mut State) -> Self {
+        state.calls.inside += 1;
+        Self(queue)
+    }
+}
+
+impl Drop for Calling<'_> {
+    fn drop(&mut self) {
+        let calls = &mut self.0.state.lock().calls;
+        calls.inside -= 1;
+        calls.done += 1;
     }
 }
 
@@ -192,6 +232,7 @@ impl Notify {
         let mut state = self.state.lock();
         *state = State {
             dropped: state.dropped,
+            calls: state.calls,
             ..State::default()
         };
         self.count(&state);
@@ -201,8 +242,38 @@ impl Notify {
         self.sent.notify_all();
     }
 
-    fn direct(&self) -> Option<Arc<dyn Kernel>> {
-        self.direct.lock().clone()
+    /// The kernel, for a call that is made now; `None` without one, and while it is frozen.
+    fn direct(&self) -> Option<(Arc<dyn Kernel>, Calling<'_>)> {
+        let kernel = self.direct.lock().clone()?;
+        let mut state = self.state.lock();
+        let calling = (!state.frozen).then(|| Calling::begin(self, &mut state));
+        drop(state);
+        Some((kernel, calling?))
+    }
+
+    /// What threads do in the kernel just now.
+    pub(super) fn calls(&self) -> Calls {
+        self.state.lock().calls
+    }
+
+    /// Nothing is queued, and no thread is in the kernel.
+    pub(super) fn is_idle(&self) -> bool {
+        self.state.lock().is_idle()
+    }
+
+    /// From here on no thread enters the kernel; false if there is something to tell it, or
+    /// one is in it.
+    pub(super) fn freeze(&self) -> bool {
+        let mut state = self.state.lock();
+        let idle = state.is_idle();
+        state.frozen |= idle;
+        idle
+    }
+
+    /// Goes on.
+    pub(super) fn thaw(&self) {
+        self.state.lock().frozen = false;
+        self.wake.notify_all();
     }
 
     /// With the size of what has grown.
@@ -238,13 +309,14 @@ impl Notify {
     }
 
     /// The next one, which is out of the queue then; `None` when closed.
-    fn pop(&self) -> Option<(Stale, Option<u64>)> {
+    fn pop(&self) -> Option<(Stale, Option<u64>, Calling<'_>)> {
         let mut state = self.state.lock();
         loop {
             if !state.open {
                 return None;
             }
-            if let Some(stale) = state.order.pop_front() {
+            let next = (!state.frozen).then(|| state.order.pop_front()).flatten();
+            if let Some(stale) = next {
                 state.queued.remove(&stale);
                 let size = match stale {
                     Stale::Name(..) => {
@@ -257,7 +329,7 @@ impl Notify {
                     }
                 };
                 self.count(&state);
-                return Some((stale, size));
+                return Some((stale, size, Calling::begin(self, &mut state)));
             }
             self.wake.wait(&mut state);
         }
@@ -286,7 +358,7 @@ impl Notify {
     fn send_all(&self, kernel: &dyn Kernel, tasks: &Tasks) {
         let mut pause = Pause::default();
         let mut died = Instant::now();
-        while let Some((stale, size)) = self.pop() {
+        while let Some((stale, size, calling)) = self.pop() {
             // fuser takes ENOENT, "not cached", for success.
             let sent = tasks.round("notify", || {
                 tasks.point("notify");
@@ -302,6 +374,7 @@ impl Notify {
             if let Stale::Inode(ino) = stale {
                 self.was_sent(ino);
             }
+            drop(calling);
             match sent {
                 Ok((Ok(()), _)) => {}
                 Ok((Err(error), ino)) => {
@@ -329,8 +402,9 @@ impl KernelCache for Notify {
 
     fn inval_inode_now(&self, ino: Ino) {
         // As above; an inode that the kernel does not hold has no pages.
-        if let Some(kernel) = self.direct() {
-            let _ = kernel.inval_inode(ino);
+        match self.direct() {
+            Some((kernel, _calling)) => drop(kernel.inval_inode(ino)),
+            None => self.push(Stale::Inode(ino), None),
         }
     }
 
@@ -345,7 +419,7 @@ impl KernelCache for Notify {
     fn settle(&self, ino: Ino) {
         let stale = Stale::Inode(ino);
         let mut state = self.state.lock();
-        if state.queued.remove(&stale) {
+        if !state.frozen && state.queued.remove(&stale) {
             state.order.retain(|other| *other != stale);
             // It is being told from here on, without a moment between.
             state.begin(ino);
@@ -353,7 +427,7 @@ impl KernelCache for Notify {
             self.count(&state);
             drop(state);
             let sent = SentGuard { queue: self, ino };
-            if let Some(kernel) = self.direct() {
+            if let Some((kernel, _calling)) = self.direct() {
                 let _ = tell(&*kernel, ino, size);
             }
             drop(sent);
@@ -366,8 +440,9 @@ impl KernelCache for Notify {
 
     fn inval_attr(&self, ino: Ino) {
         // An inode that the kernel does not hold is an error, and none to us.
-        if let Some(kernel) = self.direct() {
-            let _ = kernel.inval_attr(ino);
+        match self.direct() {
+            Some((kernel, _calling)) => drop(kernel.inval_attr(ino)),
+            None => self.push(Stale::Inode(ino), None),
         }
     }
 
@@ -537,6 +612,35 @@ mod tests {
         let mut rest: Vec<_> = (0..3).map(|_| seen.recv_timeout(SOON).unwrap()).collect();
         rest.retain(|(ino, _)| *ino == 5);
         assert_eq!(rest, [told(""), told("40")]);
+        queue.close();
+    }
+
+    #[test]
+    fn a_queue_is_frozen_only_when_it_is_empty_and_nobody_is_in_the_kernel() {
+        let (queue, seen, go) = slow();
+        queue.inval_entry(1, b"name");
+        assert_eq!(seen.recv_timeout(SOON).unwrap(), (1, b"name".to_vec()));
+        assert!(!queue.freeze(), "while a name is being sent");
+        let before = queue.calls();
+        assert_eq!(before.inside, 1);
+        go.send(()).unwrap();
+        while !queue.freeze() {
+            thread::yield_now();
+        }
+        let after = queue.calls();
+        assert_eq!((after.inside, after.done), (0, before.done + 1));
+        // Nothing enters the kernel any more, not even what must be at once; nothing is lost.
+        queue.inval_inode(5);
+        queue.inval_inode_now(6);
+        queue.inval_attr(7);
+        queue.settle(5);
+        assert!(seen.recv_timeout(Duration::from_millis(50)).is_err());
+        assert!(!queue.is_idle() && !queue.freeze());
+        queue.thaw();
+        for ino in 5..8 {
+            go.send(()).unwrap();
+            assert_eq!(seen.recv_timeout(SOON).unwrap(), (ino, vec![]));
+        }
         queue.close();
     }
 

@@ -34,7 +34,7 @@ pub(super) struct MountPlace {
     mountpoint: PathBuf,
     /// `major:minor`; `None` if mountinfo could not be read.
     device: Option<String>,
-    /// It stays, dead, when this program ends.
+    /// It stays when this program ends: dead, or with another process.
     left: Arc<AtomicBool>,
 }
 
@@ -48,6 +48,24 @@ impl MountPlace {
             device,
             left: Arc::default(),
         }
+    }
+
+    /// The place of a mount that another process has made: the one with this device number,
+    /// wherever it lies in the stack of mounts there.
+    pub(super) fn of(mountpoint: PathBuf, device: Option<String>) -> Self {
+        match device {
+            Some(_) => Self {
+                mountpoint,
+                device,
+                left: Arc::default(),
+            },
+            None => Self::find(mountpoint),
+        }
+    }
+
+    /// `major:minor` of the mount, if it is known.
+    pub(super) fn device(&self) -> Option<&str> {
+        self.device.as_deref()
     }
 
     pub(super) fn mountpoint(&self) -> &Path {
@@ -100,13 +118,21 @@ impl MountPlace {
     /// Fails all requests, now and later, and leaves the mount where it is for good:
     /// nothing here unmounts it any more.
     pub(super) fn leave_dead(&self) {
-        self.left.store(true, Ordering::SeqCst);
+        if self.left.swap(true, Ordering::SeqCst) {
+            // It is dead, or another process's.
+            return;
+        }
         if let Some((_, connection)) = self.device.as_ref().and_then(|of| of.split_once(':')) {
             // Where it cannot be done, the end of this process does the same: as soon
             // as none of its threads waits in the kernel for an answer of its own.
             let abort = format!("/sys/fs/fuse/connections/{connection}/abort");
             let _ = privilege::mounting(|| fs::write(abort, "1"));
         }
+    }
+
+    /// The mount stays, for another process that serves it: nothing here unmounts it any more.
+    pub(super) fn leave(&self) {
+        self.left.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn is_left(&self) -> bool {

@@ -7,21 +7,28 @@
 //! first EBUSY. So its handle of the mount is leaked, and [`MountPlace`] unmounts.
 
 use std::fs;
+use std::future::Future;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::adapter::Adapter;
+use super::gate::Gate;
+use super::gated::Gated;
+use super::inherited::{self, InitValues};
+use super::interrupt::InterruptWatcher;
 use super::mounting;
 use super::notify::Notify;
 use super::place::{MountPlace, Unmount};
 use super::prober::Prober;
+use super::quiesce::{NotQuiet, Quiesced, Traffic, quiesce};
 use crate::background::Tasks;
 use crate::privilege;
 use crate::quoting;
@@ -49,7 +56,8 @@ pub struct SessionOptions {
     pub allow_other: bool,
     /// Threads that read requests; at least 1.
     pub threads: usize,
-    /// Each of them reads from a descriptor of its own.
+    /// Each of them reads from a descriptor of its own. Such a mount cannot be handed over
+    /// to another process ([`Running::can_be_handed_over`]).
     pub clone_fd: bool,
     /// Read-ahead of the kernel in KiB, if we may set it (root); `None` leaves
     /// the kernel's 128.
@@ -119,6 +127,11 @@ pub struct Running {
     place: MountPlace,
     prober: Prober,
     ended: watch::Receiver<Option<Result<(), Arc<io::Error>>>>,
+    traffic: Traffic,
+    device: OwnedFd,
+    init: InitValues,
+    /// Reader threads have descriptors of their own.
+    clones: bool,
 }
 
 /// Mounts and serves `adapter` at `mountpoint`, which must be canonical, in threads of its
@@ -134,35 +147,22 @@ pub fn start(
     mountpoint: &Path,
     options: &SessionOptions,
 ) -> io::Result<Running> {
-    let (prober, tasks) = (adapter.prober(), adapter.tasks());
+    let gated = Gated::new(adapter);
+    let (served, init) = (Served::of(&gated, options, false), gated.init_values());
     // No thread is started within: fuser's begin with `spawn`.
-    let session = privilege::mounting(|| mounted(adapter, mountpoint, options.config()))?;
+    let session = privilege::mounting(|| mounted(gated, mountpoint, options.config()))?;
     let place = MountPlace::find(mountpoint.to_owned());
+    let agreed = init.get().cloned();
     // Its device is closed when it fails.
-    let serving = serve(session, notify, tasks).inspect_err(|_| place.clear())?;
-    let (end, ended) = watch::channel(None);
-    // From here on, dropping this unmounts.
-    let running = Running {
-        place: place.clone(),
-        prober,
-        ended,
+    let init = agreed
+        .ok_or_else(|| io::Error::other("fuser has not asked what to agree on"))
+        .inspect_err(|_| place.clear())?;
+    let init = InitValues {
+        mount: place.device().map(str::to_owned),
+        ..init
     };
-    let (serving, queue) = (ManuallyDrop::new(serving), Arc::clone(notify));
-    thread::Builder::new()
-        .name("fuse-session".into())
-        .spawn(move || {
-            let result = join(serving).map_err(Arc::new);
-            queue.close();
-            match &result {
-                Ok(()) => place.clear(),
-                Err(error) => {
-                    tracing::error!(%error, "the FUSE session failed");
-                    place.abandon();
-                }
-            }
-            end.send_replace(Some(result));
-        })
-        .inspect_err(|_| notify.close())?;
+    let running = served.run(session, notify, place.clone(), init);
+    let running = running.inspect_err(|_| place.clear())?;
     if let Some(kib) = options.read_ahead_kib
         && is_root()
     {
@@ -171,9 +171,112 @@ pub fn start(
     Ok(running)
 }
 
+/// Serves a mount that another process has served before, and does not any more: `device` is
+/// a descriptor of it, and `init` what the first process has agreed on with the kernel
+/// ([`Running::init_values`]). What was read there and not answered is asked for again, and
+/// nothing of it is read before this process serves. The mount's options stay as they are,
+/// its read-ahead too; of `options` the threads count and who may use the mount.
+///
+/// # Errors
+/// The mount is gone, or the kernel cannot send again; the mount stays as it is.
+pub fn take_over(
+    adapter: Adapter,
+    notify: &Arc<Notify>,
+    mountpoint: &Path,
+    options: &SessionOptions,
+    device: OwnedFd,
+    init: InitValues,
+) -> io::Result<Running> {
+    let gated = Gated::new(adapter);
+    let served = Served::of(&gated, options, true);
+    let session = inherited::session(gated, &device, &init, options.config())?;
+    inherited::resend(&device)?;
+    let place = MountPlace::of(mountpoint.to_owned(), init.mount.clone());
+    served.run(session, notify, place, init)
+}
+
+/// What remains of an adapter that fuser has got.
+struct Served {
+    prober: Prober,
+    tasks: Arc<Tasks>,
+    gate: Arc<Gate>,
+    watcher: Arc<InterruptWatcher>,
+    clones: bool,
+    /// The mount is another process's, which may yet have another successor.
+    inherited: bool,
+}
+
+impl Served {
+    fn of(gated: &Gated, options: &SessionOptions, inherited: bool) -> Self {
+        let adapter = gated.adapter();
+        Self {
+            inherited,
+            prober: adapter.prober(),
+            tasks: adapter.tasks(),
+            gate: adapter.gate(),
+            watcher: adapter.watcher(),
+            clones: options.config().clone_fd,
+        }
+    }
+
+    /// Begins to serve.
+    ///
+    /// # Errors
+    /// There are no threads or descriptors.
+    fn run(
+        self,
+        session: Session<Gated>,
+        notify: &Arc<Notify>,
+        place: MountPlace,
+        init: InitValues,
+    ) -> io::Result<Running> {
+        let device = session.as_fd().try_clone_to_owned()?;
+        let serving = serve(session, notify, self.tasks)?;
+        let (end, ended) = watch::channel(None);
+        // From here on, dropping this unmounts.
+        let running = Running {
+            place: place.clone(),
+            prober: self.prober,
+            ended,
+            traffic: Traffic {
+                gate: self.gate,
+                watcher: self.watcher,
+                notify: Arc::clone(notify),
+                place: place.clone(),
+            },
+            device,
+            init,
+            clones: self.clones,
+        };
+        let (serving, queue) = (ManuallyDrop::new(serving), Arc::clone(notify));
+        let as_it_was = place.clone();
+        thread::Builder::new()
+            .name("fuse-session".into())
+            .spawn(move || {
+                let result = join(serving).map_err(Arc::new);
+                queue.close();
+                match &result {
+                    Ok(()) => place.clear(),
+                    Err(error) => {
+                        tracing::error!(%error, "the FUSE session failed");
+                        place.abandon();
+                    }
+                }
+                end.send_replace(Some(result));
+            })
+            .inspect_err(|_| {
+                notify.close();
+                if self.inherited {
+                    as_it_was.leave();
+                }
+            })?;
+        Ok(running)
+    }
+}
+
 /// Begins to answer the kernel, and to tell it what is old.
 fn serve(
-    session: Session<Adapter>,
+    session: Session<Gated>,
     notify: &Arc<Notify>,
     tasks: Arc<Tasks>,
 ) -> io::Result<BackgroundSession> {
@@ -184,7 +287,7 @@ fn serve(
 
 /// Mounts, and agrees with the kernel. By the descriptor of the directory where mount(2) is
 /// ours to call, else by `fusermount3`.
-fn mounted(adapter: Adapter, mountpoint: &Path, config: Config) -> io::Result<Session<Adapter>> {
+fn mounted(adapter: Gated, mountpoint: &Path, config: Config) -> io::Result<Session<Gated>> {
     if !is_root() {
         return Session::new(adapter, mountpoint, &config);
     }
@@ -253,6 +356,55 @@ impl Running {
     /// The mount is gone or dead.
     pub fn probe(&self) -> io::Result<()> {
         privilege::mounting(|| self.prober.probe(self.place.mountpoint()))
+    }
+
+    /// Whether another process can take the mount over from this one.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn can_be_handed_over(&self) -> Result<(), &'static str> {
+        if !self.init.has_resend() {
+            return Err(
+                "the kernel does not send requests again (FUSE_HAS_RESEND): Linux 6.9 or newer \
+                 is needed",
+            );
+        }
+        // Each has a list of what was read from it, which ends with it; fuser makes them
+        // behind our back.
+        match self.clones {
+            true => Err("each reader thread has a descriptor of its own"),
+            false => Ok(()),
+        }
+    }
+
+    /// What FUSE_INIT has come to, for the process that takes over.
+    pub fn init_values(&self) -> &InitValues {
+        &self.init
+    }
+
+    /// Another descriptor of the device. The mount lives as long as there is one, whoever
+    /// has it.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    pub fn device(&self) -> io::Result<OwnedFd> {
+        self.device.try_clone()
+    }
+
+    /// Brings the mount to rest for a hand-over: requests wait, those under way are finished,
+    /// and calls that wait for a file lock become such that have just arrived. Then `drain`
+    /// has the file system do what it has put off; it is called again if something has come
+    /// up meanwhile. Dropping what this returns, or this future, lets the mount go on, on the
+    /// thread that does so.
+    ///
+    /// # Errors
+    /// That has not come about by `deadline`; the mount goes on as before.
+    pub async fn quiesce<D, F>(&self, deadline: Instant, drain: D) -> Result<Quiesced, NotQuiet>
+    where
+        D: FnMut() -> F,
+        F: Future<Output = ()>,
+    {
+        quiesce(self.traffic.clone(), deadline, drain).await
     }
 
     /// Ends the mount for who uses it and leaves it there: ENOTCONN for everything, until

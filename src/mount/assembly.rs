@@ -8,21 +8,23 @@
 //! ```
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::connecting::{FAREWELL, connect_patiently, connector, unidentified};
 use super::daemon::Ready;
 use super::error::MountError;
+use super::handover::Lifeline;
+use super::handover::leave::leave_to_another;
+use super::keeper::KeeperLink;
 use super::launch::MountRequest;
 use super::options::{CacheTimes, LocksOf, MountOptions, NameCache, Unanswered};
 use super::owner::Owner;
 use super::publish::publish;
 use super::registry::Registry;
 use super::signals::Shutdown;
-use super::watchdog;
+use super::{upgrade, watchdog};
 use crate::background::Died;
 use crate::efs::ServerConnector;
 use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions, Soft, Unmount};
@@ -46,12 +48,51 @@ const KERNEL_READ_AHEAD_KIB: u32 = 8 << 10;
 /// The same by us, where the kernel cannot be told.
 const OWN_READ_AHEAD: u64 = 8 << 20;
 
+/// A mount that is being served, and what it is made of.
+pub(super) struct Served {
+    pub(super) request: MountRequest,
+    pub(super) connector: Arc<ServerConnector>,
+    pub(super) client: Arc<Client>,
+    pub(super) vfs: Arc<Vfs>,
+    pub(super) running: Arc<Running>,
+    pub(super) owner: Owner,
+    pub(super) metrics: Arc<Metrics>,
+    /// What outlives this daemon, if anything does.
+    pub(super) lifeline: Option<Lifeline>,
+    /// How the mount came to this daemon.
+    pub(super) history: History,
+}
+
+/// What came before this daemon.
+#[derive(Debug, Clone)]
+pub(super) struct History {
+    /// When it was mounted, in seconds since 1970.
+    pub(super) since: u64,
+    /// How long requests were kept waiting when this daemon took over.
+    pub(super) pause: Option<Duration>,
+    /// Why another program could not take over, and this one did once more.
+    pub(super) failed: Option<String>,
+}
+
+impl History {
+    /// Of a mount that was made just now.
+    fn begins() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            since: now.unwrap_or_default().as_secs(),
+            pause: None,
+            failed: None,
+        }
+    }
+}
+
 /// Mounts, serves until the mount ends, and cleans up.
 ///
 /// # Errors
 /// The mount did not come about, or ended in a way the user should know of.
 pub async fn run(
     request: MountRequest,
+    keeper: Option<KeeperLink>,
     metrics: Arc<Metrics>,
     ready: Ready,
 ) -> Result<(), MountError> {
@@ -66,20 +107,73 @@ pub async fn run(
         () = shutdown.asked() => return Err(MountError::interrupted()),
         died = metrics.tasks.ended() => return Err(dead(&died)),
     };
-    let outcome = serve(
-        &request, &connector, &client, sent, &metrics, ready, &shutdown,
-    )
-    .await;
+    let config = vfs_config(&request.options);
+    let vfs = Vfs::new(Arc::clone(&client), config, sent, Arc::clone(&metrics));
+    let running = match start(&request, &client, &vfs, &metrics).await {
+        Ok(running) => running,
+        Err(error) => {
+            say_farewell(&client, &metrics, owner).await;
+            return Err(error);
+        }
+    };
+    let served = Served {
+        lifeline: keeper.and_then(|link| held(link, &running, &owner)),
+        running: Arc::new(running),
+        history: History::begins(),
+        request,
+        connector,
+        client,
+        vfs,
+        owner,
+        metrics,
+    };
+    serve_to_the_end(served, ready, &shutdown).await
+}
+
+/// Serves until the mount ends, and tells the server that this client does.
+///
+/// # Errors
+/// It ended in a way the user should know of.
+pub(super) async fn serve_to_the_end(
+    served: Served,
+    ready: Ready,
+    shutdown: &Shutdown,
+) -> Result<(), MountError> {
+    let outcome = serve(&served, ready, shutdown).await;
+    let Served {
+        running,
+        client,
+        metrics,
+        owner,
+        ..
+    } = served;
+    drop(running);
+    say_farewell(&client, &metrics, owner).await;
+    outcome
+}
+
+async fn say_farewell(client: &Client, metrics: &Metrics, owner: Owner) {
     // There may be nobody left to send it; and the server must not let go of what
     // programs hold before the kernel has told them that the mount is dead.
     if !metrics.tasks.has_ended() && client.shut_down(FAREWELL).await {
         owner.retire();
     }
-    outcome
+}
+
+/// What outlives this daemon, in the keeper's hands; `None` if it cannot be there.
+fn held(link: KeeperLink, running: &Running, owner: &Owner) -> Option<Lifeline> {
+    let lifeline = Lifeline::begin(link).and_then(|lifeline| {
+        lifeline.hold(running.device()?.as_fd(), owner.lock_file())?;
+        lifeline.ready()?;
+        Ok(lifeline)
+    });
+    lifeline
+        .inspect_err(|why| tracing::warn!(%why, "no other daemon can take over from this one"))
+        .ok()
 }
 
 /// A task has died without which nothing goes on.
-fn dead(died: &Died) -> MountError {
+pub(super) fn dead(died: &Died) -> MountError {
     MountError::mount("serving the mount", died)
         .remedy("mounting again; report it with what was done: this is a bug")
 }
@@ -93,20 +187,21 @@ async fn leave_dead(running: &Arc<Running>) {
     let _ = tokio::time::timeout(LAST_BREATH, leave).await;
 }
 
-async fn serve(
-    request: &MountRequest,
-    connector: &Arc<ServerConnector>,
-    client: &Arc<Client>,
-    sent: Instant,
-    metrics: &Arc<Metrics>,
-    ready: Ready,
-    shutdown: &Shutdown,
-) -> Result<(), MountError> {
-    let config = vfs_config(&request.options);
-    let vfs = Vfs::new(Arc::clone(client), config, sent, Arc::clone(metrics));
-    let running = Arc::new(start(request, client, &vfs, metrics).await?);
-    watchdog::start(&running, &metrics.tasks);
-    let published = publish(request, connector, client, &vfs, metrics);
+/// Serves until the mount ends.
+///
+/// # Errors
+/// It ended in a way the user should know of.
+async fn serve(served: &Served, ready: Ready, shutdown: &Shutdown) -> Result<(), MountError> {
+    let Served {
+        request,
+        running,
+        metrics,
+        ..
+    } = served;
+    let keeper = served.lifeline.as_ref().and_then(Lifeline::keeper);
+    watchdog::start(running, &metrics.tasks, keeper.map(|keeper| keeper.pid));
+    let (hear, mut requests) = upgrade::line();
+    let published = publish(served, hear);
     if let Err(why) = &published {
         tracing::warn!("stats and status will not find this mount: {why}");
     }
@@ -121,31 +216,64 @@ async fn serve(
         quoting::name(&request.device.spec),
         quoting::path(&request.mountpoint)
     );
-    let ended = tokio::select! {
-        ended = running.ended() => ended,
-        () = shutdown.asked() => leave(&running).await,
-        died = metrics.tasks.ended() => {
-            leave_dead(&running).await;
-            return Err(dead(&died));
+    let ended = loop {
+        tokio::select! {
+            ended = running.ended() => break ended,
+            () = shutdown.asked() => break leave(running).await,
+            died = metrics.tasks.ended() => {
+                leave_dead(running).await;
+                return Err(dead(&died));
+            }
+            // It does not return if another daemon takes over.
+            asked = requests.next() => leave_to_another(served, asked).await,
         }
     };
     if let Err(why) = &ended {
         tracing::error!("the FUSE session ended: {why}");
     }
-    if tokio::time::timeout(SETTLE, vfs.settled()).await.is_err() {
+    if tokio::time::timeout(SETTLE, served.vfs.settled())
+        .await
+        .is_err()
+    {
         tracing::warn!("the server did not take everything that was open");
     }
     tracing::info!("{} is unmounted", quoting::path(&request.mountpoint));
     ended.map_err(|why| MountError::mount("serving the mount", why))
 }
 
-/// Puts FUSE on top of the vfs: from here on the kernel's requests are answered.
+/// Mounts: from here on the kernel's requests are answered.
 async fn start(
     request: &MountRequest,
     client: &Arc<Client>,
     vfs: &Arc<Vfs>,
     metrics: &Arc<Metrics>,
 ) -> Result<Running, MountError> {
+    let (adapter, notify) = adapter(request, client, vfs, metrics)?;
+    let session = session_options(request);
+    let mountpoint = request.mountpoint.clone();
+    in_thread(move || fuse::start(adapter, &notify, &mountpoint, &session))
+        .await
+        .map_err(|why| MountError::mounting(&request.mountpoint, &why))
+}
+
+/// Waits for work that blocks.
+///
+/// # Errors
+/// Those of the work, or it has panicked.
+pub(super) async fn in_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+}
+
+/// What is put on top of the vfs, and what tells the kernel.
+pub(super) fn adapter(
+    request: &MountRequest,
+    client: &Arc<Client>,
+    vfs: &Arc<Vfs>,
+    metrics: &Arc<Metrics>,
+) -> Result<(Adapter, Arc<Notify>), MountError> {
     let options = &request.options;
     let notify = Notify::new();
     vfs.set_kernel(Arc::clone(&notify) as _);
@@ -161,13 +289,7 @@ async fn start(
         soft(options, client),
     )
     .map_err(|why| MountError::system("starting a thread", why))?;
-    let session = session_options(request);
-    let mountpoint = request.mountpoint.clone();
-    let start = move || fuse::start(adapter, &notify, &mountpoint, &session);
-    tokio::task::spawn_blocking(start)
-        .await
-        .unwrap_or_else(|panic| Err(io::Error::other(panic)))
-        .map_err(|why| MountError::mounting(&request.mountpoint, &why))
+    Ok((adapter, notify))
 }
 
 /// Unmounts because we were told to end: at once if nothing is in use, else
@@ -217,7 +339,7 @@ fn soft(options: &MountOptions, client: &Arc<Client>) -> Option<Soft> {
 }
 
 /// What the vfs is to do, by the options.
-fn vfs_config(options: &MountOptions) -> VfsConfig {
+pub(super) fn vfs_config(options: &MountOptions) -> VfsConfig {
     VfsConfig {
         timeouts: timeouts(options),
         write_window: usize::try_from(options.write_window).unwrap_or(usize::MAX),
@@ -251,7 +373,7 @@ fn timeouts(options: &MountOptions) -> Timeouts {
     }
 }
 
-fn session_options(request: &MountRequest) -> SessionOptions {
+pub(super) fn session_options(request: &MountRequest) -> SessionOptions {
     let (options, root) = (&request.options, is_root());
     SessionOptions {
         device: request.device.spec.clone(),
@@ -263,7 +385,9 @@ fn session_options(request: &MountRequest) -> SessionOptions {
         default_permissions: options.default_permissions,
         allow_other: options.allow_other.unwrap_or(root),
         threads: options.fuse_threads,
-        clone_fd: options.fuse_threads > 1,
+        // Another daemon inherits one descriptor; requests that were read from others would
+        // end with this one.
+        clone_fd: options.fuse_threads > 1 && !options.takeover,
         read_ahead_kib: Some(KERNEL_READ_AHEAD_KIB),
     }
 }

@@ -116,13 +116,12 @@ pub(super) async fn connect_patiently(
     }
 }
 
-async fn connect(
+/// How to be the client of a mount.
+pub(super) fn client_config(
     request: &MountRequest,
     owner: &Owner,
-    connector: &Arc<ServerConnector>,
-    metrics: &Arc<Metrics>,
-) -> Result<(Arc<Client>, Instant), MountError> {
-    let config = ClientConfig {
+) -> Result<ClientConfig, MountError> {
+    Ok(ClientConfig {
         identity: owner.identity().map_err(unidentified)?,
         slots: request.options.max_requests,
         rsize: request.options.rsize,
@@ -130,7 +129,16 @@ async fn connect(
         tolerance: Tolerance::of(request.options.timeo, request.options.retrans),
         connections: request.options.connections(request.device.is_efs()),
         suspended: crate::nfs::suspended,
-    };
+    })
+}
+
+async fn connect(
+    request: &MountRequest,
+    owner: &Owner,
+    connector: &Arc<ServerConnector>,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<Client>, Instant), MountError> {
+    let config = client_config(request, owner)?;
     let client = Client::connect(Arc::clone(connector) as _, config, Arc::clone(metrics)).await;
     let sent = Instant::now();
     let error = match client {

@@ -218,6 +218,8 @@ struct Shared {
     /// Held until the verdict is known.
     lock: Mutex<Option<StartLock>>,
     foreground: bool,
+    /// It mounts; false where it takes over.
+    is_first: bool,
     told: AtomicBool,
 }
 
@@ -225,18 +227,25 @@ impl Announcer {
     /// For `--foreground`: readiness goes to the service manager, an error to
     /// the caller.
     pub fn foreground(lock: StartLock) -> Self {
-        Self::new(None, lock)
+        Self::new(None, Some(lock), true)
+    }
+
+    /// For a daemon that has taken over: nobody waits, but for a service manager in the
+    /// foreground, which is told once more.
+    pub fn taken_over(foreground: bool) -> Self {
+        Self::new(None, None, foreground)
     }
 
     fn to_parent(pipe: File, lock: StartLock) -> Self {
-        Self::new(Some(pipe), lock)
+        Self::new(Some(pipe), Some(lock), false)
     }
 
-    fn new(pipe: Option<File>, lock: StartLock) -> Self {
+    fn new(pipe: Option<File>, lock: Option<StartLock>, foreground: bool) -> Self {
         Self(Arc::new(Shared {
-            foreground: pipe.is_none(),
+            foreground,
+            is_first: lock.is_some(),
             pipe: Mutex::new(pipe),
-            lock: Mutex::new(Some(lock)),
+            lock: Mutex::new(lock),
             told: AtomicBool::new(false),
         }))
     }
@@ -338,6 +347,10 @@ impl Ready {
         if shared.foreground {
             shared.told.store(true, Ordering::Release);
             notify::ready();
+            return;
+        }
+        if !shared.is_first {
+            shared.told.store(true, Ordering::Release);
             return;
         }
         if let Err(why) = detach() {

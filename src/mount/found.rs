@@ -96,8 +96,12 @@ impl Found {
     /// The process is one of the user's who wrote the entry. A program that runs with more
     /// rights than the user who called it is not that user's.
     fn is_of_owner(&self) -> bool {
+        self.is_owners(self.entry.pid)
+    }
+
+    fn is_owners(&self, pid: u32) -> bool {
         let owner = self.dir.owner();
-        process::users(self.entry.pid).is_some_and(|users| match self.written() {
+        process::users(pid).is_some_and(|users| match self.written() {
             Some(_) => users[1] == owner,
             None => users == [owner; 4],
         })
@@ -105,9 +109,17 @@ impl Found {
 
     pub(super) fn is_alive(&self) -> bool {
         match self.entry.is_near() {
-            true => self.entry.identity().is_alive() && self.is_of_owner(),
+            true => {
+                self.entry.identity().is_alive() && self.is_of_owner() || self.is_between_daemons()
+            }
             false => self.connect(Instant::now() + LISTENING).is_ok() || self.is_starting(),
         }
+    }
+
+    /// The daemon that is written has ended, and its keeper starts the next one.
+    fn is_between_daemons(&self) -> bool {
+        let keeper = self.entry.keeper().filter(|keeper| keeper.is_alive());
+        keeper.is_some_and(|keeper| self.is_owners(keeper.pid))
     }
 
     fn is_starting(&self) -> bool {

@@ -8,7 +8,9 @@ use super::assembly;
 use super::checks::{self, CheckedMountpoint};
 use super::daemon::{self, Announcer, Side};
 use super::error::{MOUNT, MountError};
+use super::handover::{HandedOver, take};
 use super::harden;
+use super::keeper::{self, Inherited, KeeperLink};
 use super::memory;
 use super::options::MountOptions;
 use super::registry::Registry;
@@ -43,6 +45,11 @@ pub struct MountRequest {
 /// # Errors
 /// The one line that the user sees.
 pub fn mount(mut request: MountRequest, warn: impl Fn(&str)) -> Result<(), MountError> {
+    // Before there is any thread. The process that was started stays, as the keeper.
+    let keeper = match request.foreground {
+        true => keeper_of(&request, &warn),
+        false => None,
+    };
     if let Some(namespace) = &request.mount_namespace {
         privilege::keep(Some(namespace)).map_err(|why| {
             let what = format!("entering the mount namespace {}", namespace.display());
@@ -57,17 +64,59 @@ pub fn mount(mut request: MountRequest, warn: impl Fn(&str)) -> Result<(), Mount
     } = place;
     request.mountpoint = mountpoint;
     if request.foreground {
-        return serve(request, &Announcer::foreground(lock));
+        let how = How::Mount(keeper);
+        return serve(request, how, &Announcer::foreground(lock));
     }
     match daemon::fork(lock).map_err(|why| MountError::system("starting the daemon", why))? {
         Side::Parent(waiter) => waiter.wait(),
         Side::Child(announcer) => {
-            let outcome = serve(request, &announcer);
+            let how = How::Mount(keeper_of(&request, &warn));
+            let outcome = serve(request, how, &announcer);
             // Not by returning: the runtime's blocking threads may hang in a
             // resolver, and the command's own cleanup is the parent's.
             process::exit(outcome.map_or_else(|error| report(&announcer, error), |()| 0))
         }
     }
+}
+
+/// How a daemon comes to its mount.
+enum How {
+    /// It makes it.
+    Mount(Option<KeeperLink>),
+    /// It takes over from another, or once more from itself, as a program could not.
+    TakeOver(Box<(Inherited, HandedOver)>, Option<String>),
+}
+
+/// A keeper for this process, which is its child from here on, if one is wanted.
+fn keeper_of(request: &MountRequest, warn: &impl Fn(&str)) -> Option<KeeperLink> {
+    if !request.options.takeover {
+        return None;
+    }
+    let attached = keeper::attach(&request.mountpoint, request.foreground);
+    attached
+        .inspect_err(|why| warn(&format!("no other daemon can take over: no keeper: {why}")))
+        .ok()
+}
+
+/// Takes over a mount from a daemon that has ended, and serves it until it ends. The mount is
+/// as `request` says, which was made of what that daemon has left. `failed` says why another
+/// program could not.
+///
+/// # Errors
+/// It cannot be taken over; the keeper was told why.
+pub fn take_over(
+    request: MountRequest,
+    inherited: Inherited,
+    state: HandedOver,
+    failed: Option<String>,
+) -> Result<(), MountError> {
+    if let Some(namespace) = &request.mount_namespace {
+        privilege::keep(Some(namespace))
+            .map_err(|why| MountError::system(format!("entering {}", namespace.display()), why))?;
+    }
+    let announcer = Announcer::taken_over(request.foreground);
+    let how = How::TakeOver(Box::new((inherited, state)), failed);
+    serve(request, how, &announcer)
 }
 
 /// Passes an error on to the parent or, if that has gone its way, to the log.
@@ -103,7 +152,7 @@ pub fn confine(device: &Device, server: &Settings) -> Result<(), MountError> {
     }
 }
 
-fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError> {
+fn serve(request: MountRequest, how: How, announcer: &Announcer) -> Result<(), MountError> {
     memory::tune();
     let destination =
         log::Destination::choose(request.foreground, request.options.log_file.as_deref());
@@ -132,7 +181,15 @@ fn serve(request: MountRequest, announcer: &Announcer) -> Result<(), MountError>
     let outcome = runtime.block_on(async {
         // A panic in the assembly is a bug, but not a reason to leave the
         // parent without an answer.
-        let task = tokio::spawn(assembly::run(request, metrics, announcer.ready()));
+        let ready = announcer.ready();
+        let task = match how {
+            How::Mount(keeper) => tokio::spawn(assembly::run(request, keeper, metrics, ready)),
+            How::TakeOver(left, failed) => {
+                let (inherited, state) = *left;
+                let taken = take::run(request, inherited, state, failed, metrics, ready);
+                tokio::spawn(taken)
+            }
+        };
         task.await.unwrap_or_else(|_| {
             Err(MountError::new(
                 MOUNT,

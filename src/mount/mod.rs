@@ -19,7 +19,9 @@ pub mod connecting;
 pub mod daemon;
 pub mod error;
 pub mod found;
+pub mod handover;
 pub mod harden;
+pub mod keeper;
 pub mod launch;
 mod litter;
 pub mod memory;
@@ -35,6 +37,7 @@ pub mod registry;
 pub mod remount;
 pub mod signals;
 pub mod unmount;
+pub mod upgrade;
 pub mod watchdog;
 
 pub use daemon::Ready;

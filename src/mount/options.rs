@@ -211,6 +211,8 @@ pub struct MountOptions {
     /// `default_permissions`: the kernel checks mode bits itself and asks for
     /// no ACCESS.
     pub default_permissions: bool,
+    /// `takeover`: a keeper holds the mount, so that another daemon can take over.
+    pub takeover: bool,
 }
 
 impl MountOptions {
@@ -267,6 +269,7 @@ impl Default for MountOptions {
             atime: Atime::Default,
             allow_other: None,
             default_permissions: true,
+            takeover: false,
         }
     }
 }

@@ -21,13 +21,18 @@
 //! hold it. Files are empty; what is left of a place where nobody mounts again is removed
 //! when no server can remember it any more ([`super::litter`]).
 
+use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::litter;
 use super::registry::Registry;
@@ -87,6 +92,43 @@ impl Owner {
         })
     }
 
+    /// What the next daemon has to know, to be the same.
+    pub fn hand_over(&self) -> OwnerState {
+        let path = self.held.as_ref().map(|held| &held.path);
+        OwnerState {
+            name: Bytes::copy_from_slice(&self.name),
+            machine_name: self.machine_name.clone(),
+            path: path.map(|path| Bytes::copy_from_slice(path.as_os_str().as_bytes())),
+        }
+    }
+
+    /// The same as a daemon that has ended. `file` is its lock file, which a keeper has held
+    /// in between.
+    ///
+    /// # Errors
+    /// Nothing can be told of the file.
+    pub fn take_over(state: OwnerState, file: Option<File>) -> io::Result<Self> {
+        let held = file.zip(state.path).map(|(file, path)| {
+            let about = file.metadata()?;
+            Ok::<_, io::Error>(Held {
+                path: OsString::from_vec(path.to_vec()).into(),
+                device: about.dev(),
+                inode: about.ino(),
+                file,
+            })
+        });
+        Ok(Self {
+            name: state.name.to_vec(),
+            machine_name: state.machine_name,
+            held: held.transpose()?,
+        })
+    }
+
+    /// The lock file, for a keeper to hold as well.
+    pub fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        self.held.as_ref().map(|held| held.file.as_fd())
+    }
+
     /// As the client wants it, with a verifier of its own.
     ///
     /// # Errors
@@ -109,6 +151,15 @@ impl Owner {
             let _ = fs::remove_file(&held.path);
         }
     }
+}
+
+/// An owner, for the next daemon to be the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerState {
+    name: Bytes,
+    machine_name: String,
+    /// Of the lock file, if there is one.
+    path: Option<Bytes>,
 }
 
 /// What tells this host from all others, and is the same for the next daemon on it.
@@ -198,7 +249,7 @@ fn source_address() -> Option<IpAddr> {
 struct Held {
     path: PathBuf,
     /// The lock is its open file's: closed on exec, and opened after the daemon's fork.
-    _file: File,
+    file: File,
     device: u64,
     inode: u64,
 }
@@ -258,7 +309,7 @@ fn hold(path: PathBuf) -> io::Result<Option<Held>> {
                 path,
                 device: about.dev(),
                 inode: about.ino(),
-                _file: file,
+                file,
             }));
         }
     }

@@ -27,8 +27,13 @@ impl Identity {
     /// `/proc` is not there.
     pub fn own() -> io::Result<Self> {
         let pid = std::process::id();
-        let start_time = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, start_time })
+        Ok(Self::of(pid).ok_or(io::ErrorKind::NotFound)?)
+    }
+
+    /// The process that has this pid now, if one has.
+    pub fn of(pid: u32) -> Option<Self> {
+        let start_time = start_time(pid)?;
+        Some(Self { pid, start_time })
     }
 
     /// Whether it still runs. A zombie does not.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::launch::MountRequest;
+use super::assembly::Served;
+use super::handover::Lifeline;
 use super::registry::{Entry, Registration, Registry};
 use crate::efs::ServerConnector;
 use crate::nfs::Client;
@@ -20,11 +21,8 @@ use crate::vfs::Vfs;
 /// Makes the mount known to `stats` and `status`, as long as what is returned
 /// lives.
 pub(super) fn publish(
-    request: &MountRequest,
-    connector: &Arc<ServerConnector>,
-    client: &Arc<Client>,
-    vfs: &Arc<Vfs>,
-    metrics: &Arc<Metrics>,
+    served: &Served,
+    upgrade: control::UpgradeFn,
 ) -> io::Result<impl Drop + use<>> {
     struct Published {
         _control: control::ControlServer,
@@ -34,24 +32,37 @@ pub(super) fn publish(
     impl Drop for Published {
         fn drop(&mut self) {}
     }
-    let peer = client.channel().peer();
+    let Served {
+        request, metrics, ..
+    } = served;
+    let peer = served.client.channel().peer();
     let mut entry = Entry::own(&request.mountpoint, &request.device.spec, &peer)?;
     entry.options.clone_from(&request.written);
+    entry.since = served.history.since;
+    let keeper = served.lifeline.as_ref().and_then(Lifeline::keeper);
+    entry.keeper = keeper.map(|keeper| (keeper.pid, keeper.start_time));
     let since = entry.since;
     let registration = Registry::of_user().register(&entry)?;
-    let (client, vfs, connector) = (Arc::clone(client), Arc::clone(vfs), Arc::clone(connector));
+    let (client, vfs) = (Arc::clone(&served.client), Arc::clone(&served.vfs));
+    let connector = Arc::clone(&served.connector);
     let (device, mountpoint) = (request.device.spec.clone(), request.mountpoint.clone());
     let counted = Arc::clone(metrics);
+    let takeover = takeover(served);
     let status = move || {
         let mut status = status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
         (status["tls"], status["iam"]) = security(&connector);
+        status["takeover"] = takeover();
         status
     };
     let status: control::StatusFn = Arc::new(status);
     let endpoint = request.options.metrics.as_ref();
     let endpoint =
         endpoint.and_then(|address| serve_metrics(address, Arc::clone(metrics), &status));
-    let control = control::serve(registration.socket(), Arc::clone(metrics), status)?;
+    let answers = control::Answers {
+        status,
+        upgrade: Some(upgrade),
+    };
+    let control = control::serve(registration.socket(), Arc::clone(metrics), answers)?;
     Ok(Published {
         _control: control,
         _metrics: endpoint,
@@ -91,6 +102,30 @@ fn serve_metrics(
             );
             None
         }
+    }
+}
+
+/// What `efs-fuse status` shows of who takes over from this daemon, and of those before it.
+fn takeover(served: &Served) -> impl Fn() -> Value + Send + Sync + use<> {
+    let keeper = served.lifeline.as_ref().and_then(Lifeline::keeper);
+    let generation = served.lifeline.as_ref().map_or(0, |held| held.generation);
+    let obstacle = served.running.can_be_handed_over().err();
+    let history = served.history.clone();
+    move || {
+        let keeper = keeper.filter(|keeper| keeper.is_alive());
+        let why_not = match (&obstacle, keeper) {
+            (_, None) => Some("no keeper holds the mount".to_owned()),
+            (Some(why), _) => Some(why.to_string()),
+            (None, Some(_)) => None,
+        };
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "keeper": keeper.map(|keeper| keeper.pid),
+            "generation": generation,
+            "pause_ms": history.pause.map(|pause| pause.as_secs_f64() * 1000.0),
+            "failed": history.failed,
+            "why_not": why_not,
+        })
     }
 }
 
@@ -173,6 +208,7 @@ fn status(
         "connections": connections(client.channel(), server),
         "tls": null,
         "iam": null,
+        "takeover": null,
         "caches": stats["cache"],
         "write_window": { "bytes": window, "limit": limit },
         "tasks": metrics.tasks.snapshot(),

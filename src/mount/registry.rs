@@ -65,6 +65,9 @@ pub struct Entry {
     /// The mount options, each as it was written.
     #[serde(default)]
     pub options: Vec<String>,
+    /// Who holds the mount while a daemon takes over from another: pid and start time.
+    #[serde(default)]
+    pub keeper: Option<(u32, u64)>,
 }
 
 impl Entry {
@@ -88,6 +91,7 @@ impl Entry {
             since: now.as_secs(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             options: Vec::new(),
+            keeper: None,
         })
     }
 
@@ -99,6 +103,12 @@ impl Entry {
     /// Its pid is one of the namespace of this process.
     pub(super) fn is_near(&self) -> bool {
         self.pid_namespace == 0 || self.pid_namespace == process::own_pid_namespace()
+    }
+
+    /// The process that holds the mount, if there is one.
+    pub fn keeper(&self) -> Option<Identity> {
+        self.keeper
+            .map(|(pid, start_time)| Identity { pid, start_time })
     }
 
     /// The process that serves it.

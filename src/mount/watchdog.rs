@@ -16,12 +16,13 @@ use crate::background::Tasks;
 use crate::fuse::Running;
 
 /// Pings at a third of the time that the service manager allows, if it asks
-/// for pings. Ends with the mount.
-pub fn start(running: &Arc<Running>, tasks: &Arc<Tasks>) {
+/// for pings: of this process, or of the keeper, which is the main process then. Ends with
+/// the mount.
+pub fn start(running: &Arc<Running>, tasks: &Arc<Tasks>, keeper: Option<u32>) {
     let Some(limit) = asked_for(
         std::env::var("WATCHDOG_USEC").ok().as_deref(),
         std::env::var("WATCHDOG_PID").ok().as_deref(),
-        std::process::id(),
+        &[Some(std::process::id()), keeper],
     ) else {
         return;
     };
@@ -53,9 +54,10 @@ async fn watch(pause: Duration, running: Weak<Running>, tasks: Arc<Tasks>) {
 }
 
 /// The time between pings that the manager bears, if it watches this process.
-fn asked_for(usec: Option<&str>, pid: Option<&str>, own: u32) -> Option<Duration> {
+fn asked_for(usec: Option<&str>, pid: Option<&str>, own: &[Option<u32>]) -> Option<Duration> {
     let usec = usec?.parse().ok().filter(|&usec| usec > 0)?;
-    let ours = pid.is_none_or(|pid| pid.is_empty() || pid == own.to_string());
+    let is_own = |pid: &str| own.iter().flatten().any(|own| pid == own.to_string());
+    let ours = pid.is_none_or(|pid| pid.is_empty() || is_own(pid));
     ours.then(|| Duration::from_micros(usec))
 }
 
@@ -66,11 +68,14 @@ mod tests {
     #[test]
     fn only_a_watchdog_that_watches_this_process_is_heeded() {
         let minute = Some(Duration::from_secs(60));
-        assert_eq!(asked_for(Some("60000000"), None, 7), minute);
-        assert_eq!(asked_for(Some("60000000"), Some("7"), 7), minute);
-        assert_eq!(asked_for(Some("60000000"), Some("8"), 7), None);
+        let own = &[Some(7), None];
+        assert_eq!(asked_for(Some("60000000"), None, own), minute);
+        assert_eq!(asked_for(Some("60000000"), Some("7"), own), minute);
+        assert_eq!(asked_for(Some("60000000"), Some("8"), own), None);
+        let kept = &[Some(7), Some(8)];
+        assert_eq!(asked_for(Some("60000000"), Some("8"), kept), minute);
         for usec in [None, Some(""), Some("0"), Some("soon")] {
-            assert_eq!(asked_for(usec, None, 7), None);
+            assert_eq!(asked_for(usec, None, own), None);
         }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::close_queue::CloseQueue;
 use super::config::ClientConfig;
@@ -17,9 +18,10 @@ use super::fore_channel::ForeChannel;
 use super::proto::compound::Compound;
 use super::proto::ops::Locker;
 use super::proto::reply::{NfsError, Reply};
-use super::server::{FileSystem, IoSizes, ServerFeatures};
+use super::server::{FileSystem, IoSizes, RestartHook, ServerFeatures};
 use super::session::current::Phase;
 use super::session::establish::{self, ChannelAttrs, ClientId, ServerId};
+use super::session::known::KnownSessions;
 use super::session::live::Session;
 use super::session::slots::Class;
 use super::state::OpenTable;
@@ -59,8 +61,14 @@ pub struct Client {
     /// The client id under which all state is known to the server:
     /// RECLAIM_COMPLETE was sent for it, and nothing is left to be reclaimed.
     pub(super) reclaimed: AtomicU64,
+    /// The client id under which state was last begun to be reclaimed.
+    pub(super) reclaiming: AtomicU64,
     /// The server says that it restarted, although it knows the client id.
     pub(super) must_reclaim: AtomicBool,
+    /// What the server may still have of sessions.
+    pub(super) sessions: KnownSessions,
+    /// Why the last attempt to bring back the session has failed.
+    pub(super) recovery_failed: watch::Sender<Option<NfsError>>,
     /// Largest READ and WRITE in the current session.
     pub(super) io_sizes: IoSizes,
     pub(super) opens: OpenTable,
@@ -68,7 +76,7 @@ pub struct Client {
     /// What the server was found to lack of what saves requests.
     pub(super) features: ServerFeatures,
     /// See [`Client::on_restart`].
-    pub(super) restarted: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    pub(super) restarted: RestartHook,
     /// See [`FileSystem`].
     pub(super) fs: OnceLock<FileSystem>,
 }
@@ -87,13 +95,16 @@ impl Client {
         Arc::new(Self {
             metrics: Arc::clone(&fore.metrics),
             reclaimed: AtomicU64::new(client_id.id),
+            reclaiming: AtomicU64::new(client_id.id),
             client_id: Mutex::new(client_id),
             must_reclaim: AtomicBool::new(false),
+            sessions: KnownSessions::default(),
+            recovery_failed: watch::Sender::new(None),
             io_sizes: IoSizes::new(&fore.config),
             opens: OpenTable::default(),
             close_queue: CloseQueue::new(Arc::clone(&fore)),
             features: ServerFeatures::default(),
-            restarted: OnceLock::new(),
+            restarted: RestartHook::default(),
             fs: OnceLock::new(),
             fore,
         })
@@ -132,9 +143,10 @@ impl Client {
 
     /// What is to be done when the server has restarted and has lost data that
     /// it had not committed. It is called before any other request gets
-    /// through, and must not wait. Only the first one given is kept.
+    /// through, or at once for a restart that was found while nobody had said this, and
+    /// must not wait. Only the first one given is kept.
     pub fn on_restart(&self, hook: impl Fn() + Send + Sync + 'static) {
-        let _ = self.restarted.set(Box::new(hook));
+        self.restarted.set(Arc::new(hook));
     }
 
     /// The connections, for people.

@@ -107,6 +107,18 @@ impl CloseQueue {
         inner.waiting.len() + inner.sent.len()
     }
 
+    /// Those, each with the stateid to close.
+    pub(super) fn unanswered(&self) -> Vec<(Arc<OpenState>, StateId)> {
+        let inner = self.inner.lock();
+        let waiting = inner.waiting.iter();
+        let waiting = waiting.map(|one| (&one.open, one.open.exact().or(Some(one.stateid))));
+        let sent = inner.sent.iter().map(|open| (open, open.exact()));
+        waiting
+            .chain(sent)
+            .filter_map(|(open, stateid)| Some((Arc::clone(open), stateid?)))
+            .collect()
+    }
+
     async fn until(&self, done: impl Fn(&Inner) -> bool) {
         loop {
             let answered = self.answered.notified();

@@ -1,6 +1,7 @@
 //! Making a client: the first connection, the first session, and who looks after them.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::client::Client;
@@ -8,6 +9,7 @@ use super::config::ClientConfig;
 use super::fore_channel::{ForeChannel, Upkeep};
 use super::proto::reply::NfsError;
 use super::proto::status::Status;
+use super::session::current::CurrentSession;
 use super::session::establish::{self, ChannelAttrs, ClientId, Identity};
 use super::session::live::Session;
 use super::{flags, lease, recovery, trunk};
@@ -17,6 +19,9 @@ use crate::telemetry::Metrics;
 
 /// This many first connections may come to nothing.
 const FRUITLESS: u32 = 3;
+
+/// No record of a server's is longer.
+const MAX_RECORD: usize = (establish::MAX_IO + 8 * establish::OVERHEAD) as usize;
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +74,10 @@ impl Client {
         config: ClientConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, ConnectError> {
-        let max_record = (establish::MAX_IO + 8 * establish::OVERHEAD) as usize;
         let channel = Channel::connect(
             connector,
             config.connections,
-            max_record,
+            MAX_RECORD,
             config.tolerance,
             Arc::clone(&metrics),
         )
@@ -83,27 +87,66 @@ impl Client {
         let mut client_id = tokio::select! {
             biased;
             client_id = exchange_id_patiently(&channel, &config.identity) => client_id?,
-            link = channel.fruitless(FRUITLESS) => {
-                return Err(ConnectError::NotNfs {
-                    garbled: link.garbled,
-                    why: link.last_error.unwrap_or_default(),
-                    cause: link.cause,
-                });
-            }
+            error = no_nfs(&channel, false) => return Err(error),
         };
         let wanted = ChannelAttrs::wanted(config.slots);
         let new =
             create_session_patiently(&channel, &config.identity, &mut client_id, wanted).await?;
         let session = Arc::new(Session::new(&new, 1, 0, config.suspended));
-        let fore = ForeChannel::new(channel, config, metrics, Arc::clone(&session));
+        let current = CurrentSession::new(Arc::clone(&session));
+        let fore = ForeChannel::new(channel, config, metrics, current);
         let client = Self::new(Arc::clone(&fore), client_id);
-        fore.keep_up(OfClient(Arc::downgrade(&client)));
+        client.sessions.made(session.id);
+        keep_up(&client);
         recovery::reclaim_complete(&fore, &session).await?;
-        trunk::offer(&fore);
-        let renewed = Arc::downgrade(&fore);
-        let renew = move || lease::renew(renewed.clone());
-        fore.metrics.tasks.restarted("renew", renew);
+        look_after(&fore);
         Ok(client)
+    }
+}
+
+/// A channel to a server that was there before.
+pub(super) fn connecting(
+    connector: Arc<dyn Connector>,
+    config: &ClientConfig,
+    metrics: &Arc<Metrics>,
+) -> std::io::Result<Channel> {
+    Channel::connecting(
+        connector,
+        config.connections,
+        MAX_RECORD,
+        config.tolerance,
+        Arc::clone(metrics),
+    )
+}
+
+/// Gives the client who sees to its session.
+pub(super) fn keep_up(client: &Arc<Client>) {
+    client.fore.keep_up(OfClient(Arc::downgrade(client)));
+}
+
+/// Begins what goes on as long as the client is there.
+pub(super) fn look_after(fore: &Arc<ForeChannel>) {
+    trunk::offer(fore);
+    let renewed = Arc::downgrade(fore);
+    let renew = move || lease::renew(renewed.clone());
+    fore.metrics.tasks.restarted("renew", renew);
+}
+
+/// Completes when so many connections have come to nothing that whatever is there seems to
+/// be no NFS server; if `surely`, only when the last one carried something else.
+pub(super) async fn no_nfs(channel: &Channel, surely: bool) -> ConnectError {
+    /// Between two looks at connections that are made anew all the time.
+    const LOOK: Duration = Duration::from_millis(500);
+    loop {
+        let link = channel.fruitless(FRUITLESS).await;
+        if link.garbled || !surely {
+            return ConnectError::NotNfs {
+                garbled: link.garbled,
+                why: link.last_error.unwrap_or_default(),
+                cause: link.cause,
+            };
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -3,11 +3,12 @@
 //! An arrow points down: no file, and no folder, uses one above it.
 //!
 //! ```text
-//! connect       makes a client, and gives it who looks after its session
-//!   ├─► recovery      one task that rebuilds session and state
-//!   ├─► flags         what SEQUENCE says between the lines
-//!   ├─► lease         renews the lease when nothing else does
-//!   └─► trunk         further connections join the session
+//! handover      a client that goes on in the place of another
+//!   └─► connect       makes a client, and gives it who looks after its session
+//!         ├─► recovery      one task that rebuilds session and state
+//!         ├─► flags         what SEQUENCE says between the lines
+//!         ├─► lease         renews the lease when nothing else does
+//!         └─► trunk         further connections join the session
 //! calls/        one method a request: its compound, its redo rule, its result
 //!   └─► reopen        an open that the server has dropped
 //!         └─► client        what belongs to a client of one server
@@ -38,6 +39,7 @@ mod connect;
 mod errno;
 mod flags;
 mod fore_channel;
+pub mod handover;
 mod lease;
 pub mod proto;
 mod recovery;

@@ -22,6 +22,7 @@ use super::proto::compound::Compound;
 use super::proto::ops::{Claim, Create, LockType, Op};
 use super::proto::reply::{NfsError, Reply};
 use super::proto::status::Status;
+use super::proto::types::SessionId;
 use super::session::current::Phase;
 use super::session::establish::{self, ChannelAttrs};
 use super::session::live::Session;
@@ -37,6 +38,9 @@ use crate::telemetry::repeats::Repeats;
 static OPENS_LOST: Repeats = Repeats::new(|count| {
     tracing::warn!("{count} open files are lost: the server refused to open them again");
 });
+/// The generation of a session that the process before this one had.
+pub(super) const INHERITED: u64 = 0;
+
 /// Begins to bring back the session `lost`, in a task of its own.
 pub(super) fn begin(client: &Arc<Client>, lost: Arc<Session>) {
     let work = recover(Arc::clone(client), Arc::clone(&lost));
@@ -72,6 +76,7 @@ async fn recover(client: Arc<Client>, lost: Arc<Session>) {
                 deaths = 0;
                 tracing::warn!("recovery: {error}; trying again");
                 client.metrics.set_last_error(format!("recovery: {error}"));
+                client.recovery_failed.send_replace(Some(error));
                 backoff.pause().await;
             }
         }
@@ -88,29 +93,47 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
     let (channel, config) = (&client.fore.channel, client.config());
     let identity = &config.identity;
     let wanted = ChannelAttrs::wanted(config.slots);
+    let taking_over = lost.generation == INHERITED;
     let known = client.client_id.lock().clone();
     let mut id = known.clone();
     let created = establish::create_session(channel, identity, &mut id, wanted).await;
     let new = match created {
-        Ok(new) => {
-            // The old one may still be there, if only its slots were of no more
-            // use. Nobody waits for its end.
-            let work = drain(Arc::clone(&client.fore), Arc::clone(lost));
-            client.metrics.tasks.harmless("drain", work);
-            new
-        }
+        // The reply that it has kept of the CREATE_SESSION of the process before this one.
+        Ok(new) if client.sessions.is_unfenced(new.id) => None,
+        Ok(new) => Some(new),
         Err(NfsError::Status(Op::CreateSession, Status::DELAY)) => {
             // The same sequence again, as if it had not been sent.
             return Err(NfsError::Status(Op::CreateSession, Status::DELAY));
         }
-        Err(NfsError::Status(Op::CreateSession, _)) => {
+        Err(NfsError::Status(Op::CreateSession, _)) => None,
+        Err(error) => return Err(error),
+    };
+    let new = match new {
+        Some(new) => new,
+        None => {
             id = establish::exchange_id(channel, identity).await?;
+            if taking_over && id.server.scope != known.server.scope {
+                // To it the handles mean nothing, or other files (RFC 8881 §2.10.4), and a
+                // client id that is the same is so by chance.
+                return Err(NfsError::Unfit("another server answers under this name"));
+            }
             establish::create_session(channel, identity, &mut id, wanted).await?
         }
-        Err(error) => return Err(error),
     };
     let client_id = id.id;
     *client.client_id.lock() = id;
+    if client_id != known.id {
+        client.sessions.forget();
+    }
+    client.sessions.made(new.id);
+    fence(client).await?;
+    let left = client.sessions.others(new.id);
+    if !left.is_empty() {
+        // They may still be there: the lost one, if only its slots were of no more use, and
+        // those of attempts that have failed. Nobody waits for their end.
+        let work = drain(Arc::clone(client), Arc::clone(lost), left);
+        client.metrics.tasks.harmless("drain", work);
+    }
     let session = Arc::new(Session::new(
         &new,
         lost.generation + 1,
@@ -118,32 +141,40 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
         config.suspended,
     ));
     client.fit_io(&session.attrs);
+    if taking_over {
+        // What the server has to say of our state, before anybody relies on that.
+        let machine = Credential::machine();
+        client.fore.call_on(&session, &machine, |_| {}).await?;
+    }
     let told = client.must_reclaim.load(Ordering::Relaxed);
     let known = client.reclaimed.load(Ordering::Relaxed) == client_id;
     // Not "is it another one than before": an earlier attempt may have got the
     // client id and failed before all was reclaimed.
     if !known || told {
         let mut opens = client.opens.live();
-        if known {
-            // It says that it restarted; what it still knows need not, and after
-            // RECLAIM_COMPLETE cannot, be reclaimed.
+        let begun = client.reclaiming.swap(client_id, Ordering::Relaxed) == client_id;
+        if begun {
+            // It says that it restarted, or has lost the session of an earlier attempt, in which
+            // it may have had RECLAIM_COMPLETE. What it still knows need not, and after that
+            // cannot, be reclaimed.
             let intact = stateids::intact(&client.fore, &session, &client.opens, &opens).await?;
             opens.retain(|open| !intact.contains(&open.owner));
         }
         tracing::info!(opens = opens.len(), "the server forgot us, reclaiming");
-        let count = opens.len();
-        let refused = reclaim_all(client, &session, opens, Claim::Previous).await?;
+        let reclaimed = reclaim_all(client, &session, opens, Claim::Previous).await;
         // With nothing granted it may only have been the lease that ran out:
-        // then others may have written since, and nothing is lost.
-        if refused.len() < count
-            && let Some(restarted) = client.restarted.get()
-        {
-            restarted();
+        // then others may have written since, and nothing is lost. Where some of it failed, too:
+        // the next attempt need not ask for what was granted.
+        if reclaimed.any_done {
+            client.restarted.restarted();
         }
+        let refused = reclaimed.refused()?;
         reclaim_complete(&client.fore, &session).await?;
         // Only now: before RECLAIM_COMPLETE anything but a reclaim gets GRACE,
         // for ever (RFC 8881 §18.51.3).
-        reclaim_all(client, &session, refused, Claim::Handle).await?;
+        reclaim_all(client, &session, refused, Claim::Handle)
+            .await
+            .refused()?;
         client.reclaimed.store(client_id, Ordering::Relaxed);
         client.must_reclaim.store(false, Ordering::Relaxed);
     }
@@ -171,39 +202,78 @@ pub(super) async fn reclaim_complete(
     }
 }
 
-/// Ends a session that is not used any more, when nothing is under way in it: its
-/// replies would be lost with it.
-async fn drain(fore: Arc<ForeChannel>, session: Arc<Session>) {
+/// Ends sessions that are not used any more, when nothing is under way in the one that was
+/// used last: its replies would be lost with it.
+async fn drain(client: Arc<Client>, last: Arc<Session>, sessions: Vec<SessionId>) {
     const LOOKS: u32 = 300;
     const PAUSE: Duration = Duration::from_millis(100);
     for _ in 0..LOOKS {
-        if session.busy() == 0 {
+        if last.busy() == 0 {
             break;
         }
         tokio::time::sleep(PAUSE).await;
     }
-    let identity = &fore.config.identity;
-    let _ = establish::destroy_session(&fore.channel, identity, session.id).await;
+    let (channel, identity) = (&client.fore.channel, &client.config().identity);
+    for id in sessions {
+        let _ = establish::destroy_session(channel, identity, id).await;
+        client.sessions.gone(id);
+    }
+}
+
+/// Destroys the sessions of the process before this one, whose requests may still be on
+/// their way: nothing is sent in the new session before that.
+///
+/// # Errors
+/// The server's, which has to be asked again then.
+async fn fence(client: &Client) -> Result<(), NfsError> {
+    let (channel, identity) = (&client.fore.channel, &client.config().identity);
+    let mut backoff = Backoff::up_to(channel.pause());
+    while let Some(id) = client.sessions.unfenced() {
+        match establish::destroy_session(channel, identity, id).await {
+            Ok(()) | Err(NfsError::Status(_, Status::BADSESSION | Status::DEADSESSION)) => {
+                client.sessions.gone(id);
+            }
+            // It is at work on requests of that session, or the answer was none.
+            Err(NfsError::Status(_, Status::DELAY | Status::BACK_CHAN_BUSY))
+            | Err(NfsError::Garbled(..)) => backoff.pause().await,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Opens brought back at once.
 const RECLAIMS: usize = 16;
 
-/// Brings opens back, several at once, and gives those back that were refused. An
-/// error is given only when all are through: none is cut off in the middle.
+/// What became of many opens.
+#[derive(Default)]
+struct Reclaimed {
+    refused: Vec<Arc<OpenState>>,
+    any_done: bool,
+    failed: Option<NfsError>,
+}
+
+impl Reclaimed {
+    /// Those that were refused, if nothing has failed.
+    fn refused(self) -> Result<Vec<Arc<OpenState>>, NfsError> {
+        self.failed.map_or(Ok(self.refused), Err)
+    }
+}
+
+/// Brings opens back, several at once. What fails does so when all are through: none is cut
+/// off in the middle.
 async fn reclaim_all(
     client: &Arc<Client>,
     session: &Arc<Session>,
     opens: Vec<Arc<OpenState>>,
     claim: Claim<'static>,
-) -> Result<Vec<Arc<OpenState>>, NfsError> {
-    let mut refused = Vec::new();
-    let mut failed = None;
+) -> Reclaimed {
+    let mut all = Reclaimed::default();
     let mut take = |result| match result {
-        Ok(Ok((_, true))) => {}
-        Ok(Ok((open, false))) => refused.push(open),
-        Ok(Err(error)) => failed = Some(error),
-        Err(_) => failed = Some(NfsError::StateLost), // it panicked: once more
+        Ok(Ok((_, true))) => all.any_done = true,
+        Ok(Ok((open, false))) => all.refused.push(open),
+        Ok(Err(error)) => all.failed = Some(error),
+        Err(_) => all.failed = Some(NfsError::StateLost), // it panicked: once more
     };
     let mut running = JoinSet::new();
     for open in opens {
@@ -221,10 +291,7 @@ async fn reclaim_all(
     while let Some(result) = running.join_next().await {
         take(result);
     }
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(refused),
-    }
+    all
 }
 
 /// A reply that does not decode is asked for again, so often in all: the server has
@@ -330,6 +397,7 @@ async fn reclaim_locks(
                 }
             }
         }
+        lock.proved();
     }
     Ok(())
 }

@@ -1,7 +1,11 @@
 //! What is known of the server: the mounted file system, how large an I/O may be, and
 //! what it was found to lack.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use super::config::ClientConfig;
 use super::proto::attrs::{AttrSet, Attributes};
@@ -9,7 +13,7 @@ use super::proto::types::{FileHandle, StateId};
 use super::session::establish::{ChannelAttrs, OVERHEAD};
 
 /// What is known of the mounted file system.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSystem {
     /// The root of the mount.
     pub root: FileHandle,
@@ -91,6 +95,47 @@ impl IoSizes {
         let write = size(config.wsize, session.max_request, write);
         self.read.store(read, Ordering::Relaxed);
         self.write.store(write, Ordering::Relaxed);
+    }
+}
+
+/// What is to be done when the server has restarted; and whether it has before anybody said
+/// what.
+#[derive(Default)]
+pub(super) struct RestartHook(Mutex<Restarts>);
+
+type Hook = Arc<dyn Fn() + Send + Sync>;
+
+#[derive(Default)]
+struct Restarts {
+    hook: Option<Hook>,
+    /// Nobody had said what is to be done.
+    missed: bool,
+}
+
+impl RestartHook {
+    /// Only the first hook given is kept. It is called at once if the server has restarted
+    /// before.
+    pub(super) fn set(&self, hook: Hook) {
+        let missed = {
+            let mut inner = self.0.lock();
+            inner.hook.get_or_insert_with(|| Arc::clone(&hook));
+            std::mem::take(&mut inner.missed)
+        };
+        if missed {
+            hook();
+        }
+    }
+
+    /// The server has restarted.
+    pub(super) fn restarted(&self) {
+        let hook = {
+            let mut inner = self.0.lock();
+            inner.missed = inner.hook.is_none();
+            inner.hook.clone()
+        };
+        if let Some(hook) = hook {
+            hook();
+        }
     }
 }
 

@@ -33,7 +33,8 @@ pub(super) struct LostState {
     pub(super) status: Status,
 }
 
-/// Opens whose state, locks included, the server knows to be good: their owners.
+/// Opens whose state, locks included, the server knows to be good: their owners. Locks of
+/// which nobody knows whether they have been reclaimed are not.
 ///
 /// # Errors
 /// The server's, of TEST_STATEID; BADSESSION if the session is lost.
@@ -49,8 +50,15 @@ pub(super) async fn intact(
             StateOwner::Lock(lock) => lock.open.owner,
         })
         .collect();
-    let owners = opens.iter().map(|open| open.owner);
-    Ok(owners.filter(|owner| !lost.contains(owner)).collect())
+    let is_intact = |open: &&Arc<OpenState>| {
+        let mut locks = open.lock_states().into_iter();
+        !lost.contains(&open.owner) && !locks.any(|lock| lock.is_unproved())
+    };
+    Ok(opens
+        .iter()
+        .filter(is_intact)
+        .map(|open| open.owner)
+        .collect())
 }
 
 /// TEST_STATEID of everything we have: what is not good any more.

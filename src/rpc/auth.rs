@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::xdr::Encoder;
 
 /// The flavor number of AUTH_SYS.
@@ -13,7 +15,7 @@ const AUTH_SYS: u32 = 1;
 pub const MAX_GROUPS: usize = 16;
 
 /// The identity of a call: uid, gid and supplementary groups.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Credential {
     /// User.
     pub uid: u32,

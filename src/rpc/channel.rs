@@ -31,7 +31,7 @@ use super::shared::{ChannelState, End, Table};
 pub use super::shared::{Greet, Greeting, GreetingRefused, Judge, Link, RpcReply};
 use super::silence::{SilenceLimit, Tolerance};
 use super::supervise::{supervise, watch_responses};
-use super::transport::Connector;
+use super::transport::{BoxStream, Connector};
 use crate::telemetry::Metrics;
 
 /// Connections to the server that replace themselves when they break.
@@ -62,6 +62,39 @@ impl Channel {
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
         let stream = connector.connect().await?;
+        Self::begin(
+            Some(stream),
+            connector,
+            connections,
+            max_record,
+            tolerance,
+            metrics,
+        )
+    }
+
+    /// The same without waiting: the first connection is tried for as later ones are, for
+    /// ever.
+    ///
+    /// # Errors
+    /// There are no random numbers.
+    pub fn connecting(
+        connector: Arc<dyn Connector>,
+        connections: Connections,
+        max_record: usize,
+        tolerance: Tolerance,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
+        Self::begin(None, connector, connections, max_record, tolerance, metrics)
+    }
+
+    fn begin(
+        first: Option<BoxStream>,
+        connector: Arc<dyn Connector>,
+        connections: Connections,
+        max_record: usize,
+        tolerance: Tolerance,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
         let mut seed = [0; 4];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
         let now = Instant::now();
@@ -74,7 +107,7 @@ impl Channel {
             recount: Notify::new(),
             closing: watch::Sender::new(false),
             link: watch::Sender::new(Link {
-                connected: true,
+                connected: first.is_some(),
                 connections: 0,
                 fruitless: 0,
                 last_error: None,
@@ -92,7 +125,7 @@ impl Channel {
         });
         let tasks = &shared.metrics.tasks;
         let (supervised, bereaved) = (Arc::clone(&shared), Arc::clone(&shared));
-        tasks.vital("supervise", supervise(supervised, stream), move || {
+        tasks.vital("supervise", supervise(supervised, first), move || {
             bereaved.close();
         });
         let watched = Arc::clone(&shared);

@@ -157,8 +157,9 @@ impl Drop for ConnectionSet {
     }
 }
 
-/// Keeps connections up until the channel is closed; `first` is the one that is there.
-pub(super) async fn supervise(shared: Arc<ChannelState>, first: BoxStream) {
+/// Keeps connections up until the channel is closed; `first` is the one that is there, if
+/// one is.
+pub(super) async fn supervise(shared: Arc<ChannelState>, first: Option<BoxStream>) {
     let mut closing = shared.closing.subscribe();
     let mut backoff = Duration::ZERO;
     let mut attempts = JoinSet::new();
@@ -169,7 +170,9 @@ pub(super) async fn supervise(shared: Arc<ChannelState>, first: BoxStream) {
         deaths: Pause::default(),
         last_death: Instant::now(),
     };
-    connections.start(first);
+    if let Some(first) = first {
+        connections.start(first);
+    }
     loop {
         if connections.running.is_empty() {
             // What they looked for a companion to is no more.

@@ -10,6 +10,7 @@
 //! | `{"cmd":"buckets"}` | [`Metrics::snapshot_with_buckets`] |
 //! | `{"cmd":"reset"}` | the last snapshot; the counters start again at zero |
 //! | `{"cmd":"log","filter":"..."}` | `{"filter":"..."}`: what is logged from now on; without `filter`, what is logged now |
+//! | `{"cmd":"upgrade",...}` | what the upgrade function given to [`serve`] returns; nothing, if the process ends |
 //! | anything else | `{"error":"..."}` |
 //!
 //! Sizes, times and the number of clients are bounded: a client can neither
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -44,6 +45,19 @@ const CLIENT_TIME: Duration = Duration::from_secs(5);
 
 /// Answers `status`. Must not block: it runs in a tokio worker.
 pub type StatusFn = Arc<dyn Fn() -> Value + Send + Sync>;
+
+/// Begins an upgrade. The answer comes when that was refused; a process that is followed by
+/// another ends without one.
+pub type UpgradeFn = Arc<dyn Fn(&Value) -> oneshot::Receiver<Value> + Send + Sync>;
+
+/// What a mount answers for itself.
+#[derive(Clone)]
+pub struct Answers {
+    /// `status`.
+    pub status: StatusFn,
+    /// `upgrade`, if the mount knows it.
+    pub upgrade: Option<UpgradeFn>,
+}
 
 /// The running server. Dropping it ends the task and removes the socket.
 #[derive(Debug)]
@@ -66,7 +80,7 @@ impl Drop for ControlServer {
 ///
 /// # Errors
 /// The socket cannot be bound (path too long, directory missing, ...).
-pub fn serve(path: &Path, metrics: Arc<Metrics>, status: StatusFn) -> io::Result<ControlServer> {
+pub fn serve(path: &Path, metrics: Arc<Metrics>, answers: Answers) -> io::Result<ControlServer> {
     match std::fs::remove_file(path) {
         Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
         _ => {}
@@ -81,17 +95,13 @@ pub fn serve(path: &Path, metrics: Arc<Metrics>, status: StatusFn) -> io::Result
             let listener = Arc::new(listener);
             let tasks = Arc::clone(&metrics.tasks);
             tasks.restarted("control", move || {
-                accept(
-                    Arc::clone(&listener),
-                    Arc::clone(&metrics),
-                    Arc::clone(&status),
-                )
+                accept(Arc::clone(&listener), Arc::clone(&metrics), answers.clone())
             })
         },
     })
 }
 
-async fn accept(listener: Arc<UnixListener>, metrics: Arc<Metrics>, status: StatusFn) {
+async fn accept(listener: Arc<UnixListener>, metrics: Arc<Metrics>, answers: Answers) {
     let room = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
@@ -100,10 +110,10 @@ async fn accept(listener: Arc<UnixListener>, metrics: Arc<Metrics>, status: Stat
         metrics.tasks.point("control");
         match listener.accept().await {
             Ok((client, _)) => {
-                let (metrics, status) = (Arc::clone(&metrics), Arc::clone(&status));
+                let (metrics, answers) = (Arc::clone(&metrics), answers.clone());
                 let tasks = Arc::clone(&metrics.tasks);
                 tasks.harmless("a client of control", async move {
-                    if let Err(why) = serve_client(client, &metrics, &status).await {
+                    if let Err(why) = serve_client(client, &metrics, &answers).await {
                         tracing::debug!(%why, "a control client went away");
                     }
                     drop(permit);
@@ -118,7 +128,7 @@ async fn accept(listener: Arc<UnixListener>, metrics: Arc<Metrics>, status: Stat
     }
 }
 
-async fn serve_client(client: UnixStream, metrics: &Metrics, status: &StatusFn) -> io::Result<()> {
+async fn serve_client(client: UnixStream, metrics: &Metrics, answers: &Answers) -> io::Result<()> {
     let (reader, mut writer) = client.into_split();
     let mut reader = tokio::io::BufReader::new(reader);
     let mut line = Vec::new();
@@ -130,7 +140,7 @@ async fn serve_client(client: UnixStream, metrics: &Metrics, status: &StatusFn) 
         }
         let complete = line.ends_with(b"\n");
         let answer = if complete || line.len() < MAX_REQUEST as usize {
-            answer(&line, metrics, status)
+            answer(&line, metrics, answers).await
         } else {
             json!({"error": format!("a request is at most {MAX_REQUEST} bytes")})
         };
@@ -143,7 +153,7 @@ async fn serve_client(client: UnixStream, metrics: &Metrics, status: &StatusFn) 
     }
 }
 
-fn answer(line: &[u8], metrics: &Metrics, status: &StatusFn) -> Value {
+async fn answer(line: &[u8], metrics: &Metrics, answers: &Answers) -> Value {
     let request: Value = match serde_json::from_slice(line) {
         Ok(request) => request,
         Err(why) => return json!({"error": format!("not a JSON request: {why}")}),
@@ -151,7 +161,13 @@ fn answer(line: &[u8], metrics: &Metrics, status: &StatusFn) -> Value {
     match request["cmd"].as_str() {
         Some("stats") => metrics.snapshot(),
         Some("buckets") => metrics.snapshot_with_buckets(),
-        Some("status") => status(),
+        Some("status") => (answers.status)(),
+        Some("upgrade") => match &answers.upgrade {
+            Some(upgrade) => upgrade(&request)
+                .await
+                .unwrap_or_else(|_| json!({"error": "the mount is at its end"})),
+            None => json!({"error": "this mount cannot be handed over"}),
+        },
         Some("log") => {
             let filter = match request["filter"].as_str() {
                 Some(filter) => log::set_filter(filter),
@@ -302,12 +318,18 @@ mod tests {
         _server: ControlServer,
     }
 
+    fn answers(state: &'static str) -> Answers {
+        Answers {
+            status: Arc::new(move || json!({"session": {"state": state}})),
+            upgrade: None,
+        }
+    }
+
     fn fixture() -> io::Result<Fixture> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("s");
         let metrics = Metrics::new();
-        let status: StatusFn = Arc::new(|| json!({"session": {"state": "up"}}));
-        let server = serve(&path, Arc::clone(&metrics), status)?;
+        let server = serve(&path, Arc::clone(&metrics), answers("up"))?;
         Ok(Fixture {
             _dir: dir,
             path,
@@ -349,8 +371,7 @@ mod tests {
     #[tokio::test]
     async fn a_successors_socket_at_the_same_place_stays() -> io::Result<()> {
         let fixture = fixture()?;
-        let status: StatusFn = Arc::new(|| json!({}));
-        let _successor = serve(&fixture.path, Arc::clone(&fixture.metrics), status)?;
+        let _successor = serve(&fixture.path, Arc::clone(&fixture.metrics), answers("up"))?;
         drop(fixture._server);
         assert!(fixture.path.exists());
         Ok(())

@@ -10,6 +10,7 @@
 //!
 //! | room | what it owns |
 //! |---|---|
+//! | [`handover`] | nothing: how another process goes on with a mount; beside `ops`, and written down room by room |
 //! | `ops` | nothing: the operations, which are all that [`Vfs`] does |
 //! | `dirs` | open directories and their listings |
 //! | `files` | open files: handles, the write window, read-ahead, file locks, silly rename; and the barriers that say what an operation waits for |
@@ -56,6 +57,7 @@
 mod dirs;
 mod file;
 mod files;
+pub mod handover;
 mod inode;
 mod locks;
 mod namespace;
@@ -99,6 +101,26 @@ pub struct VfsConfig {
     pub asks_who_searches: bool,
 }
 
+impl VfsConfig {
+    fn names(&self) -> NamespaceConfig {
+        NamespaceConfig {
+            timeouts: self.timeouts,
+            max_names: self.max_names,
+            missing_names: self.missing_names,
+            max_inodes: self.max_inodes,
+            asks_who_searches: self.asks_who_searches,
+        }
+    }
+
+    fn data(&self) -> FilesConfig {
+        FilesConfig {
+            write_window: self.write_window,
+            read_ahead: self.read_ahead,
+            reg_max: self.timeouts.reg_max,
+        }
+    }
+}
+
 /// A mounted file system: who calls it names objects by number and handles by what
 /// open(2) and opendir(3) gave. The operations are in `ops`.
 pub struct Vfs {
@@ -127,22 +149,20 @@ impl Vfs {
         sent: Instant,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let names = NamespaceConfig {
-            timeouts: config.timeouts,
-            max_names: config.max_names,
-            missing_names: config.missing_names,
-            max_inodes: config.max_inodes,
-            asks_who_searches: config.asks_who_searches,
-        };
-        let data = FilesConfig {
-            write_window: config.write_window,
-            read_ahead: config.read_ahead,
-            reg_max: config.timeouts.reg_max,
-        };
         let (of, to) = (|| Arc::clone(&client), || Arc::clone(&metrics));
-        let namespace = Arc::new(Namespace::new(of(), names, sent, to()));
-        let files = Files::new(of(), data, Arc::clone(&namespace), to());
+        let namespace = Arc::new(Namespace::new(of(), config.names(), sent, to()));
+        let files = Files::new(of(), config.data(), Arc::clone(&namespace), to());
         let dirs = Dirs::new(of(), Arc::clone(&namespace), Arc::clone(&files), to());
+        Self::of(client, metrics, namespace, files, dirs)
+    }
+
+    fn of(
+        client: Arc<Client>,
+        metrics: Arc<Metrics>,
+        namespace: Arc<Namespace>,
+        files: Arc<Files>,
+        dirs: Arc<Dirs>,
+    ) -> Arc<Self> {
         let weak = Arc::downgrade(&files);
         client.on_restart(move || {
             if let Some(files) = weak.upgrade() {

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+pub(in crate::vfs) use self::error::ErrorRecord;
 pub use self::error::{Cause, VfsError, VfsResult};
 
 /// An inode number as the kernel knows it; 1 is the root of the mount.
@@ -45,7 +47,7 @@ impl std::error::Error for Errno {}
 
 /// A point in time as the server keeps it. `nsec` is below 10^9; times before
 /// 1970 have a negative `sec` and count `nsec` upwards from it, as POSIX does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Timestamp {
     /// Whole seconds since the epoch.
     pub sec: i64,
@@ -54,7 +56,7 @@ pub struct Timestamp {
 }
 
 /// What kind of object an inode is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
     /// A regular file.
     Regular,
@@ -73,7 +75,7 @@ pub enum FileKind {
 }
 
 /// What `stat(2)` shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
     /// `st_ino`. For the root this is the server's number, not [`ROOT_INO`].
     pub ino: Ino,

@@ -30,3 +30,4 @@ mod scale;
 mod soak;
 mod strangers;
 mod stress;
+mod takeover;

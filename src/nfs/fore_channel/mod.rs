@@ -64,13 +64,13 @@ impl ForeChannel {
         channel: Channel,
         config: ClientConfig,
         metrics: Arc<Metrics>,
-        session: Arc<Session>,
+        session: CurrentSession,
     ) -> Arc<Self> {
         Arc::new(Self {
             channel,
             config,
             metrics,
-            session: CurrentSession::new(session),
+            session,
             lease: watch::Sender::new(DEFAULT_LEASE),
             upkeep: OnceLock::new(),
         })

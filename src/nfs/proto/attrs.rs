@@ -6,13 +6,27 @@
 //! its size is not known.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::types::{FileHandle, FileType, NfsTime};
 use crate::xdr::{DecodeError, Decoder, Encoder};
 
 /// A set of attributes (bitmap4), of the first 96 numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "u128", into = "u128")]
 pub struct AttrSet(u128);
+
+impl From<u128> for AttrSet {
+    fn from(bits: u128) -> Self {
+        Self(bits)
+    }
+}
+
+impl From<AttrSet> for u128 {
+    fn from(set: AttrSet) -> Self {
+        set.0
+    }
+}
 
 impl AttrSet {
     /// A set of these attribute numbers.
@@ -185,7 +199,7 @@ pub const SPACE: AttrSet = AttrSet::of(&[
 pub const NOBODY: u32 = 65534;
 
 /// The attributes of an object, as far as a reply had them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
     /// Which of the fields are meant; the others are zero.
     pub present: AttrSet,
@@ -226,7 +240,7 @@ pub struct Attributes {
 }
 
 /// Attributes of a whole file system, as far as a reply had them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FsAttributes {
     /// What the server supports.
     pub supported: AttrSet,

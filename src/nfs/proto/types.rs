@@ -3,23 +3,40 @@
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
 use crate::xdr::{DecodeError, Decoder, Encoder};
 
 /// NFS4_FHSIZE: no file handle is longer. EFS uses all of it.
 pub const FHSIZE: usize = 128;
 
 /// A file handle: opaque, compared byte by byte, cheap to clone.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Bytes", into = "Bytes")]
 pub struct FileHandle(Arc<[u8]>);
+
+impl TryFrom<Bytes> for FileHandle {
+    type Error = DecodeError;
+
+    fn try_from(bytes: Bytes) -> Result<Self, DecodeError> {
+        match bytes.len() {
+            1..=FHSIZE => Ok(Self(Arc::from(bytes.as_ref()))),
+            _ => Err(DecodeError::Invalid("file handle")),
+        }
+    }
+}
+
+impl From<FileHandle> for Bytes {
+    fn from(handle: FileHandle) -> Self {
+        Self::copy_from_slice(&handle.0)
+    }
+}
 
 impl FileHandle {
     /// Takes a handle off a reply.
     pub fn decode(dec: &mut Decoder) -> Result<Self, DecodeError> {
-        let data = dec.opaque("file handle", FHSIZE)?;
-        if data.is_empty() {
-            return Err(DecodeError::Invalid("file handle"));
-        }
-        Ok(Self(Arc::from(data.as_ref())))
+        dec.opaque("file handle", FHSIZE)?.try_into()
     }
 
     /// The opaque bytes.
@@ -36,7 +53,7 @@ impl fmt::Debug for FileHandle {
 }
 
 /// stateid4 (RFC 8881 §3.3.12, §8.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StateId {
     /// Counts the changes of the state; 0 means "the newest".
     pub seqid: u32,
@@ -89,7 +106,7 @@ pub type Verifier = [u8; 8];
 pub type SessionId = [u8; 16];
 
 /// nfstime4 (RFC 8881 §3.3.1): negative seconds exist, `nsec` counts up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NfsTime {
     /// Seconds since 1970.
     pub sec: i64,
@@ -117,7 +134,7 @@ impl NfsTime {
 }
 
 /// nfs_ftype4.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileType {
     /// NF4REG
     Regular = 1,

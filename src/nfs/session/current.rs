@@ -28,6 +28,11 @@ impl CurrentSession {
         Self(watch::Sender::new(Phase::Up(session)))
     }
 
+    /// There is none yet; somebody is at work on it.
+    pub(in crate::nfs) fn awaited() -> Self {
+        Self(watch::Sender::new(Phase::Recovering))
+    }
+
     /// What is being done at this moment.
     pub(in crate::nfs) fn phase(&self) -> Phase {
         self.0.borrow().clone()

@@ -1,10 +1,12 @@
 //! EXCHANGE_ID, CREATE_SESSION and their ends (RFC 8881 §18.35–37, §18.50).
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::super::proto::compound::Compound;
 use super::super::proto::ops::Op;
 use super::super::proto::reply::{NfsError, Reply};
+use super::super::proto::status::Status;
 use super::super::proto::types::{SessionId, Verifier};
 use crate::rpc::auth::Credential;
 use crate::rpc::{Channel, ConnectionId, Load};
@@ -36,7 +38,7 @@ const MIN_OPS: u32 = 8;
 const MIN_MESSAGE: u32 = 4096;
 
 /// Who we are to the server.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// co_ownerid: unique to this mount, so that two mounts, or two clones of
     /// one machine, are never taken for one client.
@@ -49,7 +51,7 @@ pub struct Identity {
 }
 
 /// A client id the server has given us.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientId {
     /// The number.
     pub id: u64,
@@ -61,7 +63,7 @@ pub struct ClientId {
 
 /// Who a server says it is (RFC 8881 §2.10.4, §18.35): connections that are told the
 /// same may belong to one session.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerId {
     /// so_major_id.
     pub major: Bytes,
@@ -228,7 +230,7 @@ pub async fn create_session(
     Ok(NewSession { id, attrs })
 }
 
-/// DESTROY_SESSION.
+/// DESTROY_SESSION. A server that wants it over a connection of that session gets one.
 pub async fn destroy_session(
     channel: &Channel,
     identity: &Identity,
@@ -238,8 +240,21 @@ pub async fn destroy_session(
     compound.other(Op::DestroySession, |enc| {
         enc.fixed(&id);
     });
-    run(channel, compound).await?.ok(Op::DestroySession)?;
-    Ok(())
+    let destroyed = |body| {
+        Reply::parse(body, compound.ops())?
+            .ok(Op::DestroySession)
+            .map(drop)
+    };
+    let answer = channel.call(compound.finish(None), Load::Small).await?;
+    match destroyed(answer.body) {
+        Err(NfsError::Status(_, Status::CONN_NOT_BOUND_TO_SESSION)) => {
+            let connection = answer.connection;
+            bind_connection(channel, connection, identity, id).await?;
+            let answer = channel.call_on(connection, compound.finish(None)).await?;
+            destroyed(answer.body)
+        }
+        result => result,
+    }
 }
 
 /// DESTROY_CLIENTID.

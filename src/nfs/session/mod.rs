@@ -3,5 +3,6 @@
 
 pub(super) mod current;
 pub mod establish;
+pub(super) mod known;
 pub(super) mod live;
 pub mod slots;

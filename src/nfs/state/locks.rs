@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 
 use super::super::proto::types::StateId;
 use super::OpenState;
+use super::handover::LockRecord;
 use super::ranges::{LockKind, Ranges, Span};
 use crate::telemetry::repeats::Repeats;
 
@@ -51,6 +52,8 @@ struct Inner {
     /// What a LOCKU under way is to let go.
     leaving: Option<Span>,
     lost: bool,
+    /// A reclaim of it was begun, and not all of it has been answered.
+    unproved: bool,
 }
 
 /// The right to send a LOCK or LOCKU of this owner.
@@ -96,6 +99,31 @@ impl LockState {
             inner: Mutex::default(),
         });
         state.open.locks.lock().push(Arc::downgrade(&state));
+        state
+    }
+
+    pub(in super::super) fn record(&self) -> LockRecord {
+        let inner = self.inner.lock();
+        LockRecord {
+            owner: self.owner,
+            open: self.open.owner,
+            stateid: inner.stateid,
+            held: inner.held.clone(),
+            lost: inner.lost,
+            unproved: inner.unproved,
+        }
+    }
+
+    /// The locks of a record, which were made with `open`.
+    pub(in super::super) fn of_record(record: LockRecord, open: Arc<OpenState>) -> Arc<Self> {
+        let state = Self::new(open, record.owner);
+        *state.inner.lock() = Inner {
+            stateid: record.stateid,
+            held: record.held,
+            leaving: None,
+            lost: record.lost,
+            unproved: record.unproved,
+        };
         state
     }
 
@@ -149,6 +177,7 @@ impl LockState {
         {
             let mut inner = self.inner.lock();
             inner.stateid = None;
+            inner.unproved = false;
             if let Some(span) = inner.leaving {
                 inner.held.set(span, None);
             }
@@ -163,11 +192,26 @@ impl LockState {
         LOST.happened();
     }
 
-    /// For a reclaim: what is to be locked again under a new stateid.
+    /// For a reclaim: what is to be locked again under a new stateid. Not what a LOCKU is under
+    /// way for: that may have been executed, and another host may have the lock since.
     pub(in super::super) fn restart(&self) -> Ranges {
         let mut inner = self.inner.lock();
         inner.stateid = None;
+        if let Some(span) = inner.leaving {
+            inner.held.set(span, None);
+        }
+        inner.unproved = true;
         inner.held.clone()
+    }
+
+    /// All that was locked is back, or lost.
+    pub(in super::super) fn proved(&self) {
+        self.inner.lock().unproved = false;
+    }
+
+    /// Nobody knows what of it the server has.
+    pub(in super::super) fn is_unproved(&self) -> bool {
+        self.inner.lock().unproved
     }
 
     pub(in super::super) fn reclaimed(&self, stateid: StateId) {

@@ -9,6 +9,7 @@
 //! any order, so only a newer seqid replaces an older one, and access bits are
 //! only ever added. I/O names the state with seqid 0 ("the newest").
 
+pub mod handover;
 pub mod locks;
 pub mod ranges;
 

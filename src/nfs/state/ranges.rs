@@ -2,10 +2,11 @@
 //! replaces what the owner had on that range, an unlock may cut a range in two,
 //! neighbours of the same kind are one.
 
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 /// What a lock excludes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LockKind {
     /// Shared: others may read (F_RDLCK, LOCK_SH, READ_LT).
     Read,
@@ -22,7 +23,7 @@ impl LockKind {
 
 /// A range of bytes, both ends inclusive. An end of `u64::MAX` is the end of
 /// any file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// First byte.
     pub start: u64,
@@ -59,8 +60,27 @@ impl Span {
 }
 
 /// The locks of one owner, ascending and without overlap.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<(Span, LockKind)>", into = "Vec<(Span, LockKind)>")]
 pub struct Ranges(SmallVec<[(Span, LockKind); 1]>);
+
+impl From<Ranges> for Vec<(Span, LockKind)> {
+    fn from(ranges: Ranges) -> Self {
+        ranges.0.into_vec()
+    }
+}
+
+impl TryFrom<Vec<(Span, LockKind)>> for Ranges {
+    type Error = &'static str;
+
+    fn try_from(held: Vec<(Span, LockKind)>) -> Result<Self, Self::Error> {
+        let apart = held.windows(2).all(|two| two[0].0.end < two[1].0.start);
+        match apart && held.iter().all(|(span, _)| span.start <= span.end) {
+            true => Ok(Self(held.into())),
+            false => Err("ranges that are not ascending or overlap"),
+        }
+    }
+}
 
 impl Ranges {
     /// Locks `span` (`Some`) or unlocks it (`None`).

@@ -17,7 +17,8 @@ use crate::nfs::proto::types::Verifier;
 use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::attr::kind_of;
-use crate::vfs::inode::dentry_cache::{Listed, Name, hash_name};
+use crate::vfs::inode::dentry_cache::{Listed, Name};
+use crate::vfs::inode::name_hash::hash_name;
 use crate::vfs::types::{Errno, ROOT_INO, VfsError, VfsResult};
 
 impl Dirs {
@@ -113,7 +114,7 @@ impl Dirs {
             let (dir, page) = match asked.result {
                 Ok(result) => result,
                 Err(NfsError::Status(_, Status::BAD_COOKIE | Status::NOT_SAME))
-                    if search.may_start_over(cookie) =>
+                    if search.may_start_over(cookie, handle.source.lock().listing()) =>
                 {
                     search.start_over(handle.source.lock().listing());
                     continue;

@@ -10,6 +10,8 @@
 //! (NFS4ERR_BAD_COOKIE, NFS4ERR_NOT_SAME). The listing then starts over at the
 //! server and skips the names that were given out already, known by a hash ([`Search`]).
 
+pub(super) mod handover;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -55,6 +57,8 @@ pub(super) struct Listing {
     next: Option<(u64, JoinHandle<Result<Page, Died>>)>,
     /// The names so far, as long as they may turn out to be all.
     all: Option<All>,
+    /// The hashes in `given` are another process's, which hashed differently.
+    strange_hashes: bool,
 }
 
 /// The names of a listing from its beginning on.
@@ -280,8 +284,8 @@ impl Search {
     }
 
     /// The server refuses this cookie. False if it is not to be tried again.
-    pub(super) fn may_start_over(&self, cookie: u64) -> bool {
-        self.restarts < RESTARTS && cookie != 0
+    pub(super) fn may_start_over(&self, cookie: u64, listing: &Listing) -> bool {
+        self.restarts < RESTARTS && cookie != 0 && !listing.strange_hashes
     }
 
     /// The listing starts over.

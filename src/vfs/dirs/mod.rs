@@ -19,11 +19,12 @@
 //! Hidden names of this mount keep their positions and are not shown (`files::hidden`).
 //!
 //! [`Dirs`] owns the table of handles. A handle's listing is under a lock of its own, with which
-//! no other is taken. One reader at a time: a permit is held while a page is fetched; the kernel
+//! no other is taken, but those of attributes when it is written down for another process (`handover`). One reader at a time: a permit is held while a page is fetched; the kernel
 //! takes turns too, but only for one descriptor.
 
 mod fetch;
 mod handle;
+pub(in crate::vfs) mod handover;
 mod listing;
 mod offer;
 mod read;

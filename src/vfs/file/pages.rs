@@ -85,6 +85,19 @@ impl LateCut {
         }
     }
 
+    /// The next look says so.
+    pub(in crate::vfs) fn due(foreign: Moves) -> Self {
+        Self {
+            looked: foreign,
+            said: foreign.wrapping_sub(1),
+        }
+    }
+
+    /// A look is going to say so, if others leave the file alone.
+    pub(in crate::vfs) fn is_due(&self, foreign: Moves) -> bool {
+        self.said != foreign
+    }
+
     /// There have been some, and none since the last look. Said once.
     pub(in crate::vfs) fn look(&mut self, foreign: Moves) -> bool {
         let still = std::mem::replace(&mut self.looked, foreign) == foreign;
@@ -124,6 +137,12 @@ mod tests {
         assert!(cut.look(5));
         assert!(!cut.look(5), "once");
         assert!(!cut.look(6) && cut.look(6));
+        assert!(!cut.is_due(6) && cut.is_due(7));
+        let mut cut = LateCut::due(7);
+        assert!(
+            cut.is_due(7) && cut.look(7) && !cut.look(7),
+            "for another process, too"
+        );
     }
 
     #[test]

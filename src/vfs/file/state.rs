@@ -4,6 +4,8 @@
 //! that of the inode's attributes and never held across an await. Who waits for something of it
 //! waits on the file's progress and looks again ([`FileState::when`]).
 
+pub(in crate::vfs) mod handover;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};

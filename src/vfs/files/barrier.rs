@@ -28,6 +28,7 @@
 //! | write | attributes | [`Files::before_write`] |
 //! | a synchronous write | what it overlaps there | [`Files::before_sync_write`] |
 //! | the end of the mount | all files stable | [`Files::before_end`] |
+//! | a hand-over to another process | then attributes of all files | [`Files::before_hand_over`] |
 //!
 //! No lock is held while anything is waited for. What was answered already is sent whether or not
 //! its caller still waits.
@@ -142,6 +143,24 @@ impl Files {
         for inode in self.window.busy() {
             self.drain(&inode).await;
         }
+    }
+
+    /// Another process is about to go on with the mount.
+    pub(in crate::vfs) async fn before_hand_over(self: &Arc<Self>) {
+        self.before_end().await;
+        self.send_all_changes().await;
+    }
+
+    /// Nothing is on its way that the other process would not know of.
+    pub(in crate::vfs) fn is_drained(&self) -> bool {
+        let waits = |inode: &Arc<Inode>| {
+            let file = inode.opened();
+            file.is_some_and(|file| !file.lock().deferred().is_empty())
+        };
+        self.window.used() == 0
+            && !self.abandoned.any()
+            && self.kept.is_empty()
+            && !self.changed.lock().iter().any(waits)
     }
 }
 

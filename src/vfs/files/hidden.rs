@@ -72,6 +72,15 @@ impl Ours {
         name.starts_with(b".nfs") && self.file(dir, name).is_some()
     }
 
+    /// The files that are kept under any.
+    pub(super) fn files(&self) -> Vec<Arc<Inode>> {
+        let ours = self.0.lock();
+        ours.values()
+            .flat_map(HashMap::values)
+            .map(Arc::clone)
+            .collect()
+    }
+
     fn any_in(&self, dir: &Inode) -> bool {
         self.0.lock().contains_key(&dir.ino)
     }

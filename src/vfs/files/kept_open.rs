@@ -65,6 +65,10 @@ impl Kept {
         self.0.lock().len() < MOST
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
     fn take(&self, which: impl Fn(&KeptOpen) -> bool) -> Option<KeptOpen> {
         let mut kept = self.0.lock();
         let at = kept.iter().position(which)?;

@@ -555,7 +555,7 @@ impl Files {
         let Some(place) = inode.place().filter(|_| seen != foreign) else {
             return;
         };
-        let beside = place.dir.names().lock().beginning_with(&place.name);
+        let beside = self.namespace.beside(&place);
         self.namespace.doubt(&place.dir);
         for other in beside.iter().filter(|other| !Arc::ptr_eq(other, inode)) {
             other.attr.lock().expire();

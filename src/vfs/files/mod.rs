@@ -19,6 +19,7 @@
 //! | attributes of open files, before they are too old | `revalidate` |
 //! | file locks: asking, waiting, letting go | [`lock`], `unlock` |
 //! | silly rename | [`silly`], `hidden` |
+//! | open files for another process | [`handover`] |
 //!
 //! Locks, in this order: the line for file locks, a file's state
 //! ([`file`](crate::vfs::file)), then what that comes before (attributes, names), and under a
@@ -30,6 +31,7 @@ pub(in crate::vfs) mod accept;
 mod barrier;
 pub(in crate::vfs) mod deferred_setattr;
 pub(in crate::vfs) mod handle;
+pub(in crate::vfs) mod handover;
 mod hidden;
 mod inline_read;
 pub(in crate::vfs) mod kept_open;
@@ -44,8 +46,9 @@ mod unlock;
 mod window;
 mod write;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -109,6 +112,8 @@ pub(in crate::vfs) struct Files {
     namespace: Arc<Namespace>,
     handles: DashMap<u64, Arc<OpenHandle>>,
     next_fh: AtomicU64,
+    /// Handles that could not be taken over from another process.
+    dead: OnceLock<BTreeSet<u64>>,
     /// The mount is at its end: files are closed under those who still use them.
     ending: AtomicBool,
     /// Restarts of the server.
@@ -150,6 +155,7 @@ impl Files {
         Arc::new(Self {
             handles: DashMap::new(),
             next_fh: AtomicU64::new(1),
+            dead: OnceLock::new(),
             ending: AtomicBool::new(false),
             restarts: AtomicU64::new(0),
             window: Window::new(config.write_window),
@@ -224,18 +230,21 @@ impl Files {
     /// The open handle with this number.
     ///
     /// # Errors
-    /// EBADF, or ENOTCONN at the end of the mount.
+    /// EBADF, ENOTCONN at the end of the mount, or EIO if it could not be taken over.
     pub(in crate::vfs) fn handle(&self, fh: u64) -> VfsResult<Arc<OpenHandle>> {
         self.handles
             .get(&fh)
             .map(|handle| Arc::clone(&handle))
-            .ok_or_else(|| self.no_handle().into())
+            .ok_or_else(|| self.no_handle(fh).into())
     }
 
     /// What there is to say of a handle that is not there. After the end of the mount
     /// (SIGTERM while files are in use) it is closed, but its descriptor is not: its
     /// process is told what it will be told next, by the kernel.
-    fn no_handle(&self) -> Errno {
+    fn no_handle(&self, fh: u64) -> Errno {
+        if self.dead.get().is_some_and(|dead| dead.contains(&fh)) {
+            return Errno(libc::EIO);
+        }
         match self.ending.load(Ordering::Relaxed) {
             true => Errno(libc::ENOTCONN),
             false => Errno(libc::EBADF),

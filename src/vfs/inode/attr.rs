@@ -17,8 +17,11 @@
 //! too. What was cached of the object (pages of a file, names of a directory)
 //! is good as long as its change attribute is an explained one.
 
+pub(in crate::vfs) mod handover;
+
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -104,7 +107,7 @@ impl From<Millis> for Duration {
 }
 
 /// Whether an object is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Life {
     /// As far as the server has told.
     Sure,

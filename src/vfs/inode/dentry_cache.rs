@@ -19,8 +19,7 @@
 //! used least recently. It is called with no directory's
 //! lock held.
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -469,13 +468,6 @@ impl Names {
 fn count_of(name: &[u8]) -> usize {
     const PLACE: usize = 96;
     (PLACE + name.len()).div_ceil(128)
-}
-
-/// A name's hash; the same for the life of the process, and not known to whoever
-/// names the files.
-pub(in crate::vfs) fn hash_name(name: &[u8]) -> u64 {
-    static HASHER: OnceLock<RandomState> = OnceLock::new();
-    HASHER.get_or_init(RandomState::new).hash_one(name)
 }
 
 fn in_a_row(row: &mut Option<(Instant, u64, u32)>, now: Instant, what: u64) -> u32 {

@@ -26,6 +26,11 @@ impl EvictionQueue {
         told.drain(..count).collect()
     }
 
+    /// All of them, in that order.
+    pub(in crate::vfs) fn all(&self) -> Vec<Ino> {
+        self.0.lock().iter().copied().collect()
+    }
+
     /// Drops those that were forgotten, if there are many of them.
     pub(in crate::vfs) fn tidy(&self, known: usize, is_known: impl Fn(Ino) -> bool) {
         let all = {

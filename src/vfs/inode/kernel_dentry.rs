@@ -6,9 +6,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::Inode;
+use super::{Inode, Place};
 use crate::vfs::types::Ino;
 
 /// What time is counted in here.
@@ -52,6 +53,24 @@ fn put_off(apart: &Apart, until: u32, now: u32) {
         longer.then_some(until)
     };
     let _ = apart.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
+}
+
+/// For how long the kernel may believe names of an inode, in ticks: written down for another
+/// process, whose hashes are others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::vfs) struct Beliefs {
+    /// The name that the inode was found by.
+    found: u32,
+    /// Another one.
+    other: u32,
+}
+
+/// How long it is until then.
+fn ticks_until(until: u32, now: u32) -> u32 {
+    match is_good(until, now) {
+        true => until.wrapping_sub(now),
+        false => 0,
+    }
 }
 
 impl KernelDentry {
@@ -139,6 +158,38 @@ impl Inode {
     /// The kernel is being told to forget the name: it may believe it a little longer.
     pub(in crate::vfs) fn forget_name(&self, now: u32) {
         self.belief.forget(&self.apart, now);
+    }
+
+    /// What the kernel believes, of an inode that was found at `place`.
+    pub(super) fn beliefs(&self, place: Option<&Place>, now: u32) -> Beliefs {
+        let told = self.belief.told.load(Ordering::Acquire);
+        let until = ticks_until(told as u32, now);
+        let other = ticks_until(self.apart.load(Ordering::Acquire), now);
+        let is_it = |place: &Place| KernelDentry::tag(place.dir.ino, &place.name) == tag_of(told);
+        match place.is_some_and(is_it) {
+            true => Beliefs {
+                found: until,
+                other,
+            },
+            false => Beliefs {
+                found: 0,
+                other: other.max(until),
+            },
+        }
+    }
+
+    /// The kernel believes this since the mount began, which is now. What the hand-over took
+    /// counts on the safe side: a name is taken to be believed a little longer than it is.
+    pub(super) fn believe(&self, place: Option<&Place>, beliefs: Beliefs) {
+        if let (Some(place), 1..) = (place, beliefs.found) {
+            let tag = KernelDentry::tag(place.dir.ino, &place.name);
+            let until = u64::from(beliefs.found.min(LONGEST) + 1);
+            self.belief.told.store(tag | until, Ordering::Release);
+        }
+        if beliefs.other > 0 {
+            let until = beliefs.other.min(LONGEST) + 1;
+            self.apart.store(until, Ordering::Release);
+        }
     }
 
     /// The kernel may believe a name that is not the one that the inode was found by.

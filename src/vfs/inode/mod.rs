@@ -8,6 +8,7 @@
 //! | names of a directory ([`Names`](dentry_cache::Names)) | [`dentry_cache`], [`change_tracker`] | `Inode::names` |
 //! | all directories with names | [`dentry_cache`] | the cache's own locks, with no directory's held |
 //! | the name that the kernel believes | `kernel_dentry` | atomics |
+//! | hashes of names, for who remembers them longer than the names | [`name_hash`] | nobody: one key a process |
 //! | the order in which the kernel was told of inodes | `eviction_queue` | its own lock, after a shard's |
 //!
 //! A file's lock ([`file`]) is taken before that of its attributes, which is
@@ -19,7 +20,8 @@ pub(super) mod dentry_cache;
 mod eviction_queue;
 mod file_attr;
 mod kernel_dentry;
-mod table;
+pub(super) mod name_hash;
+pub(super) mod table;
 
 use std::sync::Arc;
 

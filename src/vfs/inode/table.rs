@@ -18,6 +18,8 @@
 //! Locks: `elsewhere` first, then a shard of the table, then an inode's; never
 //! two inodes' at once, never across an await.
 
+pub(in crate::vfs) mod handover;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};

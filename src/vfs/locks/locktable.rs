@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::nfs::state::locks::LockState;
@@ -25,6 +26,20 @@ struct Owner {
     pid: u32,
     /// Requests that use the entry.
     busy: usize,
+}
+
+/// The locks of an owner, written down for another process when no request uses them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::vfs) struct OwnerRecord {
+    id: u64,
+    /// The lock owner at the server.
+    pub(in crate::vfs) lock: u64,
+    /// The owner of the open that it locks with.
+    pub(in crate::vfs) open: u64,
+    /// Something is locked, or was lost.
+    pub(in crate::vfs) matters: bool,
+    pub(in crate::vfs) handles: Vec<u64>,
+    pid: u32,
 }
 
 /// What is in the way of a lock on this host.
@@ -125,6 +140,32 @@ impl LockTable {
         self.owners
             .iter()
             .any(|owner| owner.handles.contains(&handle) && owner.state.is_lost())
+    }
+
+    /// What another process is to know.
+    pub(in crate::vfs) fn records(&self) -> Vec<OwnerRecord> {
+        let owners = self.owners.iter();
+        owners
+            .map(|owner| OwnerRecord {
+                id: owner.id,
+                lock: owner.state.owner(),
+                open: owner.state.open.owner(),
+                matters: owner.state.is_lost() || !owner.state.held().is_empty(),
+                handles: owner.handles.to_vec(),
+                pid: owner.pid,
+            })
+            .collect()
+    }
+
+    /// Takes in an owner of another process, whose locks are these.
+    pub(in crate::vfs) fn take_in(&mut self, record: OwnerRecord, state: Arc<LockState>) {
+        self.owners.push(Owner {
+            id: record.id,
+            state,
+            handles: record.handles.into(),
+            pid: record.pid,
+            busy: 0,
+        });
     }
 
     /// What another owner of this host has that keeps `owner` from a lock.

@@ -34,8 +34,8 @@ use crate::nfs::proto::reply::DirResult;
 use crate::nfs::proto::types::FileHandle;
 use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
-use crate::vfs::inode::dentry_cache::hash_name;
 use crate::vfs::inode::dentry_cache::{Dentry, Listed, Name};
+use crate::vfs::inode::name_hash::hash_name;
 use crate::vfs::types::{Errno, FileKind, Ino, Stat, VfsError, VfsResult};
 
 /// A directory with more bytes of names and attributes than this (some 700

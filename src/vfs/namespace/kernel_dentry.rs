@@ -43,7 +43,7 @@ pub enum DentryState {
 }
 
 impl Namespace {
-    fn ticks(&self) -> u32 {
+    pub(super) fn ticks(&self) -> u32 {
         ticks_since(self.began)
     }
 

@@ -17,6 +17,7 @@
 //! | names that an open is on its way through | `reopen_guard` |
 //! | what the kernel is told and waits for, believes, and is asked to forget | `invalidation`, [`kernel_dentry`], `eviction` |
 //! | the space of a file system | `space` |
+//! | inodes for another process | `handover` |
 //!
 //! Locks: those of inodes ([`inode`](crate::vfs::inode)), and under any of them that of the kernel's
 //! queue ([`KernelCache`]). The caches of [`access`], `reopen_guard` and `space` have locks with which
@@ -28,6 +29,7 @@ pub(in crate::vfs) mod attributes;
 pub(in crate::vfs) mod changing;
 pub(in crate::vfs) mod entry;
 mod eviction;
+mod handover;
 mod invalidation;
 pub(in crate::vfs) mod kernel_dentry;
 mod keyed_mutex;
@@ -41,6 +43,7 @@ use tokio::time::Instant;
 
 use self::access::AccessCache;
 use self::access_pattern::AccessPattern;
+use self::handover::Inherited;
 use self::reopen_guard::ReopenGuard;
 use self::space::SpaceCache;
 use crate::nfs::Client;
@@ -80,6 +83,7 @@ pub(in crate::vfs) struct Namespace {
     kernel: OnceLock<Arc<dyn KernelCache>>,
     /// When the mount began.
     began: Instant,
+    inherited: Inherited,
     metrics: Arc<Metrics>,
 }
 
@@ -93,25 +97,14 @@ impl Namespace {
     ) -> Self {
         let fs = client.fs();
         let inodes = InodeTable::new(fs.root.clone(), &fs.root_attrs, sent, config.timeouts);
-        Self {
-            inodes,
-            names: DentryCache::new(config.max_names, config.missing_names),
-            access: AccessCache::default(),
-            space: SpaceCache::default(),
-            reopen_guard: ReopenGuard::default(),
-            walk: AccessPattern::default(),
-            kernel: OnceLock::new(),
-            began: Instant::now(),
-            metrics,
-            client,
-            config,
-        }
+        Self::of(client, config, inodes, Inherited::default(), metrics)
     }
 
     /// Whom to tell that the kernel's caches are old.
     pub(in crate::vfs) fn set_kernel(&self, kernel: Arc<dyn KernelCache>) {
         // The second of two is ignored; there is only one kernel.
-        let _ = self.kernel.set(kernel);
+        let kernel = self.kernel.get_or_init(|| kernel);
+        self.inherited.tell(&**kernel);
     }
 
     /// Number of inodes that the kernel holds, the root not counted.

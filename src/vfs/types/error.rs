@@ -8,6 +8,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Errno, Ino};
 use crate::nfs::NfsError;
 use crate::rpc::RpcError;
@@ -41,6 +43,28 @@ enum Failure {
     Nfs(NfsError),
     /// What was found wrong here, though the server has said that all is well.
     Found(&'static str),
+    /// As the process that had the mount before has said it.
+    HandedOver(Box<str>),
+}
+
+/// A [`VfsError`], written down for another process: what it comes from as people read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::vfs) struct ErrorRecord {
+    errno: i32,
+    cause: Option<(Option<Ino>, String)>,
+}
+
+impl From<ErrorRecord> for VfsError {
+    fn from(record: ErrorRecord) -> Self {
+        let errno = Errno(record.errno);
+        Self(match record.cause {
+            None => Why::Decided(errno),
+            Some((ino, text)) => {
+                let failure = Failure::HandedOver(text.into());
+                Why::Caused(Arc::new((errno, Cause { ino, failure })))
+            }
+        })
+    }
 }
 
 impl VfsError {
@@ -89,6 +113,15 @@ impl VfsError {
         }
     }
 
+    /// The error for another process.
+    pub(in crate::vfs) fn record(&self) -> ErrorRecord {
+        let cause = self.cause();
+        ErrorRecord {
+            errno: self.errno().raw(),
+            cause: cause.map(|cause| (cause.ino, cause.failure.to_string())),
+        }
+    }
+
     /// The same cause under another errno: that of the server means something else to the
     /// caller.
     pub(in crate::vfs) fn told_as(self, errno: i32) -> Self {
@@ -114,6 +147,9 @@ impl Cause {
     pub fn remedy(&self) -> &'static str {
         let error = match &self.failure {
             Failure::Nfs(error) => error,
+            Failure::HandedOver(_) => {
+                return "the daemon met it before it was upgraded: its log may say more";
+            }
             Failure::Found(_) => return "try it once more, and report it if it comes again",
         };
         match error {
@@ -157,13 +193,20 @@ impl PartialEq<Errno> for VfsError {
     }
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nfs(error) => write!(f, "{error}"),
+            Self::Found(found) => f.write_str(found),
+            Self::HandedOver(said) => f.write_str(said),
+        }
+    }
+}
+
 /// As `READ: NFS4ERR_IO (inode 17)`.
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.failure {
-            Failure::Nfs(error) => write!(f, "{error}")?,
-            Failure::Found(found) => f.write_str(found)?,
-        }
+        write!(f, "{}", self.failure)?;
         match self.ino {
             Some(ino) => write!(f, " (inode {ino})"),
             None => Ok(()),
@@ -227,6 +270,15 @@ mod tests {
         let error = quota().told_as(libc::ENOSPC);
         assert_eq!(error, Errno(libc::ENOSPC));
         assert_eq!(error.cause(), quota().cause());
+    }
+
+    #[test]
+    fn an_error_that_is_handed_over_says_the_same() {
+        for error in [quota(), Errno(libc::EIO).into()] {
+            let again = VfsError::from(error.record());
+            assert_eq!(again.to_string(), error.to_string());
+            assert_eq!(again.record(), error.record(), "a second time");
+        }
     }
 
     #[test]

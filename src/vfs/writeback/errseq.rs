@@ -13,7 +13,9 @@
 //! Of several errors between two checks of a handle the last one is reported,
 //! as the kernel's `errseq_t` does.
 
-use crate::vfs::types::VfsError;
+use serde::{Deserialize, Serialize};
+
+use crate::vfs::types::{ErrorRecord, VfsError};
 
 /// The error history of one file. Lives as long as the inode, under its lock.
 #[derive(Debug, Default)]
@@ -27,14 +29,35 @@ pub(in crate::vfs) struct ErrSeq {
 }
 
 /// How much of an [`ErrSeq`] one open handle has seen.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::vfs) struct Seen(u32);
+
+/// An [`ErrSeq`], written down for another process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(in crate::vfs) struct ErrSeqRecord {
+    count: u32,
+    last: Option<ErrorRecord>,
+}
 
 impl ErrSeq {
     /// Makes `error` known to every handle that is open now.
     pub(in crate::vfs) fn record(&mut self, error: VfsError) {
         self.count = self.count.wrapping_add(1);
         self.last = Some(Box::new(error));
+    }
+
+    /// What another process is to know, so that each handle tells there what it has not told here.
+    pub(in crate::vfs) fn record_of_all(&self) -> ErrSeqRecord {
+        ErrSeqRecord {
+            count: self.count,
+            last: self.last.as_deref().map(VfsError::record),
+        }
+    }
+
+    /// What another process has known.
+    pub(in crate::vfs) fn restore(&mut self, record: ErrSeqRecord) {
+        self.count = record.count;
+        self.last = record.last.map(|last| Box::new(last.into()));
     }
 
     /// What a handle that is being opened starts with: nothing to report.

@@ -26,6 +26,16 @@ pub(super) struct Path {
     pub(super) name: Name,
 }
 
+/// Its descriptor was opened with O_DIRECT.
+pub(super) fn is_direct(history: &[Event], event: &Event) -> bool {
+    let Some(mine) = event.call.fd() else {
+        return false;
+    };
+    history
+        .iter()
+        .any(|other| matches!(other.call, Call::Open { fd, how, .. } if fd == mine && how.direct))
+}
+
 impl Path {
     pub(super) fn text(self) -> String {
         let name = char::from(self.name);

@@ -11,13 +11,15 @@
 //! there is an order at all, there is one with it in this place. So only changes are
 //! tried in every order, and what was tried once is not tried again.
 
+mod refused;
 mod shown;
 
 use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-use super::history::{Answer, Call, Event, Name, OBSERVER, Path, Time, text};
+use self::refused::{UNKNOWN, is_unlike, refused_for};
+use super::history::{Answer, Call, Event, Name, OBSERVER, Path, Time, is_direct, text};
 use super::rules::Rules;
 use super::state::{Caller, Led, PLOT, State};
 
@@ -94,6 +96,8 @@ struct Search<'a> {
     all: Vec<u128>,
     /// Of each event, the host's own writes that it shows whatever else it knows.
     own: Vec<Vec<usize>>,
+    /// Of each event, whether its last walk is to what it was refused for.
+    learnt: Vec<bool>,
     /// Of each event, whether something has changed on its way meanwhile.
     overtaken: Vec<bool>,
     volatile: bool,
@@ -182,26 +186,6 @@ fn steady_parts(event: &Event, direct: bool) -> Vec<Part> {
     }
 }
 
-/// Its descriptor was opened with O_DIRECT.
-fn is_direct(history: &[Event], event: &Event) -> bool {
-    let Some(mine) = event.call.fd() else {
-        return false;
-    };
-    history
-        .iter()
-        .any(|other| matches!(other.call, Call::Open { fd, how, .. } if fd == mine && how.direct))
-}
-
-/// A rename that was refused because a directory and something else cannot replace each
-/// other: the kernel says so by what it believes of both.
-fn is_unlike(event: &Event) -> bool {
-    let refused = matches!(
-        event.answer,
-        Some(Answer::Refused(libc::ENOTDIR | libc::EISDIR))
-    );
-    refused && matches!(event.call, Call::Rename { .. })
-}
-
 fn is_read(call: &Call) -> bool {
     matches!(
         call,
@@ -228,6 +212,7 @@ impl<'a> Search<'a> {
             ways: Vec::new(),
             all: vec![0; history.len()],
             own: vec![Vec::new(); history.len()],
+            learnt: vec![false; history.len()],
             overtaken: (0..history.len())
                 .map(|event| rules.is_overtaken(event))
                 .collect(),
@@ -380,6 +365,13 @@ impl<'a> Search<'a> {
                 ways.push(Some(step(self, above, path)));
             }
         }
+        // Its name was perhaps asked for when the directory had another.
+        let refused = refused_for(&self.history[event]);
+        if let Some(path) = refused.filter(|path| rules.is_of_renamed(*path)) {
+            let above = above(self, path);
+            ways.push(Some(step(self, above, path)));
+            self.learnt[event] = true;
+        }
         ways
     }
 
@@ -436,9 +428,10 @@ impl<'a> Search<'a> {
                 None => vec![Ok(PLOT)],
                 Some(walk) => state.found[*walk].clone(),
             };
-            // Nothing need be believed of what two names lead to for one to be refused.
-            if to.is_empty() && unlike && number >= 2 {
-                to.push(Err(libc::ENOENT));
+            // Nothing need be believed of what names lead to for the call to be refused.
+            let learnt = self.learnt[event] && number + 1 == self.ways[event].len();
+            if to.is_empty() && (unlike && number >= 2 || learnt) {
+                to.push(UNKNOWN);
             }
             led = led
                 .into_iter()
@@ -469,40 +462,6 @@ impl<'a> Search<'a> {
                     .iter()
                     .any(|piece| piece.event == event && piece.part == Part::Flush),
         }
-    }
-
-    /// A change that was refused, and rightly so.
-    fn refuses(&self, state: &State, event: usize, call: &Call, errno: i32) -> bool {
-        if call
-            .fd()
-            .is_some_and(|fd| !matches!(call, Call::Open { .. }) && state.opened(fd).is_none())
-        {
-            return false;
-        }
-        self.led(state, event).iter().any(|at| {
-            let hides = match *call {
-                Call::Rmdir(path) => state.may_hide(at[0], path.name),
-                Call::Rename { to, .. } => state.may_hide(at[1], to.name),
-                _ => false,
-            };
-            let right = match state.outcome(call, &self.caller(event, at)) {
-                Err(right) => right.contains(&errno),
-                Ok(_) => hides && errno == libc::ENOTEMPTY,
-            };
-            let unlike = is_unlike(&self.history[event])
-                && match errno {
-                    libc::ENOTDIR => state.is_directory(at[2]) && state.is_other(at[3]),
-                    _ => state.is_other(at[2]) && state.is_directory(at[3]),
-                };
-            right || unlike || self.missed(state, event, at, errno)
-        })
-    }
-
-    /// The walk has led to what is gone, and the server said so; or the second walk was
-    /// overtaken as the first. ("A call by path that meets what another host has removed.")
-    fn missed(&self, state: &State, event: usize, at: &[Led], errno: i32) -> bool {
-        matches!(errno, libc::ENOENT | libc::ESTALE) && state.led_to_nothing(at)
-            || errno == libc::ESTALE && self.overtaken[event]
     }
 
     /// What a piece that changes something may lead to.

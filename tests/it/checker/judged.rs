@@ -1,6 +1,8 @@
 //! The judge judged: for the rules of the book a history that it allows beside one that it
 //! does not, the two as alike as can be.
 
+mod believed;
+
 use super::history::{Answer, Call, Event, Fd, How, Kind, OBSERVER, Path, Seen, Time};
 use super::judge::{Verdict, judge};
 use super::rules::Rules;
@@ -16,6 +18,7 @@ struct Told {
     events: Vec<Event>,
     now: Time,
     volatile: bool,
+    is_asked_for: bool,
 }
 
 impl Told {
@@ -71,9 +74,16 @@ impl Told {
         self
     }
 
+    /// Others, of whom nothing is told, ask for the plot all the time.
+    fn beside_others(mut self) -> Self {
+        self.is_asked_for = true;
+        self
+    }
+
     fn verdict(&self) -> Verdict {
         let mut rules = Rules::new(&self.events, BELIEVED, BELIEVED);
         rules.volatile = self.volatile;
+        rules.is_asked_for = self.is_asked_for;
         judge(&self.events, &rules)
     }
 

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use efs_fuse::rpc::caller::{self, Caller};
+use efs_fuse::vfs::Timeouts;
 use efs_fuse::vfs::types::{
     Entry, Errno, FileKind, Ino, LockRange, Lookup, ROOT_INO, SetAttr, Stat, VfsResult, Waiting,
     WriteFlags,
 };
 use parking_lot::Mutex;
-use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::history::{Answer, Call, Fd, How, Kind, Name, Path, Seen, Token};
 use crate::protocol::rig::{Mount, Open};
@@ -25,7 +26,10 @@ const SLOTS: usize = 12;
 
 /// One host.
 pub(super) struct Kernel {
-    mount: Mount,
+    /// `None` while another process is about to go on with it.
+    mount: Mutex<Option<Arc<Mount>>>,
+    /// Read by the calls under way, written by who replaces the mount.
+    calls: Arc<RwLock<()>>,
     files: Mutex<HashMap<Fd, Open>>,
     /// Of each directory its `i_rwsem`: what changes its names does so alone, and nobody asks
     /// for one meanwhile.
@@ -90,7 +94,8 @@ pub(super) fn seen(stat: &Stat) -> Seen {
 impl Kernel {
     pub(super) fn new(mount: Mount) -> Self {
         Self {
-            mount,
+            mount: Mutex::new(Some(Arc::new(mount))),
+            calls: Arc::default(),
             files: Mutex::default(),
             dirs: Mutex::default(),
         }
@@ -100,14 +105,33 @@ impl Kernel {
         Arc::clone(self.dirs.lock().entry(dir).or_default())
     }
 
-    pub(super) fn mount(&self) -> &Mount {
-        &self.mount
+    /// There is one as long as a call is under way ([`Kernel::begins`]), or nobody replaces it.
+    pub(super) fn mount(&self) -> Arc<Mount> {
+        let mount = self.mount.lock();
+        Arc::clone(mount.as_ref().expect("no call is let in meanwhile"))
+    }
+
+    /// A call is under way until this is dropped.
+    pub(super) async fn begins(&self) -> OwnedRwLockReadGuard<()> {
+        Arc::clone(&self.calls).read_owned().await
+    }
+
+    /// Another process goes on with the mount, unless a call is under way: then this is false.
+    pub(super) async fn hand_over(&self, timeouts: Timeouts) -> bool {
+        let Ok(_quiet) = self.calls.try_write() else {
+            return false;
+        };
+        let mount = self.mount.lock().take().expect("nobody else replaces it");
+        let mount = Arc::into_inner(mount).expect("nobody calls");
+        let mount = mount.left().await.taken_over(timeouts).await;
+        *self.mount.lock() = Some(Arc::new(mount));
+        true
     }
 
     /// One system call of a thread.
     pub(super) async fn call(&self, thread: u32, call: Call) -> Answer {
         let caller = caller::current().unwrap_or_else(|| {
-            let abandoned = Arc::clone(self.mount.vfs.abandoned());
+            let abandoned = Arc::clone(self.mount().vfs.abandoned());
             Caller::new(Some(abandoned), thread)
         });
         caller::on_behalf_of(Some(caller), self.made(thread, call)).await
@@ -128,7 +152,7 @@ impl Kernel {
     async fn walk(&self, thread: u32, call: Call, again: bool) -> Said {
         Walk {
             kernel: self,
-            mount: &self.mount,
+            mount: &self.mount(),
             thread,
             again,
             locked: Mutex::default(),
@@ -138,7 +162,7 @@ impl Kernel {
     }
 
     async fn on_open(&self, call: Call, fd: Fd) -> Said {
-        let mount = &self.mount;
+        let mount = self.mount();
         // Of a process that was killed before it came so far.
         let open = *self.files.lock().get(&fd).ok_or(libc::EBADF)?;
         match call {
@@ -214,7 +238,7 @@ impl Kernel {
             size: Some(0),
             ..SetAttr::default()
         };
-        let mount = &self.mount;
+        let mount = self.mount();
         errno(mount.vfs.setattr(&mount.cred, ino, fh, set).await).map(drop)
     }
 
@@ -224,7 +248,8 @@ impl Kernel {
             ..WriteFlags::default()
         };
         let data = Bytes::from(filled(token));
-        let vfs = &self.mount.vfs;
+        let mount = self.mount();
+        let vfs = &mount.vfs;
         let written = errno(vfs.write(open.fh, at, data, flags).await)?;
         assert_eq!(written as usize, SLOT, "a buffered write is whole");
         Ok(Answer::Done)
@@ -237,7 +262,8 @@ impl Kernel {
             typ,
             pid: fd,
         };
-        let (vfs, owner) = (&self.mount.vfs, u64::from(fd));
+        let (mount, owner) = (self.mount(), u64::from(fd));
+        let vfs = &mount.vfs;
         let waiting = Waiting::default();
         let waits = typ != libc::F_UNLCK;
         let done = vfs.setlk(open.fh, owner, range, waits, &waiting);
@@ -248,7 +274,7 @@ impl Kernel {
     async fn release(&self, fd: Fd) {
         let open = self.files.lock().remove(&fd);
         if let Some(open) = open {
-            let released = self.mount.vfs.release(open.fh);
+            let released = self.mount().vfs.release(open.fh);
             let _ = caller::apart(released).await;
         }
     }
@@ -257,7 +283,7 @@ impl Kernel {
     pub(super) async fn leave(&self, fd: Fd) {
         let open = self.files.lock().get(&fd).copied();
         if let Some(open) = open {
-            let _ = self.mount.vfs.flush(open.fh, u64::from(fd)).await;
+            let _ = self.mount().vfs.flush(open.fh, u64::from(fd)).await;
             self.release(fd).await;
         }
     }

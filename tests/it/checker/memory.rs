@@ -4,7 +4,8 @@
 //!
 //! Each request comes late by chance, so that what is sent together arrives in every
 //! order. Processes are killed in the middle of calls; connections break before and after the
-//! server has done what it was asked; sessions are lost, and the server starts anew.
+//! server has done what it was asked; sessions are lost, and the server starts anew. A mount is
+//! handed over to another process, at a moment in which nobody calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -49,6 +50,7 @@ impl Run {
 }
 
 struct World {
+    seed: u64,
     peer: Arc<Peer>,
     hosts: Vec<Host>,
     began: Instant,
@@ -113,6 +115,7 @@ pub(super) async fn run(seed: u64) -> Run {
         hosts.push(Arc::new(Kernel::new(mount)));
     }
     let world = Arc::new(World {
+        seed,
         peer: Arc::clone(&peer),
         hosts,
         began: Instant::now(),
@@ -139,19 +142,15 @@ pub(super) async fn run(seed: u64) -> Run {
     });
     let work: Vec<_> = work.map(tokio::spawn).collect();
     let faults = tokio::spawn(fail(Arc::clone(&world), chance.split(), breaks));
+    let hands = tokio::spawn(hand_over(Arc::clone(&world), chance.split(), timeouts));
     for ended in join_all(work.into_iter()).await {
         ended.expect("a process");
     }
     faults.abort();
+    hands.await.expect("what is handed over is gone on with");
     peer.clear_script();
     end(&world).await;
-    if setting("EFS_FUSE_CHECKER_SERVER", 0) != 0 {
-        for done in peer.log() {
-            let ops: Vec<_> = done.ops.iter().map(|number| op::name(*number)).collect();
-            let (at, statuses) = (done.at.as_micros(), &done.statuses);
-            println!("{at} connection {}: {ops:?} = {statuses:?}", done.conn_id);
-        }
-    }
+    show_server(&peer);
     let mut history = std::mem::take(&mut *world.history.lock());
     let lost = world.lost.lock().clone();
     for event in &mut history {
@@ -166,6 +165,18 @@ pub(super) async fn run(seed: u64) -> Run {
         names: longest,
         attributes: longest,
         volatile: !lost.is_empty(),
+    }
+}
+
+/// What the server has executed, for who wants to see it.
+fn show_server(peer: &Peer) {
+    if setting("EFS_FUSE_CHECKER_SERVER", 0) == 0 {
+        return;
+    }
+    for done in peer.log() {
+        let ops: Vec<_> = done.ops.iter().map(|number| op::name(*number)).collect();
+        let (at, statuses) = (done.at.as_micros(), &done.statuses);
+        println!("{at} connection {}: {ops:?} = {statuses:?}", done.conn_id);
     }
 }
 
@@ -192,6 +203,23 @@ async fn fail(world: Arc<World>, mut chance: Chance, breaks: bool) {
         }
         // Who has sent something to the session that is gone hears of it later.
         world.lost.lock().extend([before, world.now()]);
+    }
+}
+
+/// Hands mounts over now and then.
+async fn hand_over(world: Arc<World>, mut chance: Chance, timeouts: Timeouts) {
+    if !chance.one_in(3) {
+        return;
+    }
+    for _ in 0..=chance.below(4) {
+        tokio::time::sleep(Duration::from_micros(chance.below(100_000))).await;
+        let host = &world.hosts[chance.below(u64::from(HOSTS)) as usize];
+        for _ in 0..100 {
+            if host.hand_over(timeouts).await {
+                break;
+            }
+            tokio::time::sleep(Duration::from_micros(chance.below(2000))).await;
+        }
     }
 }
 
@@ -244,12 +272,15 @@ impl Process {
 
     async fn call_to_end(&self, call: Call) -> Answer {
         let began = self.world.now();
+        let _call = self.kernel.begins().await;
         self.kernel.mount().vfs.abandoned().ended().await;
         let answer = self.kernel.call(self.number.into(), call);
         let answer = tokio::time::timeout(HANGS, answer).await;
         let answer = answer.unwrap_or_else(|_| {
             self.record(call, began, None);
-            panic!("it hangs:\n{}", text(&self.world.history.lock()))
+            show_server(&self.world.peer);
+            let (seed, history) = (self.world.seed, text(&self.world.history.lock()));
+            panic!("seed {seed}: it hangs:\n{history}")
         });
         self.record(call, began, Some(answer.clone()));
         answer
@@ -271,9 +302,10 @@ impl Process {
     async fn call_until(&self, call: Call, after: Duration) -> Option<Answer> {
         let began = self.world.now();
         let kernel = Arc::clone(&self.kernel);
-        let abandoned = kernel.mount().vfs.abandoned();
+        let under_way = kernel.begins().await;
+        let abandoned = Arc::clone(kernel.mount().vfs.abandoned());
         abandoned.ended().await;
-        let caller = Caller::new(Some(Arc::clone(abandoned)), self.number.into());
+        let caller = Caller::new(Some(abandoned), self.number.into());
         let thread = self.number.into();
         let mut task = tokio::spawn({
             let kernel = Arc::clone(&kernel);
@@ -290,6 +322,7 @@ impl Process {
                 caller.give_up();
                 self.record(call, began, None);
                 tokio::spawn(async move {
+                    let _under_way = under_way;
                     // What nobody waits for any more is undone.
                     if let (Ok(Answer::Done), Call::Open { fd, .. }) = (task.await, call) {
                         kernel.leave(fd).await;
@@ -304,6 +337,7 @@ impl Process {
     async fn leave(&self, open: &[Fd]) {
         for &fd in open {
             let began = self.world.now();
+            let _call = self.kernel.begins().await;
             self.kernel.leave(fd).await;
             self.record(Call::Close(fd), began, Some(Answer::Done));
         }

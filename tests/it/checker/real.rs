@@ -3,12 +3,15 @@
 //! what that shows.
 //!
 //! Every set of mounts has tables ([`round`](super::round)), each with a thread of its own that
-//! makes rounds until the time is over; one thread more breaks lines and the server. What
-//! is wrong is printed with its whole history, as soon as it is seen.
+//! makes rounds until the time is over; one thread more breaks lines and the server, and one
+//! starts a server again that has ended by itself ([`breaks`]). What is wrong is printed with
+//! its whole history, as soon as it is seen.
 //!
 //! - `EFS_FUSE_CHECKER_SECONDS`: how long (`scripts/checker --real`)
 //! - `EFS_FUSE_CHECKER_SETS`: so many sets of times, of three
 //! - `EFS_FUSE_SEED`: repeats what is drawn, not when it happens
+
+mod breaks;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,16 +21,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use self::breaks::Place;
 use super::history::{Answer, Call, Event, Time};
 use super::judge::{Verdict, judge};
 use super::plan::{Chance, THEMES};
 use super::round::{Round, Table};
 use super::rules::Rules;
-use super::worker::clock;
 use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{Mount, MountRequest};
 use crate::fixtures::proxy::Proxy;
-use crate::fixtures::{setting, trouble};
+use crate::fixtures::setting;
 
 const HOSTS: usize = 3;
 
@@ -85,6 +88,8 @@ struct Run {
     killed: AtomicU64,
     open: AtomicU64,
     faults: AtomicU64,
+    /// How often the server has ended by itself.
+    crashes: AtomicU64,
     wrong: Mutex<Vec<String>>,
     /// When the server lost sessions: from when to when.
     lost: Mutex<Vec<(Time, Time)>>,
@@ -151,6 +156,9 @@ impl Run {
         judge_renames(round.history, &|history| {
             let mut rules = Rules::new(history, belief.time(), belief.time());
             rules.volatile = volatile;
+            // A mount that asks for the plot of one table asks for those beside it as well,
+            // and for all when its root is listed.
+            rules.is_asked_for = true;
             judge(history, &rules)
         })
     }
@@ -158,12 +166,13 @@ impl Run {
     fn summary(&self, seed: u64) -> String {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         format!(
-            "seed {seed}: {} rounds, {} calls, {} of them killed, {} faults, {} too long to judge, \
-             {} wrong",
+            "seed {seed}: {} rounds, {} calls, {} of them killed, {} faults, {} crashes of the \
+             server, {} too long to judge, {} wrong",
             of(&self.rounds),
             of(&self.calls),
             of(&self.killed),
             of(&self.faults),
+            of(&self.crashes),
             of(&self.open),
             self.wrong.lock().len()
         )
@@ -234,50 +243,6 @@ fn judge_renames(mut history: Vec<Event>, judge: &dyn Fn(&[Event]) -> Verdict) -
     verdict
 }
 
-/// Breaks lines and the server until the run is over.
-///
-/// A host that is cut off while the server has its grace period loses its locks, and is told
-/// so (EIO): that is another promise. So the server is killed when every mount of `places`
-/// has just been answered.
-fn fail(
-    run: &Run,
-    server: &Mutex<Server>,
-    lines: &mut [Proxy],
-    places: &[PathBuf],
-    mut chance: Chance,
-) {
-    while !run.is_over() {
-        sleep(Duration::from_millis(200 + chance.below(2500)));
-        let hold = Duration::from_millis(100 + chance.below(3000));
-        run.faults.fetch_add(1, Ordering::Relaxed);
-        match chance.below(trouble::KINDS * 2) {
-            kind @ 0..trouble::KINDS => {
-                let line = chance.below(lines.len() as u64) as usize;
-                trouble::strike(&mut lines[line], kind, hold, |limit| chance.below(limit));
-            }
-            kind if kind < trouble::KINDS * 2 - 2 => {
-                let server = server.lock();
-                let stopped = server.stopped();
-                sleep(hold / 2);
-                drop(stopped);
-            }
-            _ => {
-                for place in places {
-                    std::fs::read_dir(place).expect("a mount").for_each(drop);
-                }
-                let mut server = server.lock();
-                run.lost.lock().push((clock(), Time::MAX));
-                server.kill();
-                sleep(hold / 4);
-                server.restart();
-                run.lost.lock().last_mut().expect("it was pushed").1 = clock();
-                // There is grace first, in which nobody gets far.
-                sleep(Duration::from_secs(10));
-            }
-        }
-    }
-}
-
 #[test]
 #[ignore = "for as long as somebody likes: scripts/checker --real"]
 fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
@@ -287,7 +252,7 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
     let mut chance = Chance(seed);
     let limit = Duration::from_secs(seconds + 400);
     let server = Server::start(ServerOptions::default());
-    let mut lines: Vec<_> = (0..HOSTS).map(|_| Proxy::to(server.address())).collect();
+    let lines: Vec<_> = (0..HOSTS).map(|_| Proxy::to(server.address())).collect();
     let mount = |belief: &Belief, line: &Proxy| {
         MountRequest::new(server.device("/"), line.port())
             .option(belief.options)
@@ -306,7 +271,9 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
         .collect();
     let export = server.export();
     let run = Arc::new(Run::default());
-    let server = Mutex::new(server);
+    let places = mounts.iter().flat_map(|(_, mounts)| mounts);
+    let places: Vec<_> = places.map(|mount| mount.path().to_owned()).collect();
+    let place = Place::new(&run, server, lines);
     std::thread::scope(|scope| {
         for (set, (belief, mounts)) in mounts.iter().enumerate() {
             for table in 0..tables {
@@ -320,12 +287,8 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
             }
         }
         let faults = chance.split();
-        let places = mounts.iter().flat_map(|(_, mounts)| mounts);
-        let places: Vec<_> = places.map(|mount| mount.path().to_owned()).collect();
-        scope.spawn({
-            let (run, server, lines) = (&run, &server, &mut lines);
-            move || fail(run, server, lines, &places, faults)
-        });
+        scope.spawn(|| place.breaks(&places, faults));
+        scope.spawn(|| place.heals());
         let until = Instant::now() + Duration::from_secs(seconds);
         while Instant::now() < until && !run.is_over() {
             sleep(Duration::from_millis(100));

@@ -15,6 +15,8 @@ pub(super) struct Rules<'a> {
     /// The server has lost data that were not committed: until they are sent again others may
     /// see the file without them, or with.
     pub(super) volatile: bool,
+    /// The hosts ask for the plot at any time, for others than whom the history tells of.
+    pub(super) is_asked_for: bool,
     /// The path that each event is about, with those of descriptors.
     paths: Vec<Vec<Path>>,
     opens: Vec<Option<usize>>,
@@ -45,6 +47,7 @@ impl<'a> Rules<'a> {
             names,
             attributes,
             volatile: false,
+            is_asked_for: false,
             paths,
             opens,
         }
@@ -181,7 +184,9 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// The server has told a call where this name leads, or it has changed that.
+    /// The server has told a call where this name leads, or it has changed that. Who has done so
+    /// with the name of its directory is no wiser: what is known of the names in that is the
+    /// directory's, whatever it is called.
     pub(super) fn names(&self, event: usize, at: Path) -> bool {
         let this = &self.history[event];
         let by_name = matches!(
@@ -199,10 +204,9 @@ impl<'a> Rules<'a> {
         );
         if let Call::Link(_, to) = this.call {
             // Where the second leads.
-            return told && to.is_or_holds(at);
+            return told && to == at;
         }
-        // Of the directories on its way it has heard nothing new.
-        by_name && told && self.paths[event].iter().any(|path| path.is_or_holds(at))
+        by_name && told && self.paths[event].contains(&at)
     }
 
     /// The beginning of the first call by which this host may have come to know what it
@@ -223,6 +227,16 @@ impl<'a> Rules<'a> {
             .map(|number| self.history[number].began)
             .min();
         first.unwrap_or(this.began).clamp(oldest, this.began)
+    }
+
+    /// The same of what is in the directories of this call, and was asked for there or beside.
+    fn asked_near(&self, event: usize, near: impl Fn(usize) -> bool) -> Time {
+        let this = &self.history[event];
+        let is_of_plot = self.paths[event].iter().any(|path| path.dir.is_none());
+        match self.is_asked_for && is_of_plot && self.knew(event, &near) {
+            true => this.began.saturating_sub(self.names),
+            false => self.asked(event, self.names, near),
+        }
     }
 
     /// This host has asked for it at any time: whoever asks for the directory again, and finds
@@ -256,6 +270,12 @@ impl<'a> Rules<'a> {
         names
     }
 
+    /// What a call by this path was refused for may have been learnt when the directory had
+    /// another name.
+    pub(super) fn is_of_renamed(&self, at: Path) -> bool {
+        self.former(at.dir).len() > 1
+    }
+
     /// A name on the way of a call: since when it may have led somewhere, and nowhere.
     /// ("A name that was never asked for is asked for"; a listing tells what is there,
     /// and not what is missing.)
@@ -276,10 +296,10 @@ impl<'a> Rules<'a> {
             |path: &Path| path.touches(at) || path.name == at.name && dirs.contains(&path.dir);
         let it = |number: usize| self.paths[number].iter().any(is_it);
         let missing = match self.knew(event, it) {
-            true => self.asked(event, self.names, near),
+            true => self.asked_near(event, near),
             false => self.asked(event, self.names, it),
         };
-        (self.asked(event, self.names, near), missing)
+        (self.asked_near(event, near), missing)
     }
 
     /// What a call does, or says that it may not do.
@@ -315,12 +335,12 @@ impl<'a> Rules<'a> {
             // "A call that must not find the name there is told of it by the server."
             (_, Some(Answer::Refused(libc::EEXIST | libc::ENOTEMPTY))) => this.began,
             (_, Some(Answer::Refused(libc::ENOENT))) if self.knew(event, same) => {
-                self.asked(event, self.names, near)
+                self.asked_near(event, near)
             }
             (_, Some(Answer::Refused(libc::ENOENT))) => self.asked(event, self.names, same),
             // That something is there, and what.
-            (_, Some(Answer::Refused(_))) => self.asked(event, self.names, near),
-            (_, Some(Answer::Same)) => self.asked(event, self.names, near),
+            (_, Some(Answer::Refused(_))) => self.asked_near(event, near),
+            (_, Some(Answer::Same)) => self.asked_near(event, near),
             // What a link's text is never changes.
             (Call::Readlink(_), _) => 0,
             _ => this.began,

@@ -1,9 +1,11 @@
 //! What is true at one moment: the server's tree, and what each host has accepted and not
 //! sent yet. [`State::outcomes`] is what POSIX and NFSv4.1 let a call come to then.
 
+mod seen;
+
 use std::collections::BTreeMap;
 
-use super::history::{Call, Fd, Kind, Name, Path, Seen, Time, Token};
+use super::history::{Call, Fd, Kind, Name, Path, Time, Token};
 
 pub(super) type NodeId = usize;
 
@@ -46,6 +48,8 @@ pub(super) struct Node {
     mode: u16,
     /// Of a file; of a symbolic link its text.
     slots: Vec<Token>,
+    /// What the server has left if it loses what it is to get again, where that is something.
+    kept: Option<Vec<Token>>,
     pending: Vec<Pending>,
     entries: BTreeMap<Name, NodeId>,
     /// A name went from here: an open file may be hidden in its stead.
@@ -58,6 +62,7 @@ impl Node {
             kind,
             mode,
             slots: Vec::new(),
+            kept: None,
             pending: Vec::new(),
             entries: BTreeMap::new(),
             lost_a_name: false,
@@ -66,14 +71,32 @@ impl Node {
 
     /// The content as a host sees it.
     fn view(&self, host: u8) -> Vec<Token> {
-        let mut view = self.slots.clone();
-        let own = |pending: &&Pending| pending.host == host && pending.is_on_top;
-        for pending in self.pending.iter().filter(own) {
+        self.with(self.slots.clone(), |pending| {
+            pending.host == host && pending.is_on_top
+        })
+    }
+
+    /// Data with what was accepted on top.
+    fn with(&self, mut data: Vec<Token>, which: impl Fn(&Pending) -> bool) -> Vec<Token> {
+        for pending in self.pending.iter().filter(|pending| which(pending)) {
             if let Accepted::Data { slot, token } = pending.what {
-                put(&mut view, slot, token);
+                put(&mut data, slot, token);
             }
         }
-        view
+        data
+    }
+
+    /// The server has the data, for good or (`is_lost`) until it restarts.
+    fn store(&mut self, slot: usize, token: Token, is_lost: bool) {
+        match &mut self.kept {
+            Some(kept) if !is_lost => put(kept, slot, token),
+            None if is_lost => self.kept = Some(self.slots.clone()),
+            _ => {}
+        }
+        put(&mut self.slots, slot, token);
+        if self.pending.iter().all(|pending| pending.is_on_top) {
+            self.kept = None;
+        }
     }
 
     fn mode(&self, host: u8) -> u16 {
@@ -161,13 +184,8 @@ impl State {
         self.nodes.len()
     }
 
-    pub(super) fn is_directory(&self, at: Led) -> bool {
-        at.is_ok_and(|node| self.nodes[node].kind == Kind::Directory)
-    }
-
-    /// Something that is no directory.
-    pub(super) fn is_other(&self, at: Led) -> bool {
-        at.is_ok_and(|node| self.nodes[node].kind != Kind::Directory)
+    pub(super) fn kind(&self, at: Led) -> Result<Kind, i32> {
+        at.map(|node| self.nodes[node].kind)
     }
 
     fn child(&self, dir: NodeId, name: Name) -> Option<NodeId> {
@@ -252,7 +270,7 @@ impl State {
             false => drop(pending.remove(at)),
         }
         match what {
-            Accepted::Data { slot, token } => put(&mut next.nodes[node].slots, slot, token),
+            Accepted::Data { slot, token } => next.nodes[node].store(slot, token, is_sent_again),
             Accepted::Mode(mode) => next.nodes[node].mode = mode,
         }
         Some(next)
@@ -402,7 +420,7 @@ impl State {
         let node = by.at[0].map_err(nowhere)?;
         let is_dir = self.nodes[node].kind == Kind::Directory;
         // The kernel refuses directories where it believes the other name to be free in one.
-        if is_dir && self.is_directory(by.at[1]) {
+        if is_dir && self.kind(by.at[1]) == Ok(Kind::Directory) {
             return Err(&[libc::EPERM, libc::EEXIST]);
         }
         let dir = self.directory(by.at[1])?;
@@ -468,6 +486,9 @@ impl State {
         }
         let mut next = self.clone();
         next.nodes[node].slots.clear();
+        if let Some(kept) = &mut next.nodes[node].kept {
+            kept.clear();
+        }
         Ok(next)
     }
 
@@ -493,7 +514,7 @@ impl State {
             if node.pending.iter().any(earlier) {
                 return Err(&[]);
             }
-            put(&mut node.slots, slot, token);
+            node.store(slot, token, false);
         } else {
             node.pending.push(Pending {
                 host: by.host,
@@ -521,68 +542,5 @@ impl State {
             exclusive,
         });
         Ok(next)
-    }
-
-    // What is seen.
-
-    /// By name.
-    pub(super) fn seen(&self, at: Led, host: u8) -> Result<Seen, &'static [i32]> {
-        let node = at.map_err(nowhere)?;
-        Ok(self.seen_open(node, host))
-    }
-
-    fn seen_open(&self, at: NodeId, host: u8) -> Seen {
-        let node = &self.nodes[at];
-        Seen {
-            kind: node.kind,
-            mode: node.mode(host),
-            links: self.links(at) as u32,
-            size: match node.kind {
-                Kind::File => node.view(host).len() as u32,
-                _ => 0,
-            },
-        }
-    }
-
-    pub(super) fn opened(&self, fd: Fd) -> Option<NodeId> {
-        self.fds.get(&fd).copied()
-    }
-
-    pub(super) fn seen_by(&self, fd: Fd, host: u8) -> Seen {
-        self.seen_open(self.fds[&fd], host)
-    }
-
-    /// The open file has no name (any more).
-    pub(super) fn is_nameless(&self, fd: Fd) -> bool {
-        self.is_gone(self.fds[&fd])
-    }
-
-    pub(super) fn view(&self, fd: Fd, host: u8) -> Vec<Token> {
-        self.nodes[self.fds[&fd]].view(host)
-    }
-
-    /// With all that any host has accepted.
-    pub(super) fn full_view(&self, fd: Fd) -> Vec<Token> {
-        let node = &self.nodes[self.fds[&fd]];
-        let mut view = node.slots.clone();
-        for pending in &node.pending {
-            if let Accepted::Data { slot, token } = pending.what {
-                put(&mut view, slot, token);
-            }
-        }
-        view
-    }
-
-    pub(super) fn names(&self, at: Led) -> Result<Vec<Name>, &'static [i32]> {
-        let dir = self.directory(at)?;
-        Ok(self.nodes[dir].entries.keys().copied().collect())
-    }
-
-    pub(super) fn text(&self, at: Led) -> Result<Token, &'static [i32]> {
-        let node = &self.nodes[at.map_err(nowhere)?];
-        match node.kind {
-            Kind::Symlink => Ok(node.slots[0]),
-            _ => Err(&[libc::EINVAL]),
-        }
     }
 }

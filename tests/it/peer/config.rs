@@ -27,6 +27,8 @@ pub(crate) struct PeerConfig {
     pub(crate) grace_s: u32,
     /// eir_flags without CONFIRMED_R.
     pub(crate) exchange_flags: u32,
+    /// eir_server_scope.
+    pub(crate) scope: &'static str,
     /// csr_flags that are granted if asked for.
     pub(crate) session_flags: u32,
     /// A connection may use a session without BIND_CONN_TO_SESSION.
@@ -88,6 +90,7 @@ impl Default for PeerConfig {
             lease_s: 90,
             grace_s: 90,
             exchange_flags: 0x1_0000,
+            scope: "efs-double-scope",
             session_flags: 0,
             implicit_bind: true,
             detect_false_retry: true,

@@ -283,6 +283,11 @@ impl Peer {
         self.server().clients.session_ids().len()
     }
 
+    /// The server has this session.
+    pub(crate) fn has_session(&self, id: &[u8; 16]) -> bool {
+        self.server().clients.session(id).is_some()
+    }
+
     pub(crate) fn client_count(&self) -> usize {
         self.server().clients.client_ids().len()
     }

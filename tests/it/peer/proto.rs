@@ -85,6 +85,7 @@ pub(crate) mod st {
     pub(crate) const BADSLOT: u32 = 10053;
     pub(crate) const COMPLETE_ALREADY: u32 = 10054;
     pub(crate) const CONN_NOT_BOUND_TO_SESSION: u32 = 10055;
+    pub(crate) const BACK_CHAN_BUSY: u32 = 10057;
     pub(crate) const SEQ_MISORDERED: u32 = 10063;
     pub(crate) const SEQUENCE_POS: u32 = 10064;
     pub(crate) const REQ_TOO_BIG: u32 = 10065;

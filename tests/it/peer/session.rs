@@ -249,7 +249,7 @@ impl Clients {
         let flags = cfg.exchange_flags | if known.is_some() { CONFIRMED_R } else { 0 };
         out.u64(id).u32(sequence).u32(flags).u32(0);
         out.u64(0).opaque(b"efs-double"); // server_owner4
-        out.opaque(b"efs-double-scope").u32(0);
+        out.opaque(cfg.scope.as_bytes()).u32(0);
         Ok(())
     }
 

@@ -147,6 +147,29 @@ async fn locks_are_reclaimed_before_anybody_else_gets_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lock_that_was_being_let_go_is_not_reclaimed_from_who_has_it_since() {
+    let peer = Peer::new(PeerConfig::default());
+    let (one, here, two, there) = two(&peer).await;
+    set(&one, here, 1, range(WRITE, 0, END)).await.unwrap();
+    // It is executed, and its host does not hear of it.
+    once_at(&peer, op::LOCKU, Action::SwallowReply);
+    let lets_go = set(&one, here, 1, range(UNLOCK, 0, END));
+    let takes = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        set(&two, there, 9, range(WRITE, 0, END)).await.unwrap();
+        peer.clear_log();
+        peer.crash_and_restart();
+        two.write(there, 0, b"mine now").await.unwrap();
+        two.fsync(there).await.unwrap();
+    };
+    let (let_go, ()) = within(600, async { tokio::join!(lets_go, takes) }).await;
+    let_go.unwrap();
+    assert_eq!(peer.count_op(op::LOCK), 1, "one of them reclaims");
+    assert_eq!(peer.fs().locks("/f").unwrap().len(), 1);
+    assert_eq!(set(&one, here, 1, range(WRITE, 0, END)).await, AGAIN);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reclaimed_lock_whose_reply_does_not_decode_is_no_lost_lock() {
     let peer = Peer::new(PeerConfig::default());
     let (one, here, two, there) = two(&peer).await;
@@ -158,6 +181,65 @@ async fn a_reclaimed_lock_whose_reply_does_not_decode_is_no_lost_lock() {
     assert_eq!(set(&two, there, 9, range(WRITE, 0, 0)).await, AGAIN);
     set(&one, here, 1, range(UNLOCK, 0, END)).await.unwrap();
     set(&two, there, 9, range(WRITE, 0, 99)).await.unwrap();
+}
+
+/// The session is lost when `what` of a recovery comes a second time, its connection having
+/// been cut so: `cut` says whether the first was executed.
+fn lose_session_at(peer: &Arc<Peer>, what: u32, cut: Action) {
+    let (peer_again, mut cut) = (Arc::downgrade(peer), Some(cut));
+    let mut lost = false;
+    peer.on_op(move |event| {
+        if event.op == what
+            && let Some(cut) = cut.take()
+        {
+            return cut;
+        }
+        let is_second = cut.is_none() && event.op == op::SEQUENCE && event.compound.contains(&what);
+        if is_second
+            && !std::mem::replace(&mut lost, true)
+            && let Some(peer) = peer_again.upgrade()
+        {
+            peer.destroy_sessions();
+        }
+        Action::Pass
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_lost_during_a_recovery_costs_no_lock() {
+    for (what, runs) in [
+        (op::LOCK, false),
+        (op::LOCK, true),
+        (op::RECLAIM_COMPLETE, false),
+        (op::RECLAIM_COMPLETE, true),
+    ] {
+        for keeps_sessions in [false, true] {
+            let case = format!("{}, {runs}, {keeps_sessions}", op::name(what));
+            let peer = Peer::new(PeerConfig::default());
+            let one = Mount::of(&peer, "one", default_timeouts()).await;
+            let here = one.create(1, "f", libc::O_RDWR).await.unwrap();
+            set(&one, here, 1, range(WRITE, 0, 99)).await.unwrap();
+            let cut = match runs {
+                true => Action::DropConnectionAfter,
+                false => Action::DropConnectionBefore,
+            };
+            lose_session_at(&peer, what, cut);
+            match keeps_sessions {
+                true => peer.restart_and_keep_sessions(),
+                false => peer.crash_and_restart(),
+            }
+            let missing = within(60, one.walk("/never-seen")).await;
+            missing.expect_err(&case);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            one.write(here, 0, b"still mine").await.expect(&case);
+            one.fsync(here).await.expect(&case);
+            assert_eq!(peer.fs().locks("/f").unwrap().len(), 1, "{case}");
+            set(&one, here, 1, range(UNLOCK, 0, END))
+                .await
+                .expect(&case);
+            assert_eq!(peer.fs().locks("/f").unwrap(), [], "{case}: for ever");
+        }
+    }
 }
 
 /// The contract of a lost lock: nothing through it any more, until it is closed.

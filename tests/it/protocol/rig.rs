@@ -18,10 +18,13 @@ use efs_fuse::rpc::auth::Credential;
 use efs_fuse::rpc::{Connections, Tolerance};
 use efs_fuse::telemetry::Metrics;
 use efs_fuse::vfs::Timeouts;
+use efs_fuse::vfs::handover::VfsState;
 use efs_fuse::vfs::types::{
     DirEntry, DirSink, Entry, Errno, Ino, Lookup, MissingNames, ROOT_INO, SetAttr,
 };
 use efs_fuse::vfs::{Vfs, VfsConfig};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::peer::proto::op;
@@ -281,6 +284,72 @@ pub(crate) fn default_timeouts() -> Timeouts {
     }
 }
 
+fn vfs_config(timeouts: Timeouts, write_window: usize, missing_names: MissingNames) -> VfsConfig {
+    VfsConfig {
+        timeouts,
+        write_window,
+        read_ahead: 8 << 20,
+        max_names: 10_000,
+        missing_names,
+        max_inodes: usize::MAX,
+        asks_who_searches: false,
+    }
+}
+
+/// What a process has written down for another one.
+pub(crate) struct Estate {
+    client: Vec<u8>,
+    vfs: Vec<u8>,
+    pub(crate) peer: Arc<Peer>,
+}
+
+/// In bytes, from which the same is read again.
+fn written_down<T>(state: &T) -> Vec<u8>
+where
+    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let bytes = rmp_serde::to_vec_named(state).expect("it is written");
+    let again: T = rmp_serde::from_slice(&bytes).expect("it is read");
+    assert!(again == *state, "{again:?} is not {state:?}");
+    bytes
+}
+
+impl Estate {
+    /// What is written down of the file system.
+    pub(crate) fn vfs(&self) -> VfsState {
+        rmp_serde::from_slice(&self.vfs).expect("it is read")
+    }
+
+    /// Bytes of it.
+    pub(crate) fn size(&self) -> usize {
+        self.vfs.len()
+    }
+
+    /// Another process goes on with it.
+    pub(crate) async fn taken_over(&self, timeouts: Timeouts) -> Mount {
+        let (mount, _) = self.taken_over_with(timeouts).await;
+        mount
+    }
+
+    /// The same, and what it counts.
+    pub(crate) async fn taken_over_with(&self, timeouts: Timeouts) -> (Mount, Arc<Metrics>) {
+        let state = rmp_serde::from_slice(&self.client).expect("it is read");
+        let config = client_config("nobody asks for this one");
+        let metrics = Metrics::new();
+        let client =
+            Client::take_over(self.peer.connector(), config, Arc::clone(&metrics), state).await;
+        let (client, taken) = client.expect("the server goes on with it");
+        let config = vfs_config(timeouts, 64 << 20, MissingNames::AskedFor);
+        let vfs = Vfs::take_over(client, config, Arc::clone(&metrics), self.vfs(), taken);
+        let mount = Mount {
+            vfs: vfs.expect("the state is whole"),
+            peer: Arc::clone(&self.peer),
+            cred: Credential::machine(),
+        };
+        (mount, metrics)
+    }
+}
+
 /// A mounted file system without a kernel.
 pub(crate) struct Mount {
     pub(crate) vfs: Arc<Vfs>,
@@ -322,20 +391,37 @@ impl Mount {
         write_window: usize,
         missing_names: MissingNames,
     ) -> Self {
-        let config = VfsConfig {
-            timeouts,
-            write_window,
-            read_ahead: 8 << 20,
-            max_names: 10_000,
-            missing_names,
-            max_inodes: usize::MAX,
-            asks_who_searches: false,
-        };
+        let config = vfs_config(timeouts, write_window, missing_names);
         Self {
             vfs: Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new()),
             peer: Arc::clone(peer),
             cred: Credential::machine(),
         }
+    }
+
+    /// The process ends, for another one to go on.
+    pub(crate) async fn left(self) -> Estate {
+        within(600, self.vfs.drained()).await;
+        let estate = Estate {
+            vfs: written_down(&self.vfs.hand_over()),
+            client: written_down(&self.vfs.client().hand_over()),
+            peer: self.peer,
+        };
+        // A process ends with its tasks.
+        let client = Arc::downgrade(self.vfs.client());
+        drop(self.vfs);
+        let ended = async {
+            while client.strong_count() > 0 {
+                millis(1).await;
+            }
+        };
+        within(60, ended).await;
+        estate
+    }
+
+    /// Another process goes on with it.
+    pub(crate) async fn handed_over(self) -> Self {
+        self.left().await.taken_over(default_timeouts()).await
     }
 
     /// As the kernel does: what is remembered first, then the server.
@@ -507,11 +593,14 @@ impl Mount {
     }
 }
 
+/// What of a directory has come in.
 #[derive(Default)]
-struct Names {
-    names: Vec<String>,
-    last: u64,
-    room: usize,
+pub(crate) struct Names {
+    pub(crate) names: Vec<String>,
+    /// Where it goes on behind the last one.
+    pub(crate) last: u64,
+    /// So many more are taken.
+    pub(crate) room: usize,
 }
 
 impl Names {

@@ -209,6 +209,7 @@ impl Search<'_> {
         let mut views = vec![state.view(fd, host)];
         if self.volatile && host != OBSERVER {
             views.push(state.full_view(fd));
+            views.extend(state.kept_view(fd, host));
         }
         views
     }

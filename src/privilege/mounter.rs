@@ -1,13 +1,13 @@
-//! The one thread of a daemon of root that keeps what it takes to mount, and the place
+//! The mounter: the one thread of a daemon of root that keeps what it takes to mount, and the place
 //! where it does: `CAP_SYS_ADMIN`, `CAP_DAC_READ_SEARCH`, and the mount namespace.
 //!
 //! All other threads have given them up for good. Work that needs them is handed over
 //! ([`super::mounting`]) and waited for. Each piece runs in a thread of its own, which
-//! the keeper starts and which inherits from it: a mount that does not answer holds up
+//! the mounter starts and which inherits from it: a mount that does not answer holds up
 //! nobody but who asked.
 //!
 //! A service that systemd gives a mount namespace of its own (ProtectSystem= and the like)
-//! mounts where everybody sees it all the same: the keeper enters the namespace that it is
+//! mounts where everybody sees it all the same: the mounter enters the namespace that it is
 //! told, the rest of the process stays in that of the service.
 
 use std::fs::File;
@@ -23,21 +23,21 @@ use parking_lot::Mutex;
 
 use super::{Capabilities, MOUNTING, SYS_ADMIN, Set, give_up, raised};
 
-/// Who waits for the keeper to take their work.
+/// Who waits for the mounter to take their work.
 const WAITING: usize = 16;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-static KEEPER: OnceLock<SyncSender<Job>> = OnceLock::new();
+static MOUNTER: OnceLock<SyncSender<Job>> = OnceLock::new();
 
 thread_local! {
-    /// This thread was started by the keeper.
-    static IS_KEEPERS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    /// This thread was started by the mounter.
+    static IS_MOUNTERS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 /// Whether there is one.
 pub(super) fn is_there() -> bool {
-    KEEPER.get().is_some()
+    MOUNTER.get().is_some()
 }
 
 /// Starts it, for a process with one thread, and before [`super::reduce`]. `namespace`:
@@ -71,7 +71,7 @@ pub fn keep(namespace: Option<&Path>) -> io::Result<()> {
     let begun = begun.recv();
     begun.unwrap_or_else(|_| Err(io::Error::other("the thread that mounts has died")))?;
     // There is one thread that starts it, by the contract of this function.
-    let _ = KEEPER.set(hand_over);
+    let _ = MOUNTER.set(hand_over);
     Ok(())
 }
 
@@ -114,15 +114,15 @@ fn work(jobs: &Receiver<Job>) {
 fn run(job: &Mutex<Option<Job>>) {
     let job = job.lock().take();
     if let Some(job) = job {
-        IS_KEEPERS.set(true);
+        IS_MOUNTERS.set(true);
         raised(MOUNTING, job);
-        IS_KEEPERS.set(false);
+        IS_MOUNTERS.set(false);
     }
 }
 
-/// Has `work` done by a thread of the keeper's, or by this one if there is none.
+/// Has `work` done by a thread of the mounter's, or by this one if there is none.
 pub(super) fn hand_over<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let Some(keeper) = KEEPER.get().filter(|_| !IS_KEEPERS.get()) else {
+    let Some(mounter) = MOUNTER.get().filter(|_| !IS_MOUNTERS.get()) else {
         return raised(MOUNTING, work);
     };
     let (done, outcome) = mpsc::sync_channel(1);
@@ -135,7 +135,7 @@ pub(super) fn hand_over<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     // function does not return before `outcome` has a result or knows that there will be
     // none, and either is only when `work` has been run to its end or dropped.
     let job: Job = unsafe { std::mem::transmute::<Box<dyn FnOnce() + Send + '_>, Job>(job) };
-    let handed = keeper.send(job);
+    let handed = mounter.send(job);
     let result = handed.ok().and_then(|()| outcome.recv().ok());
     match result {
         Some(Ok(result)) => result,
@@ -156,7 +156,7 @@ mod tests {
         let text = "borrowed".to_owned();
         let here = hand_over(|| text.len());
         assert_eq!(here, 8);
-        // The same by a keeper: each piece in a thread of its own, so that one that
+        // The same by a mounter: each piece in a thread of its own, so that one that
         // hangs holds up nobody.
         let (tell, wait) = mpsc::sync_channel::<()>(0);
         let hang: Job = Box::new(move || {
@@ -164,7 +164,7 @@ mod tests {
         });
         let (done, outcome) = mpsc::sync_channel(1);
         let other: Job = Box::new(move || {
-            let _ = done.send(IS_KEEPERS.get());
+            let _ = done.send(IS_MOUNTERS.get());
         });
         assert!(hand.send(hang).is_ok() && hand.send(other).is_ok());
         assert_eq!(outcome.recv(), Ok(true));

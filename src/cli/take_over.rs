@@ -1,0 +1,77 @@
+//! `efs-fuse take-over`: what a keeper starts, and nobody else.
+
+use super::arguments::TakeOver;
+use super::exit::Failure;
+use super::mount::{find_device, read_lists};
+use crate::mount::handover::{HandedOver, memory};
+use crate::mount::keeper::{Inherited, KeeperLink};
+use crate::mount::{MountRequest, launch};
+use crate::quoting;
+
+pub(super) fn run(asked: &TakeOver) -> Result<(), Failure> {
+    let what = format!("taking over {}", quoting::path(&asked.mountpoint));
+    let inherited = Inherited::take().map_err(|_| {
+        Failure::usage(&what, "it is started by the keeper of a mount")
+            .remedy("efs-fuse upgrade MOUNTPOINT")
+    })?;
+    let outcome = read(&what, &inherited);
+    let (request, state) = outcome.inspect_err(|why| tell(&inherited.link, why))?;
+    let link = inherited.link.clone();
+    let taken = launch::take_over(request, inherited, state, asked.failed.clone());
+    taken
+        .map_err(Failure::from)
+        .inspect_err(|why| tell(&link, why))
+}
+
+/// What the last daemon has left, and the mount that it means.
+fn read(what: &str, inherited: &Inherited) -> Result<(MountRequest, HandedOver), Failure> {
+    let state =
+        memory::read::<HandedOver>(&inherited.state).map_err(|why| Failure::system(what, why))?;
+    let mounted = &state.mounted;
+    let lists: Vec<_> = mounted
+        .options
+        .iter()
+        .map(|option| quoted(option))
+        .collect();
+    // What a newer program does not know any more is no reason to lose the mount.
+    let (options, _) = read_lists(&lists, true)?;
+    let device = find_device(&mounted.device, &options)?;
+    let request = MountRequest {
+        device,
+        mountpoint: mounted.mountpoint(),
+        options,
+        written: mounted.options.clone(),
+        foreground: mounted.foreground,
+        mount_namespace: mounted.mount_namespace(),
+    };
+    Ok((request, state))
+}
+
+/// An option as it stands in a list: a value with commas is in quotes.
+fn quoted(option: &str) -> String {
+    match option.split_once('=') {
+        Some((name, value)) if value.contains(',') => format!("{name}=\"{value}\""),
+        _ => option.to_owned(),
+    }
+}
+
+/// The former program, which takes over then, is told why this one cannot.
+fn tell(keeper: &KeeperLink, why: &Failure) {
+    // Without a keeper there is nobody to tell.
+    let _ = keeper.failed(&why.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_with_commas_is_read_as_it_was_written() {
+        assert_eq!(quoted("ro"), "ro");
+        assert_eq!(quoted("log=/var/log/a"), "log=/var/log/a");
+        assert_eq!(quoted("log=/a,b"), "log=\"/a,b\"");
+        let (options, _) =
+            read_lists(&[quoted("log=/a,b=c")], false).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(options.log_file.as_deref(), Some("/a,b=c".as_ref()));
+    }
+}

@@ -1,0 +1,101 @@
+//! What is believed of names, and of data that a server has lost.
+
+use super::super::history::{Answer, Call, How, Path};
+use super::{BELIEVED, Told, at, data, open, rename, write};
+
+#[test]
+fn what_is_known_of_the_names_in_a_directory_goes_with_it_when_it_is_renamed() {
+    let at = |dir: u8, name: u8| Path {
+        dir: Some(dir),
+        name,
+    };
+    let how = How::default();
+    let open = |fd| Call::Open {
+        at: at(b'd', b'b'),
+        how,
+        fd,
+    };
+    let missing = || Answer::Refused(libc::ENOENT);
+    let made = |asks: bool| {
+        let told = Told::default().done(0, Call::Mkdir(super::at(b'c')));
+        let told = match asks {
+            true => told.call(0, Call::Unlink(at(b'c', b'b')), missing()),
+            false => told,
+        };
+        told.done(1, Call::Mkdir(at(b'c', b'b')))
+            .done(0, Call::Mkdir(super::at(b'd')))
+            .done(0, rename(b'c', b'd'))
+    };
+    made(true).call(0, open(1), missing()).is_allowed();
+    made(true)
+        .call(0, Call::Rmdir(at(b'd', b'b')), missing())
+        .is_allowed();
+    // Not by who has never asked, nor for longer, nor if this host has made the name.
+    made(false).call(0, open(1), missing()).is_wrong();
+    made(true)
+        .later(2 * BELIEVED)
+        .call(0, open(1), missing())
+        .is_wrong();
+    made(true)
+        .call(
+            0,
+            Call::Mkdir(at(b'd', b'b')),
+            Answer::Refused(libc::EEXIST),
+        )
+        .call(0, open(1), missing())
+        .is_wrong();
+}
+
+#[test]
+fn whoever_asks_for_a_directory_confirms_what_is_missing_in_it_for_all_of_his_host() {
+    let missing = || Answer::Refused(libc::ENOENT);
+    let stat = || Call::Stat(at(b'a'));
+    let made = |asks: bool| {
+        let told = match asks {
+            true => Told::default().call(0, stat(), missing()),
+            false => Told::default(),
+        };
+        told.later(3 * BELIEVED).done(1, Call::Mkdir(at(b'a')))
+    };
+    made(true)
+        .beside_others()
+        .call(0, stat(), missing())
+        .is_allowed();
+    made(true).call(0, stat(), missing()).is_wrong();
+    made(false)
+        .beside_others()
+        .call(0, stat(), missing())
+        .is_wrong();
+    made(true)
+        .beside_others()
+        .later(BELIEVED)
+        .call(0, stat(), missing())
+        .is_wrong();
+}
+
+#[test]
+fn what_a_restart_has_lost_of_a_file_is_missing_until_it_is_sent_again() {
+    let opened = || {
+        Told::default()
+            .done(0, open(1))
+            .done(0, write(1, 0, 7))
+            .done(0, write(1, 1, 8))
+            .done(1, open(2))
+            .call(1, Call::Read(2), data(&[7]))
+    };
+    // The first had been sent, and came back.
+    let lost = || opened().lost().call(1, Call::Read(2), data(&[]));
+    lost().is_allowed();
+    lost()
+        .done(0, Call::Fsync(1))
+        .later(2 * BELIEVED)
+        .call(1, Call::Read(2), data(&[7, 8]))
+        .is_allowed();
+    opened().call(1, Call::Read(2), data(&[])).is_wrong();
+    opened()
+        .lost()
+        .done(0, Call::Fsync(1))
+        .later(2 * BELIEVED)
+        .call(1, Call::Read(2), data(&[]))
+        .is_wrong();
+}
