@@ -18,6 +18,14 @@ pub fn no_core_dumps() -> io::Result<()> {
     // SAFETY: the struct lives through the call.
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) })?;
     // The limit does not count where dumps go to a program.
+    not_dumpable()
+}
+
+/// The same of this process alone, not of the programs that it starts.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn not_dumpable() -> io::Result<()> {
     // SAFETY: prctl with these arguments sets a flag of this process.
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })
 }

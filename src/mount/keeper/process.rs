@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use super::machine::{Action, Event, Machine, Program};
 use super::{MESSAGE, REASON, SOCKET, Slot};
+use crate::mount::harden;
 
 /// What the keeper is called with, instead of a command.
 pub const NAME: &str = "keeper";
@@ -72,6 +73,9 @@ pub(super) fn keep(
     mountpoint: CString,
     foreground: bool,
 ) -> u8 {
+    // The environment may hold keys, as that of the daemon, which is not dumped either. What
+    // is refused here leaves a keeper that is as good as a shell with the same environment.
+    let _ = harden::not_dumpable();
     let mut keeper = Keeper {
         socket: own(socket),
         signals: signals(),
