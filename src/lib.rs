@@ -16,7 +16,8 @@
 //! A layer may skip those between: `doctor` of `cli` speaks to `nfs`, `fuse` knows the credentials
 //! of `rpc`. Any layer may use `telemetry` (counters, logs, the control socket), `background`
 //! (how tasks are spawned, and what their death means), `privilege` (capabilities, in effect only
-//! where needed) and `quoting` (names as terminals and logs may have them).
+//! where needed), `quoting` (names as terminals and logs may have them) and `wal` (the write-ahead
+//! log, by which a daemon goes on where another was killed).
 
 pub mod background;
 pub mod cli;
@@ -30,4 +31,5 @@ pub mod rpc;
 pub mod telemetry;
 pub mod tree;
 pub mod vfs;
+pub mod wal;
 pub mod xdr;

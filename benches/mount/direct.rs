@@ -164,6 +164,7 @@ async fn connect(server: SocketAddr, name: &str) -> Result<(Arc<Client>, Arc<Ope
         tolerance: Tolerance::default(),
         connections: Connections::ONE,
         suspended: efs_fuse::nfs::suspended,
+        wal: efs_fuse::wal::Wal::off(),
     };
     let client = Client::connect(connector, config, Metrics::new())
         .await

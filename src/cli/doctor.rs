@@ -275,6 +275,7 @@ async fn session(
         tolerance: Tolerance::of(options.timeo, options.retrans),
         connections: Connections::ONE,
         suspended: crate::nfs::suspended,
+        wal: crate::wal::Wal::off(),
     };
     let client = Client::connect(Arc::clone(connector) as _, config, Metrics::new());
     match tokio::time::timeout(PATIENCE, client).await {

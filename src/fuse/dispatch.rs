@@ -33,7 +33,7 @@ use super::convert;
 use super::failure_log::FailureLog;
 use super::gate::{Gate, UnderWay};
 use super::interrupt::{Interrupt, InterruptWatcher, Ticket, WaitMode};
-use crate::rpc::caller::{self, Abandoned, Caller};
+use crate::rpc::caller::{self, Abandoned, Caller, KernelRequest};
 use crate::telemetry::{FuseOp, Metrics};
 use crate::vfs::types::{Errno, Ino, VfsError, VfsResult, Waiting};
 
@@ -69,6 +69,8 @@ pub(super) struct FuseRequest {
     pub(super) op: FuseOp,
     /// The kernel's number of the request, which ties log lines together.
     pub(super) unique: u64,
+    /// A process before this one has read it.
+    pub(super) resent: bool,
     /// The inode it is about.
     pub(super) ino: Ino,
     /// The caller's thread id; 0 if it cannot be seen from here.
@@ -85,6 +87,7 @@ impl FuseRequest {
         Self {
             op,
             unique: request.unique().0 & !RESENT,
+            resent: request.unique().0 & RESENT != 0,
             ino,
             tid: request.pid(),
             wait_mode: WaitMode::Killable,
@@ -367,8 +370,13 @@ impl Dispatcher {
             reply: Mutex::new(Some(reply)),
             waiting,
             again: Mutex::new(again),
-            caller: changes(call.op)
-                .then(|| Caller::new(Some(Arc::clone(&self.abandoned)), call.tid)),
+            caller: changes(call.op).then(|| {
+                let request = KernelRequest {
+                    unique: call.unique,
+                    resent: call.resent,
+                };
+                Caller::of(Some(Arc::clone(&self.abandoned)), call.tid, request)
+            }),
         });
         let caller = pending.caller.clone();
         let before = waits_for_abandoned(&call).then(|| Arc::clone(&self.abandoned));
@@ -493,6 +501,7 @@ mod tests {
         FuseRequest {
             op: FuseOp::Open,
             unique: 1,
+            resent: false,
             ino: 2,
             tid: 0,
             wait_mode: WaitMode::Killable,

@@ -129,6 +129,7 @@ pub(super) fn client_config(
         tolerance: Tolerance::of(request.options.timeo, request.options.retrans),
         connections: request.options.connections(request.device.is_efs()),
         suspended: crate::nfs::suspended,
+        wal: crate::wal::Wal::off(),
     })
 }
 

@@ -29,6 +29,7 @@ use super::state::locks::LockState;
 use crate::rpc::Channel;
 use crate::rpc::auth::Credential;
 use crate::telemetry::Metrics;
+use crate::wal::Wal;
 
 /// The session, for people.
 #[derive(Clone, Debug)]
@@ -168,6 +169,11 @@ impl Client {
     /// known.
     pub(super) fn fit_io(&self, session: &ChannelAttrs) {
         self.io_sizes.fit(self.config(), session, self.fs.get());
+    }
+
+    /// What the next process must know should this one be killed.
+    pub fn wal(&self) -> &Wal {
+        &self.fore.config.wal
     }
 
     pub(super) fn config(&self) -> &ClientConfig {

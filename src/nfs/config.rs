@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::session::establish::Identity;
 use crate::rpc::{Connections, Tolerance};
+use crate::wal::Wal;
 
 /// How to be a client.
 #[derive(Clone, Debug)]
@@ -23,4 +24,6 @@ pub struct ClientConfig {
     /// How long the machine has been suspended in all: [`super::suspended`]. Leases
     /// run on while we sleep, and tokio's clock does not.
     pub suspended: fn() -> Duration,
+    /// What the next process must know should this one be killed.
+    pub wal: Wal,
 }

@@ -37,6 +37,16 @@ tokio::task_local! {
     static CALLER: Option<Arc<Caller>>;
 }
 
+/// The request of the kernel that an operation is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelRequest {
+    /// Its number, which no other request of the mount has; 0: the operation is about none.
+    pub unique: u64,
+    /// A daemon before this one has read it and has not answered it: it may have had any part of
+    /// its effects.
+    pub resent: bool,
+}
+
 /// The caller of one operation.
 #[derive(Debug)]
 pub struct Caller {
@@ -46,6 +56,7 @@ pub struct Caller {
     /// operation that changes nothing.
     abandoned: Option<Arc<Abandoned>>,
     thread: u32,
+    request: KernelRequest,
 }
 
 #[derive(Debug, Default)]
@@ -62,12 +73,23 @@ impl Caller {
     /// here). An operation that changes what others see is listed in `abandoned` should
     /// it go on without its caller.
     pub fn new(abandoned: Option<Arc<Abandoned>>, thread: u32) -> Arc<Self> {
+        Self::of(abandoned, thread, KernelRequest::default())
+    }
+
+    /// The same of an operation that is about a request of the kernel.
+    pub fn of(abandoned: Option<Arc<Abandoned>>, thread: u32, request: KernelRequest) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             answered: Notify::new(),
             abandoned,
             thread,
+            request,
         })
+    }
+
+    /// What the operation is about.
+    pub fn request(&self) -> KernelRequest {
+        self.request
     }
 
     /// The id of the thread that calls; 0 if it cannot be seen from here.
@@ -131,6 +153,12 @@ impl Caller {
 /// The caller of the operation that this task is about.
 pub fn current() -> Option<Arc<Caller>> {
     CALLER.try_with(Clone::clone).ok().flatten()
+}
+
+/// The request of the kernel that this task's operation is about.
+pub fn request() -> KernelRequest {
+    let request = |caller: &Option<Arc<Caller>>| caller.as_ref().map(|caller| caller.request);
+    CALLER.try_with(request).ok().flatten().unwrap_or_default()
 }
 
 /// Whether the caller of this task's operation has been answered already.

@@ -19,7 +19,7 @@ const LAYERS: [(&str, &[&str]); 9] = [
 ];
 
 /// Any layer may use these; of each other they use only those that follow.
-const FOR_ALL: [&str; 4] = ["telemetry", "background", "privilege", "quoting"];
+const FOR_ALL: [&str; 5] = ["telemetry", "background", "privilege", "quoting", "wal"];
 
 pub(crate) fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("readdir").flatten() {

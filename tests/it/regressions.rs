@@ -46,6 +46,7 @@ impl Host {
             tolerance: Tolerance::default(),
             connections: Connections::ONE,
             suspended: efs_fuse::nfs::suspended,
+            wal: efs_fuse::wal::Wal::off(),
         };
         let metrics = Metrics::new();
         let client = Client::connect(peer.connector(), config, Arc::clone(&metrics))

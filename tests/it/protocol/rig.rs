@@ -97,6 +97,7 @@ pub(crate) fn client_config(name: &str) -> ClientConfig {
         tolerance: Tolerance::default(),
         connections: Connections::ONE,
         suspended: slept,
+        wal: efs_fuse::wal::Wal::off(),
     }
 }
 
