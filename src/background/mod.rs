@@ -9,7 +9,9 @@
 //! - *vital* ([`Tasks::vital`]): everybody waits for it and it cannot be started
 //!   again. Whoever waits is given an error, and the daemon ends with a status that
 //!   is not zero ([`Tasks::ended`]), for the service manager to start it anew. The
-//!   mount is left behind, dead: no program writes below it meanwhile.
+//!   mount is left behind, dead: no program writes below it meanwhile. Where another daemon
+//!   takes over, the process ends before anybody is given an error
+//!   ([`Tasks::instead_of_ending`]).
 //! - *restarted* ([`Tasks::restarted`], [`Tasks::round`] in a thread): a loop that
 //!   has no state of its own. It is started again after a pause ([`Pause`]).
 //! - *watched* ([`Tasks::watched`]): a piece of work. Who spawned it takes its death
@@ -44,6 +46,8 @@
 //! | `control`, `metrics`, `signals` | restarted | |
 //! | a client of those two | watched | its connection is closed |
 //! | `watchdog` | restarted | no pings meanwhile |
+//! | `resent` | restarted | replies of a killed process's requests are kept longer |
+//! | `heartbeat` | restarted | no signs of life for the keeper meanwhile |
 //! | a look at a caller's system call | its `JoinHandle` | it is not known: the server is asked |
 //! | a request of the kernel's | `fuse::dispatch` | EIO for that request |
 //! | the assembly | its `JoinHandle` | the daemon ends |
@@ -62,7 +66,7 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use parking_lot::Mutex;
@@ -107,6 +111,14 @@ pub struct Died {
     pub text: String,
 }
 
+struct Instead(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Instead {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("Instead")
+    }
+}
+
 #[derive(Debug)]
 struct Deaths {
     times: u64,
@@ -119,6 +131,8 @@ pub struct Tasks {
     deaths: Mutex<BTreeMap<&'static str, Deaths>>,
     /// The one without which nothing goes on.
     ended: watch::Sender<Option<Died>>,
+    /// What is to be done when that has died, before anybody is told.
+    instead: OnceLock<Instead>,
     /// The most recent error of the mount; a death is one.
     last_error: Arc<Mutex<Option<String>>>,
     #[cfg(debug_assertions)]
@@ -136,6 +150,7 @@ impl Tasks {
         Arc::new(Self {
             deaths: Mutex::default(),
             ended: watch::Sender::new(None),
+            instead: OnceLock::new(),
             last_error,
             #[cfg(debug_assertions)]
             points: failpoint::Points::of_environment(),
@@ -272,11 +287,19 @@ impl Tasks {
     /// Nothing goes on without what has died here.
     pub fn end(&self, died: Died) {
         tracing::error!("{died}. Everything waits for it: this daemon has to end");
+        if let Some(Instead(instead)) = self.instead.get() {
+            instead();
+        }
         self.ended.send_if_modified(|ended| {
             let first = ended.is_none();
             ended.get_or_insert(died);
             first
         });
+    }
+
+    /// When a vital task dies, this is done first; once it is set it stays. It may end the process.
+    pub fn instead_of_ending(&self, instead: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.instead.set(Instead(instead));
     }
 
     /// Completes when a vital task has died.

@@ -227,6 +227,8 @@ pub(super) struct TakeOver {
     pub(super) mountpoint: PathBuf,
     /// Why another program could not take over
     pub(super) failed: Option<String>,
+    /// How the daemon has died
+    pub(super) died: Option<String>,
 }
 
 /// `efs-fuse doctor`

@@ -14,7 +14,7 @@ use Value::{Allowed, Needed, No};
 use super::option_value as value;
 use crate::mount::options::{
     Atime, CacheTimes, Locks, LocksOf, MAX_CONNECTIONS, MAX_IO, MIN_IO, MountOptions, MountWait,
-    NameCache, Unanswered,
+    NameCache, TakeOver, Unanswered,
 };
 
 /// One option of the table.
@@ -539,12 +539,22 @@ pub static TABLE: &[OptionSpec] = &[
         },
     ),
     // The daemon.
-    flag(
-        "takeover",
-        "a keeper holds the mount, so that efs-fuse upgrade can have another daemon take over",
-        |o| o.takeover = true,
-    ),
-    flag("notakeover", "no keeper (default)", |o| o.takeover = false),
+    OptionSpec {
+        name: "takeover",
+        value: Allowed,
+        help: "a keeper holds the mount, so that another daemon can take over, when efs-fuse upgrade asks for it; =crash: also after a crash, which is an experiment",
+        meaning: Meaning::Set(|o, text| {
+            o.takeover = match text {
+                "" | "upgrade" => TakeOver::Upgrade,
+                "crash" => TakeOver::Always,
+                _ => return Err("takeover, takeover=upgrade or takeover=crash".to_owned()),
+            };
+            Ok(())
+        }),
+    },
+    flag("notakeover", "no keeper (default)", |o| {
+        o.takeover = TakeOver::Never;
+    }),
     // Logs.
     flag("debug", "log more", |o| o.debug = true),
     set("log", "FILE", "log to this file", |o, text| {

@@ -215,6 +215,11 @@ impl Running {
                     }
                 }
             }
+            Err(_) if self.daemon.as_ref().is_some_and(Found::is_taking_over) => {
+                status["takeover"] = json!({"state": "taking over"});
+                let error = "its daemon has ended, and its keeper starts another";
+                status["last_error"] = json!(error);
+            }
             Err(failure) => status["last_error"] = json!(failure.to_string()),
         }
         status

@@ -30,13 +30,42 @@ fn show(mount: &Value) -> String {
         return shown;
     };
     for (key, value) in fields {
-        if !matches!(key.as_str(), "device" | "mountpoint")
-            && let Some(value) = flat(value)
-        {
+        let value = match key.as_str() {
+            "device" | "mountpoint" => None,
+            "takeover" => takeover(value),
+            _ => flat(value),
+        };
+        if let Some(value) = value {
             shown.push_str(&format!("  {:<14} {value}\n", words(key)));
         }
     }
     shown
+}
+
+/// Who takes over, and which take-overs there were.
+fn takeover(value: &Value) -> Option<String> {
+    let Some(generation) = value["generation"].as_u64() else {
+        return value["state"].as_str().map(quoting::plain);
+    };
+    let times = |kind: &str| value["takeovers"][kind].as_u64().unwrap_or_default();
+    let text = |key: &str| value[key].as_str().map(quoting::plain);
+    let possible = match (text("why_not"), value["survives"] == true) {
+        (Some(why), _) => format!("no: {why}"),
+        (None, true) => "after a crash and by upgrade".to_owned(),
+        (None, false) => "by upgrade".to_owned(),
+    };
+    let mut shown = format!(
+        "{possible}; generation {generation}: {} planned, {} after a crash",
+        times("planned"),
+        times("crash")
+    );
+    if let Some(pause) = value["pause_ms"].as_f64() {
+        shown.push_str(&format!("; last pause {pause:.0} ms"));
+    }
+    for why in [text("died"), text("failed")].into_iter().flatten() {
+        shown.push_str(&format!(": {why}"));
+    }
+    Some(shown)
 }
 
 /// A value on one line; `None` if there is nothing in it.
@@ -83,6 +112,25 @@ mod tests {
         assert!(text.contains("in use 2, lease s 90, state up"), "{text}");
         assert!(text.contains("peer h:2049; peer h:2049"), "{text}");
         assert!(!text.contains("tls") && !text.contains("caches"), "{text}");
+    }
+
+    #[test]
+    fn take_overs_are_one_line_with_how_often_how_long_and_why() {
+        let line = takeover(&json!({
+            "generation": 3, "keeper": 7, "why_not": null, "survives": true, "pause_ms": 312.4,
+            "takeovers": {"planned": 2, "crash": 1}, "failed": null,
+            "died": "the daemon before was ended by signal 9",
+        }));
+        assert_eq!(
+            line.as_deref(),
+            Some(
+                "after a crash and by upgrade; generation 3: 2 planned, 1 after a crash; last \
+                 pause 312 ms: the daemon before was ended by signal 9"
+            )
+        );
+        let line = takeover(&json!({"state": "taking over"}));
+        assert_eq!(line.as_deref(), Some("taking over"));
+        assert_eq!(takeover(&Value::Null), None);
     }
 
     #[test]

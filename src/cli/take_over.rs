@@ -3,8 +3,9 @@
 use super::arguments::TakeOver;
 use super::exit::Failure;
 use super::mount::{find_device, read_lists};
-use crate::mount::handover::{HandedOver, memory};
-use crate::mount::keeper::{Inherited, KeeperLink};
+use crate::mount::handover::take::Circumstances;
+use crate::mount::handover::{HandedOver, record};
+use crate::mount::keeper::{Died, Inherited, KeeperLink};
 use crate::mount::{MountRequest, launch};
 use crate::quoting;
 
@@ -14,19 +15,26 @@ pub(super) fn run(asked: &TakeOver) -> Result<(), Failure> {
         Failure::usage(&what, "it is started by the keeper of a mount")
             .remedy("efs-fuse upgrade MOUNTPOINT")
     })?;
-    let outcome = read(&what, &inherited);
+    let why = Circumstances {
+        failed: asked.failed.clone().filter(|failed| !failed.is_empty()),
+        died: asked.died.as_deref().and_then(Died::parse),
+    };
+    let outcome = read(&what, &inherited, why.died);
     let (request, state) = outcome.inspect_err(|why| tell(&inherited.link, why))?;
     let link = inherited.link.clone();
-    let taken = launch::take_over(request, inherited, state, asked.failed.clone());
+    let taken = launch::take_over(request, inherited, state, why);
     taken
         .map_err(Failure::from)
         .inspect_err(|why| tell(&link, why))
 }
 
 /// What the last daemon has left, and the mount that it means.
-fn read(what: &str, inherited: &Inherited) -> Result<(MountRequest, HandedOver), Failure> {
-    let state =
-        memory::read::<HandedOver>(&inherited.state).map_err(|why| Failure::system(what, why))?;
+fn read(
+    what: &str,
+    inherited: &Inherited,
+    died: Option<Died>,
+) -> Result<(MountRequest, HandedOver), Failure> {
+    let state = record::read(&inherited.state, died).map_err(|why| Failure::system(what, why))?;
     let mounted = &state.mounted;
     let lists: Vec<_> = mounted
         .options

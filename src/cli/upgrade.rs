@@ -15,7 +15,7 @@ use crate::quoting;
 /// requests wait.
 const LEAVING: Duration = Duration::from_secs(30);
 /// How long the next one may take, and the former program after one that does not come up.
-const COMING: Duration = Duration::from_secs(60);
+const COMING: Duration = Duration::from_secs(100);
 /// Between two looks for the next daemon.
 const LOOK: Duration = Duration::from_millis(20);
 

@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 
 use super::answer;
 use super::convert;
-use super::dispatch::{Again, Dispatcher, FuseRequest, attempt, keep};
+use super::dispatch::{Again, Dispatcher, FuseRequest, RequestLog, attempt, keep};
 use super::estale_retry::{EstaleRetries, Refused};
 use super::gate::Gate;
 use super::identity::IdentityCache;
@@ -36,7 +36,6 @@ use super::prober::{self, Prober};
 use super::proc;
 use crate::background::Tasks;
 use crate::rpc::auth::Credential;
-use crate::rpc::buffers;
 use crate::telemetry::{FuseOp, Metrics};
 use crate::vfs::Vfs;
 use crate::vfs::types::{
@@ -70,6 +69,16 @@ fn found_ino(found: &Lookup) -> Option<types::Ino> {
     }
 }
 
+impl RequestLog for Vfs {
+    fn answered(&self, unique: u64) {
+        self.request_answered(unique);
+    }
+
+    fn given_up(&self, unique: u64) {
+        self.request_given_up(unique);
+    }
+}
+
 impl Adapter {
     /// Requests that no cache answers run as tasks of `runtime`; their callers wait
     /// as long as it takes, or as `soft` says.
@@ -92,6 +101,8 @@ impl Adapter {
         }
         let watcher = InterruptWatcher::start(Arc::clone(&metrics), soft)?;
         let gate = Arc::<Gate>::default();
+        let log = Arc::clone(&vfs) as Arc<dyn RequestLog>;
+        let log = vfs.survives().then_some(log);
         Ok(Self {
             tasks: Arc::clone(&metrics.tasks),
             identity: IdentityCache::new(),
@@ -103,6 +114,7 @@ impl Adapter {
                 Arc::clone(&gate),
                 Arc::clone(vfs.abandoned()),
                 metrics,
+                log,
             ),
             gate,
             vfs,
@@ -669,7 +681,8 @@ impl Filesystem for Adapter {
         let wait_mode = Self::write_mode(write_flags);
         let call = FuseRequest::new(FuseOp::Write, req, ino.0).wait_mode(wait_mode);
         // The one copy: `data` lies in the reader thread's buffer.
-        let (vfs, data) = (self.vfs(), buffers::copy(data));
+        let vfs = self.vfs();
+        let data = vfs.copy(data);
         let flags = WriteFlags {
             open_flags: flags.0,
             from_cache,

@@ -160,6 +160,7 @@ pub(super) struct Pending<R> {
     again: Mutex<Option<Again<R>>>,
     /// Of a change. It is told under the lock of `reply`, before anybody is answered.
     caller: Option<Arc<Caller>>,
+    log: Option<Arc<dyn RequestLog>>,
 }
 
 /// What makes a request, whose reply this gets, one that has not begun.
@@ -193,6 +194,10 @@ impl<R: FuseReply> Pending<R> {
         }
         if let (Some(_), Some(caller)) = (&*reply, &self.caller) {
             caller.give_up();
+            // Whoever goes on in our place must not do for him what was not done yet.
+            if let Some(log) = &self.log {
+                log.given_up(caller.request().unique);
+            }
         }
         reply.take()
     }
@@ -240,6 +245,9 @@ impl<R: FuseReply> Drop for InFlight<R> {
             tracing::error!(op = ?self.call.op, ino = self.call.ino, "request ended without an answer");
             reply.refuse(fuser::Errno::EIO);
         }
+        if let (Some(_), Some(log)) = (&self.pending.caller, &self.pending.log) {
+            log.answered(self.call.unique);
+        }
         self.metrics.gauges.fuse_in_flight.dec();
         self.call.account(&self.metrics, self.ok);
     }
@@ -258,6 +266,14 @@ pub(super) fn attempt<T>(ask: impl FnOnce() -> Option<T>) -> Option<T> {
     catch_unwind(AssertUnwindSafe(ask)).ok().flatten()
 }
 
+/// Who keeps record of requests, for whoever goes on should this process be killed.
+pub(super) trait RequestLog: Send + Sync {
+    /// A change was answered: the kernel does not ask for it again.
+    fn answered(&self, unique: u64);
+    /// Its caller is about to be answered although it has not ended.
+    fn given_up(&self, unique: u64);
+}
+
 /// Starts the tasks.
 pub(super) struct Dispatcher {
     runtime: Handle,
@@ -266,19 +282,22 @@ pub(super) struct Dispatcher {
     abandoned: Arc<Abandoned>,
     failures: Arc<FailureLog>,
     metrics: Arc<Metrics>,
+    log: Option<Arc<dyn RequestLog>>,
 }
 
 impl Dispatcher {
     /// Tasks go to `runtime` and count as under way behind `gate`; changes whose callers are
-    /// gone are listed in `abandoned`.
+    /// gone are listed in `abandoned`. With a `log` it is told of them.
     pub(super) fn new(
         runtime: Handle,
         watcher: Arc<InterruptWatcher>,
         gate: Arc<Gate>,
         abandoned: Arc<Abandoned>,
         metrics: Arc<Metrics>,
+        log: Option<Arc<dyn RequestLog>>,
     ) -> Self {
         Self {
+            log,
             runtime,
             watcher,
             gate,
@@ -377,6 +396,7 @@ impl Dispatcher {
                 };
                 Caller::of(Some(Arc::clone(&self.abandoned)), call.tid, request)
             }),
+            log: self.log.clone(),
         });
         let caller = pending.caller.clone();
         let before = waits_for_abandoned(&call).then(|| Arc::clone(&self.abandoned));
@@ -489,6 +509,7 @@ mod tests {
             Arc::default(),
             Arc::default(),
             Arc::clone(&metrics),
+            None,
         );
         Bench {
             runtime,

@@ -15,8 +15,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::connecting::{FAREWELL, connect_patiently, connector, unidentified};
 use super::daemon::Ready;
 use super::error::MountError;
-use super::handover::Lifeline;
 use super::handover::leave::leave_to_another;
+use super::handover::record::Past;
+use super::handover::{DieOfPanic, Lifeline, Mounted, die, log_of};
 use super::keeper::KeeperLink;
 use super::launch::MountRequest;
 use super::options::{CacheTimes, LocksOf, MountOptions, NameCache, Unanswered};
@@ -25,7 +26,7 @@ use super::publish::publish;
 use super::registry::Registry;
 use super::signals::Shutdown;
 use super::{upgrade, watchdog};
-use crate::background::Died;
+use crate::background::{Died, Tasks};
 use crate::efs::ServerConnector;
 use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions, Soft, Unmount};
 use crate::nfs::Client;
@@ -35,6 +36,7 @@ use crate::telemetry::Metrics;
 use crate::vfs::Timeouts;
 use crate::vfs::types::MissingNames;
 use crate::vfs::{Vfs, VfsConfig};
+use crate::wal::Wal;
 
 /// How long writing and closing may take once the kernel has let go. Nothing is
 /// lost that a program has closed or synced: it was waited for then.
@@ -72,6 +74,8 @@ pub(super) struct History {
     pub(super) pause: Option<Duration>,
     /// Why another program could not take over, and this one did once more.
     pub(super) failed: Option<String>,
+    /// How the daemon before has died, if that is why this one took over.
+    pub(super) died: Option<super::keeper::Died>,
 }
 
 impl History {
@@ -82,6 +86,7 @@ impl History {
             since: now.unwrap_or_default().as_secs(),
             pause: None,
             failed: None,
+            died: None,
         }
     }
 }
@@ -102,8 +107,12 @@ pub async fn run(
     let device = format!("{} {}", request.device.spec, request.options.server.port);
     let owner = Owner::of_mount(&Registry::of_user(), &device, &request.mountpoint)
         .map_err(unidentified)?;
+    let wal = match keeper {
+        Some(_) => log_of(&request).map_err(no_log)?,
+        None => Wal::off(),
+    };
     let (client, sent) = tokio::select! {
-        connected = connect_patiently(&request, &owner, &connector, &metrics) => connected?,
+        connected = connect_patiently(&request, &owner, &connector, &metrics, &wal) => connected?,
         () = shutdown.asked() => return Err(MountError::interrupted()),
         died = metrics.tasks.ended() => return Err(dead(&died)),
     };
@@ -116,10 +125,13 @@ pub async fn run(
             return Err(error);
         }
     };
+    let history = History::begins();
+    let lifeline = keeper.map(|link| Lifeline::new(link, wal, 0, Past::default()));
+    let mounted = Mounted::by(&request, history.since);
     let served = Served {
-        lifeline: keeper.and_then(|link| held(link, &running, &owner)),
+        lifeline: lifeline.and_then(|lifeline| held(lifeline, mounted, &running, &owner)),
         running: Arc::new(running),
-        history: History::begins(),
+        history,
         request,
         connector,
         client,
@@ -161,15 +173,26 @@ async fn say_farewell(client: &Client, metrics: &Metrics, owner: Owner) {
 }
 
 /// What outlives this daemon, in the keeper's hands; `None` if it cannot be there.
-fn held(link: KeeperLink, running: &Running, owner: &Owner) -> Option<Lifeline> {
-    let lifeline = Lifeline::begin(link).and_then(|lifeline| {
+fn held(
+    lifeline: Lifeline,
+    mounted: Mounted,
+    running: &Running,
+    owner: &Owner,
+) -> Option<Lifeline> {
+    let held = || {
+        lifeline.record(mounted, owner, running.init_values())?;
         lifeline.hold(running.device()?.as_fd(), owner.lock_file())?;
-        lifeline.ready()?;
-        Ok(lifeline)
-    });
-    lifeline
-        .inspect_err(|why| tracing::warn!(%why, "no other daemon can take over from this one"))
+        lifeline.ready()
+    };
+    let held: io::Result<()> = held();
+    held.inspect_err(|why| tracing::warn!(%why, "no other daemon can take over from this one"))
         .ok()
+        .map(|()| lifeline)
+}
+
+/// There is no memory for what another daemon would have to know.
+pub(super) fn no_log(why: io::Error) -> MountError {
+    MountError::system("making the log of the mount", why).remedy("-o takeover=upgrade")
 }
 
 /// A task has died without which nothing goes on.
@@ -216,11 +239,34 @@ async fn serve(served: &Served, ready: Ready, shutdown: &Shutdown) -> Result<(),
         quoting::name(&request.device.spec),
         quoting::path(&request.mountpoint)
     );
+    let lifeline = served.lifeline.as_ref();
+    // From here on, and not before: whoever waits for the mount has been told that it is there.
+    let survives = lifeline.is_some_and(|lifeline| survive(lifeline, running, &metrics.tasks));
+    let guard = survives.then_some(DieOfPanic);
+    let goodbye = || {
+        if let Some(lifeline) = lifeline {
+            lifeline.goodbye();
+        }
+    };
     let ended = loop {
         tokio::select! {
-            ended = running.ended() => break ended,
-            () = shutdown.asked() => break leave(running).await,
+            ended = running.ended() => match ended {
+                Err(why) if survives => {
+                    tracing::error!("the FUSE session ended: {why}. Another daemon takes over");
+                    die();
+                }
+                ended => {
+                    goodbye();
+                    break ended;
+                }
+            },
+            () = shutdown.asked() => {
+                goodbye();
+                break leave(running).await;
+            }
+            // Not where another one takes over: the process has ended before it was told.
             died = metrics.tasks.ended() => {
+                goodbye();
                 leave_dead(running).await;
                 return Err(dead(&died));
             }
@@ -228,6 +274,7 @@ async fn serve(served: &Served, ready: Ready, shutdown: &Shutdown) -> Result<(),
             asked = requests.next() => leave_to_another(served, asked).await,
         }
     };
+    drop(guard);
     if let Err(why) = &ended {
         tracing::error!("the FUSE session ended: {why}");
     }
@@ -239,6 +286,22 @@ async fn serve(served: &Served, ready: Ready, shutdown: &Shutdown) -> Result<(),
     }
     tracing::info!("{} is unmounted", quoting::path(&request.mountpoint));
     ended.map_err(|why| MountError::mount("serving the mount", why))
+}
+
+/// From here on the end of this daemon without a goodbye is followed by another. Whether it is.
+fn survive(lifeline: &Lifeline, running: &Arc<Running>, tasks: &Arc<Tasks>) -> bool {
+    if !lifeline.survives(running) {
+        return false;
+    }
+    lifeline.die_with(tasks);
+    watchdog::beat(running, tasks, lifeline.link().clone());
+    match lifeline.survive() {
+        Ok(()) => true,
+        Err(why) => {
+            tracing::warn!(%why, "no other daemon would follow this one");
+            false
+        }
+    }
 }
 
 /// Mounts: from here on the kernel's requests are answered.
@@ -387,7 +450,7 @@ pub(super) fn session_options(request: &MountRequest) -> SessionOptions {
         threads: options.fuse_threads,
         // Another daemon inherits one descriptor; requests that were read from others would
         // end with this one.
-        clone_fd: options.fuse_threads > 1 && !options.takeover,
+        clone_fd: options.fuse_threads > 1 && !options.takeover.has_keeper(),
         read_ahead_kib: Some(KERNEL_READ_AHEAD_KIB),
     }
 }

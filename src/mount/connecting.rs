@@ -20,6 +20,7 @@ use crate::rpc::auth::Credential;
 use crate::rpc::{RpcError, Tolerance};
 use crate::telemetry::Metrics;
 use crate::vfs::types::FileKind;
+use crate::wal::Wal;
 
 /// How long the server may take over our farewell.
 pub(super) const FAREWELL: Duration = Duration::from_secs(2);
@@ -54,7 +55,7 @@ pub async fn connect_only(
 ) -> Result<Arc<Client>, MountError> {
     let connector = connector(request)?;
     let owner = Owner::passing().map_err(unidentified)?;
-    let (client, _) = connect_patiently(request, &owner, &connector, metrics).await?;
+    let (client, _) = connect_patiently(request, &owner, &connector, metrics, &Wal::off()).await?;
     Ok(client)
 }
 
@@ -64,6 +65,7 @@ pub(super) async fn connect_patiently(
     owner: &Owner,
     connector: &Arc<ServerConnector>,
     metrics: &Arc<Metrics>,
+    wal: &Wal,
 ) -> Result<(Arc<Client>, Instant), MountError> {
     let wait = request.options.mount_wait;
     let begun = Instant::now();
@@ -79,7 +81,7 @@ pub(super) async fn connect_patiently(
                 rest.map_or(PROGRESS, |rest| rest.min(PROGRESS))
             }
         };
-        let attempt = connect(request, owner, connector, metrics);
+        let attempt = connect(request, owner, connector, metrics, wal);
         let attempt = tokio::time::timeout(time, attempt).await;
         let peer = crate::rpc::transport::Connector::peer(&**connector);
         // In the foreground the log has said it on stderr already.
@@ -120,6 +122,7 @@ pub(super) async fn connect_patiently(
 pub(super) fn client_config(
     request: &MountRequest,
     owner: &Owner,
+    wal: &Wal,
 ) -> Result<ClientConfig, MountError> {
     Ok(ClientConfig {
         identity: owner.identity().map_err(unidentified)?,
@@ -129,7 +132,7 @@ pub(super) fn client_config(
         tolerance: Tolerance::of(request.options.timeo, request.options.retrans),
         connections: request.options.connections(request.device.is_efs()),
         suspended: crate::nfs::suspended,
-        wal: crate::wal::Wal::off(),
+        wal: wal.clone(),
     })
 }
 
@@ -138,8 +141,9 @@ async fn connect(
     owner: &Owner,
     connector: &Arc<ServerConnector>,
     metrics: &Arc<Metrics>,
+    wal: &Wal,
 ) -> Result<(Arc<Client>, Instant), MountError> {
-    let config = client_config(request, owner)?;
+    let config = client_config(request, owner, wal)?;
     let client = Client::connect(Arc::clone(connector) as _, config, Arc::clone(metrics)).await;
     let sent = Instant::now();
     let error = match client {

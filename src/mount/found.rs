@@ -116,6 +116,18 @@ impl Found {
         }
     }
 
+    /// The keeper, which can be signalled: it passes signals on to whichever daemon there is.
+    pub fn keeper(&self) -> Option<Process> {
+        let keeper = self.entry.is_near().then(|| self.entry.keeper())??;
+        let process = keeper.open()?;
+        (self.is_owners(keeper.pid) && keeper.is_alive()).then_some(process)
+    }
+
+    /// The daemon has ended, and its keeper starts the next one.
+    pub fn is_taking_over(&self) -> bool {
+        self.entry.is_near() && !self.entry.identity().is_alive() && self.is_between_daemons()
+    }
+
     /// The daemon that is written has ended, and its keeper starts the next one.
     fn is_between_daemons(&self) -> bool {
         let keeper = self.entry.keeper().filter(|keeper| keeper.is_alive());

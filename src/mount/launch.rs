@@ -8,7 +8,8 @@ use super::assembly;
 use super::checks::{self, CheckedMountpoint};
 use super::daemon::{self, Announcer, Side};
 use super::error::{MOUNT, MountError};
-use super::handover::{HandedOver, take};
+use super::handover::HandedOver;
+use super::handover::take::{self, Circumstances};
 use super::harden;
 use super::keeper::{self, Inherited, KeeperLink};
 use super::memory;
@@ -84,12 +85,12 @@ enum How {
     /// It makes it.
     Mount(Option<KeeperLink>),
     /// It takes over from another, or once more from itself, as a program could not.
-    TakeOver(Box<(Inherited, HandedOver)>, Option<String>),
+    TakeOver(Box<(Inherited, HandedOver)>, Circumstances),
 }
 
 /// A keeper for this process, which is its child from here on, if one is wanted.
 fn keeper_of(request: &MountRequest, warn: &impl Fn(&str)) -> Option<KeeperLink> {
-    if !request.options.takeover {
+    if !request.options.takeover.has_keeper() {
         return None;
     }
     let attached = keeper::attach(&request.mountpoint, request.foreground);
@@ -99,8 +100,7 @@ fn keeper_of(request: &MountRequest, warn: &impl Fn(&str)) -> Option<KeeperLink>
 }
 
 /// Takes over a mount from a daemon that has ended, and serves it until it ends. The mount is
-/// as `request` says, which was made of what that daemon has left. `failed` says why another
-/// program could not.
+/// as `request` says, which was made of what that daemon has left.
 ///
 /// # Errors
 /// It cannot be taken over; the keeper was told why.
@@ -108,14 +108,14 @@ pub fn take_over(
     request: MountRequest,
     inherited: Inherited,
     state: HandedOver,
-    failed: Option<String>,
+    why: Circumstances,
 ) -> Result<(), MountError> {
     if let Some(namespace) = &request.mount_namespace {
         privilege::keep(Some(namespace))
             .map_err(|why| MountError::system(format!("entering {}", namespace.display()), why))?;
     }
     let announcer = Announcer::taken_over(request.foreground);
-    let how = How::TakeOver(Box::new((inherited, state)), failed);
+    let how = How::TakeOver(Box::new((inherited, state)), why);
     serve(request, how, &announcer)
 }
 
@@ -184,9 +184,9 @@ fn serve(request: MountRequest, how: How, announcer: &Announcer) -> Result<(), M
         let ready = announcer.ready();
         let task = match how {
             How::Mount(keeper) => tokio::spawn(assembly::run(request, keeper, metrics, ready)),
-            How::TakeOver(left, failed) => {
+            How::TakeOver(left, why) => {
                 let (inherited, state) = *left;
-                let taken = take::run(request, inherited, state, failed, metrics, ready);
+                let taken = take::run(request, inherited, state, why, metrics, ready);
                 tokio::spawn(taken)
             }
         };

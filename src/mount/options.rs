@@ -212,7 +212,25 @@ pub struct MountOptions {
     /// no ACCESS.
     pub default_permissions: bool,
     /// `takeover`: a keeper holds the mount, so that another daemon can take over.
-    pub takeover: bool,
+    pub takeover: TakeOver,
+}
+
+/// From which daemons another one takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakeOver {
+    /// From none: there is no keeper.
+    Never,
+    /// From one that is asked to leave.
+    Upgrade,
+    /// From one that has died as well.
+    Always,
+}
+
+impl TakeOver {
+    /// There is a keeper.
+    pub fn has_keeper(self) -> bool {
+        self != Self::Never
+    }
 }
 
 impl MountOptions {
@@ -269,7 +287,7 @@ impl Default for MountOptions {
             atime: Atime::Default,
             allow_other: None,
             default_permissions: true,
-            takeover: false,
+            takeover: TakeOver::Never,
         }
     }
 }

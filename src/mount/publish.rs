@@ -108,7 +108,10 @@ fn serve_metrics(
 /// What `efs-fuse status` shows of who takes over from this daemon, and of those before it.
 fn takeover(served: &Served) -> impl Fn() -> Value + Send + Sync + use<> {
     let keeper = served.lifeline.as_ref().and_then(Lifeline::keeper);
-    let generation = served.lifeline.as_ref().map_or(0, |held| held.generation);
+    let lifeline = served.lifeline.as_ref();
+    let generation = lifeline.map_or(0, |held| held.generation);
+    let past = lifeline.map(|held| held.past).unwrap_or_default();
+    let survives = lifeline.is_some_and(|held| held.survives(&served.running));
     let obstacle = served.running.can_be_handed_over().err();
     let history = served.history.clone();
     move || {
@@ -124,6 +127,9 @@ fn takeover(served: &Served) -> impl Fn() -> Value + Send + Sync + use<> {
             "generation": generation,
             "pause_ms": history.pause.map(|pause| pause.as_secs_f64() * 1000.0),
             "failed": history.failed,
+            "takeovers": { "planned": past.planned, "crash": past.crashes },
+            "survives": survives && keeper.is_some(),
+            "died": history.died.map(|died| format!("the daemon before {died}")),
             "why_not": why_not,
         })
     }

@@ -63,8 +63,8 @@ pub fn unmount(path: &Path, mode: Mode) -> Result<Vec<String>, MountError> {
         MountTable::read().map_err(|why| MountError::system("reading the mount table", why))?;
     let canonical = find(path, &table)?;
     let mount = table.at(&canonical).cloned();
-    let daemon = mount.as_ref().and_then(Found::of);
-    let daemon = daemon.and_then(|found| found.process());
+    let found = mount.as_ref().and_then(Found::of);
+    let daemon = found.map(Server::of);
     let begun = Instant::now();
     take_out(&canonical, mount.as_ref(), mode, daemon.as_ref(), begun)?;
     let mut warnings = Vec::new();
@@ -100,7 +100,7 @@ fn take_out(
     canonical: &Path,
     mount: Option<&Mount>,
     mode: Mode,
-    daemon: Option<&Process>,
+    daemon: Option<&Server>,
     begun: Instant,
 ) -> Result<(), MountError> {
     if mode == Mode::Plain {
@@ -121,8 +121,7 @@ fn take_out(
         Ok(outcome) => outcome,
         Err(_) => {
             if let Some(daemon) = daemon {
-                // It may have ended just now.
-                let _ = daemon.signal(libc::SIGKILL);
+                daemon.make_end();
             }
             result
                 .recv_timeout(Duration::from_secs(2))
@@ -132,17 +131,54 @@ fn take_out(
     outcome.map_err(|why| refused(canonical, &why))
 }
 
-fn see_off(daemon: &Process, mode: Mode, begun: Instant, warnings: &mut Vec<String>) {
+/// The processes of a mount.
+struct Server {
+    /// None while another one is about to take over.
+    daemon: Option<Process>,
+    keeper: Option<Process>,
+}
+
+impl Server {
+    fn of(found: Found) -> Self {
+        Self {
+            daemon: found.process(),
+            keeper: found.keeper(),
+        }
+    }
+
+    /// Asks the daemon to end: by way of the keeper, so that it is followed by no other. An
+    /// error means that there is none any more.
+    fn ask_to_end(&self) {
+        if let Some(process) = self.keeper.as_ref().or(self.daemon.as_ref()) {
+            let _ = process.signal(libc::SIGTERM);
+        }
+    }
+
+    /// The keeper first: it would start another.
+    fn make_end(&self) {
+        for process in [&self.keeper, &self.daemon].into_iter().flatten() {
+            let _ = process.signal(libc::SIGKILL);
+        }
+    }
+
+    /// Waits for their end. Whether they have ended.
+    fn wait(&self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        let mut all = [&self.daemon, &self.keeper].into_iter().flatten();
+        all.all(|process| process.wait(end.saturating_duration_since(Instant::now())))
+    }
+}
+
+fn see_off(daemon: &Server, mode: Mode, begun: Instant, warnings: &mut Vec<String>) {
     let left_of = |time: Duration| time.saturating_sub(begun.elapsed());
     if daemon.wait(left_of(mode.courtesy())) {
         return;
     }
-    // Errors mean that it has ended.
-    let _ = daemon.signal(libc::SIGTERM);
+    daemon.ask_to_end();
     if daemon.wait(left_of(mode.patience())) {
         return;
     }
-    let _ = daemon.signal(libc::SIGKILL);
+    daemon.make_end();
     daemon.wait(Duration::from_secs(2));
     warnings.push(
         "the daemon could not finish with its server in time and was ended; what was written without a close or fsync \

@@ -11,9 +11,15 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::sync::Mutex;
+
+use super::keeper::{BEAT, KeeperLink};
 use super::notify;
 use crate::background::Tasks;
 use crate::fuse::Running;
+
+/// A probe is known by its thread, so there is one at a time.
+static PROBING: Mutex<()> = Mutex::const_new(());
 
 /// Pings at a third of the time that the service manager allows, if it asks
 /// for pings: of this process, or of the keeper, which is the main process then. Ends with
@@ -33,6 +39,39 @@ pub fn start(running: &Arc<Running>, tasks: &Arc<Tasks>, keeper: Option<u32>) {
     });
 }
 
+/// Signs of life for the keeper, which come about in the same way: a daemon that serves nobody any
+/// more is killed by it, and followed by another.
+pub fn beat(running: &Arc<Running>, tasks: &Arc<Tasks>, keeper: KeeperLink) {
+    let (running, of) = (Arc::downgrade(running), Arc::clone(tasks));
+    tasks.restarted("heartbeat", move || {
+        let (running, of) = (running.clone(), Arc::clone(&of));
+        let keeper = keeper.clone();
+        async move {
+            loop {
+                tokio::time::sleep(BEAT).await;
+                of.point("heartbeat");
+                let Some(running) = running.upgrade() else {
+                    return;
+                };
+                if running.has_ended() {
+                    return;
+                }
+                let _one = PROBING.lock().await;
+                match tokio::task::spawn_blocking(move || running.probe()).await {
+                    Ok(Ok(())) => keeper.beat(),
+                    // It is no mount any more, or hidden from this process; what this task
+                    // proves then is the runtime.
+                    Ok(Err(why)) => {
+                        tracing::debug!(%why, "the mount does not answer its own daemon");
+                        keeper.beat();
+                    }
+                    Err(why) => tracing::error!(%why, "the mount could not be asked"),
+                }
+            }
+        }
+    });
+}
+
 async fn watch(pause: Duration, running: Weak<Running>, tasks: Arc<Tasks>) {
     loop {
         tokio::time::sleep(pause).await;
@@ -43,6 +82,7 @@ async fn watch(pause: Duration, running: Weak<Running>, tasks: Arc<Tasks>) {
         if running.has_ended() || tasks.has_ended() {
             return;
         }
+        let _one = PROBING.lock().await;
         // Without an answer this never goes on, and nobody pings.
         match tokio::task::spawn_blocking(move || running.probe()).await {
             Ok(Ok(())) => notify::alive(),

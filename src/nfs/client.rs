@@ -28,6 +28,7 @@ use super::state::OpenTable;
 use super::state::locks::LockState;
 use crate::rpc::Channel;
 use crate::rpc::auth::Credential;
+use crate::rpc::caller;
 use crate::telemetry::Metrics;
 use crate::wal::Wal;
 
@@ -74,6 +75,9 @@ pub struct Client {
     pub(super) io_sizes: IoSizes,
     pub(super) opens: OpenTable,
     pub(super) close_queue: Arc<CloseQueue>,
+    /// Held while what is known of the client is put into the log, so that the record is the
+    /// newest.
+    pub(super) recorded: Mutex<()>,
     /// What the server was found to lack of what saves requests.
     pub(super) features: ServerFeatures,
     /// See [`Client::on_restart`].
@@ -102,7 +106,8 @@ impl Client {
             sessions: KnownSessions::default(),
             recovery_failed: watch::Sender::new(None),
             io_sizes: IoSizes::new(&fore.config),
-            opens: OpenTable::default(),
+            opens: OpenTable::of(fore.config.wal.clone()),
+            recorded: Mutex::default(),
             close_queue: CloseQueue::new(Arc::clone(&fore)),
             features: ServerFeatures::default(),
             restarted: RestartHook::default(),
@@ -174,6 +179,20 @@ impl Client {
     /// What the next process must know should this one be killed.
     pub fn wal(&self) -> &Wal {
         &self.fore.config.wal
+    }
+
+    /// A number for the request of the kernel that this task's operation is about: the same when
+    /// it runs again in another process, and like that of no other request or mount. `None` for
+    /// work that is about none.
+    pub fn mark(&self) -> Option<u64> {
+        let unique = caller::request().unique;
+        (unique != 0).then(|| {
+            // SplitMix64's last step, which maps no two numbers to one.
+            let mixed = u64::from_be_bytes(self.config().identity.verifier) ^ unique;
+            let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^ (mixed >> 31)
+        })
     }
 
     pub(super) fn config(&self) -> &ClientConfig {

@@ -41,7 +41,10 @@ pub(super) async fn close(
                 unlocks += 1;
                 unlock_all(fore, &locks).await;
             }
-            result => return result.map(drop),
+            result => {
+                open.closed();
+                return result.map(drop);
+            }
         }
     }
 }

@@ -257,7 +257,7 @@ impl CloseQueue {
     /// stood behind it did not run for that reason.
     fn closed_in_front(self: &Arc<Self>, front: &mut Prologue, reply: &mut Reply) -> bool {
         let mut closes = front.take();
-        if *front.sendings.get_mut() > 1 {
+        if *front.sendings.get_mut() > 1 || reply.is_kept() {
             // The last sending was without them, and who knows of the first.
             self.send_apart(closes);
             return true;
@@ -286,6 +286,7 @@ impl CloseQueue {
         pending.sub(closes.len() as u64);
         let mut inner = self.inner.lock();
         for close in closes {
+            close.open.closed();
             let at = inner
                 .sent
                 .iter()

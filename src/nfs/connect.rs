@@ -97,6 +97,7 @@ impl Client {
         let fore = ForeChannel::new(channel, config, metrics, current);
         let client = Self::new(Arc::clone(&fore), client_id);
         client.sessions.made(session.id);
+        client.record();
         keep_up(&client);
         recovery::reclaim_complete(&fore, &session).await?;
         look_after(&fore);

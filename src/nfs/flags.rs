@@ -34,6 +34,7 @@ pub(super) fn heed(client: &Arc<Client>, session: &Arc<Session>, raised: u32) {
     }
     if raised & RESTARTED != 0 {
         client.must_reclaim.store(true, Ordering::Relaxed);
+        client.record();
         client.fore.recover(session.generation);
     } else if raised & SESSION_BROKEN != 0 {
         client.fore.recover(session.generation);

@@ -22,6 +22,8 @@ use super::client::Client;
 use super::config::ClientConfig;
 use super::connect::{self, ConnectError};
 use super::fore_channel::ForeChannel;
+pub use super::fore_channel::Unanswered;
+use super::fore_channel::UnusedOpen;
 use super::proto::ops::Op;
 use super::proto::reply::NfsError;
 use super::proto::status::Status;
@@ -95,7 +97,8 @@ pub struct ClientState {
 }
 
 /// What was open and locked, for whoever had it: by the numbers of the owners. An open or
-/// lock that nobody takes out of here is forgotten with it, and stays at the server.
+/// lock that nobody takes out of here is forgotten with it, and stays at the server, unless
+/// [`Client::settle`] is told of it.
 #[derive(Debug, Default)]
 pub struct TakenOver {
     /// By [`OpenState::owner`].
@@ -153,6 +156,23 @@ impl Client {
         metrics: Arc<Metrics>,
         state: ClientState,
     ) -> Result<(Arc<Self>, TakenOver), ConnectError> {
+        let left = Unanswered::default();
+        Self::take_over_killed(connector, config, metrics, state, left).await
+    }
+
+    /// The same in the place of one that was killed, with what it has `left` unanswered: what
+    /// became of that is found out before its sessions are destroyed, and the kernel's requests
+    /// that come again get it as their results.
+    ///
+    /// # Errors
+    /// As [`Client::take_over`].
+    pub async fn take_over_killed(
+        connector: Arc<dyn Connector>,
+        config: ClientConfig,
+        metrics: Arc<Metrics>,
+        state: ClientState,
+        left: Unanswered,
+    ) -> Result<(Arc<Self>, TakenOver), ConnectError> {
         let config = ClientConfig {
             identity: state.identity.clone(),
             ..config
@@ -172,6 +192,7 @@ impl Client {
         ));
         let fore = ForeChannel::new(channel, config, metrics, CurrentSession::awaited());
         fore.lease.send_replace(state.lease);
+        fore.take_in(left);
         let unfinished = Unfinished(Some(Self::new(fore, state.client_id.clone())));
         let client = unfinished.client();
         let (taken, closing) = client.restore(state)?;
@@ -189,6 +210,38 @@ impl Client {
         }
         connect::look_after(&client.fore);
         Ok((unfinished.finish(), taken))
+    }
+
+    /// The kernel's request with this number was answered, and does not come again. To be
+    /// called after the answer was written, or after [`Client::request_given_up`].
+    pub fn request_answered(&self, unique: u64) {
+        self.close_unused(self.fore.request_answered(unique));
+    }
+
+    /// The kernel's request with this number is about to be answered although its operation has
+    /// not ended: should this process be killed, nothing of it is executed afterwards.
+    pub fn request_given_up(&self, unique: u64) {
+        self.fore.request_given_up(unique);
+    }
+
+    /// Each request that the kernel had to send again has come, and was answered: what was
+    /// learnt of others is of no use. A file that one of them has opened is closed.
+    pub fn outcomes_are_through(&self) {
+        self.close_unused(self.fore.outcomes_are_through());
+    }
+
+    fn close_unused(&self, opens: Vec<UnusedOpen>) {
+        for open in opens {
+            if self.opens.has(open.owner) {
+                continue;
+            }
+            let cred = Arc::new(open.cred);
+            let (owner, stateid) = (open.owner, open.stateid);
+            let open = self
+                .opens
+                .adopt(open.handle, cred, owner, stateid, open.access);
+            self.close_soon(&open);
+        }
     }
 
     /// Fills the tables. Gives back what is open and locked, and what is to be closed.
@@ -210,14 +263,14 @@ impl Client {
         let mut closing = BTreeMap::new();
         for record in state.opens {
             is_new(record.owner)?;
-            let open = OpenState::of_record(record, &mut identities);
+            let open = OpenState::of_record(record, false, &mut identities, self.wal());
             self.opens.take_in(&open);
             taken.opens.insert(open.owner(), open);
         }
         for record in state.closes {
             is_new(record.owner)?;
             let stateid = record.stateid.ok_or(CONTRADICTION)?;
-            let open = OpenState::of_record(record, &mut identities);
+            let open = OpenState::of_record(record, true, &mut identities, self.wal());
             closing.insert(open.owner(), (open, stateid, Vec::new()));
         }
         for record in state.locks {
@@ -231,6 +284,7 @@ impl Client {
             }
         }
         self.opens.owners_begin_at(state.next_owner);
+        self.record();
         Ok((taken, closing.into_values().collect()))
     }
 }

@@ -24,7 +24,7 @@ use super::proto::reply::{NfsError, Reply};
 use super::proto::status::Status;
 use super::proto::types::SessionId;
 use super::session::current::Phase;
-use super::session::establish::{self, ChannelAttrs};
+use super::session::establish::{self, ChannelAttrs, NewSession};
 use super::session::live::Session;
 use super::state::OpenState;
 use super::state::locks::LockState;
@@ -87,19 +87,24 @@ async fn recover(client: Arc<Client>, lost: Arc<Session>) {
     lost.end();
 }
 
-/// A new session, and if need be a new client id with all its state.
-async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Session>, NfsError> {
-    client.metrics.tasks.point("rebuild");
+/// A session, and with it a client id if the server does not know ours any more: both are on
+/// record, and nothing was sent in it yet.
+async fn new_session(client: &Client, taking_over: bool) -> Result<NewSession, NfsError> {
     let (channel, config) = (&client.fore.channel, client.config());
     let identity = &config.identity;
     let wanted = ChannelAttrs::wanted(config.slots);
-    let taking_over = lost.generation == INHERITED;
     let known = client.client_id.lock().clone();
     let mut id = known.clone();
     let created = establish::create_session(channel, identity, &mut id, wanted).await;
     let new = match created {
         // The reply that it has kept of the CREATE_SESSION of the process before this one.
         Ok(new) if client.sessions.is_unfenced(new.id) => None,
+        // Or of another that has taken over from the same log and was killed as well: what
+        // it has sent may be under way. A log has no other way to know of that session.
+        Ok(new) if taking_over && client.wal().is_on() => {
+            client.sessions.inherit_one(new.id);
+            None
+        }
         Ok(new) => Some(new),
         Err(NfsError::Status(Op::CreateSession, Status::DELAY)) => {
             // The same sequence again, as if it had not been sent.
@@ -120,12 +125,26 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
             establish::create_session(channel, identity, &mut id, wanted).await?
         }
     };
-    let client_id = id.id;
+    let is_known = id.id == known.id;
     *client.client_id.lock() = id;
-    if client_id != known.id {
+    if !is_known {
         client.sessions.forget();
     }
     client.sessions.made(new.id);
+    // Nothing was sent in it yet. A kill before this leaves a session that nobody knows
+    // and in which no request is under way; it ends with the client id.
+    client.record();
+    Ok(new)
+}
+
+/// A new session, and if need be a new client id with all its state.
+async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Session>, NfsError> {
+    client.metrics.tasks.point("rebuild");
+    let config = client.config();
+    let taking_over = lost.generation == INHERITED;
+    let new = new_session(client, taking_over).await?;
+    let client_id = client.client_id.lock().id;
+    client.fore.settle().await?;
     fence(client).await?;
     let left = client.sessions.others(new.id);
     if !left.is_empty() {
@@ -177,6 +196,7 @@ async fn rebuild(client: &Arc<Client>, lost: &Arc<Session>) -> Result<Arc<Sessio
             .refused()?;
         client.reclaimed.store(client_id, Ordering::Relaxed);
         client.must_reclaim.store(false, Ordering::Relaxed);
+        client.record();
     }
     Ok(session)
 }
@@ -217,6 +237,7 @@ async fn drain(client: Arc<Client>, last: Arc<Session>, sessions: Vec<SessionId>
     for id in sessions {
         let _ = establish::destroy_session(channel, identity, id).await;
         client.sessions.gone(id);
+        client.record();
     }
 }
 
@@ -239,6 +260,7 @@ async fn fence(client: &Client) -> Result<(), NfsError> {
             Err(error) => return Err(error),
         }
     }
+    client.record();
     Ok(())
 }
 

@@ -47,10 +47,35 @@ pub fn render(metrics: &Metrics, status: &Value) -> String {
         page.one(name, "gauge", explain(name), value as f64);
     }
     session(&mut page, status);
+    takeovers(&mut page, &status["takeover"]);
 
     caches(&mut page, metrics);
     operations(&mut page, metrics);
     page.0
+}
+
+/// Of a mount with a keeper.
+fn takeovers(page: &mut Page, takeover: &Value) {
+    let name = "takeovers_total";
+    let kinds = ["planned", "crash"].map(|kind| (kind, takeover["takeovers"][kind].as_f64()));
+    if kinds.iter().any(|(_, times)| times.is_some()) {
+        page.head(
+            name,
+            "counter",
+            "Daemons that went on with the mount of another.",
+        );
+        for (kind, times) in kinds {
+            page.sample(
+                name,
+                &[("kind", &kind.to_owned())],
+                times.unwrap_or_default(),
+            );
+        }
+    }
+    if let Some(pause) = takeover["pause_ms"].as_f64() {
+        let help = "How long requests waited at the last of them.";
+        page.one("takeover_pause_seconds", "gauge", help, pause / 1000.0);
+    }
 }
 
 fn caches(page: &mut Page, metrics: &Metrics) {
@@ -262,6 +287,7 @@ mod tests {
             "session": {"state": "up", "slots": 64, "lease_s": 90, "idle_s": 1.5},
             "connections": [{"state": "up"}, {"state": "down"}],
             "write_window": {"bytes": 0, "limit": 1024},
+            "takeover": {"takeovers": {"planned": 2, "crash": 1}, "pause_ms": 250.0},
         });
         render(&metrics, &status)
     }
@@ -276,6 +302,9 @@ mod tests {
             "efs_fuse_nfs_errors_total{op=\"READ\"} 1",
             "efs_fuse_connections_up 1",
             "efs_fuse_session_slots 64",
+            "efs_fuse_takeovers_total{kind=\"planned\"} 2",
+            "efs_fuse_takeovers_total{kind=\"crash\"} 1",
+            "efs_fuse_takeover_pause_seconds 0.25",
             "efs_fuse_fuse_duration_seconds_count{op=\"read\"} 3",
         ] {
             assert!(

@@ -24,9 +24,12 @@ use crate::vfs::dirs::Dirs;
 use crate::vfs::dirs::handover::DirsState;
 use crate::vfs::files::Files;
 use crate::vfs::files::handover::FilesState;
+use crate::vfs::files::logged::OnTheirWay;
 use crate::vfs::inode::table::handover::{Contradiction, InodeRecords};
+use crate::vfs::inode::table::logged::LoggedInodes;
 use crate::vfs::namespace::Namespace;
 use crate::vfs::{Vfs, VfsConfig};
+use crate::wal::{Survived, Unreadable};
 
 /// All that another process must know to go on in the place of this one. Its numbers of opens
 /// and locks are the client's.
@@ -35,6 +38,9 @@ pub struct VfsState {
     inodes: InodeRecords,
     files: FilesState,
     dirs: DirsState,
+    /// Nothing, if the process before has come to rest.
+    #[serde(skip)]
+    on_their_way: OnTheirWay,
 }
 
 /// What a [`VfsState`] is about, for people.
@@ -70,6 +76,22 @@ impl fmt::Display for Extent {
 }
 
 impl VfsState {
+    /// What a process that was killed has left in its write-ahead log.
+    ///
+    /// # Errors
+    /// A record is not what it should be.
+    pub fn survived(survived: &Survived) -> Result<Self, Unreadable> {
+        let mut inodes = LoggedInodes::read(survived)?;
+        let (files, on_their_way) = FilesState::survived(survived, &mut inodes)?;
+        let dirs = DirsState::survived(survived, &inodes)?;
+        Ok(Self {
+            inodes: inodes.into_records(),
+            files,
+            dirs,
+            on_their_way,
+        })
+    }
+
     /// How much it is.
     pub fn extent(&self) -> Extent {
         let (files, owners, hidden) = self.files.count();
@@ -93,6 +115,11 @@ impl From<Contradiction> for TakeOverError {
         Self(what)
     }
 }
+
+/// After this time every request that the kernel had to send again has come: it sends them before
+/// all others, and the longest that one is kept waiting before it begins is for a change of
+/// attributes.
+const RESENT: Duration = Duration::from_secs(60);
 
 /// How often it is looked whether what is at work in tasks of its own has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -126,6 +153,7 @@ impl Vfs {
             inodes: self.namespace.hand_over(inodes),
             files,
             dirs,
+            on_their_way: OnTheirWay::default(),
         }
     }
 
@@ -146,14 +174,48 @@ impl Vfs {
             inodes,
             files: open_files,
             dirs: open_dirs,
+            on_their_way,
         } = state;
+        let opens = taken.opens.clone();
         let (of, to) = (|| Arc::clone(&client), || Arc::clone(&metrics));
         let (namespace, inodes) = Namespace::take_over(of(), config.names(), inodes, to())?;
         let namespace = Arc::new(namespace);
         let files = Files::new(of(), config.data(), Arc::clone(&namespace), to());
         files.take_over(open_files, &inodes, taken)?;
+        files.take_over_what_was_on_its_way(on_their_way, &inodes, &opens)?;
         let dirs = Dirs::new(of(), Arc::clone(&namespace), Arc::clone(&files), to());
         dirs.take_over(open_dirs, &inodes)?;
         Ok(Self::of(client, metrics, namespace, files, dirs))
+    }
+
+    /// Another process can go on should this one be killed.
+    pub fn survives(&self) -> bool {
+        self.client.wal().is_on()
+    }
+
+    /// Goes on with what was on its way in a process that was killed. To be called once, when nobody
+    /// can take this mount back any more, and before the kernel is answered.
+    pub async fn go_on(self: &Arc<Self>) {
+        self.files.go_on().await;
+        let client = Arc::clone(&self.client);
+        self.metrics.tasks.restarted("resent", move || {
+            let client = Arc::clone(&client);
+            async move {
+                tokio::time::sleep(RESENT).await;
+                client.outcomes_are_through();
+            }
+        });
+    }
+
+    /// The kernel has its answer to this request: what was on record for the case that it is sent
+    /// again is forgotten.
+    pub fn request_answered(&self, unique: u64) {
+        self.files.request_answered(unique);
+        self.client.request_answered(unique);
+    }
+
+    /// The caller of this request is about to be answered although its operation has not ended.
+    pub fn request_given_up(&self, unique: u64) {
+        self.client.request_given_up(unique);
     }
 }

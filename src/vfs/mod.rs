@@ -163,6 +163,7 @@ impl Vfs {
         files: Arc<Files>,
         dirs: Arc<Dirs>,
     ) -> Arc<Self> {
+        dirs.log_hashes();
         let weak = Arc::downgrade(&files);
         client.on_restart(move || {
             if let Some(files) = weak.upgrade() {

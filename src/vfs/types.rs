@@ -147,7 +147,7 @@ pub enum Lookup {
 }
 
 /// A time to set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SetTime {
     /// The server's clock (`UTIME_NOW`).
     Now,
@@ -156,7 +156,7 @@ pub enum SetTime {
 }
 
 /// What `setattr` is to change; `None` leaves a field alone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetAttr {
     /// New permission bits (`& 0o7777`).
     pub mode: Option<u32>,

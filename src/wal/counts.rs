@@ -12,27 +12,44 @@ use serde::{Serialize, Serializer};
 use super::map::{COUNTS, Map};
 
 /// A count. A record has its number in its place.
+///
+/// There is one for each inode, so it is one word: the value in the upper 40 bits, and which of the
+/// counts it is in the lower 24.
 #[derive(Debug)]
-pub struct Count {
-    pub(super) value: u64,
-    pub(super) slot: Option<u32>,
-}
+pub struct Count(u64);
+
+/// Which of the counts it is if it is none of them.
+const ALONE: u32 = (1 << SLOT_BITS) - 1;
+const SLOT_BITS: u32 = 24;
 
 impl Count {
+    fn of(value: u64, slot: u32) -> Self {
+        let most = u64::MAX >> SLOT_BITS;
+        Self(value.min(most) << SLOT_BITS | u64::from(slot))
+    }
+
     /// One that does not survive.
-    pub(super) const fn alone(value: u64) -> Self {
-        Self { value, slot: None }
+    pub(super) fn alone(value: u64) -> Self {
+        Self::of(value, ALONE)
     }
 
     /// Its value.
     pub fn get(&self) -> u64 {
-        self.value
+        self.0 >> SLOT_BITS
+    }
+
+    pub(super) fn set(&mut self, value: u64) {
+        *self = Self::of(value, self.0 as u32 & ALONE);
+    }
+
+    pub(super) fn slot(&self) -> Option<u32> {
+        Some(self.0 as u32 & ALONE).filter(|slot| *slot != ALONE)
     }
 }
 
 impl Serialize for Count {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        self.slot.serialize(to)
+        self.slot().serialize(to)
     }
 }
 
@@ -71,17 +88,14 @@ impl Counts {
                 Some(slot) => slot,
                 None => {
                     let slot = slots.next;
-                    place(slot)?;
+                    place(slot).filter(|_| slot < ALONE)?;
                     slots.next += 1;
                     slot
                 }
             }
         };
         self.set(slot, value);
-        Some(Count {
-            value,
-            slot: Some(slot),
-        })
+        Some(Count::of(value, slot))
     }
 
     pub(super) fn set(&self, slot: u32, value: u64) {
@@ -92,5 +106,23 @@ impl Counts {
 
     pub(super) fn free(&self, slot: u32) {
         self.slots.lock().free.push(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_a_word_and_keeps_its_place_when_it_changes() {
+        let mut count = Count::of(1, 7);
+        count.set(1 << 39);
+        assert_eq!((count.get(), count.slot()), (1 << 39, Some(7)));
+        count.set(u64::MAX);
+        assert_eq!(count.slot(), Some(7), "it does not reach into its place");
+        let mut alone = Count::alone(3);
+        alone.set(4);
+        assert_eq!((alone.get(), alone.slot()), (4, None));
+        assert_eq!(size_of::<Count>(), 8);
     }
 }

@@ -30,6 +30,7 @@ mod arena;
 mod counts;
 mod log;
 mod map;
+mod numbers;
 mod survived;
 
 use std::fs::File;
@@ -45,6 +46,7 @@ pub use self::counts::Count;
 use self::counts::Counts;
 use self::log::Log;
 use self::map::Map;
+pub use self::numbers::Numbers;
 pub use self::survived::{Survived, Unreadable};
 
 /// The layout of the memory and of all records. It moves with each change of either: the
@@ -96,11 +98,15 @@ pub enum Table {
     Sent = 19,
     /// A request of the kernel's that was answered before its operation had ended, by its number.
     GivenUp = 20,
+    /// What names hash with; one.
+    Hashes = 21,
+    /// Parts of a directory's listing, by its handle and their order.
+    Listing = 22,
 }
 
 impl Table {
     /// All of them.
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 22] = [
         Self::Mount,
         Self::Client,
         Self::Open,
@@ -121,6 +127,8 @@ impl Table {
         Self::Numbers,
         Self::Sent,
         Self::GivenUp,
+        Self::Hashes,
+        Self::Listing,
     ];
 
     fn of(number: u8) -> Option<Self> {
@@ -222,15 +230,15 @@ impl Wal {
 
     /// The count has this value from here on.
     pub fn set(&self, count: &mut Count, value: u64) {
-        count.value = value;
-        if let (Some(inner), Some(slot)) = (&self.0, count.slot) {
+        count.set(value);
+        if let (Some(inner), Some(slot)) = (&self.0, count.slot()) {
             inner.counts.set(slot, value);
         }
     }
 
     /// The count is of nothing any more; the record that names it was removed before.
     pub fn free(&self, count: &Count) {
-        if let (Some(inner), Some(slot)) = (&self.0, count.slot) {
+        if let (Some(inner), Some(slot)) = (&self.0, count.slot()) {
             inner.counts.free(slot);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fs::Metadata;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use tokio::time::Instant;
 use super::{HandedOver, Lifeline, Mounted, clock, memory};
 use crate::mount::assembly::Served;
 use crate::mount::found::effective_user;
+use crate::mount::keeper::Slot;
 use crate::mount::upgrade::Asked;
+use crate::nfs::handover::Unanswered;
 use crate::quoting;
 
 /// How long requests may be kept waiting before the mount stays where it is.
@@ -36,6 +39,12 @@ async fn leave(served: &Served, program: &Path) -> String {
         Ok(lifeline) => lifeline,
         Err(why) => return why,
     };
+    let memory = match memory::create() {
+        Ok(memory) => memory,
+        Err(why) => return format!("there is no memory for the state: {why}"),
+    };
+    // None is given while the gate is closed.
+    lifeline.link().beat();
     let paused_at = clock();
     let deadline = Instant::now() + PATIENCE;
     let vfs = Arc::clone(&served.vfs);
@@ -48,7 +57,7 @@ async fn leave(served: &Served, program: &Path) -> String {
         Err(why) => return why.to_string(),
     };
     loop {
-        if let Err(why) = memory::write(&lifeline.memory, &state(served, lifeline, paused_at)) {
+        if let Err(why) = memory::write(&memory, &state(served, lifeline, paused_at)) {
             return format!("the state cannot be written: {why}");
         }
         if quiesced.is_still_quiet() {
@@ -61,7 +70,12 @@ async fn leave(served: &Served, program: &Path) -> String {
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    if let Err(why) = lifeline.link.next(program) {
+    // Should this daemon die from here on the next one begins from the state, which is as true
+    // as the log.
+    let link = lifeline.link();
+    let given = link.hold(Slot::State, memory.as_fd());
+    if let Err(why) = given.and_then(|()| link.next(program)) {
+        let _ = lifeline.hold_log();
         return no_keeper(&why);
     }
     let parked = quiesced.leave();
@@ -82,15 +96,17 @@ fn state(served: &Served, lifeline: &Lifeline, paused_at: Duration) -> HandedOve
         mounted: Mounted::by(&served.request, served.history.since),
         owner: served.owner.hand_over(),
         init: served.running.init_values().clone(),
+        past: lifeline.past,
         client: served.client.hand_over(),
         vfs,
+        unanswered: Unanswered::default(),
     }
 }
 
 /// What there must be for another daemon to take over.
 fn able<'a>(served: &'a Served, program: &Path) -> Result<&'a Lifeline, String> {
     let lifeline = served.lifeline.as_ref();
-    let lifeline = lifeline.filter(|held| held.link.is_alive());
+    let lifeline = lifeline.filter(|held| held.link().is_alive());
     let lifeline = lifeline.ok_or("no keeper holds the mount (-o takeover)")?;
     served
         .running

@@ -40,6 +40,9 @@ pub enum Unreadable {
     /// By a program that writes another layout.
     #[error("the state has layout {0}, and this program reads {LAYOUT}")]
     Layout(u32),
+    /// It is a log, and that cannot be read.
+    #[error(transparent)]
+    Log(#[from] crate::wal::Unreadable),
     /// It does not mean what it should.
     #[error("the state cannot be understood: {0}")]
     Meaning(#[from] rmp_serde::decode::Error),

@@ -2,15 +2,15 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::{HandedOver, Lifeline, clock};
+use super::record::Past;
+use super::{HandedOver, Lifeline, Mounted, clock, log_of};
 use crate::fuse;
 use crate::mount::Ready;
 use crate::mount::assembly::{self, History, Served};
 use crate::mount::connecting::{client_config, connector, unidentified};
 use crate::mount::error::MountError;
-use crate::mount::keeper::Inherited;
+use crate::mount::keeper::{Died, Inherited};
 use crate::mount::launch::MountRequest;
 use crate::mount::owner::Owner;
 use crate::mount::signals::Shutdown;
@@ -19,12 +19,16 @@ use crate::quoting;
 use crate::telemetry::Metrics;
 use crate::vfs::Vfs;
 
-/// How long the server may take before this daemon takes the mount all the same: what the
-/// server does not answer now it would not answer to the former daemon either.
-const SERVER: Duration = Duration::from_secs(10);
+/// Why a daemon takes over, beside that the one before has ended.
+#[derive(Debug, Default)]
+pub struct Circumstances {
+    /// Why another program could not take over.
+    pub failed: Option<String>,
+    /// How the daemon before has died, if it was not asked to leave.
+    pub died: Option<Died>,
+}
 
 /// Takes over the mount and serves it until it ends, or until another daemon takes over.
-/// `failed` says why another program could not.
 ///
 /// # Errors
 /// It cannot be taken over, or it has ended in a way the user should know of.
@@ -32,7 +36,7 @@ pub async fn run(
     request: MountRequest,
     inherited: Inherited,
     state: HandedOver,
-    failed: Option<String>,
+    Circumstances { failed, died }: Circumstances,
     metrics: Arc<Metrics>,
     ready: Ready,
 ) -> Result<(), MountError> {
@@ -40,25 +44,20 @@ pub async fn run(
         .map_err(|why| MountError::system("installing signal handlers", why))?;
     let connector = connector(&request)?;
     let owner = Owner::take_over(state.owner, inherited.owner).map_err(unidentified)?;
-    let config = client_config(&request, &owner)?;
-    let generation = state.generation + 1;
-    let lifeline = Lifeline::taken(inherited.link, inherited.state, generation)
-        .map_err(|why| MountError::system("asking the keeper", why))?;
-    let client = Client::take_over(
+    // A new one: what the daemon before has left stays as it is until this one is ready.
+    let wal = log_of(&request).map_err(assembly::no_log)?;
+    let config = client_config(&request, &owner, &wal)?;
+    let past = past(state.past, died);
+    let lifeline = Lifeline::new(inherited.link, wal, state.generation + 1, past);
+    let (client, taken) = Client::take_over_killed(
         Arc::clone(&connector) as _,
         config,
         Arc::clone(&metrics),
         state.client,
-    );
-    tokio::pin!(client);
-    let (client, taken) = tokio::select! {
-        client = &mut client => client.map_err(|why| MountError::mount("taking over the mount", why))?,
-        () = tokio::time::sleep(SERVER) => {
-            // Nobody else would do better.
-            commit(&lifeline);
-            client.await.map_err(|why| MountError::mount("taking over the mount", why))?
-        }
-    };
+        state.unanswered,
+    )
+    .await
+    .map_err(|why| MountError::mount("taking over the mount", why))?;
     let config = assembly::vfs_config(&request.options);
     let vfs = Vfs::take_over(
         Arc::clone(&client),
@@ -68,7 +67,9 @@ pub async fn run(
         taken,
     )
     .map_err(|why| MountError::mount("taking over the mount", why))?;
-    commit(&lifeline);
+    let mounted = Mounted::by(&request, state.mounted.since);
+    commit(&lifeline, mounted, &owner, &state.init);
+    vfs.go_on().await;
     let running = take_device(
         &request,
         &client,
@@ -79,11 +80,17 @@ pub async fn run(
     )
     .await?;
     let pause = clock().saturating_sub(state.paused_at);
-    tracing::info!(
-        "{} is taken over from efs-fuse {} after {pause:.1?}",
-        quoting::path(&request.mountpoint),
-        quoting::plain(&state.version),
-    );
+    let mountpoint = quoting::path(&request.mountpoint);
+    match died {
+        Some(died) => tracing::warn!(
+            "the daemon of {mountpoint} {died}; this one has taken over after {pause:.1?}. What it was doing is \
+             in the log above, and in its core dump if there is one (coredumpctl): please report it"
+        ),
+        None => tracing::info!(
+            "{mountpoint} is taken over from efs-fuse {} after {pause:.1?}",
+            quoting::plain(&state.version),
+        ),
+    }
     if let Some(why) = &failed {
         tracing::error!(
             "another program could not take over the mount: {}",
@@ -97,6 +104,7 @@ pub async fn run(
             since: state.mounted.since,
             pause: Some(pause),
             failed,
+            died,
         },
         request,
         connector,
@@ -108,9 +116,32 @@ pub async fn run(
     assembly::serve_to_the_end(served, ready, &shutdown).await
 }
 
-/// From here on nobody can take the mount back.
-fn commit(lifeline: &Lifeline) {
-    if let Err(why) = lifeline.ready() {
+/// The take-overs, this one counted.
+fn past(before: Past, died: Option<Died>) -> Past {
+    match died {
+        // Some may have died before they could write that they had been there.
+        Some(died) => Past {
+            crashes: died.crashes,
+            ..before
+        },
+        None => Past {
+            planned: before.planned + 1,
+            ..before
+        },
+    }
+}
+
+/// From here on nobody can take the mount back: all is restored, and in the new log.
+fn commit(lifeline: &Lifeline, mounted: Mounted, owner: &Owner, init: &fuse::InitValues) {
+    let given = lifeline.record(mounted, owner, init).and_then(|()| {
+        // With `ready`, as who dies before it serves has to be followed as well. Whether the
+        // kernel sends again is known: it has done so before.
+        match lifeline.has_log() {
+            true => lifeline.survive(),
+            false => Ok(()),
+        }
+    });
+    if let Err(why) = given.and_then(|()| lifeline.ready()) {
         tracing::warn!(%why, "no other daemon can take over from this one");
     }
 }

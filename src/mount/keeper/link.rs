@@ -173,6 +173,33 @@ impl KeeperLink {
         self.send(&[b"f", reason].concat(), None)
     }
 
+    /// What was given to be held as the state is a write-ahead log, and this daemon gives signs of
+    /// life: should it die without [`goodbye`](Self::goodbye), its program is started again.
+    ///
+    /// # Errors
+    /// The keeper has ended.
+    pub fn survives(&self) -> io::Result<()> {
+        self.send(b"w", None)
+    }
+
+    /// This daemon is alive. A keeper that does not hear is not waited for.
+    pub fn beat(&self) {
+        // SAFETY: one byte that lives through the call. An error means that there is no keeper,
+        // or that it has many of these before it.
+        unsafe {
+            let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+            libc::send(self.socket.as_raw_fd(), b"b".as_ptr().cast(), 1, flags);
+        }
+    }
+
+    /// The mount ends with this daemon, however that ends.
+    ///
+    /// # Errors
+    /// The keeper has ended.
+    pub fn goodbye(&self) -> io::Result<()> {
+        self.send(b"g", None)
+    }
+
     fn send(&self, message: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut control = [0u64; 4];
         let mut part = libc::iovec {

@@ -29,14 +29,23 @@
 //! | `r` | | I serve: nothing can be taken back. |
 //! | `n` | a path | My state is written and I shall end: start this program then. |
 //! | `s` | | I stay. |
+//! | `w` | | What I gave as the state is a write-ahead log: should I die, start my program again. |
+//! | `b` | | I am alive. Every [`BEAT`] once the mount survives its daemon. |
+//! | `g` | | Goodbye: the mount ends with me. |
 //! | `f` | a text | I cannot take over, for this reason. |
+//!
+//! What a daemon gives before it is ready is held from then on, and forgotten if it ends before:
+//! until then the next one finds all as it was. Messages that are not known are passed over.
 //!
 //! A daemon that takes over finds the socket at descriptor 3, and what is held behind it.
 
+mod crashes;
+mod died;
 mod link;
 mod machine;
 mod process;
 
+pub use died::Died;
 pub use link::{Inherited, KeeperLink, attach, own_program};
 pub use process::{NAME, run};
 
@@ -71,6 +80,12 @@ const SOCKET: i32 = 3;
 
 /// The longest message: a kind and a path.
 const MESSAGE: usize = 1 + libc::PATH_MAX as usize;
+
+/// How often a daemon that survives gives a sign of life.
+pub const BEAT: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Room for a [`Died`] in words: four numbers.
+const DIED: usize = 96;
 
 /// The longest reason that is passed on.
 const REASON: usize = 512;

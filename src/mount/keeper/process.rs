@@ -3,14 +3,18 @@
 use std::ffi::{CStr, CString, OsString};
 use std::ops::ControlFlow;
 use std::os::fd::RawFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::process::ExitCode;
 use std::ptr;
 use std::time::Instant;
 
-use super::machine::{Action, Event, Machine, Program};
-use super::{MESSAGE, REASON, SOCKET, Slot};
+use super::crashes::Crashes;
+use super::machine::{Action, Crash, Event, Hopeless, Machine, Program};
+use super::{DIED, Died, MESSAGE, REASON, SOCKET, Slot};
+use crate::mount::handover::clock;
 use crate::mount::harden;
+use crate::quoting;
+use crate::telemetry::log;
 
 /// What the keeper is called with, instead of a command.
 pub const NAME: &str = "keeper";
@@ -81,22 +85,33 @@ pub(super) fn keep(
         signals: signals(),
         daemon,
         held: [-1; Slot::COUNT],
+        offered: [-1; Slot::COUNT],
         next: Text::new(),
         reason: Text::new(),
+        died: Text::new(),
+        hopeless: None,
         mountpoint,
         foreground,
         has_served: false,
         begun: Instant::now(),
-        machine: Machine::new(),
+        machine: Machine::new(Crashes::new(is_unlimited())),
     };
     // It may have ended before there was anybody to hear of it.
     let mut turn = keeper.reap();
     loop {
         match turn {
             Turn::Continue(()) => turn = keeper.turn(),
-            Turn::Break(status) => return end_as(status),
+            Turn::Break(status) => {
+                keeper.last_words();
+                return end_as(status);
+            }
         }
     }
+}
+
+/// Tests kill more often than anybody bears.
+fn is_unlimited() -> bool {
+    cfg!(debug_assertions) && std::env::var_os("EFS_FUSE_TEST_CRASHES").is_some()
 }
 
 /// A text of at most `N` - 1 bytes that ends with a NUL, in its place.
@@ -130,10 +145,16 @@ struct Keeper {
     signals: RawFd,
     daemon: libc::pid_t,
     held: [RawFd; Slot::COUNT],
+    /// What a daemon gave that is not ready yet: it is held when that is.
+    offered: [RawFd; Slot::COUNT],
     /// The program that takes over.
     next: Text<MESSAGE>,
     /// Why the last one could not.
     reason: Text<REASON>,
+    /// How a daemon has crashed, for the one that takes over.
+    died: Text<DIED>,
+    /// Why no daemon is started any more.
+    hopeless: Option<Hopeless>,
     mountpoint: CString,
     foreground: bool,
     has_served: bool,
@@ -196,7 +217,11 @@ impl Keeper {
                     return Turn::Continue(());
                 }
                 (_, [b'h', slot]) if usize::from(*slot) < Slot::COUNT && descriptor >= 0 => {
-                    let held = &mut self.held[usize::from(*slot)];
+                    let slots = match self.machine.is_starting() {
+                        true => &mut self.offered,
+                        false => &mut self.held,
+                    };
+                    let held = &mut slots[usize::from(*slot)];
                     close(*held);
                     *held = own(descriptor);
                     continue;
@@ -210,7 +235,11 @@ impl Keeper {
                     continue;
                 }
                 (_, b"s") => Event::Stay,
+                (_, b"w") => Event::Survives,
+                (_, b"b") => Event::Beat,
+                (_, b"g") => Event::Goodbye,
                 (_, b"r") => {
+                    self.take_offered();
                     self.served();
                     Event::Ready
                 }
@@ -221,6 +250,16 @@ impl Keeper {
             };
             close(descriptor);
             self.on(event)?;
+        }
+    }
+
+    /// A daemon has taken over: what it gave is held from here on, all of it at once.
+    fn take_offered(&mut self) {
+        for (held, offered) in self.held.iter_mut().zip(&mut self.offered) {
+            if *offered >= 0 {
+                close(*held);
+                *held = std::mem::replace(offered, -1);
+            }
         }
     }
 
@@ -258,11 +297,22 @@ impl Keeper {
             }
             match i32::try_from(signal.ssi_signo).unwrap_or_default() {
                 libc::SIGCHLD => any_ended = true,
-                // SAFETY: the child is not reaped yet, so the pid is still its own.
-                other => unsafe {
-                    libc::kill(self.daemon, other);
-                },
+                other => {
+                    // This does not fail, as it is no end.
+                    let _ = self.on(Event::Asked);
+                    // One that is starting could not hear it yet; it is asked when it is ready.
+                    if !self.machine.is_starting() {
+                        self.signal(other);
+                    }
+                }
             }
+        }
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: the child is not reaped yet, so the pid is still its own.
+        unsafe {
+            libc::kill(self.daemon, signal);
         }
     }
 
@@ -282,18 +332,24 @@ impl Keeper {
             Action::Wait => {}
             Action::End(status) => return Turn::Break(status),
             Action::Kill => {
-                self.reason.set(b"it was not ready in time");
-                // SAFETY: it is not reaped yet.
-                unsafe {
-                    libc::kill(self.daemon, libc::SIGKILL);
+                if self.machine.is_starting() {
+                    self.reason.set(b"it was not ready in time");
                 }
+                self.signal(libc::SIGKILL);
             }
+            Action::Ask => self.signal(libc::SIGTERM),
+            Action::GiveUp(status, why) => {
+                self.hopeless = Some(why);
+                return Turn::Break(status);
+            }
+            Action::Again(crash) => return self.again(crash),
             Action::Start(program) => {
                 if program == Program::Next {
                     self.reason.set(b"");
                 } else if self.reason.is_empty() {
                     self.reason.set(b"it ended at its start");
                 }
+                self.died.set(b"");
                 if !self.start(program) {
                     // 127, as a shell says of a program that it cannot start.
                     return self.on(Event::Ended(127 << 8));
@@ -303,8 +359,45 @@ impl Keeper {
         Turn::Continue(())
     }
 
+    /// Starts the same program again, and tells it how the daemon before it has ended.
+    fn again(&mut self, crash: Crash) -> Turn {
+        // `at` is of another clock than what processes compare.
+        let ago = self.begun.elapsed().saturating_sub(crash.at);
+        Died {
+            status: crash.status,
+            hung: crash.hung,
+            noticed: clock().saturating_sub(ago),
+            crashes: self.machine.crashes().into(),
+        }
+        .encode(&mut self.died.bytes);
+        match self.start(Program::Former) {
+            true => Turn::Continue(()),
+            false => self.on(Event::Ended(127 << 8)),
+        }
+    }
+
+    /// Says why no daemon is started any more. The loop is over.
+    fn last_words(&self) {
+        let Some(why) = self.hopeless else {
+            return;
+        };
+        let destination = log::Destination::choose(self.foreground, None);
+        if log::init(&destination, false).is_ok() {
+            let place = std::ffi::OsStr::from_bytes(self.mountpoint.as_bytes());
+            tracing::error!(
+                "the mount at {0} is given up: {1}. Programs get ENOTCONN; mount it again, with \
+                 -o takeover=upgrade if this happens once more",
+                quoting::path(place.as_ref()),
+                why.text()
+            );
+        }
+    }
+
     /// Starts a daemon that takes over. False if there is no process.
     fn start(&mut self, program: Program) -> bool {
+        for offered in &mut self.offered {
+            close(std::mem::replace(offered, -1));
+        }
         let mut ends = [-1; 2];
         let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
         // SAFETY: socketpair writes two descriptors into the array.
@@ -336,6 +429,10 @@ impl Keeper {
             match program {
                 Program::Next => ptr::null(),
                 Program::Former => self.reason.as_ptr(),
+            },
+            match self.died.is_empty() {
+                true => ptr::null(),
+                false => self.died.as_ptr(),
             },
             ptr::null(),
         ];

@@ -61,7 +61,7 @@ impl Client {
     ) -> Result<OpenedFile, NfsError> {
         self.close_queue.room_to_open().await;
         let owner = self.opens.next_owner();
-        let plan = CreatePlan::new(mode, how, self.fs().exclcreat)?;
+        let plan = CreatePlan::new(mode, how, self.fs().exclcreat, self.mark())?;
         let front = self.close_queue.close_along(cred, OPEN_OPS);
         let opened = self
             .close_queue
@@ -90,6 +90,7 @@ impl Client {
             (opened, _) => opened?,
         };
         let handle = reply.handle()?;
+        let owner = reply.owner_or(owner);
         let open = self
             .opens
             .adopt(handle, Arc::clone(cred), owner, opened.stateid, access);
@@ -177,7 +178,7 @@ impl Client {
         let Some((handle, attrs)) = found.object else {
             return Ok(None);
         };
-        if !attrs.present.has(n::TIME_ACCESS) || attrs.atime != mark {
+        if !attrs.present.has(n::TIME_ACCESS) || !is_mark(attrs.atime, mark) {
             return Ok(None);
         }
         let mut reply = self
@@ -205,6 +206,20 @@ impl Client {
     }
 }
 
+/// How long a request may be on its way from one process to the next, seconds.
+const ON_ITS_WAY: i64 = 3600;
+
+/// The time is the mark. When the operation runs again in another process, the first one has
+/// set it some time before.
+fn is_mark(time: NfsTime, mark: NfsTime) -> bool {
+    let before = if caller::request().resent {
+        ON_ITS_WAY
+    } else {
+        0
+    };
+    time.nsec == mark.nsec && (mark.sec.saturating_sub(before)..=mark.sec).contains(&time.sec)
+}
+
 /// How a file is created.
 enum CreatePlan {
     /// A file that exists is opened; these attributes are for one that does not.
@@ -214,9 +229,14 @@ enum CreatePlan {
 }
 
 impl CreatePlan {
-    fn new(mode: u32, how: HowToOpen, exclcreat: AttrSet) -> Result<Self, NfsError> {
+    fn new(
+        mode: u32,
+        how: HowToOpen,
+        exclcreat: AttrSet,
+        of_request: Option<u64>,
+    ) -> Result<Self, NfsError> {
         if how == HowToOpen::Exclusive {
-            return Exclusive::plan(mode, exclcreat).map(Self::Exclusive);
+            return Exclusive::plan(mode, exclcreat, of_request).map(Self::Exclusive);
         }
         Ok(Self::Unchecked(NewAttributes {
             mode: Some(mode),
@@ -250,11 +270,18 @@ struct Exclusive {
 impl Exclusive {
     /// `allowed` is suppattr_exclcreat (RFC 8881 §5.8.1.14): what may be set
     /// together with the verifier. The times are set afterwards in any case,
-    /// because a server may keep the verifier in them.
-    fn plan(mode: u32, allowed: AttrSet) -> Result<Self, NfsError> {
-        let mut verifier = [0; 8];
-        getrandom::fill(&mut verifier)
-            .map_err(|_| NfsError::Unfit("no random numbers for an exclusive create"))?;
+    /// because a server may keep the verifier in them. The verifier is `of_request` where
+    /// there is such a number, and drawn where there is none.
+    fn plan(mode: u32, allowed: AttrSet, of_request: Option<u64>) -> Result<Self, NfsError> {
+        let verifier = match of_request {
+            Some(number) => number.to_be_bytes(),
+            None => {
+                let mut verifier = [0; 8];
+                getrandom::fill(&mut verifier)
+                    .map_err(|_| NfsError::Unfit("no random numbers for an exclusive create"))?;
+                verifier
+            }
+        };
         let with_mode = allowed.has(n::MODE);
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let mark = NfsTime {

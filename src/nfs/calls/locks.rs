@@ -57,6 +57,7 @@ impl Client {
                 return Err(NfsError::StateLost);
             }
             let (used, token) = (lock.stateid(), lock.open.for_io().1);
+            lock.asks(span, kind);
             let mut reply = self
                 .call(&lock.open.cred, Class::Metadata, |c| {
                     c.once()
@@ -71,13 +72,19 @@ impl Client {
                         .get_attrs(self.object());
                 })
                 .await?;
-            reply.ok(Op::PutFh)?;
+            if let Err(error) = reply.ok(Op::PutFh) {
+                lock.is_refused();
+                return Err(error);
+            }
             match reply.locked() {
                 Ok(Ok(stateid)) => {
                     lock.changed(stateid, span, Some(kind));
                     return Ok(Locked::Granted(reply.attrs().ok()));
                 }
-                Ok(Err(denied)) => return Ok(Locked::Denied(denied)),
+                Ok(Err(denied)) => {
+                    lock.is_refused();
+                    return Ok(Locked::Denied(denied));
+                }
                 Err(NfsError::Status(_, status)) if state_is_gone(status) => {
                     if lock.stateid() != used {
                         continue;
@@ -91,7 +98,10 @@ impl Client {
                 Err(error @ NfsError::Garbled(..)) => {
                     tracing::warn!("LOCK: {error}, asking again");
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    lock.is_refused();
+                    return Err(error);
+                }
             }
         }
         Err(NfsError::StateLost)

@@ -372,6 +372,7 @@ impl Client {
         let dir = reply.attrs()?;
         let opened = reply.open()?;
         let handle = reply.handle()?;
+        let owner = reply.owner_or(owner);
         let open = self
             .opens
             .adopt(handle, Arc::clone(cred), owner, opened.stateid, access);

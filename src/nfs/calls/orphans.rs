@@ -25,21 +25,28 @@ impl Client {
         if error.abandoned() != Some(true) {
             return;
         }
-        let again = caller::apart(async {
-            let mut reply = self
-                .call(&open.cred, Class::Metadata, |c| {
-                    let owner = open.owner.to_be_bytes();
-                    let owner = self.open_owner(&owner);
-                    c.put(&open.handle).once();
-                    c.open(owner, ACCESS_READ, &Create::No, Claim::Handle);
-                })
-                .await?;
-            reply.ok(Op::PutFh)?.open()
-        });
-        match again.await {
-            Ok(opened) => drop(open.opened(opened.stateid, ACCESS_READ)),
-            Err(error) => tracing::debug!("after an abandoned OPEN: {error}"),
+        if let Err(error) = caller::apart(self.open_again(open, ACCESS_READ)).await {
+            tracing::debug!("after an abandoned OPEN: {error}");
         }
+    }
+
+    /// OPEN of what may be open at the server under a stateid that nobody knows.
+    pub(in super::super) async fn open_again(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        access: u32,
+    ) -> Result<(), NfsError> {
+        let mut reply = self
+            .call(&open.cred, Class::Metadata, |c| {
+                let owner = open.owner.to_be_bytes();
+                let owner = self.open_owner(&owner);
+                c.put(&open.handle).once();
+                c.open(owner, access, &Create::No, Claim::Handle);
+            })
+            .await?;
+        let opened = reply.ok(Op::PutFh)?.open()?;
+        open.opened(opened.stateid, access);
+        Ok(())
     }
 
     /// Closes what an OPEN of this name by a new `owner` may have left at the server.

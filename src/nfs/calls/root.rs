@@ -116,6 +116,7 @@ impl Client {
         };
         // A second mount of the same client keeps the first answer.
         let _ = self.fs.set(fs);
+        self.record();
         let session = self.session().await?;
         self.fit_io(&session.attrs);
         Ok(())

@@ -11,14 +11,19 @@
 //! brings back a lost session, or looks for revoked state, is told by the trait
 //! [`Upkeep`].
 
+mod once;
 mod resolve;
 mod send;
+mod settle;
 mod slot_request;
 
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
+pub use self::once::Unanswered;
+pub(super) use self::once::UnusedOpen;
+use self::once::{Begun, Once, Recording};
 use self::send::Sent;
 use super::backoff::Backoff;
 use super::config::ClientConfig;
@@ -56,6 +61,7 @@ pub(super) struct ForeChannel {
     /// Seconds; from the server's lease_time.
     pub(super) lease: watch::Sender<u32>,
     upkeep: OnceLock<Box<dyn Upkeep>>,
+    once: Arc<Once>,
 }
 
 impl ForeChannel {
@@ -67,6 +73,7 @@ impl ForeChannel {
         session: CurrentSession,
     ) -> Arc<Self> {
         Arc::new(Self {
+            once: Once::new(config.wal.clone()),
             channel,
             config,
             metrics,
@@ -123,6 +130,7 @@ impl ForeChannel {
         build: impl Fn(&mut Compound) + Send,
     ) -> Result<Reply, NfsError> {
         let mut redone = false;
+        let mut recording = None;
         let mut backoff = Backoff::new();
         loop {
             if caller::is_answered() {
@@ -133,11 +141,24 @@ impl ForeChannel {
                 continue;
             };
             let compound = self.compound(&session, cred, &build);
+            if recording.is_none() && self.once.is_on() {
+                match self.once.begin(&compound, cred) {
+                    Begun::Known(reply) => {
+                        session.release(slot.id, false);
+                        return Ok(reply);
+                    }
+                    Begun::New(new) => recording = new,
+                }
+                redone |= recording.as_ref().is_some_and(Recording::redone);
+            }
             let load = match class {
                 Class::Bulk => Load::Bulk,
                 Class::Control | Class::Metadata => Load::Small,
             };
-            let mut reply = match self.send(&session, slot, &compound, load).await? {
+            let mut reply = match self
+                .send(&session, slot, &compound, load, recording.as_ref())
+                .await?
+            {
                 Sent::Reply(reply) => reply,
                 Sent::Again(may_have_run) => {
                     redone |= may_have_run;
@@ -157,7 +178,12 @@ impl ForeChannel {
             }
             match reply.status() {
                 status @ (Status::DELAY | Status::GRACE) => backoff.pause_for(status).await,
-                Status::RETRY_UNCACHED_REP => redone = true,
+                Status::RETRY_UNCACHED_REP => {
+                    redone = true;
+                    if let Some(recording) = &recording {
+                        recording.left(true);
+                    }
+                }
                 Status::STALE_CLIENTID => self.recover(session.generation),
                 _ => return Ok(reply),
             }
@@ -178,7 +204,10 @@ impl ForeChannel {
                 return Err(NfsError::Status(Op::Sequence, Status::BADSESSION));
             };
             let compound = self.compound(session, cred, &build);
-            match self.send(session, slot, &compound, Load::Small).await? {
+            match self
+                .send(session, slot, &compound, Load::Small, None)
+                .await?
+            {
                 Sent::Reply(reply) => match reply.status() {
                     status @ (Status::DELAY | Status::GRACE) => backoff.pause_for(status).await,
                     // It ran; whatever recovery asks for may run again.
@@ -190,6 +219,26 @@ impl ForeChannel {
                 }
             }
         }
+    }
+
+    /// See [`Once::take_in`].
+    pub(super) fn take_in(&self, left: Unanswered) {
+        self.once.take_in(left);
+    }
+
+    /// See [`Once::answered`].
+    pub(super) fn request_answered(&self, unique: u64) -> Vec<UnusedOpen> {
+        self.once.answered(unique)
+    }
+
+    /// See [`Once::given_up`].
+    pub(super) fn request_given_up(&self, unique: u64) {
+        self.once.given_up(unique);
+    }
+
+    /// See [`Once::through`].
+    pub(super) fn outcomes_are_through(&self) -> Vec<UnusedOpen> {
+        self.once.through()
     }
 
     fn compound(

@@ -66,7 +66,8 @@ impl ForeChannel {
             };
             let error = match reply.ok(Op::Sequence) {
                 Ok(_) => {
-                    self.sequenced(session, &mut held, &slot_use, &mut reply, sent_at)
+                    let recorded = || ();
+                    self.sequenced(session, &mut held, &slot_use, &mut reply, sent_at, recorded)
                         .map_err(|error| unresolved(slot_use, &error))?;
                     if reply.results() > 1 {
                         return Ok(Sent::Reply(reply));
@@ -118,7 +119,7 @@ fn unresolved(slot_use: SlotUse, error: &dyn std::fmt::Display) -> NfsError {
 }
 
 /// The reply to a lone SEQUENCE: its own, or the one that was kept of the compound.
-fn told(body: bytes::Bytes, ops: &[Op]) -> Result<Reply, NfsError> {
+pub(super) fn told(body: bytes::Bytes, ops: &[Op]) -> Result<Reply, NfsError> {
     match Reply::parse(body.clone(), ops) {
         Ok(kept) if kept.results() > 1 => Ok(kept),
         _ => Reply::parse(body, &ops[..1]),

@@ -19,6 +19,7 @@ use super::super::session::establish;
 use super::super::session::live::Session;
 use super::super::session::slots::Slot;
 use super::ForeChannel;
+use super::once::Recording;
 use super::slot_request::{Action, Arrival, SlotFate, SlotRequest};
 use crate::rpc::call::Call;
 use crate::rpc::caller::Request;
@@ -41,6 +42,31 @@ impl ForeChannel {
         slot: Slot,
         compound: &Compound,
         load: Load,
+        recording: Option<&Recording>,
+    ) -> Result<Sent, NfsError> {
+        let sent = self.send_on(session, slot, compound, load, recording);
+        let sent = sent.await;
+        if let Some(recording) = recording {
+            match &sent {
+                Ok(Sent::Reply(_)) => {}
+                Ok(Sent::Again(may_have_run)) => recording.left(*may_have_run),
+                Err(error) => recording.left(match error {
+                    NfsError::Rpc(_) => error.abandoned() != Some(false),
+                    NfsError::Garbled(..) => true,
+                    _ => false,
+                }),
+            }
+        }
+        sent
+    }
+
+    async fn send_on(
+        &self,
+        session: &Arc<Session>,
+        slot: Slot,
+        compound: &Compound,
+        load: Load,
+        recording: Option<&Recording>,
     ) -> Result<Sent, NfsError> {
         if compound.len() > session.attrs.max_ops as usize {
             session.release(slot.id, false);
@@ -60,8 +86,12 @@ impl ForeChannel {
             load,
             slot_use,
             request: Request::new(),
+            recording,
             held: HeldSlot::new(self, session, slot.id),
         };
+        if let Some(recording) = recording {
+            recording.sending(compound, &slot_use);
+        }
         let mut state = SlotRequest::new(slot.id, Instant::now());
         let mut action = on_slot.send_once(&mut state).await;
         loop {
@@ -128,6 +158,7 @@ impl ForeChannel {
         sent: &SlotUse,
         reply: &mut Reply,
         sent_at: Instant,
+        recorded: impl FnOnce(),
     ) -> Result<(), NfsError> {
         let (id, seqid, slot, target, flags) = reply.get(Op::Sequence, |dec| {
             let id: SessionId = dec.fixed("sessionid")?;
@@ -143,6 +174,8 @@ impl ForeChannel {
                 DecodeError::Invalid("slot (not the one that was sent)"),
             ));
         }
+        // Before anybody else has the slot: with its next use the server forgets the reply.
+        recorded();
         held.give_back(true);
         let (raised, any_left) = session.answered(sent_at, target, flags);
         if !any_left {
@@ -184,6 +217,7 @@ struct OnSlot<'a> {
     slot_use: SlotUse,
     request: Arc<Request>,
     held: HeldSlot<'a>,
+    recording: Option<&'a Recording>,
 }
 
 impl OnSlot<'_> {
@@ -210,14 +244,19 @@ impl OnSlot<'_> {
 
     /// Takes a reply apart as far as SEQUENCE.
     fn take(&mut self, body: Bytes, sent_at: Instant) -> Result<Reply, NfsError> {
-        let mut reply = Reply::parse(body, self.compound.ops())?;
+        let mut reply = Reply::parse(body.clone(), self.compound.ops())?;
         self.fore.count(self.compound, &reply, sent_at.elapsed());
         reply.ok(Op::Sequence)?;
         // Although it may have been sent more than once, the reply
         // is that of the one time it ran: the slot sees to that.
         let (held, slot_use) = (&mut self.held, &self.slot_use);
+        let recorded = || {
+            if let Some(recording) = self.recording {
+                recording.replied(body);
+            }
+        };
         self.fore
-            .sequenced(self.session, held, slot_use, &mut reply, sent_at)?;
+            .sequenced(self.session, held, slot_use, &mut reply, sent_at, recorded)?;
         Ok(reply)
     }
 }

@@ -7,6 +7,7 @@
 //! where they lie.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::attrs::{AttrSet, NewAttributes};
@@ -31,6 +32,46 @@ pub struct SlotUse {
     pub keeps: bool,
 }
 
+/// What makes a compound that must not run twice the same as another, and where things lie
+/// in its message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnPart {
+    /// What is between [`Compound::in_front`] and [`Compound::then`], without the owner of
+    /// an OPEN by name.
+    bytes: Bytes,
+    /// Index of the last operation in front.
+    pub front: usize,
+    /// Index of the last operation that must succeed.
+    pub essential: usize,
+    /// The owner of an OPEN by name.
+    pub owner: Option<u64>,
+    /// What that OPEN is to allow.
+    pub access: u32,
+    /// Where the number of operations is.
+    pub counts_at: usize,
+    /// Where SEQUENCE ends.
+    pub sequence_ends: usize,
+}
+
+impl OwnPart {
+    /// Whether both do the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+/// An OPEN by name in a compound.
+#[derive(Clone, Copy, Debug)]
+struct NamedOpen {
+    /// Where client id and owner are.
+    at: usize,
+    owner: u64,
+    access: u32,
+}
+
+/// Length of client id and owner of an OPEN.
+const OWNER_LEN: usize = 8 + 4 + 8;
+
 /// A request under construction.
 #[derive(Debug)]
 pub struct Compound {
@@ -53,6 +94,10 @@ pub struct Compound {
     cached: bool,
     counts_at: usize,
     sequence_at: Option<usize>,
+    /// Where what is the caller's own begins and, once it has, ends.
+    own_at: usize,
+    own_ends: Option<usize>,
+    opens: Option<NamedOpen>,
 }
 
 /// Length of an encoded SEQUENCE.
@@ -65,6 +110,7 @@ impl Compound {
         compound.op(Op::Sequence);
         compound.sequence_at = Some(compound.head.len());
         compound.head.fixed(&[0; SEQUENCE_LEN - 4]);
+        compound.own_at = compound.head.len();
         compound
     }
 
@@ -87,6 +133,9 @@ impl Compound {
             cached: false,
             counts_at,
             sequence_at: None,
+            own_at: 0,
+            own_ends: None,
+            opens: None,
         }
     }
 
@@ -114,6 +163,7 @@ impl Compound {
     /// of it fails, that is for the caller to look at, and is not waited out.
     pub fn in_front(&mut self) -> &mut Self {
         self.front = self.ops.len().saturating_sub(1);
+        self.own_at = self.head.len();
         self
     }
 
@@ -141,7 +191,37 @@ impl Compound {
     /// the compound fail, and above all does not make it run again.
     pub fn then(&mut self) -> &mut Self {
         self.optional = true;
+        self.own_ends.get_or_insert(self.head.len());
         self
+    }
+
+    /// See [`Compound::once`].
+    pub fn is_once(&self) -> bool {
+        self.cached
+    }
+
+    /// What makes it the same as another. `None` for one with data, which may be written
+    /// twice, and for one that is in no session.
+    pub fn own_part(&self) -> Option<OwnPart> {
+        let sequence_ends = self.sequence_at? + SEQUENCE_LEN - 4;
+        if self.ops.contains(&Op::Write) {
+            return None;
+        }
+        let ends = self.own_ends.unwrap_or(self.head.len());
+        let mut bytes = self.head.as_slice().get(self.own_at..ends)?.to_vec();
+        if let Some(open) = self.opens {
+            let at = open.at.checked_sub(self.own_at)?;
+            bytes.get_mut(at..at + OWNER_LEN)?.fill(0);
+        }
+        Some(OwnPart {
+            bytes: bytes.into(),
+            front: self.front,
+            essential: self.essential,
+            owner: self.opens.map(|open| open.owner),
+            access: self.opens.map_or(0, |open| open.access),
+            counts_at: self.counts_at,
+            sequence_ends,
+        })
     }
 
     fn out(&mut self) -> &mut Encoder {
@@ -322,6 +402,14 @@ impl Compound {
         create: &Create<'_>,
         claim: Claim<'_>,
     ) -> &mut Self {
+        if let (Claim::Name(_), Ok(number)) = (claim, owner.1.try_into()) {
+            self.opens = Some(NamedOpen {
+                // Operation, seqid, access and deny go before it.
+                at: self.head.len() + 16,
+                owner: u64::from_be_bytes(number),
+                access,
+            });
+        }
         let out = self.op(Op::Open);
         let want = match claim {
             Claim::Previous => 0,

@@ -17,6 +17,14 @@ macro_rules! ops {
                     $(Self::$name => $wire,)*
                 }
             }
+
+            /// The operation with this number.
+            pub fn of(number: u32) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
         }
     };
 }

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::attrs::Attributes;
 use super::ops::Op;
 use super::status::Status;
-use super::types::{ChangeInfo, FileHandle, Stable, StateId, Verifier};
+use super::types::{ChangeInfo, FileHandle, SessionId, Stable, StateId, Verifier};
 use crate::rpc::RpcError;
 use crate::xdr::{DecodeError, Decoder};
 
@@ -64,6 +64,13 @@ pub struct Reply {
     next: usize,
     /// An earlier sending of the same compound may have run.
     redone: bool,
+    kept: Option<Kept>,
+}
+
+/// A reply that was had before the compound was sent.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    owner: Option<u64>,
 }
 
 /// What OPEN returned.
@@ -189,6 +196,7 @@ impl Reply {
             results,
             next: 0,
             redone: false,
+            kept: None,
         })
     }
 
@@ -216,6 +224,36 @@ impl Reply {
     /// Marks the reply as that of a compound that may have run before.
     pub fn set_redone(&mut self) {
         self.redone = true;
+    }
+
+    /// The compound was not sent: the reply is that of the same one, which another process has sent
+    /// with nothing in front, as far as the results show.
+    pub fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// The open owner of the OPEN that was executed, of which `owner` is that of the
+    /// compound.
+    pub fn owner_or(&self, owner: u64) -> u64 {
+        self.kept.and_then(|kept| kept.owner).unwrap_or(owner)
+    }
+
+    /// Marks the reply as one that was kept, with the owner of its OPEN.
+    pub fn set_kept(&mut self, owner: Option<u64>) {
+        self.kept = Some(Kept { owner });
+    }
+
+    /// The result of SEQUENCE: session, sequence id and slot.
+    pub fn skip_sequence(&mut self) -> Result<(SessionId, u32, u32), NfsError> {
+        self.ok(Op::Sequence)?;
+        self.get(Op::Sequence, |dec| {
+            let session = dec.fixed("sessionid")?;
+            let (seqid, slot) = (dec.u32("sequenceid")?, dec.u32("slotid")?);
+            dec.u32("highest_slotid")?;
+            dec.u32("target_highest_slotid")?;
+            dec.u32("status_flags")?;
+            Ok((session, seqid, slot))
+        })
     }
 
     /// Steps to the next result, which must be that of `op` and be OK.

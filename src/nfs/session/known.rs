@@ -44,6 +44,11 @@ impl KnownSessions {
         self.0.lock().unfenced = sessions;
     }
 
+    /// One more.
+    pub(in crate::nfs) fn inherit_one(&self, id: SessionId) {
+        self.0.lock().unfenced.push(id);
+    }
+
     /// The server has none of them any more: the client id is another one.
     pub(in crate::nfs) fn forget(&self) {
         *self.0.lock() = Inner::default();

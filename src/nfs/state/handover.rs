@@ -4,7 +4,7 @@
 //! its own, and new ones begin beyond all that were ever given out.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::super::proto::types::{FileHandle, StateId};
 use super::locks::LockState;
-use super::ranges::Ranges;
-use super::{Inner, OpenState, OpenTable};
+use super::ranges::{LockKind, Ranges, Span};
+use super::{Inner, Listed, OpenState, OpenTable};
 use crate::rpc::auth::Credential;
+use crate::wal::{Table, Wal};
 
 /// An open, as [`OpenState`] has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,45 @@ pub struct LockRecord {
     /// A reclaim of it was begun, and not all of it was answered.
     #[serde(default)]
     pub unproved: bool,
+    /// What a LOCKU was under way for: whether it is held the server knows.
+    #[serde(default)]
+    pub leaving: Option<Span>,
+    /// What a LOCK was under way for that nobody knows the outcome of.
+    #[serde(default)]
+    pub asked: Option<(Span, LockKind)>,
+}
+
+/// Owner numbers taken with one record. A number is used once the record says that none below
+/// the end of its block is new: whoever takes over begins there.
+const BLOCK: u64 = 1 << 20;
+
+/// The numbers of open owners and lock owners.
+#[derive(Debug, Default)]
+pub(super) struct Owners {
+    next: AtomicU64,
+    /// Those below are taken in the log.
+    taken: AtomicU64,
+    taking: Mutex<()>,
+}
+
+impl Owners {
+    pub(super) fn next(&self, wal: &Wal) -> u64 {
+        let owner = self.next.fetch_add(1, Ordering::Relaxed);
+        if wal.is_on() && owner >= self.taken.load(Ordering::Acquire) {
+            self.take(owner, wal);
+        }
+        owner
+    }
+
+    /// Takes the block that `owner` is in.
+    fn take(&self, owner: u64, wal: &Wal) {
+        let _taking = self.taking.lock();
+        if owner >= self.taken.load(Ordering::Acquire) {
+            let end = owner.saturating_add(BLOCK);
+            wal.put(Table::Numbers, 0, &end);
+            self.taken.store(end, Ordering::Release);
+        }
+    }
 }
 
 /// One [`Credential`] for all opens of an identity, as they had it before.
@@ -71,7 +111,10 @@ impl OpenState {
     }
 
     pub(in super::super) fn record(&self) -> OpenRecord {
-        let inner = *self.inner.lock();
+        self.record_of(&self.inner.lock())
+    }
+
+    pub(super) fn record_of(&self, inner: &Inner) -> OpenRecord {
         OpenRecord {
             owner: self.owner,
             handle: self.handle.clone(),
@@ -83,24 +126,26 @@ impl OpenState {
         }
     }
 
-    /// The open of a record. No table knows it.
+    /// The open of a record; `closing`: it is to be closed. No table knows it.
     pub(in super::super) fn of_record(
         record: OpenRecord,
+        closing: bool,
         identities: &mut Identities,
+        wal: &Wal,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            handle: record.handle,
-            cred: identities.shared(record.cred),
-            owner: record.owner,
-            inner: Mutex::new(Inner {
-                stateid: record.stateid,
-                access: record.access,
-                renewals: 0,
-                dead: record.dead,
-                fence: record.fence,
-            }),
-            locks: Mutex::default(),
-        })
+        let inner = Inner {
+            listed: match closing {
+                true => Listed::Closing,
+                false => Listed::Open,
+            },
+            stateid: record.stateid,
+            access: record.access,
+            renewals: 0,
+            dead: record.dead,
+            fence: record.fence,
+        };
+        let cred = identities.shared(record.cred);
+        Self::begin((record.handle, cred), record.owner, inner, wal)
     }
 }
 
@@ -120,17 +165,22 @@ impl OpenTable {
 
     /// No owner from here on was given out.
     pub(in super::super) fn owners_from(&self) -> u64 {
-        self.next_owner.load(Ordering::Relaxed)
+        self.owners.next.load(Ordering::Relaxed)
     }
 
     /// No owner below this one is given out any more.
     pub(in super::super) fn owners_begin_at(&self, first: u64) {
-        self.next_owner.fetch_max(first, Ordering::Relaxed);
+        self.owners.next.fetch_max(first, Ordering::Relaxed);
+        if self.wal.is_on() {
+            self.owners.take(first, &self.wal);
+        }
     }
 
     /// Takes in an open of a record.
     pub(in super::super) fn take_in(&self, open: &Arc<OpenState>) {
-        self.owners_begin_at(open.owner.saturating_add(1));
+        self.owners
+            .next
+            .fetch_max(open.owner.saturating_add(1), Ordering::Relaxed);
         let weak = Arc::downgrade(open);
         self.opens.lock().insert(open.owner, weak);
     }

@@ -26,6 +26,7 @@ use super::OpenState;
 use super::handover::LockRecord;
 use super::ranges::{LockKind, Ranges, Span};
 use crate::telemetry::repeats::Repeats;
+use crate::wal::Table;
 
 static LOST: Repeats = Repeats::new(|count| {
     tracing::error!(
@@ -41,7 +42,18 @@ pub struct LockState {
     /// The lock owner at the server.
     pub(in super::super) owner: u64,
     turn: tokio::sync::Mutex<()>,
+    /// It changes by [`LockState::change`] alone, so that its record does.
     inner: Mutex<Inner>,
+}
+
+/// Nobody has it any more: what was locked is unlocked, or goes with its open. Not in a panic:
+/// whoever takes over then needs the record.
+impl Drop for LockState {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.open.wal.remove(Table::Lock, self.owner);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +63,8 @@ struct Inner {
     held: Ranges,
     /// What a LOCKU under way is to let go.
     leaving: Option<Span>,
+    /// What a LOCK was sent for whose outcome nobody knows.
+    asked: Option<(Span, LockKind)>,
     lost: bool,
     /// A reclaim of it was begun, and not all of it has been answered.
     unproved: bool,
@@ -69,7 +83,7 @@ pub(in super::super) struct Leaving<'a>(&'a LockState);
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        self.0.inner.lock().leaving = None;
+        self.0.change(|inner| inner.leaving = None);
     }
 }
 
@@ -77,8 +91,19 @@ impl Turn<'_> {
     /// The owner gives up what it has locked of `span`: a LOCKU of it begins, and has
     /// ended when the result is dropped.
     pub(in super::super) fn gives_up(&self, span: Span) -> Leaving<'_> {
-        self.state.inner.lock().leaving = Some(span);
+        self.state.change(|inner| inner.leaving = Some(span));
         Leaving(self.state)
+    }
+
+    /// A LOCK is about to be sent. Until its outcome is known, the server may have the lock
+    /// under a stateid that nobody has seen.
+    pub(in super::super) fn asks(&self, span: Span, kind: LockKind) {
+        self.state.change(|inner| inner.asked = Some((span, kind)));
+    }
+
+    /// The server has not granted what it was asked for.
+    pub(in super::super) fn is_refused(&self) {
+        self.state.change(|inner| inner.asked = None);
     }
 }
 
@@ -99,11 +124,26 @@ impl LockState {
             inner: Mutex::default(),
         });
         state.open.locks.lock().push(Arc::downgrade(&state));
+        state.change(|_| ());
         state
     }
 
+    /// Changes it, and its record under the same lock.
+    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = self.inner.lock();
+        let result = change(&mut inner);
+        let wal = &self.open.wal;
+        if wal.is_on() {
+            wal.put(Table::Lock, self.owner, &self.record_of(&inner));
+        }
+        result
+    }
+
     pub(in super::super) fn record(&self) -> LockRecord {
-        let inner = self.inner.lock();
+        self.record_of(&self.inner.lock())
+    }
+
+    fn record_of(&self, inner: &Inner) -> LockRecord {
         LockRecord {
             owner: self.owner,
             open: self.open.owner,
@@ -111,19 +151,23 @@ impl LockState {
             held: inner.held.clone(),
             lost: inner.lost,
             unproved: inner.unproved,
+            leaving: inner.leaving,
+            asked: inner.asked,
         }
     }
 
     /// The locks of a record, which were made with `open`.
     pub(in super::super) fn of_record(record: LockRecord, open: Arc<OpenState>) -> Arc<Self> {
         let state = Self::new(open, record.owner);
-        *state.inner.lock() = Inner {
+        let restored = Inner {
             stateid: record.stateid,
             held: record.held,
-            leaving: None,
+            leaving: record.leaving,
+            asked: record.asked,
             lost: record.lost,
             unproved: record.unproved,
         };
+        state.change(|inner| *inner = restored);
         state
     }
 
@@ -157,7 +201,7 @@ impl LockState {
 
     /// The owner knows that nothing is locked: it has unlocked everything.
     pub fn forgive(&self) {
-        self.inner.lock().lost = false;
+        self.change(|inner| inner.lost = false);
     }
 
     pub(in super::super) fn stateid(&self) -> Option<StateId> {
@@ -166,28 +210,48 @@ impl LockState {
 
     /// Takes in a grant, or an unlock.
     pub(in super::super) fn changed(&self, stateid: StateId, span: Span, kind: Option<LockKind>) {
-        let mut inner = self.inner.lock();
-        inner.stateid = Some(stateid);
-        inner.held.set(span, kind);
+        self.change(|inner| {
+            inner.stateid = Some(stateid);
+            inner.held.set(span, kind);
+            inner.asked = None;
+            if kind.is_some() {
+                // A LOCKU of a process that was killed: what it was for is ours anew.
+                inner.leaving = None;
+            }
+        });
+    }
+
+    /// What a process that was killed had a LOCKU under way for.
+    pub(in super::super) fn leaving(&self) -> Option<Span> {
+        self.inner.lock().leaving
+    }
+
+    /// What a LOCK was sent for whose outcome nobody knows.
+    pub(in super::super) fn asked(&self) -> Option<(Span, LockKind)> {
+        self.inner.lock().asked
     }
 
     /// The server does not know the state any more. What was locked is lost,
     /// and what was written under it must not be sent any more.
     pub(in super::super) fn lose(&self) {
-        {
-            let mut inner = self.inner.lock();
+        let lost = self.change(|inner| {
             inner.stateid = None;
             inner.unproved = false;
+            inner.asked = None;
             if let Some(span) = inner.leaving {
                 inner.held.set(span, None);
             }
-            if inner.held.is_empty() {
-                return;
+            let lost = !std::mem::take(&mut inner.held).is_empty();
+            inner.lost |= lost;
+            if lost {
+                // Of the two records, a kill leaves the fence moved at least.
+                self.open.change(|open| open.fence += 1);
             }
-            inner.held = Ranges::default();
-            inner.lost = true;
+            lost
+        });
+        if !lost {
+            return;
         }
-        self.open.inner.lock().fence += 1;
         tracing::debug!(owner = self.owner, "a file lock was lost");
         LOST.happened();
     }
@@ -195,18 +259,19 @@ impl LockState {
     /// For a reclaim: what is to be locked again under a new stateid. Not what a LOCKU is under
     /// way for: that may have been executed, and another host may have the lock since.
     pub(in super::super) fn restart(&self) -> Ranges {
-        let mut inner = self.inner.lock();
-        inner.stateid = None;
-        if let Some(span) = inner.leaving {
-            inner.held.set(span, None);
-        }
-        inner.unproved = true;
-        inner.held.clone()
+        self.change(|inner| {
+            inner.stateid = None;
+            if let Some(span) = inner.leaving {
+                inner.held.set(span, None);
+            }
+            inner.unproved = true;
+            inner.held.clone()
+        })
     }
 
     /// All that was locked is back, or lost.
     pub(in super::super) fn proved(&self) {
-        self.inner.lock().unproved = false;
+        self.change(|inner| inner.unproved = false);
     }
 
     /// Nobody knows what of it the server has.
@@ -215,7 +280,7 @@ impl LockState {
     }
 
     pub(in super::super) fn reclaimed(&self, stateid: StateId) {
-        self.inner.lock().stateid = Some(stateid);
+        self.change(|inner| inner.stateid = Some(stateid));
     }
 }
 

@@ -14,13 +14,14 @@ pub mod locks;
 pub mod ranges;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use self::handover::Owners;
 use super::proto::types::{FileHandle, StateId};
 use crate::rpc::auth::Credential;
+use crate::wal::{Table, Wal};
 
 /// How often an operation is repeated because its state was replaced meanwhile.
 /// A server that never accepts a state it has just given out ends here.
@@ -35,13 +36,28 @@ pub struct OpenState {
     pub cred: Arc<Credential>,
     /// The open owner, unique to this open.
     pub(super) owner: u64,
+    /// It changes by [`OpenState::change`] alone, so that its record does.
     inner: Mutex<Inner>,
     /// Taken alone; see [`locks`].
     locks: locks::LockList,
+    /// What the next process must know should this one be killed.
+    wal: Wal,
+}
+
+/// The table of the log in which the record of an open is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listed {
+    /// Somebody may use it.
+    Open,
+    /// Nobody uses it any more, and the server has not answered its CLOSE.
+    Closing,
+    /// The server has nothing of it.
+    Nowhere,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Inner {
+    listed: Listed,
     stateid: Option<StateId>,
     access: u32,
     /// Moves whenever recovery replaced the stateid.
@@ -52,7 +68,45 @@ struct Inner {
     fence: u32,
 }
 
+impl Listed {
+    fn table(self) -> Option<Table> {
+        match self {
+            Self::Open => Some(Table::Open),
+            Self::Closing => Some(Table::Close),
+            Self::Nowhere => None,
+        }
+    }
+}
+
+/// Nobody can close it any more. Not in a panic: whoever takes over then needs the record.
+impl Drop for OpenState {
+    fn drop(&mut self) {
+        if let Some(table) = self.inner.get_mut().listed.table()
+            && !std::thread::panicking()
+        {
+            self.wal.remove(table, self.owner);
+        }
+    }
+}
+
 impl Inner {
+    /// Of an open that nothing is known of but this.
+    fn new(stateid: Option<StateId>, access: u32) -> Self {
+        Self {
+            listed: Listed::Open,
+            stateid,
+            access,
+            renewals: 0,
+            dead: false,
+            fence: 0,
+        }
+    }
+
+    fn lose(&mut self) {
+        self.dead = true;
+        self.renewals = self.renewals.wrapping_add(1);
+    }
+
     /// Keeps the newer of two stateids of the same state.
     fn take(&mut self, stateid: StateId) {
         match self.stateid {
@@ -63,6 +117,53 @@ impl Inner {
 }
 
 impl OpenState {
+    /// A new open, which the log knows from here on.
+    fn begin(
+        (handle, cred): (FileHandle, Arc<Credential>),
+        owner: u64,
+        inner: Inner,
+        wal: &Wal,
+    ) -> Arc<Self> {
+        let open = Arc::new(Self {
+            handle,
+            cred,
+            owner,
+            inner: Mutex::new(inner),
+            locks: Mutex::default(),
+            wal: wal.clone(),
+        });
+        open.change(|_| ());
+        open
+    }
+
+    /// Changes it, and its record under the same lock. Where the record moves to another
+    /// table, it is in both for a moment and never in none.
+    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = self.inner.lock();
+        let before = inner.listed;
+        let result = change(&mut inner);
+        if self.wal.is_on() {
+            if let Some(table) = inner.listed.table() {
+                self.wal.put(table, self.owner, &self.record_of(&inner));
+            }
+            if before != inner.listed
+                && let Some(table) = before.table()
+            {
+                self.wal.remove(table, self.owner);
+            }
+        }
+        result
+    }
+
+    /// The server has answered the CLOSE, or nothing will ask it any more.
+    pub(super) fn closed(&self) {
+        self.change(|inner| {
+            if inner.listed == Listed::Closing {
+                inner.listed = Listed::Nowhere;
+            }
+        });
+    }
+
     /// The stateid for READ and WRITE, and a token for
     /// [`OpenState::renewed_since`].
     pub(super) fn for_io(&self) -> (StateId, u32) {
@@ -94,67 +195,76 @@ impl OpenState {
     /// Takes in the result of an OPEN. False if it began a new state, which
     /// lacks access that the one before it had: the server has dropped that.
     pub(super) fn opened(&self, stateid: StateId, access: u32) -> bool {
-        let mut inner = self.inner.lock();
-        let merged = inner
-            .stateid
-            .is_none_or(|known| known.other == stateid.other);
-        let whole = merged || inner.access & !access == 0;
-        inner.take(stateid);
-        inner.access |= access;
-        whole
+        self.change(|inner| {
+            let merged = inner
+                .stateid
+                .is_none_or(|known| known.other == stateid.other);
+            let whole = merged || inner.access & !access == 0;
+            inner.take(stateid);
+            inner.access |= access;
+            whole
+        })
     }
 
     /// Takes in the result of an OPEN by recovery, which replaces what was.
     /// Several requests may have found the state gone and opened it again at
     /// the same time; those OPENs are merged like any other.
     pub(super) fn renewed(&self, stateid: StateId) {
-        let mut inner = self.inner.lock();
-        inner.take(stateid);
-        inner.renewals = inner.renewals.wrapping_add(1);
+        self.change(|inner| {
+            inner.take(stateid);
+            inner.renewals = inner.renewals.wrapping_add(1);
+            // It was closed while it was opened again: there is something to close again.
+            if inner.listed == Listed::Nowhere {
+                inner.listed = Listed::Closing;
+            }
+        });
     }
 
     /// The open is of no more use.
     pub(super) fn lose(&self) {
-        let mut inner = self.inner.lock();
-        inner.dead = true;
-        inner.renewals = inner.renewals.wrapping_add(1);
+        self.change(Inner::lose);
     }
 }
 
 /// All opens of a client, for recovery to find them.
 #[derive(Debug, Default)]
 pub struct OpenTable {
-    next_owner: AtomicU64,
+    owners: Owners,
+    wal: Wal,
     opens: Mutex<BTreeMap<u64, Weak<OpenState>>>,
 }
 
 impl OpenTable {
+    /// Nothing is open, and what will be is in this log.
+    pub(super) fn of(wal: Wal) -> Self {
+        Self {
+            wal,
+            ..Self::default()
+        }
+    }
+
     /// A new open, with no state at the server yet.
     pub fn prepare(&self, handle: FileHandle, cred: Arc<Credential>) -> Arc<OpenState> {
-        let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
-        let open = Arc::new(OpenState {
-            handle,
-            cred,
-            owner,
-            inner: Mutex::new(Inner {
-                stateid: None,
-                access: 0,
-                renewals: 0,
-                dead: false,
-                fence: 0,
-            }),
-            locks: Mutex::default(),
-        });
+        let owner = self.next_owner();
+        let open = OpenState::begin((handle, cred), owner, Inner::new(None, 0), &self.wal);
         self.opens.lock().insert(owner, Arc::downgrade(&open));
         open
     }
 
     /// An owner for an OPEN whose file is not known yet.
     pub(super) fn next_owner(&self) -> u64 {
-        self.next_owner.fetch_add(1, Ordering::Relaxed)
+        self.owners.next(&self.wal)
     }
 
-    /// A new open that the server has confirmed already.
+    /// Somebody has an open with this owner.
+    pub(super) fn has(&self, owner: u64) -> bool {
+        let opens = self.opens.lock();
+        opens
+            .get(&owner)
+            .is_some_and(|open| open.strong_count() > 0)
+    }
+
+    /// An open that the server has confirmed already: a new one, unless somebody has it.
     pub(super) fn adopt(
         &self,
         handle: FileHandle,
@@ -163,19 +273,13 @@ impl OpenTable {
         stateid: StateId,
         access: u32,
     ) -> Arc<OpenState> {
-        let open = Arc::new(OpenState {
-            handle,
-            cred,
-            owner,
-            inner: Mutex::new(Inner {
-                stateid: Some(stateid),
-                access,
-                renewals: 0,
-                dead: false,
-                fence: 0,
-            }),
-            locks: Mutex::default(),
-        });
+        let known = self.opens.lock().get(&owner).and_then(Weak::upgrade);
+        if let Some(known) = known {
+            known.opened(stateid, access);
+            return known;
+        }
+        let inner = Inner::new(Some(stateid), access);
+        let open = OpenState::begin((handle, cred), owner, inner, &self.wal);
         self.opens.lock().insert(owner, Arc::downgrade(&open));
         open
     }
@@ -189,11 +293,17 @@ impl OpenTable {
     /// `None` if the server knows nothing of it.
     pub(super) fn close_here(&self, open: &OpenState) -> Option<StateId> {
         self.forget(open);
-        let was_dead = open.is_dead();
-        // Requests may still be on their way with it (reading ahead): they must
-        // not open it again.
-        open.lose();
-        open.exact().filter(|_| !was_dead)
+        open.change(|inner| {
+            let stateid = inner.stateid.filter(|_| !inner.dead);
+            // Requests may still be on their way with it (reading ahead): they must
+            // not open it again.
+            inner.lose();
+            inner.listed = match stateid {
+                Some(_) => Listed::Closing,
+                None => Listed::Nowhere,
+            };
+            stateid
+        })
     }
 
     /// Every open that has state at the server.

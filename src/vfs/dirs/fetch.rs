@@ -31,6 +31,7 @@ impl Dirs {
         handle.begun.store(false, Ordering::Relaxed);
         let mut known = self.known_names(cred, dir, handle.by).await?;
         *handle.source.lock() = Source::default();
+        self.log_begin(handle);
         if known.is_none() {
             match self.fetch_page(handle, 0).await {
                 Err(error) if error.is(libc::ESTALE) => return Err(error),
@@ -41,7 +42,9 @@ impl Dirs {
         let Some((names, edits)) = known else {
             return Ok(None);
         };
-        *handle.source.lock() = Source::Known { names };
+        let source = Source::Known { names };
+        self.log_known(handle, &source);
+        *handle.source.lock() = source;
         Ok(Some(edits))
     }
 
@@ -139,6 +142,7 @@ impl Dirs {
                 return Err(VfsError::found(found, Some(handle.dir.ino)));
             }
             (taken.is_first, taken.steps) = (cookie == 0, asked.steps);
+            self.log_page(handle, search.from(), &taken);
             let most = self.namespace.most_names_of_one();
             let all = handle
                 .source

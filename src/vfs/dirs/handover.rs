@@ -17,21 +17,21 @@ use crate::vfs::inode::table::handover::{Collected, Contradiction, InodeRef, Res
 /// All open directories.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(in crate::vfs) struct DirsState {
-    key: NameHashKey,
-    handles: Vec<DirRecord>,
+    pub(super) key: NameHashKey,
+    pub(super) handles: Vec<DirRecord>,
 }
 
 /// See [`DirHandle`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct DirRecord {
-    fh: u64,
-    dir: InodeRef,
-    cred: Credential,
-    by: u32,
-    source: SourceRecord,
-    begun: bool,
+pub(super) struct DirRecord {
+    pub(super) fh: u64,
+    pub(super) dir: InodeRef,
+    pub(super) cred: Credential,
+    pub(super) by: u32,
+    pub(super) source: SourceRecord,
+    pub(super) begun: bool,
     /// This host has changed the directory since `source` was made.
-    moved: bool,
+    pub(super) moved: bool,
 }
 
 impl DirsState {
@@ -82,7 +82,9 @@ impl Dirs {
         }
         for record in state.handles {
             let dir = inodes.get(record.dir)?;
-            let handle = DirHandle::new(dir, &Arc::new(record.cred), record.by);
+            let handle = DirHandle::new(record.fh, dir, &Arc::new(record.cred), record.by);
+            self.log_dir(&handle);
+            self.log_source(&handle, &record.source);
             *handle.source.lock() = Source::of_record(record.source, Instant::now(), same_hashes);
             handle.begun.store(record.begun, Ordering::Relaxed);
             let mut names = dir.names().lock();

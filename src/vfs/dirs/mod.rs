@@ -26,6 +26,7 @@ mod fetch;
 mod handle;
 pub(in crate::vfs) mod handover;
 mod listing;
+pub(in crate::vfs) mod logged;
 mod offer;
 mod read;
 
@@ -41,6 +42,7 @@ use crate::vfs::files::Files;
 use crate::vfs::inode::Inode;
 use crate::vfs::namespace::Namespace;
 use crate::vfs::types::{Errno, Opened, VfsResult};
+use crate::wal::Wal;
 
 /// See the module.
 pub(in crate::vfs) struct Dirs {
@@ -49,6 +51,7 @@ pub(in crate::vfs) struct Dirs {
     files: Arc<Files>,
     handles: DashMap<u64, Arc<DirHandle>>,
     metrics: Arc<Metrics>,
+    wal: Wal,
 }
 
 impl Dirs {
@@ -60,6 +63,7 @@ impl Dirs {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            wal: client.wal().clone(),
             client,
             namespace,
             files,
@@ -79,11 +83,12 @@ impl Dirs {
         dir: &Arc<Inode>,
         by: u32,
     ) -> VfsResult<Opened> {
-        let handle = Arc::new(DirHandle::new(dir, cred, by));
+        let fh = self.files.new_fh();
+        let handle = Arc::new(DirHandle::new(fh, dir, cred, by));
         let edits = Box::pin(self.begin(&handle)).await?;
         self.namespace.nothing_to_tell(dir.ino).await;
         let keep_cache = dir.names().lock().begin_listing(edits);
-        let fh = self.files.new_fh();
+        self.log_dir(&handle);
         self.handles.insert(fh, handle);
         self.metrics.gauges.open_dirs.inc();
         Ok(Opened {
@@ -102,6 +107,7 @@ impl Dirs {
             Some((_, handle)) => {
                 handle.dir.names().lock().end_listing();
                 self.metrics.gauges.open_dirs.dec();
+                self.log_closed(&handle);
                 Ok(())
             }
             None => Err(Errno(libc::EBADF).into()),

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 use crate::vfs::types::{SetAttr, SetTime, Stat, Timestamp};
@@ -13,12 +15,35 @@ use crate::vfs::types::{SetAttr, SetTime, Stat, Timestamp};
 const SPECIAL: u32 = 0o7000;
 
 /// A change that waits, or is on its way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(in crate::vfs) struct Change {
     pub(in crate::vfs) set: SetAttr,
+    #[serde(with = "as_owned")]
     pub(in crate::vfs) cred: Arc<Credential>,
     /// What this host shows as the time of the change.
     ctime: Timestamp,
+}
+
+/// An identity that others share is written down for itself.
+mod as_owned {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::rpc::auth::Credential;
+
+    pub(super) fn serialize<S: Serializer>(
+        cred: &Arc<Credential>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        (**cred).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<Credential>, D::Error> {
+        Credential::deserialize(from).map(Arc::new)
+    }
 }
 
 impl Change {
@@ -119,6 +144,20 @@ impl DeferredSetattr {
         });
         change.join(set, wall_clock());
         Some(first)
+    }
+
+    /// All that the server does not know yet, as one change.
+    pub(in crate::vfs) fn all(&self) -> Option<Change> {
+        let mut all = self.leaving.clone().or_else(|| self.waiting.clone())?;
+        if let (Some(_), Some(newer)) = (&self.leaving, &self.waiting) {
+            all.join(&newer.set, newer.ctime);
+        }
+        Some(all)
+    }
+
+    /// Changes that another process has let wait.
+    pub(in crate::vfs) fn take_over(&mut self, all: Change) {
+        self.waiting = Some(all);
     }
 
     /// What waits is now on its way.

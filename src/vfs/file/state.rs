@@ -5,16 +5,19 @@
 //! waits on the file's progress and looks again ([`FileState::when`]).
 
 pub(in crate::vfs) mod handover;
+mod logged_writes;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use self::logged_writes::LoggedWrites;
 use super::ahead::Ahead;
 use super::deferred_setattr::DeferredSetattr;
 use super::inline_read::{FileVersion, UNREAD};
@@ -27,7 +30,8 @@ use crate::nfs::state::locks::LockState;
 use crate::rpc::auth::Credential;
 use crate::vfs::locks::locktable::LockTable;
 use crate::vfs::types::Stat;
-use crate::vfs::writeback::{Writeback, WritebackConfig};
+use crate::vfs::writeback::{WriteTicket, Writeback, WritebackConfig};
+use crate::wal::Wal;
 
 /// What a regular file needs once it was opened. `D` is how a directory is known, see
 /// [`SillyName`].
@@ -45,6 +49,8 @@ pub(in crate::vfs) struct FileState<D> {
 pub(in crate::vfs) struct FileInner<D> {
     opens: Vec<SharedOpen>,
     writeback: Writeback<Origin>,
+    /// What the write-ahead log has of the data in `writeback`.
+    logged: LoggedWrites,
     pages: Pages,
     /// Whether pages are to be dropped a second time (see `revalidate`).
     late_cut: LateCut,
@@ -154,6 +160,7 @@ impl<D> FileState<D> {
             inner: Mutex::new(FileInner {
                 opens: Vec::new(),
                 writeback: Writeback::new(Arc::clone(config)),
+                logged: LoggedWrites::default(),
                 pages: Pages::default(),
                 late_cut: LateCut::since(foreign),
                 beside: 0,
@@ -253,6 +260,19 @@ impl<D> FileInner<D> {
     /// The same, to be changed: what it holds afterwards is to be accounted for in the window.
     pub(in crate::vfs) fn writeback_mut(&mut self) -> &mut Writeback<Origin> {
         &mut self.writeback
+    }
+
+    /// The log has these data, which were accepted as `write`, under `key`.
+    pub(in crate::vfs) fn logged(&mut self, write: WriteTicket, key: u64, data: Bytes) {
+        self.logged.add(write, key, data);
+    }
+
+    /// Something became of data on their way: the log need not have what is stable or was lost.
+    #[inline]
+    pub(in crate::vfs) fn settle_log(&mut self, wal: &Wal) {
+        if !self.logged.is_empty() {
+            self.logged.settle(&self.writeback, wal);
+        }
     }
 
     /// This host has written to the file.
@@ -400,6 +420,13 @@ impl<D> FileInner<D> {
 
 /// The opens of the file at the server.
 impl<D> FileInner<D> {
+    /// Somebody who has the file open.
+    pub(in crate::vfs) fn any_cred(&self) -> Option<Arc<Credential>> {
+        self.opens
+            .first()
+            .map(|shared| Arc::clone(&shared.open.cred))
+    }
+
     /// Somebody has the file open.
     pub(in crate::vfs) fn is_open(&self) -> bool {
         !self.opens.is_empty()

@@ -67,10 +67,16 @@ impl Files {
                 if sync && inner.writeback().overlaps_pending(offset..end) {
                     return Ok(Err((offset, len)));
                 }
+                if matches!(place, WritePlace::End) {
+                    self.log_append(offset);
+                }
                 let origin = Origin::new(&handle.open, caller.clone());
                 let write = inner
                     .writeback_mut()
-                    .accept(now(), origin, offset, data, sync);
+                    .accept(now(), origin, offset, data.clone(), sync);
+                if !sync {
+                    self.log_write(inode, inner, &handle.open, (offset, &data), write);
+                }
                 inner.count_write();
                 attr.grow(end);
                 let drain = sync.then(|| inner.writeback_mut().begin_drain());

@@ -67,24 +67,30 @@ impl Files {
         }
         let stat = inner.shown(attr.stat());
         drop(attr);
+        self.log_deferred(inode, &inner);
         drop(inner);
         if first {
-            self.changed.lock().push(Arc::clone(inode));
-            let (files, inode) = (Arc::clone(self), Arc::clone(inode));
-            self.metrics.tasks.restarted("deferred_setattr", move || {
-                let (files, inode) = (Arc::clone(&files), Arc::clone(&inode));
-                async move {
-                    tokio::time::sleep(TOGETHER).await;
-                    files.send_changes(&inode).await;
-                    let mut changed = files.changed.lock();
-                    // One: it may be there again for what was changed since.
-                    if let Some(at) = changed.iter().position(|one| Arc::ptr_eq(one, &inode)) {
-                        changed.swap_remove(at);
-                    }
-                }
-            });
+            self.changes_wait(inode);
         }
         Some(stat)
+    }
+
+    /// Changes of this file wait: they are sent soon.
+    pub(super) fn changes_wait(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.changed.lock().push(Arc::clone(inode));
+        let (files, inode) = (Arc::clone(self), Arc::clone(inode));
+        self.metrics.tasks.restarted("deferred_setattr", move || {
+            let (files, inode) = (Arc::clone(&files), Arc::clone(&inode));
+            async move {
+                tokio::time::sleep(TOGETHER).await;
+                files.send_changes(&inode).await;
+                let mut changed = files.changed.lock();
+                // One: it may be there again for what was changed since.
+                if let Some(at) = changed.iter().position(|one| Arc::ptr_eq(one, &inode)) {
+                    changed.swap_remove(at);
+                }
+            }
+        });
     }
 
     /// The file is about to be published: what waits goes out, and nothing waits any
@@ -146,6 +152,7 @@ impl Files {
     pub(super) fn changes_left(&self, inode: &Arc<Inode>, again: bool) {
         let mut inner = self.file_state(inode).lock();
         inner.deferred_mut().left(again);
+        self.log_deferred(inode, &inner);
     }
 
     /// Takes in what the server made of changes that had left.
@@ -155,6 +162,7 @@ impl Files {
             self.changes_left(inode, false);
             let mut inner = self.file_state(inode).lock();
             inner.writeback_mut().errors_mut().record(error.clone());
+            self.log_errors(inode, &inner);
             let is_told = inner.is_open();
             drop(inner);
             if !is_told {

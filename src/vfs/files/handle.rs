@@ -11,6 +11,7 @@ use super::Files;
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::proto::reply::ReadResult;
 use crate::nfs::state::OpenState;
+use crate::rpc::caller;
 use crate::telemetry::Cache;
 use crate::vfs::file::ahead::Ahead;
 use crate::vfs::file::inline_read::FileVersion;
@@ -105,6 +106,7 @@ impl Files {
         }
         drop(inner);
         let fh = self.new_fh();
+        self.log_handle(fh, &handle, caller::request().unique);
         self.handles.insert(fh, handle);
         self.metrics.gauges.open_files.inc();
         self.metrics.cache(Cache::Page, keep_cache);

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -32,24 +32,24 @@ use crate::vfs::writeback::errseq::Seen;
 /// All open files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(in crate::vfs) struct FilesState {
-    next_fh: u64,
-    files: Vec<(InodeRef, FileRecord<InodeRef>)>,
-    handles: Vec<HandleRecord>,
+    pub(super) next_fh: u64,
+    pub(super) files: Vec<(InodeRef, FileRecord<InodeRef>)>,
+    pub(super) handles: Vec<HandleRecord>,
 }
 
 /// See [`OpenHandle`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct HandleRecord {
-    fh: u64,
-    inode: InodeRef,
+pub(super) struct HandleRecord {
+    pub(super) fh: u64,
+    pub(super) inode: InodeRef,
     /// The owner of its open.
-    open: u64,
-    access: u32,
-    seen: Seen,
-    told_by_write: Seen,
-    told_at_close: Seen,
-    reads_pages: bool,
-    locked: bool,
+    pub(super) open: u64,
+    pub(super) access: u32,
+    pub(super) seen: Seen,
+    pub(super) told_by_write: Seen,
+    pub(super) told_at_close: Seen,
+    pub(super) reads_pages: bool,
+    pub(super) locked: bool,
 }
 
 impl FilesState {
@@ -119,7 +119,7 @@ impl Files {
             files: files.collect(),
             handles,
             // Last: whatever is above is below it.
-            next_fh: self.next_fh.load(Ordering::Relaxed),
+            next_fh: self.fhs.next(),
         }
     }
 
@@ -130,7 +130,7 @@ impl Files {
         inodes: &Restored,
         mut taken: TakenOver,
     ) -> Result<(), Contradiction> {
-        self.next_fh.store(state.next_fh, Ordering::Relaxed);
+        self.fhs.begin_at(state.next_fh);
         let dead = state.dead(&taken);
         for fh in &dead {
             tracing::error!(
@@ -230,6 +230,7 @@ impl Files {
         let silly = silly.transpose()?;
         if let Some(silly) = &silly {
             self.silly.ours.add(&silly.dir, &silly.name, inode);
+            self.log_silly(inode, silly);
         }
         let opens = of_file.users.into_iter();
         let opens = opens.filter_map(|(owner, users)| {
@@ -245,6 +246,8 @@ impl Files {
         let mut inner = self.file_state(inode).lock();
         let foreign = inode.attr.lock().foreign();
         inner.restore(record, foreign, found);
+        self.log_owners(inode, &inner);
+        self.log_errors(inode, &inner);
         Ok(())
     }
 
@@ -270,6 +273,7 @@ impl Files {
             drops_pages: AtomicBool::new(false),
             opened_at,
         };
+        self.log_handle(record.fh, &handle, 0);
         self.handles.insert(record.fh, Arc::new(handle));
         self.metrics.gauges.open_files.inc();
     }

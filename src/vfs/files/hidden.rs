@@ -177,9 +177,7 @@ impl Files {
         for by in [cred, first] {
             match self.moved_by(by, &silly, to, file).await {
                 Ok(moved) => {
-                    if let Some(state) = file.opened() {
-                        state.lock().set_silly(Some(moved));
-                    }
+                    self.set_silly(file, moved);
                     fate = Fate::Moved;
                     break;
                 }
@@ -203,11 +201,17 @@ impl Files {
         to: &Arc<Inode>,
         file: &Arc<Inode>,
     ) -> Result<SillyName, NfsError> {
+        let mut attempt = 0;
         let name = loop {
-            let name = self.hidden_name(file).into_bytes();
+            let name = self.hidden_name(file, attempt).into_bytes();
+            attempt += 1;
             // RENAME would replace what has that name.
             let found = self.client.lookup(by, &to.handle, &name).await?;
-            if found.object.is_none() {
+            let is_free = found.object.is_none_or(|(handle, _)| {
+                // An earlier run of this operation has moved it already.
+                caller::request().resent && handle == silly.file
+            });
+            if is_free {
                 break name;
             }
         };

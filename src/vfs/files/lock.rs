@@ -238,13 +238,16 @@ impl Files {
         waiting: &Waiting,
     ) -> VfsResult<()> {
         // Before anything is asked for: RELEASE comes when a killed caller had its answer.
-        let lock = self
-            .file_state(&handle.inode)
-            .lock()
-            .begin_lock(&handle.locking, (fh, owner, pid), || {
-                self.client.prepare_lock(&handle.open)
-            })
-            .ok_or(Errno(libc::EBADF))?;
+        let lock = {
+            let mut inner = self.file_state(&handle.inode).lock();
+            let lock = inner
+                .begin_lock(&handle.locking, (fh, owner, pid), || {
+                    self.client.prepare_lock(&handle.open)
+                })
+                .ok_or(Errno(libc::EBADF))?;
+            self.log_owner(&handle.inode, &inner, owner);
+            lock
+        };
         let request = Request {
             handle,
             lock: &lock,

@@ -20,6 +20,7 @@
 //! | file locks: asking, waiting, letting go | [`lock`], `unlock` |
 //! | silly rename | [`silly`], `hidden` |
 //! | open files for another process | [`handover`] |
+//! | the same should this one be killed | [`logged`] |
 //!
 //! Locks, in this order: the line for file locks, a file's state
 //! ([`file`](crate::vfs::file)), then what that comes before (attributes, names), and under a
@@ -36,6 +37,7 @@ mod hidden;
 mod inline_read;
 pub(in crate::vfs) mod kept_open;
 pub(in crate::vfs) mod lock;
+pub(in crate::vfs) mod logged;
 mod opens;
 mod privileges;
 mod read;
@@ -56,6 +58,7 @@ use parking_lot::Mutex;
 
 use self::handle::OpenHandle;
 use self::kept_open::Kept;
+use self::logged::Inherited;
 use self::silly::Silly;
 use self::window::Window;
 use crate::nfs::Client;
@@ -69,6 +72,7 @@ use crate::vfs::locks::lockline::Line;
 use crate::vfs::namespace::Namespace;
 use crate::vfs::types::{Errno, VfsResult};
 use crate::vfs::writeback::WritebackConfig;
+use crate::wal::{Numbers, Table, Wal};
 
 /// WRITEs of one file without a reply. Enough to fill the window of one file
 /// at 1 MiB each over a round trip of some milliseconds.
@@ -93,6 +97,9 @@ const COMMIT_AFTER: Duration = Duration::from_secs(5);
 /// window of one.
 const READ_AHEAD_CHUNKS: usize = 64;
 
+/// The key of the numbers of handles in the write-ahead log.
+pub(in crate::vfs) const FHS: u64 = 1;
+
 /// How much is held of data, and how long they are believed.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::vfs) struct FilesConfig {
@@ -111,9 +118,14 @@ pub(in crate::vfs) struct Files {
     config: FilesConfig,
     namespace: Arc<Namespace>,
     handles: DashMap<u64, Arc<OpenHandle>>,
-    next_fh: AtomicU64,
+    fhs: Numbers,
     /// Handles that could not be taken over from another process.
     dead: OnceLock<BTreeSet<u64>>,
+    /// Of a process that was killed.
+    on_their_way: Mutex<Inherited>,
+    /// Numbers of records of data.
+    logged_writes: Numbers,
+    wal: Wal,
     /// The mount is at its end: files are closed under those who still use them.
     ending: AtomicBool,
     /// Restarts of the server.
@@ -154,7 +166,10 @@ impl Files {
         });
         Arc::new(Self {
             handles: DashMap::new(),
-            next_fh: AtomicU64::new(1),
+            fhs: Numbers::new(client.wal().clone(), FHS, 1),
+            on_their_way: Mutex::default(),
+            logged_writes: Numbers::new(Wal::off(), 0, 1),
+            wal: client.wal().clone(),
             dead: OnceLock::new(),
             ending: AtomicBool::new(false),
             restarts: AtomicU64::new(0),
@@ -191,7 +206,7 @@ impl Files {
 
     /// A number for a handle, of a file or of a directory: no two have the same.
     pub(in crate::vfs) fn new_fh(&self) -> u64 {
-        self.next_fh.fetch_add(1, Ordering::Relaxed)
+        self.fhs.give()
     }
 
     /// Number of open handles.
@@ -222,6 +237,11 @@ impl Files {
         Some(handle)
     }
 
+    /// Nothing of the handle is left to be done.
+    pub(in crate::vfs) fn handle_ended(&self, fh: u64) {
+        self.wal.remove(Table::Handle, fh);
+    }
+
     /// The state of a file, made at its first use.
     pub(super) fn file_state<'a>(&self, inode: &'a Inode) -> &'a FileState {
         inode.file(|| FileState::new(&self.writeback, inode.attr.lock().foreign()))
@@ -241,6 +261,7 @@ impl Files {
     /// What there is to say of a handle that is not there. After the end of the mount
     /// (SIGTERM while files are in use) it is closed, but its descriptor is not: its
     /// process is told what it will be told next, by the kernel.
+    #[cold]
     fn no_handle(&self, fh: u64) -> Errno {
         if self.dead.get().is_some_and(|dead| dead.contains(&fh)) {
             return Errno(libc::EIO);

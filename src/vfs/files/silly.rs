@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use super::Files;
 use super::hidden::Ours;
 use crate::nfs::NfsError;
+use crate::nfs::calls::Found;
 use crate::nfs::proto::status::Status;
 use crate::quoting;
 use crate::rpc::auth::Credential;
@@ -34,6 +35,7 @@ use crate::vfs::inode::attr::kind_of;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::inode::{FileState, SillyName};
 use crate::vfs::types::{Errno, FileKind, Ino, VfsResult};
+use crate::wal::Table;
 
 /// The files that are kept out of sight.
 #[derive(Debug)]
@@ -209,7 +211,11 @@ impl Files {
     }
 
     /// A name that no file has had, as far as this host knows.
-    pub(super) fn hidden_name(&self, victim: &Inode) -> String {
+    pub(super) fn hidden_name(&self, victim: &Inode, attempt: usize) -> String {
+        // The operation may run again in another process, which has to find what this one made.
+        if let Some(mark) = self.client.mark() {
+            return format!(".nfs{:016x}{mark:016x}{attempt:04x}", victim.ino);
+        }
         let number = self.silly.counter.fetch_add(1, Ordering::Relaxed);
         let mount = self.silly.mount;
         format!(".nfs{:016x}{mount:016x}{number:04x}", victim.ino)
@@ -235,8 +241,8 @@ impl Files {
         name: &[u8],
         victim: &Arc<Inode>,
     ) -> VfsResult<Option<Hidden>> {
-        for _ in 0..NAMES_TRIED {
-            let hidden = self.hidden_name(victim);
+        for attempt in 0..NAMES_TRIED {
+            let hidden = self.hidden_name(victim, attempt);
             self.silly.ours.add(dir, hidden.as_bytes(), victim);
             let _changing = self.namespace.changing(dir);
             let sent = Instant::now();
@@ -265,9 +271,7 @@ impl Files {
             self.namespace
                 .named(dir, hidden.as_bytes(), &moved, target, sent);
             let silly = silly_name(dir, &hidden, victim, cred);
-            self.file_state(victim)
-                .lock()
-                .set_silly(Some(silly.clone()));
+            self.set_silly(victim, silly.clone());
             let beside = true;
             return Ok(Some(Hidden { silly, beside }));
         }
@@ -283,15 +287,20 @@ impl Files {
         name: &[u8],
         victim: &Arc<Inode>,
     ) -> VfsResult<Option<SillyName>> {
-        for _ in 0..NAMES_TRIED {
-            let hidden = self.hidden_name(victim);
+        for attempt in 0..NAMES_TRIED {
+            let hidden = self.hidden_name(victim, attempt);
             // RENAME would replace what has that name.
             match self
                 .client
                 .lookup(cred, &dir.handle, hidden.as_bytes())
                 .await
             {
-                Ok(found) if found.object.is_none() => {}
+                Ok(Found { object: None, .. }) => {}
+                // An earlier run of this operation has hidden it already.
+                Ok(Found {
+                    object: Some((handle, _)),
+                    ..
+                }) if caller::request().resent && handle == victim.handle => {}
                 Ok(_) => continue,
                 Err(error) => return Err(self.namespace.failed(&error, dir)),
             }
@@ -336,9 +345,7 @@ impl Files {
             self.namespace
                 .put_name(dir, hidden.as_bytes(), target, None);
             let silly = silly_name(dir, &hidden, victim, cred);
-            self.file_state(victim)
-                .lock()
-                .set_silly(Some(silly.clone()));
+            self.set_silly(victim, silly.clone());
             Self::mark_hidden(victim);
             return Ok(Some(silly));
         }
@@ -440,7 +447,9 @@ impl Files {
             if !inner.is_open() || inner.silly().is_some() {
                 return false;
             }
-            inner.set_silly(Some(silly_name(dir, hidden, file, cred)));
+            let silly = silly_name(dir, hidden, file, cred);
+            self.log_silly(file, &silly);
+            inner.set_silly(Some(silly));
         }
         self.silly.ours.add(dir, hidden.as_bytes(), file);
         Self::mark_hidden(file);
@@ -475,6 +484,7 @@ impl Files {
             return;
         }
         self.file_state(victim).lock().set_silly(None);
+        self.wal.remove(Table::Silly, victim.ino);
         let back = if *beside {
             let removed = self.client.remove(&silly.cred, place, &silly.name);
             removed.await.map(drop)
@@ -527,6 +537,7 @@ impl Files {
             }
         }
         self.silly.ours.remove(dir, name);
+        self.wal.remove(Table::Silly, inode.ino);
         // It may have other names.
         let mut attr = inode.attr.lock();
         attr.hide_name(false);

@@ -11,6 +11,7 @@ use crate::rpc::caller;
 use crate::vfs::inode::Inode;
 use crate::vfs::locks::locktable::Closed;
 use crate::vfs::types::{Errno, VfsResult};
+use crate::wal::Table;
 
 /// A handle through which was locked is being released, until this is dropped.
 #[derive(Debug)]
@@ -89,6 +90,7 @@ impl Files {
         }
         self.clear(inode, &locks).await;
         for lock in locks {
+            self.wal.remove(Table::Owner, lock.owner());
             let open = Arc::clone(&lock.open);
             self.leave_with(inode, &open, Some(lock)).await;
         }

@@ -39,8 +39,14 @@ impl Files {
     ) -> T {
         let mut inner = self.file_state(inode).lock();
         let before = inner.writeback().bytes();
+        let told = inner.writeback().errors().sample();
         let result = change(&mut inner);
         let after = inner.writeback().bytes();
+        // Before the log lets go of the data that were lost.
+        if inner.writeback().errors().peek(&told).is_some() {
+            self.log_errors(inode, &inner);
+        }
+        inner.settle_log(&self.wal);
         // Under the file's lock, so that differences are taken in order.
         self.window.account(inode, before, after);
         drop(inner);

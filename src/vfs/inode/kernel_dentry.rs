@@ -65,6 +65,25 @@ pub(in crate::vfs) struct Beliefs {
     other: u32,
 }
 
+impl Beliefs {
+    /// Nobody knows which names the kernel was told, and until when: any, and for as long as
+    /// this mount lets it believe one.
+    pub(super) const UNKNOWN: Self = Self {
+        found: LONGEST,
+        other: LONGEST,
+    };
+
+    /// The same, and for no longer than that.
+    pub(super) fn at_most(self, longest: Duration) -> Self {
+        let ticks = longest.as_millis().div_ceil(TICK.as_millis());
+        let ticks = u32::try_from(ticks).unwrap_or(LONGEST);
+        Self {
+            found: self.found.min(ticks),
+            other: self.other.min(ticks),
+        }
+    }
+}
+
 /// How long it is until then.
 fn ticks_until(until: u32, now: u32) -> u32 {
     match is_good(until, now) {

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 pub(in crate::vfs) use self::eviction_queue::BACKLOG;
 pub(in crate::vfs) use self::kernel_dentry::ticks_since;
-pub(super) use self::table::{Inode, InodeTable, Place};
+pub(super) use self::table::{FoundAt, Inode, InodeTable, Place};
 use crate::vfs::file;
 
 /// The state of a file that was opened here.

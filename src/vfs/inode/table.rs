@@ -15,10 +15,15 @@
 //! a number out of the way as long as the first is held (`elsewhere`), and is
 //! still shown under its fileid.
 //!
+//! What the kernel holds is in the write-ahead log: an inode from before the kernel is told of
+//! it until it has given back its last lookup. The log is written with the inode's shard
+//! locked ([`logged`]).
+//!
 //! Locks: `elsewhere` first, then a shard of the table, then an inode's; never
 //! two inodes' at once, never across an await.
 
 pub(in crate::vfs) mod handover;
+pub(in crate::vfs) mod logged;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -38,6 +43,7 @@ use super::kernel_dentry::{Apart, KernelDentry};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::types::FileHandle;
 use crate::vfs::types::{FileKind, Ino, ROOT_INO};
+use crate::wal::{Count, Wal};
 
 /// An object of the file system.
 #[derive(Debug)]
@@ -77,24 +83,37 @@ pub(in crate::vfs) struct Place {
     pub name: Name,
 }
 
+/// What [`Inode::found_at`] was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::vfs) enum FoundAt {
+    /// Nothing new.
+    Known,
+    /// Its first name.
+    First,
+    /// Another name than the one before.
+    Another,
+}
+
 impl Inode {
     /// The object was found by this name: an open of a file has to find it still
-    /// leading there, and what lies beside it is asked for together with it. Whether that
-    /// is another name than the one before.
+    /// leading there, and what lies beside it is asked for together with it.
     pub(in crate::vfs) fn found_at(
         &self,
         dir: &Arc<Inode>,
         name: impl AsRef<[u8]> + Into<Name>,
-    ) -> bool {
+    ) -> FoundAt {
         let mut place = self.place.lock();
         let known = place
             .as_ref()
             .is_some_and(|place| Arc::ptr_eq(&place.dir, dir) && *place.name == *name.as_ref());
         if known {
-            return false;
+            return FoundAt::Known;
         }
         let (dir, name) = (Arc::clone(dir), name.into());
-        place.replace(Place { dir, name }).is_some()
+        match place.replace(Place { dir, name }) {
+            Some(_) => FoundAt::Another,
+            None => FoundAt::First,
+        }
     }
 
     /// What is known of the names in this directory.
@@ -162,7 +181,7 @@ impl Inode {
 struct Known {
     inode: Arc<Inode>,
     /// Lookups that the kernel has not given back.
-    lookups: u64,
+    lookups: Count,
 }
 
 /// All inodes that the kernel knows.
@@ -183,6 +202,7 @@ pub(in crate::vfs) struct InodeTable {
     root_fsid: (u64, u64),
     root_fileid: u64,
     timeouts: Timeouts,
+    wal: Wal,
 }
 
 impl InodeTable {
@@ -192,6 +212,7 @@ impl InodeTable {
         attrs: &Attributes,
         sent: Instant,
         timeouts: Timeouts,
+        wal: Wal,
     ) -> Self {
         // readdir(3) leaves out what has no number (the pseudo file systems of some
         // servers), and no other object is shown as 1.
@@ -215,7 +236,7 @@ impl InodeTable {
             belief: KernelDentry::default(),
             apart: Apart::default(),
         });
-        Self {
+        let table = Self {
             inodes: DashMap::new(),
             count: AtomicUsize::new(0),
             told: EvictionQueue::default(),
@@ -225,7 +246,10 @@ impl InodeTable {
             root_fsid: attrs.fsid,
             root_fileid: attrs.fileid,
             timeouts,
-        }
+            wal,
+        };
+        table.log_root();
+        table
     }
 
     /// The root.
@@ -285,7 +309,7 @@ impl InodeTable {
         }
         match self.inodes.entry(ino) {
             Slot::Occupied(mut slot) if slot.get().inode.handle == *handle => {
-                return (slot.get_mut().looked_up(), false);
+                return (slot.get_mut().looked_up(&self.wal), false);
             }
             Slot::Vacant(slot) if self.elsewhere_count.load(Ordering::Relaxed) == 0 => {
                 return self.take_up(slot, kept(ino), handle, attrs, sent);
@@ -297,11 +321,11 @@ impl InodeTable {
             && let Slot::Occupied(mut slot) = self.inodes.entry(*other)
             && slot.get().inode.handle == *handle
         {
-            return (slot.get_mut().looked_up(), false);
+            return (slot.get_mut().looked_up(&self.wal), false);
         }
         let own = match self.inodes.entry(ino) {
             Slot::Occupied(mut slot) if slot.get().inode.handle == *handle => {
-                return (slot.get_mut().looked_up(), false);
+                return (slot.get_mut().looked_up(&self.wal), false);
             }
             Slot::Vacant(slot) => return self.take_up(slot, kept(ino), handle, attrs, sent),
             Slot::Occupied(slot) => {
@@ -379,9 +403,11 @@ impl InodeTable {
         if inode.kind != FileKind::Directory {
             self.told.push(inode.ino);
         }
+        let lookups = self.wal.count(1);
+        self.log(inode, &lookups);
         slot.insert(Known {
             inode: Arc::clone(inode),
-            lookups: 1,
+            lookups,
         });
     }
 
@@ -448,7 +474,7 @@ impl InodeTable {
             Slot::Occupied(mut slot) => {
                 let same = Arc::ptr_eq(&slot.get().inode, inode);
                 if same {
-                    slot.get_mut().lookups += 1;
+                    slot.get_mut().looked_up(&self.wal);
                 }
                 same
             }
@@ -475,10 +501,12 @@ impl InodeTable {
             return;
         };
         let known = slot.get_mut();
-        known.lookups = known.lookups.saturating_sub(lookups);
-        if known.lookups > 0 {
+        let left = known.lookups.get().saturating_sub(lookups);
+        self.wal.set(&mut known.lookups, left);
+        if left > 0 {
             return;
         }
+        self.log_forgotten(known);
         let (_, known) = slot.remove_entry();
         self.count.fetch_sub(1, Ordering::Relaxed);
         if self.elsewhere_count.load(Ordering::Relaxed) > 0 {
@@ -493,8 +521,9 @@ impl InodeTable {
 }
 
 impl Known {
-    fn looked_up(&mut self) -> Arc<Inode> {
-        self.lookups += 1;
+    fn looked_up(&mut self, wal: &Wal) -> Arc<Inode> {
+        let lookups = self.lookups.get() + 1;
+        wal.set(&mut self.lookups, lookups);
         Arc::clone(&self.inode)
     }
 }
@@ -548,7 +577,13 @@ mod tests {
             dir_min: s(30),
             dir_max: s(60),
         };
-        InodeTable::new(handle(b"root"), &attrs(128), Instant::now(), timeouts)
+        InodeTable::new(
+            handle(b"root"),
+            &attrs(128),
+            Instant::now(),
+            timeouts,
+            Wal::off(),
+        )
     }
 
     #[test]

@@ -42,6 +42,19 @@ pub(in crate::vfs) struct OwnerRecord {
     pid: u32,
 }
 
+impl Owner {
+    fn record(&self) -> OwnerRecord {
+        OwnerRecord {
+            id: self.id,
+            lock: self.state.owner(),
+            open: self.state.open.owner(),
+            matters: self.state.is_lost() || !self.state.held().is_empty(),
+            handles: self.handles.to_vec(),
+            pid: self.pid,
+        }
+    }
+}
+
 /// What is in the way of a lock on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::vfs) struct Holder {
@@ -144,17 +157,13 @@ impl LockTable {
 
     /// What another process is to know.
     pub(in crate::vfs) fn records(&self) -> Vec<OwnerRecord> {
-        let owners = self.owners.iter();
-        owners
-            .map(|owner| OwnerRecord {
-                id: owner.id,
-                lock: owner.state.owner(),
-                open: owner.state.open.owner(),
-                matters: owner.state.is_lost() || !owner.state.held().is_empty(),
-                handles: owner.handles.to_vec(),
-                pid: owner.pid,
-            })
-            .collect()
+        self.owners.iter().map(Owner::record).collect()
+    }
+
+    /// The same of one owner.
+    pub(in crate::vfs) fn record(&self, owner: u64) -> Option<OwnerRecord> {
+        let at = self.find(owner)?;
+        Some(self.owners[at].record())
     }
 
     /// Takes in an owner of another process, whose locks are these.

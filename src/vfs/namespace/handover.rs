@@ -64,7 +64,8 @@ impl Namespace {
     ) -> Result<(Self, Restored), Contradiction> {
         let now = Instant::now();
         let timeouts = config.timeouts;
-        let (inodes, restored, untold) = InodeTable::of_records(records, now, timeouts)?;
+        let (inodes, restored, untold) =
+            InodeTable::of_records(records, now, timeouts, client.wal().clone())?;
         metrics.gauges.inodes.set(inodes.len() as u64);
         let longest = timeouts.reg_max.max(timeouts.reg_min);
         let inherited = Inherited {

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use super::Namespace;
 use crate::vfs::inode::dentry_cache::Name;
-use crate::vfs::inode::{Inode, ticks_since};
+use crate::vfs::inode::{FoundAt, Inode, ticks_since};
 use crate::vfs::types::{FileKind, Ino};
 
 /// How a name stands before anybody is asked.
@@ -81,10 +81,12 @@ impl Namespace {
         dir: &Arc<Inode>,
         name: impl AsRef<[u8]> + Into<Name> + Clone,
     ) {
-        let another = inode.found_at(dir, name.clone());
-        if another {
-            inode.told_another_name(dir.ino, name.as_ref(), self.ticks());
+        match inode.found_at(dir, name.clone()) {
+            FoundAt::Known => return,
+            FoundAt::First => {}
+            FoundAt::Another => inode.told_another_name(dir.ino, name.as_ref(), self.ticks()),
         }
+        self.inodes.log_place(inode);
     }
 
     /// An open of the inode may be one of a name that the kernel believes to lead there,

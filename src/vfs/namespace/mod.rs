@@ -96,7 +96,8 @@ impl Namespace {
         metrics: Arc<Metrics>,
     ) -> Self {
         let fs = client.fs();
-        let inodes = InodeTable::new(fs.root.clone(), &fs.root_attrs, sent, config.timeouts);
+        let wal = client.wal().clone();
+        let inodes = InodeTable::new(fs.root.clone(), &fs.root_attrs, sent, config.timeouts, wal);
         Self::of(client, config, inodes, Inherited::default(), metrics)
     }
 
@@ -153,6 +154,11 @@ impl Namespace {
     /// See [`InodeTable::look_up_listed`].
     pub(in crate::vfs) fn look_up_listed(&self, inode: &Arc<Inode>) -> bool {
         self.inodes.look_up_listed(inode)
+    }
+
+    /// See [`InodeTable::log_place`].
+    pub(in crate::vfs) fn log_place(&self, inode: &Inode) {
+        self.inodes.log_place(inode);
     }
 
     /// FORGET.

@@ -58,6 +58,8 @@ impl Vfs {
         self.files.log_untold_error(&handle);
         self.files.released(&handle, fh).await;
         self.files.leave(&handle.inode, &handle.open).await;
+        // Last: whoever goes on in our place is asked for the rest of it again.
+        self.files.handle_ended(fh);
         Ok(())
     }
 }

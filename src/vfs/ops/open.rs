@@ -42,7 +42,10 @@ impl Vfs {
         ino: Ino,
         flags: i32,
     ) -> VfsResult<Opened> {
-        self.open_checked(cred, ino, flags, true).await
+        match self.files.opened_before(flags) {
+            Some((_, opened)) => Ok(opened),
+            None => self.open_checked(cred, ino, flags, true).await,
+        }
     }
 
     /// The same for a file that this very open has found by asking for its name,
@@ -55,6 +58,9 @@ impl Vfs {
         flags: i32,
         tid: u32,
     ) -> VfsResult<Opened> {
+        if let Some((_, opened)) = self.files.opened_before(flags) {
+            return Ok(opened);
+        }
         let kept = self.files.take_kept(cred, ino, tid);
         let cuts = flags & libc::O_TRUNC != 0;
         let opened = match &kept {
@@ -201,6 +207,11 @@ impl Vfs {
     ) -> VfsResult<(Entry, Opened)> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
+        if let Some((inode, opened)) = self.files.opened_before(flags) {
+            // Its attributes are asked for before they are believed; without, the kernel asks.
+            let _ = self.namespace.refresh(cred, &inode).await;
+            return Ok((self.namespace.entry(&inode, &dir), opened));
+        }
         let exclusive = flags & libc::O_EXCL != 0;
         let how = if exclusive {
             HowToOpen::Exclusive

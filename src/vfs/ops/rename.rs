@@ -289,6 +289,7 @@ impl Vfs {
         }
         if let Some(source) = source {
             source.found_at(to, new_name);
+            names.log_place(&source);
             // Its ctime, and for a directory its "..", may have moved.
             source.attr.lock().expire();
         }

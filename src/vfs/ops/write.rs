@@ -14,6 +14,11 @@ use crate::vfs::types::{Errno, VfsResult, WriteFlags};
 const SYNCHRONOUS: i32 = libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT;
 
 impl Vfs {
+    /// A copy of what is to be written, where it survives if anything of this mount does.
+    pub fn copy(&self, data: &[u8]) -> Bytes {
+        self.files.copy(data)
+    }
+
     /// WRITE. Returns at once while the window has room, unless the file was
     /// opened for synchronous writing or the window is 0.
     pub async fn write(
@@ -45,12 +50,18 @@ impl Vfs {
         if flags.kills_privileges {
             self.files.kill_privileges(inode, &handle.open.cred).await?;
         }
-        let sync = flags.open_flags & SYNCHRONOUS != 0 || self.files.writes_are_synchronous();
+        let sync = flags.open_flags & SYNCHRONOUS != 0
+            || self.files.writes_are_synchronous()
+            || self.files.would_be_lost(&data);
         if !sync {
             self.files.wait_for_room(inode, data.len()).await?;
         }
         let place = match flags.open_flags & libc::O_APPEND != 0 && !flags.from_cache {
-            true => WritePlace::End,
+            // What a process that was killed has appended is written to the same place.
+            true => self
+                .files
+                .appended_at()
+                .map_or(WritePlace::End, WritePlace::At),
             false => WritePlace::At(offset),
         };
         if matches!(place, WritePlace::End) {

@@ -46,6 +46,11 @@ impl ErrSeq {
         self.last = Some(Box::new(error));
     }
 
+    /// There was an error.
+    pub(in crate::vfs) fn has_any(&self) -> bool {
+        self.last.is_some()
+    }
+
     /// What another process is to know, so that each handle tells there what it has not told here.
     pub(in crate::vfs) fn record_of_all(&self) -> ErrSeqRecord {
         ErrSeqRecord {

@@ -313,6 +313,13 @@ impl<O: Clone + PartialEq> Machine<O> {
         });
     }
 
+    /// The age of the oldest segment, wherever it is.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        let flying = self.flights.iter().map(|f| f.segment.seq).min();
+        let all = [self.queue.oldest(), flying, self.retained.oldest()];
+        all.into_iter().flatten().min()
+    }
+
     /// Whether something accepted up to the tick `mark` is not yet stable.
     pub(super) fn awaits(&self, mark: u64) -> bool {
         self.unwritten(mark) || self.retained.holds(mark)

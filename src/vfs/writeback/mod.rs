@@ -218,6 +218,13 @@ pub(super) struct WriteTicket {
     seq: u64,
 }
 
+impl WriteTicket {
+    /// It was accepted before anything of this age was.
+    pub(super) fn is_before(self, age: u64) -> bool {
+        self.seq < age
+    }
+}
+
 /// The part of a range that was pending at [`Writeback::drain_range`].
 #[derive(Clone, Debug)]
 pub(super) struct RangeTicket {
@@ -425,6 +432,12 @@ impl<O: Clone + PartialEq> Writeback<O> {
     /// to be committed.
     pub(super) fn is_last(&self, id: RequestId) -> bool {
         self.busy.as_ref().is_some_and(|b| b.is_last(id))
+    }
+
+    /// The age of the oldest data that are not stable: what was accepted before is
+    /// ([`WriteTicket::is_before`]), or has failed. `None`: all are.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.busy.as_ref()?.oldest()
     }
 
     /// Whether nothing is pending: no data, no request.

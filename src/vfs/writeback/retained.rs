@@ -60,6 +60,11 @@ impl<O: Clone> Retained<O> {
         self.copies.values().any(|copy| copy.segment.seq <= mark)
     }
 
+    /// The age of the oldest copy.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.copies.values().map(|copy| copy.segment.seq).min()
+    }
+
     /// The smallest range that covers everything, and the origin of the copy
     /// at its start.
     pub(super) fn hull(&self) -> Option<(Range<u64>, O)> {

@@ -606,6 +606,8 @@ fn random_state(
         held: held.clone(),
         lost: owner.is_multiple_of(2),
         unproved: false,
+        leaving: None,
+        asked: None,
     };
     ClientState {
         layout: Layout,

@@ -21,6 +21,8 @@ mod handles;
 mod handover;
 mod hidden;
 mod inline_read;
+mod killed;
+mod killed_state;
 mod lease;
 mod limits;
 mod lockers;

@@ -20,9 +20,9 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// A keeper whose first daemon waits for a line at its standard input, and then does what that
 /// says.
-struct Keeper {
-    dir: tempfile::TempDir,
-    child: Child,
+pub(super) struct Keeper {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) child: Child,
     /// The daemon's end of the socket.
     socket: OwnedFd,
 }
@@ -45,7 +45,7 @@ fn packets() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Keeper {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (ours, theirs) = packets().expect("socketpair");
         let theirs_raw = theirs.as_raw_fd();
@@ -86,7 +86,7 @@ impl Keeper {
         });
     }
 
-    fn say(&self, message: &[u8], descriptor: Option<BorrowedFd<'_>>) {
+    pub(super) fn say(&self, message: &[u8], descriptor: Option<BorrowedFd<'_>>) {
         let rights = descriptor.map(|descriptor| [descriptor]);
         send(
             &self.socket,
@@ -97,12 +97,12 @@ impl Keeper {
     }
 
     /// What the first daemon does now.
-    fn order(&mut self, order: &str) {
+    pub(super) fn order(&mut self, order: &str) {
         let stdin = self.child.stdin.as_mut().expect("a pipe");
         writeln!(stdin, "{order}").expect("the daemon reads");
     }
 
-    fn ends(&mut self) -> ExitStatus {
+    pub(super) fn ends(&mut self) -> ExitStatus {
         let mut ended = None;
         eventually("the keeper has ended", SOON, || {
             ended = self.child.try_wait().expect("a child");
@@ -111,11 +111,11 @@ impl Keeper {
         ended.expect("it has ended")
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn script(&self, name: &str, text: &str) -> PathBuf {
+    pub(super) fn script(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a script");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
@@ -123,7 +123,7 @@ impl Keeper {
     }
 
     /// What a later daemon has written.
-    fn read(&self, name: &str) -> String {
+    pub(super) fn read(&self, name: &str) -> String {
         let path = self.path(name);
         eventually("a daemon has written", SOON, || {
             fs::read_to_string(&path).is_ok_and(|text| text.ends_with('\n'))
@@ -170,7 +170,7 @@ fn send(socket: &OwnedFd, message: &[u8], rights: &[BorrowedFd<'_>]) -> io::Resu
     }
 }
 
-fn held(keeper: &Keeper, slot: u8, path: &Path, text: &str) {
+pub(super) fn held(keeper: &Keeper, slot: u8, path: &Path, text: &str) {
     fs::write(path, text).expect("a file");
     let file = File::open(path).expect("the file");
     keeper.say(&[b'h', slot], Some(file.as_fd()));

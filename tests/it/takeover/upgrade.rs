@@ -355,16 +355,15 @@ fn a_mount_whose_server_is_silent_stays_with_its_daemon() {
 #[test]
 fn a_daemon_that_is_killed_takes_its_keeper_along_and_the_place_can_be_mounted_again() {
     let server = server();
-    let mount = held(&server);
+    let planned = || MountRequest::of(&server).option("takeover=upgrade");
+    let mount = planned().mount();
     fs::write(mount.join("file"), "closed").expect("write");
     // SAFETY: the pid was found a moment ago by its program and this test's directory.
     unsafe { libc::kill(mount.pid(), libc::SIGKILL) };
     let ended = eventually(SOON, || mount.at().daemons().is_empty().then_some(()));
     assert!(ended.is_some(), "the keeper lives");
     assert_eq!(sys::errno(fs::read(mount.join("file"))), libc::ENOTCONN);
-    let mut again = MountRequest::of(&server)
-        .option("takeover")
-        .command(mount.path());
+    let mut again = planned().command(mount.path());
     run(&mut again, SOON).expect_success("mount");
     assert_eq!(fs::read(mount.join("file")).expect("read"), b"closed");
     mount.unmount();

@@ -12,7 +12,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{Item, Listing, Source};
+use super::{Item, Listing, Source, Taken};
 use crate::nfs::proto::types::Verifier;
 use crate::vfs::inode::dentry_cache::Name;
 use crate::vfs::types::{FileKind, Ino};
@@ -38,6 +38,63 @@ pub(in crate::vfs::dirs) struct GivenNames {
     /// The cookies and the hashes, each eight bytes.
     given: Bytes,
     verifier: Verifier,
+}
+
+/// Cookies and hashes as bytes.
+fn as_bytes(given: &[(u64, u64)]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(given.len() * GIVEN);
+    for &(cookie, hash) in given {
+        bytes.put_u64(cookie);
+        bytes.put_u64(hash);
+    }
+    bytes.freeze()
+}
+
+/// A page of the server's listing, as the write-ahead log has it: what was given out of it, which
+/// comes after the first `from` names.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::vfs::dirs) struct GivenPage {
+    from: u64,
+    names: GivenNames,
+}
+
+impl GivenPage {
+    /// A page that comes after the first `from` names.
+    pub(in crate::vfs::dirs) fn of(from: usize, taken: &Taken) -> Self {
+        Self {
+            from: from as u64,
+            names: GivenNames {
+                given: as_bytes(&taken.given),
+                verifier: taken.verifier,
+            },
+        }
+    }
+
+    /// What was given out of a listing with these pages, in the order in which they were taken.
+    pub(in crate::vfs::dirs) fn all(pages: impl IntoIterator<Item = Self>) -> GivenNames {
+        let mut all = BytesMut::new();
+        let mut verifier = Verifier::default();
+        for page in pages {
+            let from = usize::try_from(page.from).unwrap_or(usize::MAX);
+            all.truncate(from.saturating_mul(GIVEN));
+            all.extend_from_slice(&page.names.given);
+            verifier = page.names.verifier;
+        }
+        GivenNames {
+            given: all.freeze(),
+            verifier,
+        }
+    }
+}
+
+impl GivenNames {
+    /// The same as one page.
+    pub(in crate::vfs::dirs) fn as_page(&self) -> GivenPage {
+        GivenPage {
+            from: 0,
+            names: self.clone(),
+        }
+    }
 }
 
 /// A cookie and a hash.
@@ -94,13 +151,8 @@ impl Listing {
     }
 
     fn given_names(&self) -> GivenNames {
-        let mut given = BytesMut::with_capacity(self.given.len() * GIVEN);
-        for &(cookie, hash) in &self.given {
-            given.put_u64(cookie);
-            given.put_u64(hash);
-        }
         GivenNames {
-            given: given.freeze(),
+            given: as_bytes(&self.given),
             verifier: self.verifier,
         }
     }

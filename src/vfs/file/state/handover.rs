@@ -58,6 +58,30 @@ mod as_bytes {
     }
 }
 
+impl<E> SillyRecord<E> {
+    /// The hidden name, whose directory is known as `dir`.
+    pub(in crate::vfs) fn of<D>(silly: &SillyName<D>, dir: E) -> Self {
+        Self {
+            dir,
+            name: silly.name.clone(),
+            file: silly.file.clone(),
+            cred: (*silly.cred).clone(),
+            first: silly.first.as_deref().cloned(),
+        }
+    }
+
+    /// The same, with its directory known otherwise.
+    pub(in crate::vfs) fn known_as<F>(self, dir: impl FnOnce(E) -> F) -> SillyRecord<F> {
+        SillyRecord {
+            dir: dir(self.dir),
+            name: self.name,
+            file: self.file,
+            cred: self.cred,
+            first: self.first,
+        }
+    }
+}
+
 impl<D> SillyRecord<D> {
     /// In what is its directory here.
     pub(in crate::vfs) fn restored<E, X>(
@@ -84,6 +108,28 @@ pub(in crate::vfs) struct Found<D> {
     pub(in crate::vfs) silly: Option<SillyName<D>>,
 }
 
+impl<D> FileRecord<D> {
+    /// What is known of a file whose process was killed. The kernel may have any pages of it.
+    pub(in crate::vfs) fn survived(
+        errors: ErrSeqRecord,
+        silly: Option<SillyRecord<D>>,
+        owners: Vec<OwnerRecord>,
+    ) -> Self {
+        Self {
+            errors,
+            cut_late: true,
+            beside: 0,
+            losses: 0,
+            cuts: 0,
+            writes: 0,
+            filled: true,
+            preserved: false,
+            silly,
+            owners,
+        }
+    }
+}
+
 impl<D> FileInner<D> {
     /// What another process is to know; `foreign` counts the foreign changes of the file, and
     /// `refer` says how a directory is known there.
@@ -102,13 +148,7 @@ impl<D> FileInner<D> {
             writes: self.writes,
             filled: self.filled,
             preserved: self.preserved,
-            silly: silly.map(|silly| SillyRecord {
-                dir: refer(&silly.dir),
-                name: silly.name.clone(),
-                file: silly.file.clone(),
-                cred: (*silly.cred).clone(),
-                first: silly.first.as_deref().cloned(),
-            }),
+            silly: silly.map(|silly| SillyRecord::of(silly, refer(&silly.dir))),
             owners: self.locks.records(),
         }
     }

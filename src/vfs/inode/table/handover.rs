@@ -26,6 +26,7 @@ use crate::vfs::inode::dentry_cache::Name;
 use crate::vfs::inode::eviction_queue::EvictionQueue;
 use crate::vfs::inode::kernel_dentry::{Apart, Beliefs, KernelDentry};
 use crate::vfs::types::{FileKind, Ino, ROOT_INO};
+use crate::wal::Wal;
 
 /// What was handed over contradicts itself, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,34 +36,44 @@ pub(in crate::vfs) struct Contradiction(pub(in crate::vfs) &'static str);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(in crate::vfs) struct InodeRef(u32);
 
+impl InodeRef {
+    pub(super) fn at(index: usize) -> Self {
+        Self(u32::try_from(index).unwrap_or(u32::MAX))
+    }
+
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// An inode, and what the table has of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(in crate::vfs) struct InodeRecord {
-    ino: Ino,
-    generation: u64,
-    handle: FileHandle,
+    pub(super) ino: Ino,
+    pub(super) generation: u64,
+    pub(super) handle: FileHandle,
     /// Lookups that the kernel has not given back; with 0 the table does not have it.
-    lookups: u64,
-    attr: AttrRecord,
-    stale: bool,
-    place: Option<PlaceRecord>,
-    beliefs: Beliefs,
+    pub(super) lookups: u64,
+    pub(super) attr: AttrRecord,
+    pub(super) stale: bool,
+    pub(super) place: Option<PlaceRecord>,
+    pub(super) beliefs: Beliefs,
     /// The kernel has yet to be told that what it has of it is old.
-    untold: bool,
+    pub(super) untold: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct PlaceRecord {
-    dir: InodeRef,
-    name: Bytes,
+pub(super) struct PlaceRecord {
+    pub(super) dir: InodeRef,
+    pub(super) name: Bytes,
 }
 
 /// All inodes, in the order in which the kernel was told of them, the root before them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(in crate::vfs) struct InodeRecords {
-    root_fsid: (u64, u64),
-    root_fileid: u64,
-    inodes: Vec<InodeRecord>,
+    pub(super) root_fsid: (u64, u64),
+    pub(super) root_fileid: u64,
+    pub(super) inodes: Vec<InodeRecord>,
 }
 
 impl InodeRecords {
@@ -95,7 +106,7 @@ impl Collected {
     }
 
     fn collect(&mut self, inode: &Arc<Inode>, lookups: u64) -> InodeRef {
-        let next = InodeRef(u32::try_from(self.all.len()).unwrap_or(u32::MAX));
+        let next = InodeRef::at(self.all.len());
         let known = *self.refs.entry(Arc::as_ptr(inode)).or_insert(next);
         if known == next {
             self.all.push((Arc::clone(inode), lookups));
@@ -110,7 +121,7 @@ pub(in crate::vfs) struct Restored(Vec<Arc<Inode>>);
 impl Restored {
     /// See [`Collected::refer`].
     pub(in crate::vfs) fn get(&self, which: InodeRef) -> Result<&Arc<Inode>, Contradiction> {
-        let inode = self.0.get(which.0 as usize);
+        let inode = self.0.get(which.index());
         inode.ok_or(Contradiction("an inode is referred to that is not there"))
     }
 }
@@ -122,14 +133,14 @@ impl InodeTable {
         collected.refer(&self.root);
         for ino in self.told.all() {
             if let Some(known) = self.inodes.get(&ino) {
-                collected.collect(&known.inode, known.lookups);
+                collected.collect(&known.inode, known.lookups.get());
             }
         }
         let mut others: Vec<(Arc<Inode>, u64)> = self
             .inodes
             .iter()
             .filter(|known| !collected.refs.contains_key(&Arc::as_ptr(&known.inode)))
-            .map(|known| (Arc::clone(&known.inode), known.lookups))
+            .map(|known| (Arc::clone(&known.inode), known.lookups.get()))
             .collect();
         // The same in whichever process.
         others.sort_unstable_by_key(|(inode, _)| inode.ino);
@@ -181,6 +192,7 @@ impl InodeTable {
         records: InodeRecords,
         now: Instant,
         timeouts: Timeouts,
+        wal: Wal,
     ) -> Result<(Self, Restored, Vec<Ino>), Contradiction> {
         let InodeRecords {
             root_fsid,
@@ -191,8 +203,9 @@ impl InodeTable {
         let (mut all, mut untold) = (Vec::with_capacity(records.len()), Vec::new());
         let (inodes, told) = (DashMap::new(), EvictionQueue::default());
         let mut elsewhere = HashMap::new();
+        let longest = timeouts.dir_max.max(timeouts.reg_max);
         for record in records {
-            let (lookups, beliefs) = (record.lookups, record.beliefs);
+            let (lookups, beliefs) = (record.lookups, record.beliefs.at_most(longest));
             if record.untold {
                 untold.push(record.ino);
             }
@@ -208,6 +221,7 @@ impl InodeTable {
             if inode.is_elsewhere() {
                 elsewhere.insert(inode.handle.clone(), inode.ino);
             }
+            let lookups = wal.count(lookups);
             if (inodes.insert(inode.ino, Known { inode, lookups })).is_some() {
                 return Err(Contradiction("two inodes have one number"));
             }
@@ -236,7 +250,9 @@ impl InodeTable {
             root_fsid,
             root_fileid,
             timeouts,
+            wal,
         };
+        table.log_all();
         Ok((table, restored, untold))
     }
 

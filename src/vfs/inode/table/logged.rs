@@ -1,0 +1,202 @@
+//! Inodes in the write-ahead log, for the case that this daemon is killed.
+//!
+//! A record has what the kernel cannot be asked for, and what an open needs to find the
+//! file again: its handle and where it was found. The attributes are those of the time when the
+//! kernel was told of it first: whoever takes over asks for them before it believes anything
+//! of them, and finds by the change attribute that they have moved since, if they have. Then it
+//! has the kernel drop what it has of the inode, as it must: what the daemon before had yet
+//! to tell it, nobody knows.
+//!
+//! How often the kernel was told of an inode is a count beside the log.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::handover::{InodeRecord, InodeRecords, InodeRef, PlaceRecord};
+use super::{Inode, InodeTable, Known};
+use crate::nfs::proto::types::FileHandle;
+use crate::vfs::inode::attr::handover::AttrRecord;
+use crate::vfs::inode::kernel_dentry::Beliefs;
+use crate::vfs::types::{FileKind, Ino, ROOT_INO};
+use crate::wal::{Count, Survived, Table, Unreadable};
+
+/// What the log has of the root.
+#[derive(Serialize, Deserialize)]
+struct LoggedRoot {
+    fsid: (u64, u64),
+    fileid: u64,
+    handle: FileHandle,
+    attr: AttrRecord,
+}
+
+/// What the log has of an inode that the kernel holds. `C` is the count of its lookups.
+#[derive(Serialize, Deserialize)]
+struct LoggedInode<C> {
+    generation: u64,
+    handle: FileHandle,
+    lookups: C,
+    attr: AttrRecord,
+    place: Option<(Ino, Bytes)>,
+}
+
+/// A directory that a record of the log refers to by number and handle: the kernel may have
+/// forgotten it since, and another may have its number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(in crate::vfs) struct LoggedDir {
+    ino: Ino,
+    handle: FileHandle,
+}
+
+impl LoggedDir {
+    /// This directory.
+    pub(in crate::vfs) fn of(dir: &Inode) -> Self {
+        Self {
+            ino: dir.ino,
+            handle: dir.handle.clone(),
+        }
+    }
+}
+
+impl InodeTable {
+    pub(super) fn log_root(&self) {
+        if self.wal.is_on() {
+            let root = LoggedRoot {
+                fsid: self.root_fsid,
+                fileid: self.root_fileid,
+                handle: self.root.handle.clone(),
+                attr: self.root.attr.lock().record(),
+            };
+            self.wal.put(Table::Root, 0, &root);
+        }
+    }
+
+    /// The kernel is about to be told of the inode, whose shard is locked; or it was found
+    /// elsewhere.
+    pub(super) fn log(&self, inode: &Inode, lookups: &Count) {
+        if !self.wal.is_on() {
+            return;
+        }
+        let place = inode.place();
+        let attr = inode.attr.lock().record();
+        let record = LoggedInode {
+            generation: inode.generation,
+            handle: inode.handle.clone(),
+            lookups,
+            attr,
+            place: place.map(|place| (place.dir.ino, Bytes::copy_from_slice(&place.name))),
+        };
+        self.wal.put(Table::Inode, inode.ino, &record);
+    }
+
+    /// The kernel has given back the last lookup of the inode, whose shard is locked.
+    pub(super) fn log_forgotten(&self, known: &Known) {
+        self.wal.remove(Table::Inode, known.inode.ino);
+        self.wal.free(&known.lookups);
+    }
+
+    /// The inode was found by another name, or by none any more.
+    pub(in crate::vfs) fn log_place(&self, inode: &Inode) {
+        if !self.wal.is_on() {
+            return;
+        }
+        // The shard is locked: of two places the log has the later one.
+        if let Some(known) = self.inodes.get_mut(&inode.ino)
+            && std::ptr::eq(&raw const *known.inode, inode)
+        {
+            self.log(inode, &known.lookups);
+        }
+    }
+
+    /// All of them, of a mount that was taken over.
+    pub(super) fn log_all(&self) {
+        if self.wal.is_on() {
+            self.log_root();
+            for known in &self.inodes {
+                self.log(&known.inode, &known.lookups);
+            }
+        }
+    }
+}
+
+/// Where the inodes of a log are among the records that were made of it.
+pub(in crate::vfs) struct LoggedInodes {
+    records: InodeRecords,
+    refs: HashMap<Ino, InodeRef>,
+}
+
+impl LoggedInodes {
+    /// The inodes of the log of a daemon that was killed.
+    pub(in crate::vfs) fn read(survived: &Survived) -> Result<Self, Unreadable> {
+        let root: LoggedRoot = survived.only(Table::Root)?;
+        let inodes: Vec<(Ino, LoggedInode<Option<u32>>)> = survived.table(Table::Inode)?;
+        let mut refs = HashMap::from([(ROOT_INO, InodeRef::at(0))]);
+        for (at, (ino, _)) in inodes.iter().enumerate() {
+            refs.insert(*ino, InodeRef::at(at + 1));
+        }
+        let mut records = vec![InodeRecord::held(ROOT_INO, 0, root.handle, 1, root.attr)];
+        for (ino, inode) in inodes {
+            let lookups = survived.count(inode.lookups)?;
+            let place = inode.place.and_then(|(dir, name)| {
+                let dir = *refs.get(&dir)?;
+                Some(PlaceRecord { dir, name })
+            });
+            records.push(InodeRecord {
+                place,
+                // The kernel may believe any name for as long as it was told at the most.
+                beliefs: Beliefs::UNKNOWN,
+                ..InodeRecord::held(ino, inode.generation, inode.handle, lookups, inode.attr)
+            });
+        }
+        Ok(Self {
+            records: InodeRecords {
+                root_fsid: root.fsid,
+                root_fileid: root.fileid,
+                inodes: records,
+            },
+            refs,
+        })
+    }
+
+    /// The inode that the kernel holds under this number.
+    pub(in crate::vfs) fn held(&self, ino: Ino) -> Option<InodeRef> {
+        self.refs.get(&ino).copied()
+    }
+
+    /// The directory, which the kernel may have forgotten.
+    pub(in crate::vfs) fn dir(&mut self, dir: LoggedDir) -> InodeRef {
+        let held = self.held(dir.ino);
+        let is_it = |at: &InodeRef| self.records.inodes[at.index()].handle == dir.handle;
+        held.filter(is_it).unwrap_or_else(|| {
+            let at = InodeRef::at(self.records.inodes.len());
+            let mut attr = self.records.inodes[0].attr.clone();
+            attr.stat.kind = FileKind::Directory;
+            attr.stat.ino = dir.ino;
+            let inode = InodeRecord::held(dir.ino, 0, dir.handle, 0, attr);
+            self.records.inodes.push(inode);
+            at
+        })
+    }
+
+    /// The records, in the order of the references that were given out.
+    pub(in crate::vfs) fn into_records(self) -> InodeRecords {
+        self.records
+    }
+}
+
+impl InodeRecord {
+    fn held(ino: Ino, generation: u64, handle: FileHandle, lookups: u64, attr: AttrRecord) -> Self {
+        Self {
+            ino,
+            generation,
+            handle,
+            lookups,
+            attr,
+            stale: false,
+            place: None,
+            beliefs: Beliefs::default(),
+            untold: false,
+        }
+    }
+}
