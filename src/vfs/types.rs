@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use dashmap::DashMap;
+use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -16,6 +18,11 @@ pub use self::error::{Cause, VfsError, VfsResult};
 
 /// An inode number as the kernel knows it; 1 is the root of the mount.
 pub type Ino = u64;
+
+/// What is found by an inode number or by the number of a handle. The server or this mount gives
+/// those, and no user chooses them: a hash that is proof against chosen keys would be half of
+/// what a cached answer costs.
+pub(in crate::vfs) type ByNumber<V> = DashMap<u64, V, FxBuildHasher>;
 
 /// The inode number of the mount's root (fixed by FUSE).
 pub const ROOT_INO: Ino = 1;

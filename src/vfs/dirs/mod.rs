@@ -32,8 +32,6 @@ mod read;
 
 use std::sync::Arc;
 
-use dashmap::DashMap;
-
 use self::handle::DirHandle;
 use crate::nfs::Client;
 use crate::rpc::auth::Credential;
@@ -41,7 +39,7 @@ use crate::telemetry::Metrics;
 use crate::vfs::files::Files;
 use crate::vfs::inode::Inode;
 use crate::vfs::namespace::Namespace;
-use crate::vfs::types::{Errno, Opened, VfsResult};
+use crate::vfs::types::{ByNumber, Errno, Opened, VfsResult};
 use crate::wal::Wal;
 
 /// See the module.
@@ -49,7 +47,7 @@ pub(in crate::vfs) struct Dirs {
     client: Arc<Client>,
     namespace: Arc<Namespace>,
     files: Arc<Files>,
-    handles: DashMap<u64, Arc<DirHandle>>,
+    handles: ByNumber<Arc<DirHandle>>,
     metrics: Arc<Metrics>,
     wal: Wal,
 }
@@ -67,7 +65,7 @@ impl Dirs {
             client,
             namespace,
             files,
-            handles: DashMap::new(),
+            handles: ByNumber::default(),
             metrics,
         })
     }

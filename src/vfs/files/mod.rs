@@ -53,7 +53,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use self::handle::OpenHandle;
@@ -70,7 +69,7 @@ use crate::vfs::file::readahead_memory::ReadMemory;
 use crate::vfs::inode::{FileState, Inode};
 use crate::vfs::locks::lockline::Line;
 use crate::vfs::namespace::Namespace;
-use crate::vfs::types::{Errno, VfsResult};
+use crate::vfs::types::{ByNumber, Errno, VfsResult};
 use crate::vfs::writeback::WritebackConfig;
 use crate::wal::{Numbers, Table, Wal};
 
@@ -117,7 +116,7 @@ pub(in crate::vfs) struct Files {
     client: Arc<Client>,
     config: FilesConfig,
     namespace: Arc<Namespace>,
-    handles: DashMap<u64, Arc<OpenHandle>>,
+    handles: ByNumber<Arc<OpenHandle>>,
     fhs: Numbers,
     /// Handles that could not be taken over from another process.
     dead: OnceLock<BTreeSet<u64>>,
@@ -165,7 +164,7 @@ impl Files {
             file_limit: (config.write_window - config.write_window / 4).max(1 << 20),
         });
         Arc::new(Self {
-            handles: DashMap::new(),
+            handles: ByNumber::default(),
             fhs: Numbers::new(client.wal().clone(), FHS, 1),
             on_their_way: Mutex::default(),
             logged_writes: Numbers::new(Wal::off(), 0, 1),

@@ -30,7 +30,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use dashmap::DashMap;
 use dashmap::mapref::entry::{Entry as Slot, VacantEntry};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -42,7 +41,7 @@ use super::eviction_queue::EvictionQueue;
 use super::kernel_dentry::{Apart, KernelDentry};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::types::FileHandle;
-use crate::vfs::types::{FileKind, Ino, ROOT_INO};
+use crate::vfs::types::{ByNumber, FileKind, Ino, ROOT_INO};
 use crate::wal::{Count, Wal};
 
 /// An object of the file system.
@@ -187,7 +186,7 @@ struct Known {
 /// All inodes that the kernel knows.
 #[derive(Debug)]
 pub(in crate::vfs) struct InodeTable {
-    inodes: DashMap<Ino, Known>,
+    inodes: ByNumber<Known>,
     /// Entries of `inodes`, without asking every shard.
     count: AtomicUsize,
     /// Those of them that the kernel may be asked to forget.
@@ -237,7 +236,7 @@ impl InodeTable {
             apart: Apart::default(),
         });
         let table = Self {
-            inodes: DashMap::new(),
+            inodes: ByNumber::default(),
             count: AtomicUsize::new(0),
             told: EvictionQueue::default(),
             elsewhere: Mutex::default(),

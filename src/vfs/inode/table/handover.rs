@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use dashmap::DashMap;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -25,7 +24,7 @@ use crate::vfs::inode::attr::{AttrState, Timeouts};
 use crate::vfs::inode::dentry_cache::Name;
 use crate::vfs::inode::eviction_queue::EvictionQueue;
 use crate::vfs::inode::kernel_dentry::{Apart, Beliefs, KernelDentry};
-use crate::vfs::types::{FileKind, Ino, ROOT_INO};
+use crate::vfs::types::{ByNumber, FileKind, Ino, ROOT_INO};
 use crate::wal::Wal;
 
 /// What was handed over contradicts itself, and why.
@@ -201,7 +200,7 @@ impl InodeTable {
         } = records;
         let mut places = Vec::with_capacity(records.len());
         let (mut all, mut untold) = (Vec::with_capacity(records.len()), Vec::new());
-        let (inodes, told) = (DashMap::new(), EvictionQueue::default());
+        let (inodes, told) = (ByNumber::default(), EvictionQueue::default());
         let mut elsewhere = HashMap::new();
         let longest = timeouts.dir_max.max(timeouts.reg_max);
         for record in records {
