@@ -82,7 +82,7 @@ pub fn write(mut memory: &File, state: &impl Serialize) -> io::Result<()> {
 /// Reads the state, which stays there.
 ///
 /// # Errors
-/// It is not what [`write`] has written, or of another layout.
+/// It is not what [`write()`] has written, or of another layout.
 pub fn read<T: DeserializeOwned>(mut memory: &File) -> Result<T, Unreadable> {
     let mut header = [0; HEADER];
     memory.seek(SeekFrom::Start(0))?;

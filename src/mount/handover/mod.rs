@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Until `ready` everything can be taken back: the state is not changed by who reads it, and the
-//! former program reads it again ([`keeper`](super::keeper)). At the server the next daemon is
+//! former program reads it again ([`super::keeper`]). At the server the next daemon is
 //! the same client with the same opens and locks, in a session of its own.
 //!
 //! A daemon that was killed has left no state, but its write-ahead log ([`crate::wal`]), which the
