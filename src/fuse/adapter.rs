@@ -87,6 +87,7 @@ impl Adapter {
     /// The thread that watches for signals could not be made.
     pub fn new(
         vfs: Arc<Vfs>,
+        reopens: Arc<EstaleRetries>,
         runtime: Handle,
         metrics: Arc<Metrics>,
         options: KernelOptions,
@@ -106,7 +107,7 @@ impl Adapter {
         Ok(Self {
             tasks: Arc::clone(&metrics.tasks),
             identity: IdentityCache::new(),
-            reopens: Arc::default(),
+            reopens,
             intents: Arc::default(),
             dispatch: Dispatcher::new(
                 runtime,
@@ -595,15 +596,15 @@ impl Filesystem for Adapter {
         let call = FuseRequest::new(FuseOp::Open, req, ino.0);
         let (vfs, cred) = (self.vfs(), self.who(req));
         let reopens = Arc::clone(&self.reopens);
-        let found = reopens.opens(call.tid, ino.0);
+        let found = reopens.opens(call.tid, call.unique, ino.0);
         let work = async move {
             if found {
                 return vfs.open_found(&cred, ino.0, flags.0, call.tid).await;
             }
             let opened = vfs.open(&cred, ino.0, flags.0).await;
             if matches!(&opened, Err(error) if error.is(libc::ESTALE)) {
-                let (ino, flags) = (ino.0, flags.0);
-                reopens.refused(call.tid, Some(Refused { ino, flags }));
+                let (ino, flags, unique) = (ino.0, flags.0, call.unique);
+                reopens.refused(call.tid, Some(Refused { ino, flags, unique }));
             }
             opened
         };

@@ -52,6 +52,7 @@ mod quiesce;
 mod session;
 
 pub use adapter::Adapter;
+pub use estale_retry::{EstaleRetries, WalksUnderWay};
 pub use inherited::InitValues;
 pub use interrupt::Soft;
 pub use kernel::KernelOptions;

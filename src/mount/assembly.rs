@@ -28,7 +28,9 @@ use super::signals::Shutdown;
 use super::{upgrade, watchdog};
 use crate::background::{Died, Tasks};
 use crate::efs::ServerConnector;
-use crate::fuse::{self, Adapter, KernelOptions, Notify, Running, SessionOptions, Soft, Unmount};
+use crate::fuse::{
+    self, Adapter, EstaleRetries, KernelOptions, Notify, Running, SessionOptions, Soft, Unmount,
+};
 use crate::nfs::Client;
 use crate::privilege::syscalls;
 use crate::quoting;
@@ -56,6 +58,8 @@ pub(super) struct Served {
     pub(super) connector: Arc<ServerConnector>,
     pub(super) client: Arc<Client>,
     pub(super) vfs: Arc<Vfs>,
+    /// The calls that walk their path once more.
+    pub(super) retries: Arc<EstaleRetries>,
     pub(super) running: Arc<Running>,
     pub(super) owner: Owner,
     pub(super) metrics: Arc<Metrics>,
@@ -118,7 +122,8 @@ pub async fn run(
     };
     let config = vfs_config(&request.options);
     let vfs = Vfs::new(Arc::clone(&client), config, sent, Arc::clone(&metrics));
-    let running = match start(&request, &client, &vfs, &metrics).await {
+    let retries = Arc::new(EstaleRetries::new(wal.clone()));
+    let running = match start(&request, &client, &vfs, &retries, &metrics).await {
         Ok(running) => running,
         Err(error) => {
             say_farewell(&client, &metrics, owner).await;
@@ -136,6 +141,7 @@ pub async fn run(
         connector,
         client,
         vfs,
+        retries,
         owner,
         metrics,
     };
@@ -309,9 +315,10 @@ async fn start(
     request: &MountRequest,
     client: &Arc<Client>,
     vfs: &Arc<Vfs>,
+    retries: &Arc<EstaleRetries>,
     metrics: &Arc<Metrics>,
 ) -> Result<Running, MountError> {
-    let (adapter, notify) = adapter(request, client, vfs, metrics)?;
+    let (adapter, notify) = adapter(request, client, vfs, retries, metrics)?;
     let session = session_options(request);
     let mountpoint = request.mountpoint.clone();
     in_thread(move || fuse::start(adapter, &notify, &mountpoint, &session))
@@ -335,6 +342,7 @@ pub(super) fn adapter(
     request: &MountRequest,
     client: &Arc<Client>,
     vfs: &Arc<Vfs>,
+    retries: &Arc<EstaleRetries>,
     metrics: &Arc<Metrics>,
 ) -> Result<(Adapter, Arc<Notify>), MountError> {
     let options = &request.options;
@@ -343,6 +351,7 @@ pub(super) fn adapter(
     vfs.revalidate_open_files();
     let adapter = Adapter::new(
         Arc::clone(vfs),
+        Arc::clone(retries),
         tokio::runtime::Handle::current(),
         Arc::clone(metrics),
         KernelOptions {

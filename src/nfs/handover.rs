@@ -96,6 +96,13 @@ pub struct ClientState {
     pub locks: Vec<LockRecord>,
 }
 
+impl ClientState {
+    /// The open of this owner is one, and is not being closed.
+    pub fn has_open(&self, owner: u64) -> bool {
+        self.opens.iter().any(|open| open.owner == owner)
+    }
+}
+
 /// What was open and locked, for whoever had it: by the numbers of the owners. An open or
 /// lock that nobody takes out of here is forgotten with it, and stays at the server, unless
 /// [`Client::settle`] is told of it.

@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::nfs::Client;
+use crate::nfs::handover::ClientState;
 use crate::nfs::handover::TakenOver;
 use crate::telemetry::Metrics;
 use crate::vfs::dirs::Dirs;
@@ -76,13 +77,13 @@ impl fmt::Display for Extent {
 }
 
 impl VfsState {
-    /// What a process that was killed has left in its write-ahead log.
+    /// What a process that was killed has left in its write-ahead log, and its `client`.
     ///
     /// # Errors
     /// A record is not what it should be.
-    pub fn survived(survived: &Survived) -> Result<Self, Unreadable> {
+    pub fn survived(survived: &Survived, client: &ClientState) -> Result<Self, Unreadable> {
         let mut inodes = LoggedInodes::read(survived)?;
-        let (files, on_their_way) = FilesState::survived(survived, &mut inodes)?;
+        let (files, on_their_way) = FilesState::survived(survived, &mut inodes, client)?;
         let dirs = DirsState::survived(survived, &inodes)?;
         Ok(Self {
             inodes: inodes.into_records(),

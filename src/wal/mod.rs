@@ -37,6 +37,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -102,11 +103,15 @@ pub enum Table {
     Hashes = 21,
     /// Parts of a directory's listing, by its handle and their order.
     Listing = 22,
+    /// The second walk of a call that has ended with ESTALE, by its thread.
+    Retry = 23,
+    /// The file whose name this request hides, by the request.
+    Victim = 24,
 }
 
 impl Table {
     /// All of them.
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 24] = [
         Self::Mount,
         Self::Client,
         Self::Open,
@@ -129,11 +134,29 @@ impl Table {
         Self::GivenUp,
         Self::Hashes,
         Self::Listing,
+        Self::Retry,
+        Self::Victim,
     ];
 
     fn of(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
     }
+}
+
+/// The time since the machine was started, asleep or awake: the same for all processes.
+pub fn clock() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the clock exists, and the struct lives through the call.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now);
+    }
+    Duration::new(
+        now.tv_sec.unsigned_abs(),
+        u32::try_from(now.tv_nsec).unwrap_or_default(),
+    )
 }
 
 /// Where data lie in the memory.
@@ -260,6 +283,12 @@ impl Wal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clock_goes_on() {
+        let before = clock();
+        assert!(before > Duration::ZERO && clock() >= before);
+    }
 
     #[test]
     fn each_table_has_the_number_that_it_is_found_by() {

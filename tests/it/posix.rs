@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::fixtures::ganesha::{Server, ServerOptions};
-use crate::fixtures::mount::{Mount, MountRequest};
+use crate::fixtures::mount::MountRequest;
 use crate::fixtures::process::{Finished, run};
 use crate::fixtures::{World, needs, sys};
 
@@ -123,7 +123,8 @@ fn number_before(summary: &str, word: &str) -> u64 {
 /// 65,530 of them: a longer run is several, on one file.
 const FSX_AT_ONCE: u64 = 250_000;
 
-fn fsx(mount: &Mount, name: &str, operations: u64, seed: u64) -> Finished {
+/// One run of fsx on this file.
+pub(crate) fn fsx(file: &Path, operations: u64, seed: u64) -> Finished {
     let artifacts = tempfile::tempdir().expect("temporary directory");
     println!("fsx: {operations} operations, seed {seed}");
     let done = run(
@@ -132,7 +133,7 @@ fn fsx(mount: &Mount, name: &str, operations: u64, seed: u64) -> Finished {
             .arg(config("fsx/fsx.toml"))
             .args(["-N", &operations.to_string(), "-S", &seed.to_string(), "-P"])
             .arg(artifacts.path())
-            .arg(mount.join(name)),
+            .arg(file),
         // A busy machine does two hundred operations a second.
         Duration::from_secs(60 + operations / 50),
     );
@@ -161,7 +162,7 @@ fn fsx_reads_back_what_it_wrote_and_mapped() {
     let world = World::with(|request| request.time_limit(limit));
     for (round, done) in (0..operations).step_by(FSX_AT_ONCE as usize).enumerate() {
         let count = FSX_AT_ONCE.min(operations - done);
-        let done = fsx(&world.mount, "file", count, seed + round as u64);
+        let done = fsx(&world.path("file"), count, seed + round as u64);
         println!("in {:?}", done.took);
         let here = fs::read(world.path("file")).expect("read");
         assert!(here == fs::read(world.behind("file")).expect("read behind"));
@@ -172,8 +173,7 @@ fn fsx_reads_back_what_it_wrote_and_mapped() {
 fn fsx_holds_without_attribute_caching_and_with_a_small_window() {
     let world = World::with(|request| request.option("noac").option("write_window=1M"));
     fsx(
-        &world.mount,
-        "file",
+        &world.path("file"),
         5_000,
         setting("EFS_FUSE_FSX_SEED", FSX_SEED) + 1,
     );
@@ -186,7 +186,7 @@ fn several_fsx_at_once_do_not_disturb_each_other() {
     std::thread::scope(|scope| {
         for i in 0..4 {
             let mount = &world.mount;
-            scope.spawn(move || fsx(mount, &format!("file{i}"), 3_000, seed + 10 + i));
+            scope.spawn(move || fsx(&mount.join(format!("file{i}")), 3_000, seed + 10 + i));
         }
     });
 }

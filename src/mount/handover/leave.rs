@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{HandedOver, Lifeline, Mounted, clock, memory};
+use super::{HandedOver, Lifeline, Mounted, memory};
 use crate::mount::assembly::Served;
 use crate::mount::found::effective_user;
 use crate::mount::keeper::Slot;
 use crate::mount::upgrade::Asked;
 use crate::nfs::handover::Unanswered;
 use crate::quoting;
+use crate::wal::clock;
 
 /// How long requests may be kept waiting before the mount stays where it is.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -99,6 +100,7 @@ fn state(served: &Served, lifeline: &Lifeline, paused_at: Duration) -> HandedOve
         past: lifeline.past,
         client: served.client.hand_over(),
         vfs,
+        walks: served.retries.hand_over(),
         unanswered: Unanswered::default(),
     }
 }

@@ -48,7 +48,7 @@ use super::options::TakeOver;
 use super::owner::{Owner, OwnerState};
 use super::process::Identity;
 use crate::background::Tasks;
-use crate::fuse::{InitValues, Running};
+use crate::fuse::{InitValues, Running, WalksUnderWay};
 use crate::nfs::handover::{ClientState, Unanswered};
 use crate::vfs::handover::VfsState;
 use crate::wal::Wal;
@@ -60,7 +60,7 @@ pub struct HandedOver {
     pub version: String,
     /// How often the mount was handed over, this time not counted.
     pub generation: u64,
-    /// When the kernel's requests were kept waiting, by [`clock`].
+    /// When the kernel's requests were kept waiting, by [`clock`](crate::wal::clock).
     pub paused_at: Duration,
     /// How it was mounted.
     pub mounted: Mounted,
@@ -75,6 +75,9 @@ pub struct HandedOver {
     pub client: ClientState,
     /// Of the file system.
     pub vfs: VfsState,
+    /// Calls that walk their path once more.
+    #[serde(default)]
+    pub walks: WalksUnderWay,
     /// Requests to the server that were not answered; none if the daemon came to rest.
     #[serde(skip)]
     pub unanswered: Unanswered,
@@ -135,22 +138,6 @@ impl Mounted {
 
 fn path(bytes: &Bytes) -> PathBuf {
     OsString::from_vec(bytes.to_vec()).into()
-}
-
-/// The time since the machine was started, asleep or awake: the same for all processes.
-pub fn clock() -> Duration {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the clock exists, and the struct lives through the call.
-    unsafe {
-        libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now);
-    }
-    Duration::new(
-        now.tv_sec.unsigned_abs(),
-        u32::try_from(now.tv_nsec).unwrap_or_default(),
-    )
 }
 
 /// The log of a mount that `request` asks for.
@@ -316,11 +303,5 @@ mod tests {
         );
         assert_eq!(mounted.mountpoint().as_os_str().as_bytes(), b"/vol\xff");
         Ok(())
-    }
-
-    #[test]
-    fn the_clock_goes_on() {
-        let before = clock();
-        assert!(before > Duration::ZERO && clock() >= before);
     }
 }

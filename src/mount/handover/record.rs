@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory::{self, Unreadable};
 use super::{HandedOver, Mounted};
-use crate::fuse::InitValues;
+use crate::fuse::{InitValues, WalksUnderWay};
 use crate::mount::keeper::Died;
 use crate::mount::owner::OwnerState;
 use crate::nfs::handover::{ClientState, Unanswered};
@@ -80,7 +80,7 @@ pub fn read(memory: &File, died: Option<Died>) -> Result<HandedOver, Unreadable>
     };
     let paused_at = match died {
         Some(died) => died.noticed,
-        None if state.paused_at.is_zero() => super::clock(),
+        None if state.paused_at.is_zero() => wal::clock(),
         None => state.paused_at,
     };
     Ok(HandedOver { paused_at, ..state })
@@ -88,6 +88,7 @@ pub fn read(memory: &File, died: Option<Died>) -> Result<HandedOver, Unreadable>
 
 fn of_log(log: &Survived) -> Result<HandedOver, wal::Unreadable> {
     let record: Record = log.only(Table::Mount)?;
+    let client = ClientState::survived(log)?;
     Ok(HandedOver {
         version: record.version,
         generation: record.generation,
@@ -97,8 +98,9 @@ fn of_log(log: &Survived) -> Result<HandedOver, wal::Unreadable> {
         owner: record.owner,
         init: record.init,
         past: record.past,
-        client: ClientState::survived(log)?,
-        vfs: VfsState::survived(log)?,
+        vfs: VfsState::survived(log, &client)?,
+        client,
+        walks: WalksUnderWay::survived(log)?,
         unanswered: Unanswered::read(log)?,
     })
 }

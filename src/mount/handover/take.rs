@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::record::Past;
-use super::{HandedOver, Lifeline, Mounted, clock, log_of};
-use crate::fuse;
+use super::{HandedOver, Lifeline, Mounted, log_of};
+use crate::fuse::{self, EstaleRetries};
 use crate::mount::Ready;
 use crate::mount::assembly::{self, History, Served};
 use crate::mount::connecting::{client_config, connector, unidentified};
@@ -18,6 +18,7 @@ use crate::nfs::Client;
 use crate::quoting;
 use crate::telemetry::Metrics;
 use crate::vfs::Vfs;
+use crate::wal::clock;
 
 /// Why a daemon takes over, beside that the one before has ended.
 #[derive(Debug, Default)]
@@ -68,12 +69,18 @@ pub async fn run(
     )
     .map_err(|why| MountError::mount("taking over the mount", why))?;
     let mounted = Mounted::by(&request, state.mounted.since);
+    let retries = Arc::new(EstaleRetries::take_over(
+        state.walks,
+        state.paused_at,
+        client.wal().clone(),
+    ));
     commit(&lifeline, mounted, &owner, &state.init);
     vfs.go_on().await;
     let running = take_device(
         &request,
         &client,
         &vfs,
+        &retries,
         &metrics,
         inherited.device,
         state.init,
@@ -110,6 +117,7 @@ pub async fn run(
         connector,
         client,
         vfs,
+        retries,
         owner,
         metrics,
     };
@@ -150,11 +158,12 @@ async fn take_device(
     request: &MountRequest,
     client: &Arc<Client>,
     vfs: &Arc<Vfs>,
+    retries: &Arc<EstaleRetries>,
     metrics: &Arc<Metrics>,
     device: OwnedFd,
     init: fuse::InitValues,
 ) -> Result<fuse::Running, MountError> {
-    let (adapter, notify) = assembly::adapter(request, client, vfs, metrics)?;
+    let (adapter, notify) = assembly::adapter(request, client, vfs, retries, metrics)?;
     let session = assembly::session_options(request);
     let mountpoint = request.mountpoint.clone();
     let take = move || fuse::take_over(adapter, &notify, &mountpoint, &session, device, init);

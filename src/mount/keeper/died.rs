@@ -11,7 +11,7 @@ pub struct Died {
     pub status: i32,
     /// The keeper has killed it, since it gave no sign of life.
     pub hung: bool,
-    /// When the keeper noticed it, by [`clock`](crate::mount::handover::clock).
+    /// When the keeper noticed it, by [`clock`](crate::wal::clock).
     pub noticed: Duration,
     /// How often daemons of this mount have died, those included that were about to take over.
     pub crashes: u64,

@@ -11,10 +11,10 @@ use std::time::Instant;
 use super::crashes::Crashes;
 use super::machine::{Action, Crash, Event, Hopeless, Machine, Program};
 use super::{DIED, Died, MESSAGE, REASON, SOCKET, Slot};
-use crate::mount::handover::clock;
 use crate::mount::harden;
 use crate::quoting;
 use crate::telemetry::log;
+use crate::wal::clock;
 
 /// What the keeper is called with, instead of a command.
 pub const NAME: &str = "keeper";

@@ -58,8 +58,10 @@ pub(super) struct SentRecord {
 
 /// What a reply says of the compound.
 pub(super) enum Verdict {
-    /// It ran, or was refused for good.
+    /// It ran.
     Answered,
+    /// It was refused, and had no effect by this sending.
+    Refused,
     /// It had no effect, and is to be sent again.
     DidNotRun,
     /// It ran, and what came of it is not known.
@@ -83,6 +85,11 @@ impl SentRecord {
         head
     }
 
+    /// A sending before this one may have run.
+    pub(super) fn redone(&self) -> bool {
+        self.redone
+    }
+
     pub(super) fn judge(&self, reply: &Reply) -> Verdict {
         let essential = self.own.essential;
         match (reply.failed_at(), reply.status()) {
@@ -90,14 +97,26 @@ impl SentRecord {
             (Some(_), Status::RETRY_UNCACHED_REP) => Verdict::NotTold,
             (Some(at), _) if at <= self.own.front => Verdict::DidNotRun,
             (Some(_), Status::DELAY | Status::GRACE | Status::STALE_CLIENTID) => Verdict::DidNotRun,
-            _ => Verdict::Answered,
+            (Some(_), _) => Verdict::Refused,
+            (None, _) => Verdict::Answered,
+        }
+    }
+
+    /// The reply belongs to the operation's next run, too. A refusal does only if it may be the
+    /// work of an earlier sending: the operation has perhaps gone on from it, sent the same again,
+    /// and that is what its next run is to find.
+    pub(super) fn is_final(&self, reply: &Reply) -> bool {
+        match self.judge(reply) {
+            Verdict::Answered => true,
+            Verdict::Refused => self.redone,
+            Verdict::DidNotRun | Verdict::NotTold => false,
         }
     }
 
     /// The reply without SEQUENCE and what stood in front.
     fn answer(&self) -> Option<Reply> {
         let mut reply = Reply::parse(self.reply.clone()?, &self.ops()).ok()?;
-        if !matches!(self.judge(&reply), Verdict::Answered) {
+        if !self.is_final(&reply) {
             return None;
         }
         reply.skip_sequence().ok()?;
@@ -120,7 +139,11 @@ impl SentRecord {
             return self.redone || self.at.is_some();
         };
         let reply = Reply::parse(body.clone(), &self.ops());
-        self.redone || !reply.is_ok_and(|reply| matches!(self.judge(&reply), Verdict::DidNotRun))
+        let had_none = |reply| {
+            let verdict = self.judge(&reply);
+            matches!(verdict, Verdict::DidNotRun | Verdict::Refused)
+        };
+        self.redone || !reply.is_ok_and(had_none)
     }
 
     /// What it has opened, if it did.
@@ -428,7 +451,11 @@ impl Recording {
     pub(super) fn replied(&self, body: Bytes) {
         let mut record = self.record.lock();
         record.reply = Some(body);
-        self.put(&record);
+        // What had no effect is nothing that the next run must know of.
+        match record.may_have_run() {
+            true => self.put(&record),
+            false => self.once.wal.remove(Table::Sent, self.serial),
+        }
     }
 
     /// The slot was left without a reply.

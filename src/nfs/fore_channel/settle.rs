@@ -57,7 +57,8 @@ impl ForeChannel {
                 Ok(reply) if given_up && reply.results() == 1 => return Ok(None),
                 Ok(reply) => {
                     return Ok(match record.judge(&reply) {
-                        Verdict::Answered => Some(Settled::Reply(answer.body)),
+                        Verdict::Refused if !record.redone() => None,
+                        Verdict::Answered | Verdict::Refused => Some(Settled::Reply(answer.body)),
                         Verdict::DidNotRun => None,
                         Verdict::NotTold => Some(Settled::Unknown),
                     });

@@ -19,4 +19,22 @@ pub(in crate::vfs) struct SillyName<D> {
     pub(in crate::vfs) cred: Arc<Credential>,
     /// Who removed it first, if another has moved it: of the two, each may lack a right.
     pub(in crate::vfs) first: Option<Arc<Credential>>,
+    /// Where it is instead, if the RENAME from there was not executed: the process that sent that
+    /// was killed.
+    pub(in crate::vfs) was: Option<(D, Vec<u8>)>,
+}
+
+impl<D: Clone> SillyName<D> {
+    /// The same at the place that it may not have left.
+    pub(in crate::vfs) fn as_it_was(&self) -> Option<Self> {
+        let (dir, name) = self.was.clone()?;
+        let was = None;
+        let same = self.clone();
+        Some(Self {
+            dir,
+            name,
+            was,
+            ..same
+        })
+    }
 }

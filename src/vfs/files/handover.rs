@@ -230,6 +230,11 @@ impl Files {
         let silly = silly.transpose()?;
         if let Some(silly) = &silly {
             self.silly.ours.add(&silly.dir, &silly.name, inode);
+            if let Some((was, name)) = &silly.was {
+                self.silly.ours.add(was, name, inode);
+            }
+            inode.attr.lock().hide_name(true);
+            self.hidden_inherited(inode);
             self.log_silly(inode, silly);
         }
         let opens = of_file.users.into_iter();

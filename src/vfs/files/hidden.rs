@@ -159,13 +159,14 @@ impl Files {
                 return Fate::Stays;
             };
             let mut inner = state.lock();
-            let is_it = |silly: &&SillyName| Arc::ptr_eq(&silly.dir, from) && silly.name == name;
-            match inner.silly().filter(is_it) {
+            let is_it = |silly: &SillyName| Arc::ptr_eq(&silly.dir, from) && silly.name == name;
+            let known = inner.silly().cloned();
+            let was = known.as_ref().and_then(SillyName::as_it_was);
+            match known.into_iter().chain(was).find(is_it) {
                 // Also while the name is being made beside another: nobody knows yet
                 // whether it stays.
                 Some(_) if inner.is_being_replaced() => return Fate::Stays,
                 Some(silly) => {
-                    let silly = silly.clone();
                     inner.begin_replacing();
                     silly
                 }
@@ -217,9 +218,18 @@ impl Files {
         };
         let from = &silly.dir;
         self.silly.ours.add(to, &name, file);
+        let mut moved = SillyName {
+            dir: Arc::clone(to),
+            name: name.clone(),
+            file: silly.file.clone(),
+            cred: Arc::clone(by),
+            first: Some(Arc::clone(silly.first.as_ref().unwrap_or(&silly.cred))),
+            was: Some((Arc::clone(from), silly.name.clone())),
+        };
+        self.log_silly(file, &moved);
         let _changing = (self.namespace.changing(from), self.namespace.changing(to));
         let sent = Instant::now();
-        let moved = self
+        let renamed = self
             .client
             .rename_hidden(
                 by,
@@ -228,13 +238,14 @@ impl Files {
                 &silly.file,
             )
             .await;
-        let (left, entered) = match moved {
-            Ok(moved) => {
-                let moved = moved.unwrap_or_default();
-                (moved.left, moved.entered)
+        let (left, entered) = match renamed {
+            Ok(renamed) => {
+                let renamed = renamed.unwrap_or_default();
+                (renamed.left, renamed.entered)
             }
             Err(error) => {
                 self.silly.ours.remove(to, &name);
+                self.log_silly(file, silly);
                 return Err(error);
             }
         };
@@ -243,12 +254,7 @@ impl Files {
         let target = DentryTarget::Inode(Arc::clone(file));
         self.namespace.named(to, &name, &entered, target, sent);
         self.silly.ours.remove(from, &silly.name);
-        Ok(SillyName {
-            dir: Arc::clone(to),
-            name,
-            file: silly.file.clone(),
-            cred: Arc::clone(by),
-            first: Some(Arc::clone(silly.first.as_ref().unwrap_or(&silly.cred))),
-        })
+        moved.was = None;
+        Ok(moved)
     }
 }

@@ -29,6 +29,7 @@ use super::handle::OpenHandle;
 use super::handover::{FilesState, HandleRecord};
 use super::write::now;
 use super::{FHS, Files};
+use crate::nfs::handover::ClientState;
 use crate::nfs::proto::ops::ACCESS_READ;
 use crate::nfs::state::OpenState;
 use crate::rpc::{buffers, caller};
@@ -77,6 +78,7 @@ pub(in crate::vfs) struct OnTheirWay {
     changes: Vec<(InodeRef, Change)>,
     appends: Vec<(u64, u64)>,
     opens: Vec<(u64, u64)>,
+    victims: Vec<(u64, InodeRef)>,
 }
 
 impl Files {
@@ -147,7 +149,7 @@ impl Files {
 
     pub(super) fn log_silly(&self, inode: &Inode, silly: &SillyName) {
         if self.wal.is_on() {
-            let record = SillyRecord::of(silly, LoggedDir::of(&silly.dir));
+            let record = SillyRecord::of(silly, |dir| LoggedDir::of(dir));
             self.wal.put(Table::Silly, inode.ino, &record);
         }
     }
@@ -219,8 +221,47 @@ impl Files {
         Some((Arc::clone(&handle.inode), opened))
     }
 
+    /// This request is about to hide the name of a file. Should it come again when the name is
+    /// hidden, nothing but this tells of which file it was.
+    pub(super) fn log_victim(&self, inode: &Inode) {
+        let request = caller::request();
+        if self.wal.is_on() && request.unique != 0 {
+            self.wal.put(Table::Victim, request.unique, &inode.ino);
+        }
+    }
+
+    /// The file whose name a process that was killed has hidden for this request, or was about to.
+    pub(super) fn victim_before(&self) -> Option<Arc<Inode>> {
+        let request = caller::request();
+        if !request.resent {
+            return None;
+        }
+        let inherited = self.on_their_way.lock();
+        inherited.victims.get(&request.unique).map(Arc::clone)
+    }
+
+    /// The name that this request has given to the file in a process that was killed.
+    pub(in crate::vfs) fn hidden_before(&self, victim: &Inode) -> Option<SillyName> {
+        self.victim_before()
+            .filter(|before| before.ino == victim.ino)?;
+        let mark = format!("{:016x}", self.client.mark()?);
+        let inner = victim.opened()?.lock();
+        let silly = inner.silly()?;
+        let is_marked = silly
+            .name
+            .windows(mark.len())
+            .any(|part| part == mark.as_bytes());
+        is_marked.then(|| silly.clone())
+    }
+
+    /// A file with a hidden name was taken over.
+    pub(super) fn hidden_inherited(&self, inode: &Arc<Inode>) {
+        self.on_their_way.lock().hidden.push(Arc::clone(inode));
+    }
+
     /// The kernel has its answer to this request.
     pub(in crate::vfs) fn request_answered(&self, unique: u64) {
+        self.wal.remove(Table::Victim, unique);
         self.wal.remove(Table::Append, unique);
     }
 
@@ -235,6 +276,12 @@ impl Files {
             let mut inherited = self.on_their_way.lock();
             inherited.appends = on.appends.iter().copied().collect();
             inherited.opens = on.opens.into_iter().collect();
+        }
+        for (unique, inode) in on.victims {
+            let inode = inodes.get(inode)?;
+            self.wal.put(Table::Victim, unique, &inode.ino);
+            let mut inherited = self.on_their_way.lock();
+            inherited.victims.insert(unique, Arc::clone(inode));
         }
         for (unique, offset) in on.appends {
             self.wal.put(Table::Append, unique, &offset);
@@ -314,10 +361,11 @@ impl Files {
     /// Sends what was on its way when another process was killed. Before the kernel is answered
     /// again.
     pub(in crate::vfs) async fn go_on(self: &Arc<Self>) {
-        let (written, changed) = {
+        let (written, changed, hidden) = {
             let mut inherited = self.on_their_way.lock();
             let written = std::mem::take(&mut inherited.written);
-            (written, std::mem::take(&mut inherited.changed))
+            let changed = std::mem::take(&mut inherited.changed);
+            (written, changed, std::mem::take(&mut inherited.hidden))
         };
         for inode in &written {
             self.know_size(inode).await;
@@ -327,6 +375,10 @@ impl Files {
         }
         for inode in changed {
             self.changes_wait(&inode);
+        }
+        // Their last handle may have been closed, and nothing else done about it.
+        for inode in hidden {
+            self.remove_unneeded(&inode).await;
         }
     }
 }
@@ -339,6 +391,9 @@ pub(super) struct Inherited {
     /// By the requests.
     appends: HashMap<u64, u64>,
     opens: HashMap<u64, u64>,
+    victims: HashMap<u64, Arc<Inode>>,
+    /// They have hidden names, which may be needed by nobody.
+    hidden: Vec<Arc<Inode>>,
 }
 
 impl FilesState {
@@ -346,6 +401,7 @@ impl FilesState {
     pub(in crate::vfs) fn survived(
         survived: &Survived,
         inodes: &mut LoggedInodes,
+        client: &ClientState,
     ) -> Result<(Self, OnTheirWay), Unreadable> {
         let mut on = OnTheirWay {
             appends: survived.table(Table::Append)?,
@@ -367,6 +423,11 @@ impl FilesState {
             let Some(inode) = inodes.held(handle.ino) else {
                 continue;
             };
+            // It is being released, and its CLOSE was sent: RELEASE has nothing more to do but what
+            // is done of itself.
+            if !client.has_open(handle.open) {
+                continue;
+            }
             let owners = &files.entry(handle.ino).or_default().owners;
             let locked = owners.iter().any(|owner| owner.handles.contains(&fh));
             if handle.request != 0 {
@@ -394,6 +455,10 @@ impl FilesState {
             if let Some(inode) = inodes.held(ino) {
                 on.changes.push((inode, change));
             }
+        }
+        for (unique, ino) in survived.table::<Ino>(Table::Victim)? {
+            on.victims
+                .extend(inodes.held(ino).map(|inode| (unique, inode)));
         }
         let files = files.into_iter().filter_map(|(ino, of)| {
             let record = FileRecord::survived(of.errors, of.silly, of.owners);

@@ -78,12 +78,13 @@ fn silly_name(dir: &Arc<Inode>, name: &str, file: &Inode, cred: &Arc<Credential>
         file: file.handle.clone(),
         cred: Arc::clone(cred),
         first: None,
+        was: None,
     }
 }
 
 /// What became of the name of an open file that is replaced.
 pub(in crate::vfs) struct Hidden {
-    silly: SillyName,
+    pub(in crate::vfs) silly: SillyName,
     /// The hidden name is one more, not the one that the file had.
     pub(in crate::vfs) beside: bool,
 }
@@ -155,6 +156,9 @@ impl Files {
         dir: &Arc<Inode>,
         name: &[u8],
     ) -> VfsResult<Option<Arc<Inode>>> {
+        if let Some(inode) = self.victim_before() {
+            return Ok(Some(inode));
+        }
         if let Some(inode) = self.namespace.remembered_inode(dir, name) {
             return Ok(Some(inode));
         }
@@ -182,7 +186,10 @@ impl Files {
         let losing = Losing(Some((file, loss)));
         match loss {
             NameLoss::Removed => Taking::Removing(losing),
-            NameLoss::Hidden => Taking::Hiding(losing),
+            NameLoss::Hidden => {
+                self.log_victim(inode);
+                Taking::Hiding(losing)
+            }
         }
     }
 
@@ -511,7 +518,21 @@ impl Files {
     /// The file is closed: its hidden name goes.
     pub(super) async fn remove_silly(self: &Arc<Self>, inode: &Arc<Inode>, silly: SillyName) {
         let _closing = self.silly.closing(silly.dir.ino);
-        let SillyName { dir, name, .. } = &silly;
+        for place in [Some(silly.clone()), silly.as_it_was()]
+            .into_iter()
+            .flatten()
+        {
+            self.remove_hidden(&place).await;
+        }
+        self.wal.remove(Table::Silly, inode.ino);
+        // It may have other names.
+        let mut attr = inode.attr.lock();
+        attr.hide_name(false);
+        attr.names_changed(Instant::now());
+    }
+
+    async fn remove_hidden(&self, silly: &SillyName) {
+        let SillyName { dir, name, .. } = silly;
         let _changing = self.namespace.changing(dir);
         for cred in silly.first.iter().chain([&silly.cred]) {
             let sent = Instant::now();
@@ -537,11 +558,6 @@ impl Files {
             }
         }
         self.silly.ours.remove(dir, name);
-        self.wal.remove(Table::Silly, inode.ino);
-        // It may have other names.
-        let mut attr = inode.attr.lock();
-        attr.hide_name(false);
-        attr.names_changed(Instant::now());
     }
 
     /// The file is being closed: if it has a hidden name, that may be about to

@@ -114,6 +114,11 @@ impl Vfs {
         let Some(victim) = replaced else {
             return Ok((None, None));
         };
+        if let Some(silly) = self.files.hidden_before(victim) {
+            let beside = true;
+            self.files.begin_replacing(victim);
+            return Ok((None, Some(Hidden { silly, beside })));
+        }
         match self.files.take_name(victim).await {
             Taking::Removing(removing) => Ok((Some(removing), None)),
             Taking::Hiding(hiding) => {

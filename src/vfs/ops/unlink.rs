@@ -28,6 +28,7 @@ impl Vfs {
         let _changing = self.namespace.let_opens_pass(&dir, name).await;
         let victim = self.files.who_is(cred, &dir, name).await?;
         let removing = match &victim {
+            Some(victim) if self.files.hidden_before(victim).is_some() => return Ok(()),
             Some(victim) => match self.files.take_name(victim).await {
                 Taking::Removing(removing) => Some(removing),
                 Taking::Hiding(hiding) => {

@@ -339,6 +339,46 @@ fn a_killed_postgres_starts_on_the_other_host_with_every_committed_row() {
     verify_checksums(&hosts.hosts[0]);
 }
 
+/// The daemon of the volume is killed again and again (`EFS_FUSE_KILLS` / 10 times, at least
+/// 5), and another one goes on: no client and no server process has an error of it.
+#[test]
+fn a_postgres_whose_daemon_is_killed_again_and_again_notices_nothing() {
+    let kills = (setting("EFS_FUSE_KILLS", 50) / 10).max(5);
+    let limit = Duration::from_secs(180 + kills * 5);
+    let options = ["takeover=crash"];
+    let hosts = Hosts::with(1, ServerOptions::default(), &options, limit);
+    let (local, host) = (Local::new(), &hosts.hosts[0]);
+    let running = first(&local, host);
+    let mut load = local.load(host);
+    let mut inserts = local.insert(host, 1);
+    for kill in 0..kills {
+        thread::sleep(Duration::from_millis(300 + kill * 97 % 700));
+        let rows = local.ledger().len();
+        host.kill_daemon(SOON);
+        let goes_on = eventually(SOON, || (local.ledger().len() > rows + 3).then_some(()));
+        assert!(goes_on.is_some(), "no row more after {kill} kills");
+        assert_eq!(
+            (inserts.ended(), load.ended()),
+            (None, None),
+            "{kill} kills"
+        );
+    }
+    inserts.kill();
+    load.kill();
+    let rows = local.check(host);
+    println!("{kills} kills, {rows} acknowledged rows are there");
+    let log = fs::read_to_string(local.log(host)).expect("its log");
+    let errors: Vec<_> = log
+        .lines()
+        // Of its files; what it could not tell its clients is that they were killed.
+        .filter(|line| line.contains("PANIC") || line.contains("could not"))
+        .filter(|line| !line.contains(" client"))
+        .collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    running.stop();
+    verify_checksums(host);
+}
+
 /// SIGKILL to backends in the middle of their work: the server ends of it, as it does
 /// where it is not to start again by itself. The second time the network is cut then.
 #[test]

@@ -18,7 +18,7 @@ use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-use self::refused::{UNKNOWN, is_unlike, refused_for};
+use self::refused::{UNKNOWN, is_by_both_names, refused_for};
 use super::history::{Answer, Call, Event, Name, OBSERVER, Path, Time, is_direct, text};
 use super::rules::Rules;
 use super::state::{Caller, Led, PLOT, State};
@@ -359,7 +359,7 @@ impl<'a> Search<'a> {
             }
         }
         // What either name leads to is believed by itself, and may be of another moment.
-        if is_unlike(&self.history[event]) {
+        if is_by_both_names(&self.history[event]) {
             for path in paths {
                 let above = above(self, path);
                 ways.push(Some(step(self, above, path)));
@@ -422,7 +422,7 @@ impl<'a> Search<'a> {
     /// Where the walks of an event may have led: one list for each way to combine them.
     fn led(&self, state: &State, event: usize) -> Vec<Vec<Led>> {
         let mut led = vec![Vec::new()];
-        let unlike = is_unlike(&self.history[event]);
+        let by_both = is_by_both_names(&self.history[event]);
         for (number, way) in self.ways[event].iter().enumerate() {
             let mut to = match way {
                 None => vec![Ok(PLOT)],
@@ -430,7 +430,7 @@ impl<'a> Search<'a> {
             };
             // Nothing need be believed of what names lead to for the call to be refused.
             let learnt = self.learnt[event] && number + 1 == self.ways[event].len();
-            if to.is_empty() && (unlike && number >= 2 || learnt) {
+            if to.is_empty() && (by_both && number >= 2 || learnt) {
                 to.push(UNKNOWN);
             }
             led = led

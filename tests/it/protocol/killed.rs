@@ -9,6 +9,7 @@ use efs_fuse::nfs::calls::HowToOpen;
 use efs_fuse::nfs::handover::{ClientState, TakenOver, Unanswered};
 use efs_fuse::nfs::proto::attrs::NewAttributes;
 use efs_fuse::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE, Make};
+use efs_fuse::nfs::proto::status::Status;
 use efs_fuse::nfs::{Client, ClientConfig, NfsError};
 use efs_fuse::rpc::auth::Credential;
 use efs_fuse::rpc::caller::{self, Caller, KernelRequest};
@@ -174,7 +175,17 @@ impl Killed {
         Self::of(kill, what, true).await
     }
 
-    async fn of(kill: Kill, what: What, given_up: bool) -> Self {
+    /// In the second attempt of a directory's removal, which was not empty at the first.
+    async fn at_second(kill: Kill, what: What) -> Self {
+        let (peer, client) = Self::begins().await;
+        peer.fs().write_file("/empty/file", b"x").unwrap();
+        let refused = asked(&client, what, false).await;
+        assert_eq!(refused.unwrap_err().status(), Some(Status::NOTEMPTY));
+        peer.fs().remove("/empty/file").unwrap();
+        Self::while_it_runs(kill, what, false, (peer, client)).await
+    }
+
+    async fn begins() -> (Arc<Peer>, Arc<Client>) {
         let peer = Peer::new(PeerConfig::default());
         let fs = peer.fs();
         fs.write_file("/victim", b"x").unwrap();
@@ -183,6 +194,19 @@ impl Killed {
         fs.write_file("/object", b"object").unwrap();
         fs.mkdir("/empty").unwrap();
         let client = connect_as(&peer, config(), Metrics::new()).await;
+        (peer, client)
+    }
+
+    async fn of(kill: Kill, what: What, given_up: bool) -> Self {
+        Self::while_it_runs(kill, what, given_up, Self::begins().await).await
+    }
+
+    async fn while_it_runs(
+        kill: Kill,
+        what: What,
+        given_up: bool,
+        (peer, client): (Arc<Peer>, Arc<Client>),
+    ) -> Self {
         peer.clear_log();
         match kill {
             Kill::Unreceived => {
@@ -325,6 +349,19 @@ async fn those_who_take_over_may_be_killed_as_well() {
             }
             assert_eq!(first.executed(what), 1, "{what:?}, killed {kill:?}");
         }
+    }
+}
+
+/// rmdir(2) of a directory with nothing but hidden names: REMOVE is refused, the names are moved
+/// away, and the same REMOVE is sent once more.
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_first_and_ran_then_has_run() {
+    for kill in [Kill::Unreplied, Kill::Replied] {
+        let killed = Killed::at_second(kill, What::Rmdir).await;
+        let (client, _taken) = killed.taken().await;
+        let again = asked(&client, What::Rmdir, true).await;
+        assert_eq!(again, Ok(()), "killed {kill:?}");
+        assert_eq!(killed.executed(What::Rmdir), 1, "killed {kill:?}");
     }
 }
 

@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -229,6 +229,8 @@ fn a_killed_daemon_is_an_error_to_nobody() {
     let works = works(&mount, &stop);
     let held = open(&mount, "held");
     sys::record_lock(&held, libc::F_WRLCK).expect("a lock");
+    let removed = open(&mount, "removed");
+    fs::remove_file(mount.join("removed")).expect("unlink");
     let theirs = open(&other, "theirs");
     sys::record_lock(&theirs, libc::F_WRLCK).expect("a lock");
     let ours = open(&mount, "theirs");
@@ -257,6 +259,9 @@ fn a_killed_daemon_is_an_error_to_nobody() {
     thread::sleep(Duration::from_millis(500));
     writeln!(stdin, "word").expect("it reads");
     assert_eq!(hear().trim(), "1");
+    removed.write_all_at(b"alive", 0).expect("write");
+    let seen = removed.metadata().expect("fstat");
+    assert_eq!((seen.nlink(), seen.len()), (0, 5));
     assert!(!waiting.is_finished(), "it has a lock that another has");
     sys::record_lock(&theirs, libc::F_UNLCK).expect("unlock");
     waiting.join().expect("no panic").expect("the lock");
@@ -270,7 +275,7 @@ fn a_killed_daemon_is_an_error_to_nobody() {
     assert_appended(&other, ended[0].1);
     drop(stdin);
     assert!(container.wait().expect("it ends").success());
-    drop(held);
+    drop((held, removed));
     mount.unmount();
 }
 

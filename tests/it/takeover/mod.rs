@@ -2,5 +2,6 @@
 
 mod crash;
 mod keeper;
+mod kills;
 mod session;
 mod upgrade;

@@ -155,7 +155,15 @@ impl World {
     fn adapter(&self) -> Adapter {
         let (runtime, metrics) = (self.runtime.handle().clone(), Metrics::new());
         let kernel = KernelOptions::default();
-        Adapter::new(Arc::clone(&self.vfs), runtime, metrics, kernel, None).expect("a thread")
+        Adapter::new(
+            Arc::clone(&self.vfs),
+            Arc::default(),
+            runtime,
+            metrics,
+            kernel,
+            None,
+        )
+        .expect("a thread")
     }
 
     fn running(&self) -> &Running {

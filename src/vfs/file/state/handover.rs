@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{FileInner, HandleLocking, LateCut, Moves, SharedOpen};
@@ -42,6 +43,7 @@ pub(in crate::vfs) struct SillyRecord<D> {
     file: FileHandle,
     cred: Credential,
     first: Option<Credential>,
+    was: Option<(D, Bytes)>,
 }
 
 /// Names are bytes, not lists of numbers.
@@ -59,10 +61,12 @@ mod as_bytes {
 }
 
 impl<E> SillyRecord<E> {
-    /// The hidden name, whose directory is known as `dir`.
-    pub(in crate::vfs) fn of<D>(silly: &SillyName<D>, dir: E) -> Self {
+    /// The hidden name, whose directory is known as `dir` says.
+    pub(in crate::vfs) fn of<D>(silly: &SillyName<D>, mut dir: impl FnMut(&D) -> E) -> Self {
+        let was = silly.was.as_ref();
         Self {
-            dir,
+            was: was.map(|(was, name)| (dir(was), Bytes::copy_from_slice(name))),
+            dir: dir(&silly.dir),
             name: silly.name.clone(),
             file: silly.file.clone(),
             cred: (*silly.cred).clone(),
@@ -71,8 +75,9 @@ impl<E> SillyRecord<E> {
     }
 
     /// The same, with its directory known otherwise.
-    pub(in crate::vfs) fn known_as<F>(self, dir: impl FnOnce(E) -> F) -> SillyRecord<F> {
+    pub(in crate::vfs) fn known_as<F>(self, mut dir: impl FnMut(E) -> F) -> SillyRecord<F> {
         SillyRecord {
+            was: self.was.map(|(was, name)| (dir(was), name)),
             dir: dir(self.dir),
             name: self.name,
             file: self.file,
@@ -86,9 +91,11 @@ impl<D> SillyRecord<D> {
     /// In what is its directory here.
     pub(in crate::vfs) fn restored<E, X>(
         self,
-        dir: impl FnOnce(D) -> Result<E, X>,
+        mut dir: impl FnMut(D) -> Result<E, X>,
     ) -> Result<SillyName<E>, X> {
+        let was = self.was.map(|(was, name)| Ok((dir(was)?, name.to_vec())));
         Ok(SillyName {
+            was: was.transpose()?,
             dir: dir(self.dir)?,
             name: self.name,
             file: self.file,
@@ -136,7 +143,7 @@ impl<D> FileInner<D> {
     pub(in crate::vfs) fn record<E>(
         &self,
         foreign: Moves,
-        refer: impl FnOnce(&D) -> E,
+        mut refer: impl FnMut(&D) -> E,
     ) -> FileRecord<E> {
         let silly = self.silly.as_ref();
         FileRecord {
@@ -148,7 +155,7 @@ impl<D> FileInner<D> {
             writes: self.writes,
             filled: self.filled,
             preserved: self.preserved,
-            silly: silly.map(|silly| SillyRecord::of(silly, refer(&silly.dir))),
+            silly: silly.map(|silly| SillyRecord::of(silly, &mut refer)),
             owners: self.locks.records(),
         }
     }

@@ -7,14 +7,19 @@ use super::Search;
 /// Nothing is believed of what a name leads to.
 pub(super) const UNKNOWN: Led = Err(0);
 
-/// A rename that was refused because a directory and something else cannot replace each
-/// other: the kernel says so by what it believes of both.
-pub(super) fn is_unlike(event: &Event) -> bool {
-    let refused = matches!(
-        event.answer,
-        Some(Answer::Refused(libc::ENOTDIR | libc::EISDIR))
-    );
-    refused && matches!(event.call, Call::Rename { .. })
+/// A rename that the kernel refused by what it believes of both names: a directory and something
+/// else cannot replace each other, and nothing replaces the directory that it lies in.
+pub(super) fn is_by_both_names(event: &Event) -> bool {
+    let (Call::Rename { from, to, .. }, Some(Answer::Refused(errno))) =
+        (&event.call, &event.answer)
+    else {
+        return false;
+    };
+    match *errno {
+        libc::ENOTDIR | libc::EISDIR => true,
+        libc::ENOTEMPTY => to.is_or_holds(*from),
+        _ => false,
+    }
 }
 
 /// The name that a call was refused for, if what is believed of that is enough to refuse it.
@@ -70,7 +75,9 @@ impl Search<'_> {
                 Err(right) => right.contains(&errno),
                 Ok(_) => hides && errno == libc::ENOTEMPTY,
             };
-            let unlike = is_unlike(&self.history[event])
+            let by_both = is_by_both_names(&self.history[event]);
+            let above = by_both && errno == libc::ENOTEMPTY && at[2].is_ok() && at[3] == at[0];
+            let unlike = by_both
                 && match (state.kind(at[2]), state.kind(at[3])) {
                     (Ok(Kind::Directory), Ok(other)) => {
                         errno == libc::ENOTDIR && other != Kind::Directory
@@ -80,6 +87,7 @@ impl Search<'_> {
                 };
             right
                 || unlike
+                || above
                 || is_enough(call, state.kind(learnt)).contains(&errno)
                 || self.missed(state, event, at, errno)
         })

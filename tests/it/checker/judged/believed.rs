@@ -46,6 +46,36 @@ fn what_is_known_of_the_names_in_a_directory_goes_with_it_when_it_is_renamed() {
         .is_wrong();
 }
 
+/// The kernel walks to `d/b` by what it believes, and sees that `d` is above it.
+#[test]
+fn nothing_replaces_the_directory_that_it_is_believed_to_lie_in() {
+    let below = Path {
+        dir: Some(b'd'),
+        name: b'b',
+    };
+    let up = || Call::Rename {
+        from: below,
+        to: at(b'd'),
+        replaces: true,
+    };
+    let full = || Answer::Refused(libc::ENOTEMPTY);
+    let moved = |later| {
+        Told::default()
+            .done(0, Call::Mkdir(at(b'd')))
+            .done(0, Call::Mkdir(below))
+            .done(1, rename(b'd', b'e'))
+            .later(later)
+            .call(0, up(), full())
+    };
+    moved(0).is_allowed();
+    moved(2 * BELIEVED).is_wrong();
+    // Who has never heard of it cannot believe it.
+    Told::default()
+        .done(1, Call::Mkdir(at(b'e')))
+        .call(0, up(), full())
+        .is_wrong();
+}
+
 #[test]
 fn whoever_asks_for_a_directory_confirms_what_is_missing_in_it_for_all_of_his_host() {
     let missing = || Answer::Refused(libc::ENOENT);

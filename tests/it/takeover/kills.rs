@@ -1,0 +1,410 @@
+//! One daemon after another is killed, under programs of many kinds on two hosts: none of them
+//! may notice. `scripts/kills` asks for many.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::fixtures::ganesha::{Server, ServerOptions};
+use crate::fixtures::mount::{Mount, MountRequest};
+use crate::fixtures::process::{eventually, run};
+use crate::fixtures::{setting, sys};
+use crate::posix::fsx;
+
+const SOON: Duration = Duration::from_secs(120);
+/// Operations of fsx in one turn.
+const FSX_OPERATIONS: u64 = 1_000;
+/// Names in the directory that is listed again and again.
+const NAMES: usize = 300;
+/// Files in the archive that is unpacked again and again.
+const ARCHIVED: usize = 60;
+
+/// What a program has done: turns, and the longest of them.
+#[derive(Clone, Copy, Debug)]
+struct Done {
+    turns: u64,
+    longest: Duration,
+}
+
+/// A program that does its work again and again until it is told to stop. An error is the end
+/// of it.
+struct Program {
+    name: &'static str,
+    thread: JoinHandle<io::Result<Done>>,
+}
+
+impl Program {
+    fn start(
+        name: &'static str,
+        stop: &Arc<AtomicBool>,
+        mut work: impl FnMut(u64) -> io::Result<()> + Send + 'static,
+    ) -> Self {
+        let stop = Arc::clone(stop);
+        let thread = thread::spawn(move || {
+            let (mut turns, mut longest) = (0, Duration::ZERO);
+            while !stop.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                work(turns).map_err(|why| io::Error::other(format!("turn {turns}: {why}")))?;
+                longest = longest.max(begun.elapsed());
+                turns += 1;
+            }
+            Ok(Done { turns, longest })
+        });
+        Self { name, thread }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    #[track_caller]
+    fn end(self) -> Done {
+        let name = self.name;
+        let ended = self.thread.join();
+        let done = ended.unwrap_or_else(|_| panic!("{name} has panicked"));
+        let done = done.unwrap_or_else(|why| panic!("{name}: {why}"));
+        println!(
+            "{name}: {} turns, the longest {:?}",
+            done.turns, done.longest
+        );
+        done
+    }
+}
+
+fn must(holds: bool, what: &str) -> io::Result<()> {
+    match holds {
+        true => Ok(()),
+        false => Err(io::Error::other(what.to_owned())),
+    }
+}
+
+/// An error that says which call it is of.
+fn at<T>(call: &str, result: io::Result<T>) -> io::Result<T> {
+    result.map_err(|why| io::Error::new(why.kind(), format!("{call}: {why}")))
+}
+
+/// Counts and appends a line under a lock that the other host wants, too.
+fn counts(dir: PathBuf, host: &'static str) -> impl FnMut(u64) -> io::Result<()> {
+    let open = |name: &str| {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .open(dir.join(name))
+    };
+    let (counter, log) = (open("counter"), dir.join("entries"));
+    let counter = counter.expect("open");
+    move |turn| {
+        at("lock", sys::record_lock(&counter, libc::F_WRLCK))?;
+        let mut number = [0; 20];
+        let len = at("read", counter.read_at(&mut number, 0))?;
+        let text = std::str::from_utf8(&number[..len]).expect("digits");
+        let number: u64 = text.trim().parse().unwrap_or(0);
+        let next = format!("{:019}\n", number + 1);
+        at("write", counter.write_all_at(next.as_bytes(), 0))?;
+        let mut options = OpenOptions::new();
+        let mut log = at("open", options.append(true).create(true).open(&log))?;
+        at(
+            "append",
+            log.write_all(format!("{host} {turn}\n").as_bytes()),
+        )?;
+        drop(log);
+        at("unlock", sys::record_lock(&counter, libc::F_UNLCK))?;
+        // So that the other is not starved: nobody's turn comes after another's.
+        thread::sleep(Duration::from_millis(10));
+        Ok(())
+    }
+}
+
+/// A small tree that is made, moved and removed: every call has one right answer. The other host
+/// is asked what is there if one is wrong.
+fn tree(dir: PathBuf, there: PathBuf) -> impl FnMut(u64) -> io::Result<()> {
+    move |turn| {
+        let top = dir.join(format!("tree-{turn}"));
+        let file = |name: &str| top.join(name);
+        at("mkdir", fs::create_dir(&top))?;
+        let mut options = OpenOptions::new();
+        let exclusive = options.write(true).create_new(true);
+        let made = at("create", exclusive.open(file("a")))?;
+        at("write", (&made).write_all(b"content"))?;
+        at("close", made.sync_all())?;
+        at("link", fs::hard_link(file("a"), file("b")))?;
+        at("rename", fs::rename(file("a"), file("c")))?;
+        at("symlink", std::os::unix::fs::symlink("c", file("d")))?;
+        let links = at("stat", fs::metadata(file("d")))?.nlink();
+        must(links == 2, "two links")?;
+        let mut names: Vec<_> = at("readdir", fs::read_dir(&top))?
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect::<io::Result<_>>()?;
+        names.sort();
+        must(
+            names == ["b", "c", "d"],
+            &format!("three names, not {names:?}"),
+        )?;
+        at("rename over", fs::rename(file("b"), file("c")))?;
+        // Two names of one file: nothing is done.
+        at("unlink", fs::remove_file(file("b")))?;
+        let content = at("read", fs::read(file("c")))?;
+        must(content == b"content", "its content")?;
+        at("unlink", fs::remove_file(file("d")))?;
+        at("unlink", fs::remove_file(file("c")))?;
+        fs::remove_dir(&top).map_err(|why| {
+            let left = fs::read_dir(there.join(format!("tree-{turn}")));
+            let left = left.map(|names| names.flatten().collect::<Vec<_>>());
+            io::Error::other(format!("rmdir: {why}; the other host sees {left:?}"))
+        })
+    }
+}
+
+/// A directory that nobody changes, in the middle of whose listing a daemon may die.
+fn listing(dir: &Path) -> impl FnMut(u64) -> io::Result<()> + use<> {
+    let dir = dir.join("listed");
+    fs::create_dir(&dir).expect("mkdir");
+    for number in 0..NAMES {
+        fs::write(dir.join(format!("name-{number}")), "").expect("write");
+    }
+    move |_| {
+        let mut names = std::collections::HashSet::new();
+        for entry in at("readdir", fs::read_dir(&dir))? {
+            let name = at("readdir", entry)?.file_name();
+            must(names.insert(name.clone()), &format!("{name:?} twice"))?;
+        }
+        must(names.len() == NAMES, &format!("{} names", names.len()))
+    }
+}
+
+/// A removed file that is open still, and read and written.
+fn removed(dir: &Path) -> impl FnMut(u64) -> io::Result<()> + use<> {
+    let path = dir.join("removed");
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create_new(true);
+    let file = options.open(&path).expect("create");
+    fs::remove_file(&path).expect("unlink");
+    move |turn| {
+        let block = [turn as u8; 512];
+        let offset = turn % 64 * 512;
+        at("write", file.write_all_at(&block, offset))?;
+        let mut back = [0; 512];
+        at("read", file.read_exact_at(&mut back, offset))?;
+        must(back == block, "its bytes")?;
+        must(at("fstat", file.metadata())?.nlink() == 0, "no link")
+    }
+}
+
+fn command(words: &[&str], dir: &Path) -> io::Result<()> {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).current_dir(dir);
+    command
+        .env("HOME", "/nonexistent")
+        .env("GIT_CONFIG_NOSYSTEM", "1");
+    for who in ["AUTHOR", "COMMITTER"] {
+        command.env(format!("GIT_{who}_NAME"), "a");
+        command.env(format!("GIT_{who}_EMAIL"), "a@example.com");
+    }
+    let done = run(&mut command, SOON);
+    must(
+        done.status.success(),
+        &format!("{words:?}: {}\n{}{}", done.status, done.stdout, done.stderr),
+    )
+}
+
+/// A repository that is committed to, and verified.
+fn git(dir: &Path) -> impl FnMut(u64) -> io::Result<()> + use<> {
+    let dir = dir.join("repository");
+    fs::create_dir(&dir).expect("mkdir");
+    command(&["git", "init", "-q", "-b", "main"], &dir).expect("git init");
+    move |turn| {
+        fs::write(dir.join(format!("file-{}", turn % 20)), format!("{turn}\n"))?;
+        command(&["git", "add", "--all"], &dir)?;
+        command(&["git", "commit", "-q", "-m", &turn.to_string()], &dir)?;
+        match turn % 10 == 9 {
+            true => command(&["git", "fsck", "--full", "--strict"], &dir),
+            false => Ok(()),
+        }
+    }
+}
+
+/// An archive that is unpacked, compared and removed.
+fn unpacks(dir: &Path, local: &Path) -> impl FnMut(u64) -> io::Result<()> + use<> {
+    let (source, archive) = (local.join("source"), local.join("archive.tar"));
+    fs::create_dir(&source).expect("mkdir");
+    for number in 0..ARCHIVED {
+        let file = source.join(format!("file-{number}"));
+        fs::write(&file, vec![number as u8; 300 * number]).expect("write");
+        sys::chmod(&file, 0o600 | number as u32 % 64).expect("chmod");
+    }
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let (source, archive) = (text(&source), text(&archive));
+    command(&["tar", "-cf", &archive, "-C", &source, "."], local).expect("tar -c");
+    let dir = dir.to_owned();
+    move |turn| {
+        let to = dir.join(format!("unpacked-{turn}"));
+        at("mkdir", fs::create_dir(&to))?;
+        command(&["tar", "-xpf", &archive], &to)?;
+        command(&["tar", "-df", &archive], &to)?;
+        command(&["diff", "-r", &source, "."], &to)?;
+        at("rm -r", fs::remove_dir_all(&to))
+    }
+}
+
+/// Names all programs, which work in `here`, a directory of the mount whose daemons are killed, and in
+/// `there`, the same directory of another host.
+fn programs(here: &Path, there: &Path, local: &Path, stop: &Arc<AtomicBool>) -> Vec<Program> {
+    let file = here.join("of fsx");
+    vec![
+        Program::start("counter here", stop, counts(here.into(), "here")),
+        Program::start("counter there", stop, counts(there.into(), "there")),
+        Program::start("tree", stop, tree(here.into(), there.into())),
+        Program::start("listing", stop, listing(here)),
+        Program::start("removed file", stop, removed(here)),
+        Program::start("git", stop, git(here)),
+        Program::start("tar", stop, unpacks(here, local)),
+        Program::start("fsx", stop, move |turn| {
+            fsx(&file, FSX_OPERATIONS, turn);
+            Ok(())
+        }),
+    ]
+}
+
+/// Each line of a host is there once, and in its order; the counter is their number.
+fn assert_counted(dir: &Path, here: Done, there: Done) {
+    let log = fs::read_to_string(dir.join("entries")).expect("read");
+    for (host, done) in [("here", here), ("there", there)] {
+        let turns = log
+            .lines()
+            .filter_map(|line| line.strip_prefix(host)?.strip_prefix(' '));
+        let turns: Vec<u64> = turns.map(|turn| turn.parse().expect("a turn")).collect();
+        assert!(turns.iter().copied().eq(0..done.turns), "{host}: {turns:?}");
+    }
+    let counter = fs::read_to_string(dir.join("counter")).expect("read");
+    let counter: u64 = counter.trim().parse().expect("a number");
+    assert_eq!(counter, here.turns + there.turns);
+}
+
+/// Names below a directory of the server that no program has given.
+fn hidden_names(dir: &Path) -> Vec<PathBuf> {
+    let mut hidden = Vec::new();
+    for entry in fs::read_dir(dir).expect("readdir").flatten() {
+        match entry.file_type().expect("a kind").is_dir() {
+            true => hidden.extend(hidden_names(&entry.path())),
+            false if entry.file_name().to_string_lossy().starts_with(".nfs") => {
+                hidden.push(entry.path());
+            }
+            false => {}
+        }
+    }
+    hidden
+}
+
+fn daemon(mount: &Mount) -> i32 {
+    let daemon = eventually(SOON, || {
+        let keeper = mount.keeper();
+        let daemons = mount.at().daemons();
+        daemons.into_iter().find(|pid| *pid != keeper)
+    });
+    daemon.expect("a daemon")
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
+}
+
+struct Kills {
+    count: u64,
+    random: u64,
+    /// Every so manieth comes together with a restart of the server; 0 for none.
+    restarts: u64,
+    /// Every so manieth comes while the server stands still; 0 for none.
+    stops: u64,
+}
+
+impl Kills {
+    fn random(&mut self, below: u64) -> u64 {
+        self.random = self
+            .random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (self.random >> 33) % below
+    }
+
+    /// Kills daemons. How long it took each time until a question was answered that goes to the
+    /// server.
+    fn kill(&mut self, mount: &Mount, server: &mut Server, programs: &[Program]) -> Vec<Duration> {
+        let mut pauses = Vec::new();
+        for number in 1..=self.count {
+            thread::sleep(Duration::from_millis(50 + self.random(800)));
+            if let Some(failed) = programs.iter().find(|program| program.has_failed()) {
+                println!("after {number} kills: {} has ended", failed.name);
+                break;
+            }
+            let daemon = daemon(mount);
+            let is_nth = |every: u64| every > 0 && number.is_multiple_of(every);
+            let stopped = is_nth(self.stops).then(|| server.stopped());
+            let killed = Instant::now();
+            // SAFETY: the pid was found a moment ago by its program and this test's directory.
+            unsafe { libc::kill(daemon, libc::SIGKILL) };
+            if stopped.is_some() {
+                thread::sleep(Duration::from_millis(500));
+            }
+            drop(stopped);
+            if is_nth(self.restarts) {
+                server.restart();
+            }
+            let absent = fs::metadata(mount.join(format!("absent-{number}")));
+            let answered = absent.expect_err("no such file").kind();
+            assert_eq!(answered, io::ErrorKind::NotFound, "after {number} kills");
+            pauses.push(killed.elapsed());
+        }
+        pauses.sort_unstable();
+        pauses
+    }
+}
+
+/// `EFS_FUSE_KILLS` of them (20), from `EFS_FUSE_SEED` on; every
+/// `EFS_FUSE_KILLS_RESTARTS`th with a restart of the server, every `EFS_FUSE_KILLS_STOPS`th while that
+/// stands still.
+#[test]
+fn no_program_notices_that_one_daemon_after_another_is_killed() {
+    let mut kills = Kills {
+        count: setting("EFS_FUSE_KILLS", 20),
+        random: setting("EFS_FUSE_SEED", 18),
+        restarts: setting("EFS_FUSE_KILLS_RESTARTS", 0),
+        stops: setting("EFS_FUSE_KILLS_STOPS", 0),
+    };
+    let limit = Duration::from_secs(300 + kills.count * 10);
+    let mut server = Server::start(ServerOptions {
+        lease: 6,
+        ..ServerOptions::default()
+    });
+    let request = MountRequest::of(&server).option("takeover=crash");
+    let request = request.env("EFS_FUSE_TEST_CRASHES", "1").time_limit(limit);
+    let mount = request.mount();
+    let other = MountRequest::of(&server).time_limit(limit).mount();
+    let local = tempfile::tempdir().expect("temporary directory");
+    let stop = Arc::new(AtomicBool::new(false));
+    let programs = programs(mount.path(), other.path(), local.path(), &stop);
+
+    let pauses = kills.kill(&mount, &mut server, &programs);
+
+    stop.store(true, Ordering::Relaxed);
+    let mut done = Vec::new();
+    for program in programs {
+        done.push(program.end());
+    }
+    assert_counted(other.path(), done[0], done[1]);
+    let [median, most] = [50, 99].map(|percent| percentile(&pauses, percent));
+    println!(
+        "{} kills; a pause is {median:?} at the median, {most:?} at the 99th percentile",
+        pauses.len()
+    );
+    assert_eq!(pauses.len() as u64, kills.count);
+    mount.unmount();
+    assert_eq!(hidden_names(&server.export()), [""; 0].map(PathBuf::from));
+}
