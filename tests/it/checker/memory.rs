@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::history::{Answer, Call, Event, Fd, How, OBSERVER, Path, Time, text};
 use super::judge::{Verdict, judge};
-use super::kernel::{Host, Kernel, link_token, listed, tokens};
+use super::kernel::{Host, Kernel, SLOTS, link_token, listed, tokens};
 use super::plan::{Chance, Plan, THEMES};
 use super::rules::Rules;
 use crate::peer::proto::op;
@@ -29,6 +29,8 @@ const HOSTS: u8 = 3;
 
 /// Calls of all processes together: what the judge can take, with the observer's.
 const CALLS: u64 = 36;
+/// Each of them may append.
+const _: () = assert!(CALLS < SLOTS as u64);
 
 /// Longer than any server in a history is away.
 const HANGS: Duration = Duration::from_secs(3600);

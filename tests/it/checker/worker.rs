@@ -17,15 +17,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::history::{Answer, Call, Fd, How, Kind, Path, Seen, Time};
-use super::kernel::{SLOT, filled, link_text, link_token, listed, tokens};
+use super::kernel::{SLOT, SLOTS, filled, link_text, link_token, listed, tokens};
 use super::plan::{Chance, Plan, Theme};
 use crate::fixtures::sys;
 
 /// The name of the test that is such a process.
 pub(super) const WORKER: &str = "checker::worker::a_process_of_the_checker";
 
-/// More than any file has.
-const LONGEST: usize = 64 * SLOT;
+const LONGEST: usize = SLOTS * SLOT;
 
 /// What a process does in one round.
 #[derive(Debug, Serialize, Deserialize)]
