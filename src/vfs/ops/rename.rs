@@ -13,6 +13,7 @@ use crate::vfs::Vfs;
 use crate::vfs::files::Files;
 use crate::vfs::files::silly::{Hidden, Losing, Taking};
 use crate::vfs::inode::Inode;
+use crate::vfs::inode::attr::kind_of;
 use crate::vfs::namespace::names::check_name;
 use crate::vfs::types::{Errno, FileKind, Ino, VfsError, VfsResult};
 
@@ -21,7 +22,8 @@ const NO_FLAGS: u32 = 0;
 
 /// RFC 8881 §18.26.3 has EXIST for a target that cannot be replaced, a full directory among
 /// them; rename(2) tells more. Two that are no directories can replace each other: one of them
-/// is not what is known of it, and after ESTALE the kernel finds out which.
+/// is not what is known of it, and after ESTALE the kernel finds out which. A first of which
+/// nothing is known is taken for a directory: the caller asks whether it is one.
 fn not_replaced(source: Option<&Inode>, target: Option<&Inode>) -> Errno {
     let is_directory = |inode: &Inode| inode.kind == FileKind::Directory;
     let source = source.map(is_directory);
@@ -191,8 +193,9 @@ impl Vfs {
         }
         if error.status() == Some(Status::EXIST) {
             let mut errno = not_replaced(source.map(AsRef::as_ref), victim.map(AsRef::as_ref));
+            let told_by_kind = matches!(errno.0, libc::ENOTEMPTY | libc::ENOTDIR);
             let ends = [((from, name), source), ((to, new_name), victim)];
-            if errno.0 == libc::ENOTEMPTY && !self.lead_still(cred, ends).await {
+            if told_by_kind && !self.lead_as_taken(cred, ends).await {
                 errno = Errno(libc::ESTALE);
             }
             names.heed_refusal(errno, to, new_name);
@@ -213,17 +216,23 @@ impl Vfs {
         error
     }
 
-    /// Whether each of the names leads still to what is known by it, the server says.
-    async fn lead_still(
+    /// Whether each of the names leads still to what is known by it, and one of which nothing is
+    /// known to a directory, the server says.
+    async fn lead_as_taken(
         &self,
         cred: &Arc<Credential>,
         ends: [(Name<'_>, Option<&Arc<Inode>>); 2],
     ) -> bool {
         for ((dir, name), known) in ends {
-            let Some(known) = known else { continue };
             let found = self.client.lookup(cred, &dir.handle, name).await;
-            let now = found.ok().and_then(|found| found.object);
-            if now.is_none_or(|(handle, _)| handle != known.handle) {
+            let Some((handle, attrs)) = found.ok().and_then(|found| found.object) else {
+                return false;
+            };
+            let as_taken = match known {
+                Some(known) => handle == known.handle,
+                None => kind_of(attrs.kind) == FileKind::Directory,
+            };
+            if !as_taken {
                 return false;
             }
         }

@@ -157,3 +157,40 @@ async fn a_rename_is_refused_for_a_full_directory_only_if_there_is_one() {
         assert_eq!(refused.unwrap_err().0, expected, "{replaced}");
     }
 }
+
+/// The kernel has found the name, and this host has learnt since that it is gone; what has it now
+/// it does not know.
+#[tokio::test(start_paused = true)]
+async fn a_rename_of_what_is_not_known_here_is_refused_for_what_it_is() {
+    for (from, to, expected) in [
+        ("directory", "full", libc::ENOTEMPTY),
+        ("file", "directory", libc::ESTALE),
+        ("link", "directory", libc::ESTALE),
+        ("directory", "file", libc::ENOTDIR),
+        ("file", "file that is a directory now", libc::ESTALE),
+        ("directory", "file that is a directory now", libc::ESTALE),
+    ] {
+        let mount = mount(PeerConfig::default()).await;
+        let fs = mount.peer.fs();
+        match to {
+            "full" | "directory" => drop(mount.mkdir(ROOT_INO, "to").await.unwrap()),
+            _ => make(&mount, ROOT_INO, "to").await,
+        }
+        match to {
+            "full" => fs.write_file("/to/file", b"x").unwrap(),
+            "file that is a directory now" => {
+                fs.remove("/to").unwrap();
+                fs.mkdir("/to").unwrap();
+                fs.write_file("/to/file", b"x").unwrap();
+            }
+            _ => {}
+        }
+        match from {
+            "directory" => fs.mkdir("/from").unwrap(),
+            "link" => fs.symlink("elsewhere", "/from").unwrap(),
+            _ => fs.write_file("/from", b"x").unwrap(),
+        }
+        let refused = mount.rename((ROOT_INO, "from"), (ROOT_INO, "to")).await;
+        assert_eq!(refused.unwrap_err().0, expected, "a {from} onto a {to}");
+    }
+}
