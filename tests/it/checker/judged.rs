@@ -506,3 +506,27 @@ fn a_call_that_was_overtaken_is_estale_and_one_that_was_not_is_not() {
         .done(1, Call::Symlink(at(b'c'), 7))
         .is_wrong();
 }
+
+/// The same of calls that only look: what they look at goes during their second walk.
+#[test]
+fn what_is_removed_while_it_is_looked_at_is_estale_and_what_stays_is_not() {
+    let told = |made: Call, look: Call, other: Call| {
+        Told::default()
+            .done(0, made)
+            .call(0, look, Answer::Refused(libc::ESTALE))
+            .slow()
+            .done(1, other)
+    };
+    let (dir, link) = (Call::Mkdir(at(b'a')), Call::Symlink(at(b'a'), 7));
+    let (list, read) = (Call::List(Some(b'a')), Call::Readlink(at(b'a')));
+    told(dir, list, Call::Rmdir(at(b'a'))).is_allowed();
+    told(link, read, Call::Unlink(at(b'a'))).is_allowed();
+    told(dir, list, Call::Mkdir(at(b'c'))).is_wrong();
+    told(link, read, Call::Mkdir(at(b'c'))).is_wrong();
+    // Who comes later, and has never heard of it, is told that it is missing.
+    Told::default()
+        .done(0, dir)
+        .done(0, Call::Rmdir(at(b'a')))
+        .call(1, list, Answer::Refused(libc::ESTALE))
+        .is_wrong();
+}

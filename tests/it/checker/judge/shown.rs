@@ -155,6 +155,12 @@ impl Search<'_> {
                 let sizes = self.shows_size(state, done, event, (node, now.size as usize));
                 now.mode == seen.mode && (self.volatile || sizes.contains(seen.size as usize))
             }
+            // The second walk was overtaken as the first.
+            (Call::List(_) | Call::Readlink(_), Answer::Refused(libc::ESTALE), _)
+                if self.overtaken[event] =>
+            {
+                true
+            }
             // Of an open file that is gone.
             (call, Answer::Refused(libc::ESTALE), _) if call.paths().is_empty() => {
                 let fd = call.fd();
