@@ -253,9 +253,20 @@ impl<'a> Search<'a> {
         self.all[event] & !late.fold(0, |bits, (bit, _)| bits | 1 << bit)
     }
 
+    /// The same without O_TRUNC, which comes when the name was found and tells nothing of it.
+    fn naming(&self, event: usize) -> u128 {
+        let cuts = |piece: &Piece| {
+            piece.event == event && matches!(piece.part, Part::Cut | Part::FirstCut)
+        };
+        let bits = self.pieces.iter().enumerate();
+        let cuts = bits.filter(|(_, piece)| cuts(piece));
+        self.prompt(event) & !cuts.fold(0, |bits, (bit, _)| bits | 1 << bit)
+    }
+
     /// What comes before something that `event` does or sees and that was true at `since`
-    /// at the earliest. `tells`: an earlier call of the same host has told of it.
-    fn before(&self, event: usize, since: Time, tells: impl Fn(usize) -> bool) -> u128 {
+    /// at the earliest. `told`: the pieces of an earlier call of the same host that have told
+    /// of it.
+    fn before(&self, event: usize, since: Time, told: impl Fn(usize) -> u128) -> u128 {
         let this = &self.history[event];
         let mut before = 0;
         for (number, other) in self.history.iter().enumerate() {
@@ -267,10 +278,10 @@ impl<'a> Search<'a> {
             let own = other.host == this.host && ended < this.began;
             if this.host == OBSERVER && other.host != OBSERVER {
                 before |= self.all[number];
-            } else if !killed && (ended < since || own && tells(number))
-                || killed && own && since >= this.began
-            {
+            } else if !killed && ended < since || killed && own && since >= this.began {
                 before |= self.prompt(number);
+            } else if !killed && own {
+                before |= told(number);
             }
         }
         before
@@ -292,9 +303,15 @@ impl<'a> Search<'a> {
                 Part::Cut | Part::Early | Part::Flush => self.history[event].began,
                 Part::Slot(_) | Part::Size => rules.data_since(event),
             };
-            let tells =
-                |other| rules.informs(other, event) && !self.is_laid_over(other, event, part);
-            let mut after = self.before(event, since, tells);
+            let told = |other| {
+                let tells = rules.informs(other, event) && !self.is_laid_over(other, event, part);
+                match tells {
+                    true if rules.is_refused_for_a_name(event) => self.naming(other),
+                    true => self.prompt(other),
+                    false => 0,
+                }
+            };
+            let mut after = self.before(event, since, told);
             let follows = match part {
                 Part::Cut | Part::Early | Part::Flush | Part::FirstCut => true,
                 // What is answered by what was believed before is not behind what was sent.
@@ -317,12 +334,15 @@ impl<'a> Search<'a> {
         let mut ways = Vec::new();
         let step = |search: &mut Self, above, at: Path| {
             let window = rules.walks_since(event, at);
-            let tells = |other: usize| rules.names(other, at);
+            let told = |other: usize| match rules.names(other, at) {
+                true => search.naming(other),
+                false => 0,
+            };
             let walk = Walk {
                 above,
                 name: at.name,
-                after: search.before(event, window.0, tells),
-                missing_after: search.before(event, window.1, tells),
+                after: search.before(event, window.0, told),
+                missing_after: search.before(event, window.1, told),
                 until: search.all[event],
             };
             search.walks.push(walk);

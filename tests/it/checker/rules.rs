@@ -139,13 +139,18 @@ impl<'a> Rules<'a> {
         })
     }
 
-    /// What one call has told its host, or changed, another may not be behind.
-    pub(super) fn informs(&self, one: usize, other: usize) -> bool {
+    /// What is believed of a name is enough to refuse it.
+    pub(super) fn is_refused_for_a_name(&self, event: usize) -> bool {
         let refused = matches!(
-            self.history[other].answer,
+            self.history[event].answer,
             Some(Answer::Refused(errno)) if errno != libc::EEXIST && errno != libc::ENOTEMPTY
         );
-        if refused && self.opens[other].is_none_or(|open| open == other) {
+        refused && self.opens[event].is_none_or(|open| open == event)
+    }
+
+    /// What one call has told its host, or changed, another may not be behind.
+    pub(super) fn informs(&self, one: usize, other: usize) -> bool {
+        if self.is_refused_for_a_name(other) {
             // Which of two names the refusal is about is not always known.
             let about = self.refused_name(other);
             return about.is_some_and(|path| self.names(one, path));

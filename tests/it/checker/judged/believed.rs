@@ -1,7 +1,7 @@
 //! What is believed of names, and of data that a server has lost.
 
 use super::super::history::{Answer, Call, How, Path};
-use super::{BELIEVED, Told, at, data, open, rename, write};
+use super::{BELIEVED, MS, Told, at, data, file, open, rename, write};
 
 #[test]
 fn what_is_known_of_the_names_in_a_directory_goes_with_it_when_it_is_renamed() {
@@ -127,5 +127,53 @@ fn what_a_restart_has_lost_of_a_file_is_missing_until_it_is_sent_again() {
         .done(0, Call::Fsync(1))
         .later(2 * BELIEVED)
         .call(1, Call::Read(2), data(&[]))
+        .is_wrong();
+}
+
+/// O_TRUNC comes once the file is open: another host may have given its name away by then.
+#[test]
+fn an_open_that_cuts_tells_where_the_name_led_when_it_was_opened_and_not_when_it_was_cut() {
+    let cuts = Call::Open {
+        at: at(b'a'),
+        how: How {
+            truncate: true,
+            ..How::default()
+        },
+        fd: 2,
+    };
+    let moved = |told: Told, later| {
+        told.done(0, rename(b'a', b'b'))
+            .done(0, write(1, 0, 7))
+            .done(0, Call::Fsync(1))
+            .later(later)
+    };
+    // It finds the name before that goes, and cuts what was written after it went.
+    let slowly = |later| moved(Told::default().done(0, open(1)).done(1, cuts).slow(), later);
+    let soon = 20 * MS;
+    let by_old_name = |told: Told, answer| {
+        told.call(1, Call::Rmdir(at(b'a')), answer)
+            .call(2, Call::Stat(at(b'b')), file(0o644, 0))
+    };
+    let chmod = |told: Told| {
+        told.done(1, Call::Chmod(at(b'a'), 0o600))
+            .call(2, Call::Stat(at(b'b')), file(0o600, 0))
+    };
+    let not_a_dir = || Answer::Refused(libc::ENOTDIR);
+    chmod(slowly(soon)).is_allowed();
+    by_old_name(slowly(soon), not_a_dir()).is_allowed();
+    // Not when that is too old, nor once this host has moved the name itself.
+    chmod(slowly(2 * BELIEVED)).is_wrong();
+    by_old_name(slowly(2 * BELIEVED), not_a_dir()).is_wrong();
+    chmod(slowly(soon).done(1, rename(b'a', b'c'))).is_wrong();
+    // What has been cut when the open is over stays as it was written afterwards.
+    let quickly = moved(Told::default().done(0, open(1)).done(1, cuts), soon);
+    chmod(quickly).is_wrong();
+    // Of the file's size it tells.
+    Told::default()
+        .done(0, open(1))
+        .done(0, write(1, 0, 7))
+        .done(0, Call::Fsync(1))
+        .done(1, cuts)
+        .call(1, Call::Stat(at(b'a')), file(0o644, 1))
         .is_wrong();
 }
