@@ -367,13 +367,13 @@ impl Kills {
     }
 }
 
-/// `EFS_FUSE_KILLS` of them (20), from `EFS_FUSE_SEED` on; every
+/// `EFS_FUSE_KILLS` of them (10), from `EFS_FUSE_SEED` on; every
 /// `EFS_FUSE_KILLS_RESTARTS`th with a restart of the server, every `EFS_FUSE_KILLS_STOPS`th while that
-/// stands still.
+/// stands still. `EFS_FUSE_KILLS_LOG` is a file for what the daemons have to say.
 #[test]
 fn no_program_notices_that_one_daemon_after_another_is_killed() {
     let mut kills = Kills {
-        count: setting("EFS_FUSE_KILLS", 20),
+        count: setting("EFS_FUSE_KILLS", 10),
         random: setting("EFS_FUSE_SEED", 18),
         restarts: setting("EFS_FUSE_KILLS_RESTARTS", 0),
         stops: setting("EFS_FUSE_KILLS_STOPS", 0),
@@ -383,7 +383,10 @@ fn no_program_notices_that_one_daemon_after_another_is_killed() {
         lease: 6,
         ..ServerOptions::default()
     });
-    let request = MountRequest::of(&server).option("takeover=crash");
+    let mut request = MountRequest::of(&server).option("takeover=crash");
+    if let Ok(log) = std::env::var("EFS_FUSE_KILLS_LOG") {
+        request = request.option("debug").option(&format!("log={log}"));
+    }
     let request = request.env("EFS_FUSE_TEST_CRASHES", "1").time_limit(limit);
     let mount = request.mount();
     let other = MountRequest::of(&server).time_limit(limit).mount();
