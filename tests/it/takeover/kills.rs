@@ -238,7 +238,7 @@ fn unpacks(dir: &Path, local: &Path) -> impl FnMut(u64) -> io::Result<()> + use<
     for number in 0..ARCHIVED {
         let file = source.join(format!("file-{number}"));
         fs::write(&file, vec![number as u8; 300 * number]).expect("write");
-        sys::chmod(&file, 0o600 | number as u32 % 64).expect("chmod");
+        sys::chmod(&file, 0o600 | (number as u32 % 64)).expect("chmod");
     }
     let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
     let (source, archive) = (text(&source), text(&archive));
