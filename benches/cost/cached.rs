@@ -101,25 +101,25 @@ pub(crate) fn cases() -> Vec<Case> {
     let world = Rc::new(world.expect("files on the server in memory"));
     // With the runtime the tasks of the client end: nothing is to wait for them.
     vec![
-        case("cached LOOKUP", &world, [3_610, 2_690], |w| {
+        case("cached LOOKUP", &world, [3_400, 2_490], |w| {
             let found = w.vfs.lookup_cached(ROOT_INO, NAME.as_bytes());
             assert!(matches!(found, Some(Ok(Lookup::Found(entry))) if entry.ino == w.file));
             w.vfs.forget(w.file, 1);
         }),
-        case("cached LOOKUP of no name", &world, [2_350, 1_740], |w| {
+        case("cached LOOKUP of no name", &world, [2_200, 1_570], |w| {
             let found = w.vfs.lookup_cached(ROOT_INO, MISSING.as_bytes());
             assert!(matches!(found, Some(Ok(Lookup::Missing { .. }))));
         }),
-        case("cached GETATTR", &world, [660, 490], |w| {
+        case("cached GETATTR", &world, [480, 370], |w| {
             let found = w.vfs.getattr_cached(w.file, None);
             assert!(found.is_some_and(|(stat, _)| stat.size == SIZE as u64));
         }),
-        case("cached READLINK", &world, [440, 305], |w| {
+        case("cached READLINK", &world, [290, 155], |w| {
             let found = w.vfs.readlink_cached(w.link);
             assert!(found.is_some_and(|text| text == "nowhere"));
         }),
         // Not to the end of the file: that would be forgotten.
-        case("cached READ of 4 KiB", &world, [625, 452], |w| {
+        case("cached READ of 4 KiB", &world, [575, 332], |w| {
             let found = w.vfs.read_cached(w.fh, 0, 4096);
             assert!(found.is_some_and(|data| data.len() == 4096));
         }),
