@@ -127,15 +127,16 @@ impl Client {
             stateid: Some(stateid),
             ..open.record()
         };
+        let known = self.known();
         ClientState {
             layout: Layout,
-            identity: self.config().identity.clone(),
-            client_id: self.client_id.lock().clone(),
-            sessions: self.sessions.all(),
-            reclaimed: self.reclaimed.load(Ordering::Relaxed),
-            must_reclaim: self.must_reclaim.load(Ordering::Relaxed),
-            lease: *self.fore.lease.borrow(),
-            fs: self.fs.get().cloned(),
+            identity: known.identity,
+            client_id: known.client_id,
+            sessions: known.sessions,
+            reclaimed: known.reclaimed,
+            must_reclaim: known.must_reclaim,
+            lease: known.lease,
+            fs: known.fs,
             opens: opens.iter().map(|open| open.record()).collect(),
             closes: closes.into_iter().map(closing).collect(),
             locks,

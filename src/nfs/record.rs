@@ -30,7 +30,12 @@ impl Client {
             return;
         }
         let _newest = self.recorded.lock();
-        let record = ClientRecord {
+        self.wal().put(Table::Client, 0, &self.known());
+    }
+
+    /// What there is to record of it now.
+    pub(super) fn known(&self) -> ClientRecord {
+        ClientRecord {
             identity: self.config().identity.clone(),
             client_id: self.client_id.lock().clone(),
             sessions: self.sessions.all(),
@@ -38,7 +43,6 @@ impl Client {
             must_reclaim: self.must_reclaim.load(Ordering::Relaxed),
             lease: *self.fore.lease.borrow(),
             fs: self.fs.get().cloned(),
-        };
-        self.wal().put(Table::Client, 0, &record);
+        }
     }
 }

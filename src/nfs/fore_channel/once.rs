@@ -57,7 +57,7 @@ pub(super) struct SentRecord {
 }
 
 /// What a reply says of the compound.
-pub(super) enum Verdict {
+enum Verdict {
     /// It ran.
     Answered,
     /// It was refused, and had no effect by this sending.
@@ -85,12 +85,7 @@ impl SentRecord {
         head
     }
 
-    /// A sending before this one may have run.
-    pub(super) fn redone(&self) -> bool {
-        self.redone
-    }
-
-    pub(super) fn judge(&self, reply: &Reply) -> Verdict {
+    fn judge(&self, reply: &Reply) -> Verdict {
         let essential = self.own.essential;
         match (reply.failed_at(), reply.status()) {
             (Some(at), _) if at > essential => Verdict::Answered,
@@ -105,11 +100,21 @@ impl SentRecord {
     /// The reply belongs to the operation's next run, too. A refusal does only if it may be the
     /// work of an earlier sending: the operation has perhaps gone on from it, sent the same again,
     /// and that is what its next run is to find.
-    pub(super) fn is_final(&self, reply: &Reply) -> bool {
+    fn is_final(&self, reply: &Reply) -> bool {
         match self.judge(reply) {
             Verdict::Answered => true,
             Verdict::Refused => self.redone,
             Verdict::DidNotRun | Verdict::NotTold => false,
+        }
+    }
+
+    /// What is known by this reply, which is `body`. `None`: that it had no effect.
+    pub(super) fn settled_by(&self, reply: &Reply, body: Bytes) -> Option<Settled> {
+        match self.judge(reply) {
+            Verdict::NotTold => Some(Settled::Unknown),
+            _ if self.is_final(reply) => Some(Settled::Reply(body)),
+            // This sending had none; of one before it nobody knows.
+            _ => self.redone.then_some(Settled::Unknown),
         }
     }
 

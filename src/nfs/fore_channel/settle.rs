@@ -18,7 +18,7 @@ use super::super::proto::reply::{NfsError, Reply};
 use super::super::proto::status::Status;
 use super::super::session::establish;
 use super::ForeChannel;
-use super::once::{Asked, OnSlot, SentRecord, Settled, Verdict};
+use super::once::{Asked, OnSlot, SentRecord, Settled};
 use super::resolve::told;
 use super::slot_request::GARBLED_TRIES;
 use crate::rpc::Load;
@@ -55,14 +55,7 @@ impl ForeChannel {
             self.metrics.round_trip();
             let error = match answer_of(&answer.body, &ops, at, given_up) {
                 Ok(reply) if given_up && reply.results() == 1 => return Ok(None),
-                Ok(reply) => {
-                    return Ok(match record.judge(&reply) {
-                        Verdict::Refused if !record.redone() => None,
-                        Verdict::Answered | Verdict::Refused => Some(Settled::Reply(answer.body)),
-                        Verdict::DidNotRun => None,
-                        Verdict::NotTold => Some(Settled::Unknown),
-                    });
-                }
+                Ok(reply) => return Ok(record.settled_by(&reply, answer.body)),
                 Err(error) => error,
             };
             match error.status() {
