@@ -8,7 +8,8 @@
 //! What differs is that requests were under way. An open without a stateid may be open at the
 //! server, a lock may be locked there, or not be any more. Whoever sent such a request for the
 //! kernel sends it again, in the name of the same owner, and is answered as if it came once (RFC 8881 §9.7,
-//! §18.10.3). What nobody asks for again is brought to its end by [`Client::settle`].
+//! §18.10.3). What nobody asks for again stays at the server until its file
+//! is closed; [`Client::settle`] would end it, which the take-over does not call yet.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -12,12 +12,14 @@
 //! | a loss of data | they are dropped | the mount's end |
 //! | a change of attributes that waits | it is answered | the server has answered it |
 //! | a hidden name | its maker is answered | it was removed |
+//! | which file's name a request hides | it is hidden | that request was answered |
 //! | where data were appended | they are accepted | write(2) was answered |
 //!
 //! Data that the log has no room for are accepted as synchronous ones: their caller is answered when
 //! the server has them, and asks again if nobody answers.
 //!
-//! The log is written under the lock of the file, so that its records have the order of the changes.
+//! The log is written under the lock of the file, so that its records have the order of the changes; where
+//! a hidden name is being moved, by who moves it, as nobody else may meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
