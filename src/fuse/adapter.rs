@@ -599,7 +599,12 @@ impl Filesystem for Adapter {
         let found = reopens.opens(call.tid, call.unique, ino.0);
         let work = async move {
             if found {
-                return vfs.open_found(&cred, ino.0, flags.0, call.tid).await;
+                let opened = vfs.open_found(&cred, ino.0, flags.0, call.tid).await;
+                if matches!(&opened, Err(error) if error.is(libc::ESTALE)) {
+                    let (id, tid) = (call.unique, call.tid);
+                    tracing::debug!(id, tid, "the open was refused on its second walk");
+                }
+                return opened;
             }
             let opened = vfs.open(&cred, ino.0, flags.0).await;
             if matches!(&opened, Err(error) if error.is(libc::ESTALE)) {

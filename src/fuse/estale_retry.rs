@@ -247,6 +247,15 @@ impl EstaleRetries {
                 found == Some(ino) && retry.is_recent()
             }
         };
+        if !is_second {
+            tracing::debug!(
+                id = unique,
+                tid,
+                ino,
+                ?retry,
+                "the second walk of the thread was for something else"
+            );
+        }
         match is_second {
             true if self.wal.is_on() => {
                 let opened_by = Some(unique);

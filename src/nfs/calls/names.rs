@@ -463,7 +463,11 @@ impl Client {
             .and_then(|()| reply.attrs());
         match attrs {
             Ok(attrs) => Ok((moved(object_before, attrs), dir)),
-            Err(_) => Ok((moved(None, self.get_attrs(cred, object).await?), dir)),
+            // LINK has run. If its caller was killed, who undoes it must hear of that.
+            Err(_) => {
+                let attrs = caller::apart(self.get_attrs(cred, object)).await?;
+                Ok((moved(None, attrs), dir))
+            }
         }
     }
 }

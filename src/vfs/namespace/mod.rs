@@ -123,7 +123,10 @@ impl Namespace {
     /// # Errors
     /// ESTALE: the kernel has forgotten it.
     pub(in crate::vfs) fn inode(&self, ino: Ino) -> VfsResult<Arc<Inode>> {
-        Ok(self.inodes.get(ino).ok_or(Errno(libc::ESTALE))?)
+        Ok(self.inodes.get(ino).ok_or_else(|| {
+            tracing::debug!(ino, "the kernel names an inode that is not known here");
+            Errno(libc::ESTALE)
+        })?)
     }
 
     /// The inode with this handle, if the kernel holds it.
