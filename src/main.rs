@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use efs_fuse::{cli, mount::keeper};
+use efs_fuse::{cli, fuse::RequestBuffers, mount::keeper};
+
+#[global_allocator]
+static ALLOCATOR: RequestBuffers = RequestBuffers;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();

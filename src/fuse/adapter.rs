@@ -184,7 +184,7 @@ impl Adapter {
         work: impl Future<Output = VfsResult<T>> + Send + 'static,
     ) -> impl Future<Output = VfsResult<T>> + Send + 'static {
         let reopens = Arc::clone(&self.reopens);
-        let is_second = reopens.is_second(tid);
+        let is_second = reopens.asks(tid);
         async move {
             let result = work.await;
             match &result {

@@ -18,8 +18,10 @@
 //!
 //! Between the two walks another daemon may take over, by whom the second is not taken for a
 //! first one: it would be refused once more. So this goes with the mount, and each change is in the
-//! log before the answer that it comes with. What has been opened stays there until its
-//! answer has long been given ([`SPENT`]), as the same request may come again.
+//! log before the answer that it comes with. That a request of a second walk has come is in it as
+//! well: who is killed while he waits for the server leaves a thread that waits still, however
+//! long that was. What has been opened stays there until its answer has long been given
+//! ([`SPENT`]), as the same request may come again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,6 +53,8 @@ pub(super) struct Refused {
 struct Retry {
     /// When the thread was answered last, by [`clock`].
     since: Duration,
+    /// It has asked since, and waits for its answer.
+    waits: bool,
     open: Option<Refused>,
     /// What the walk came to last.
     found: Option<Ino>,
@@ -59,12 +63,18 @@ struct Retry {
 }
 
 impl Retry {
-    fn is_recent(&self) -> bool {
-        clock().saturating_sub(self.since) < WHILE
+    /// Something may come of it yet, `now` by [`clock`].
+    fn is_alive(&self, now: Duration) -> bool {
+        self.waits || now.saturating_sub(self.since) < WHILE
     }
 
     fn is_under_way(&self) -> bool {
-        self.opened_by.is_none() && self.is_recent()
+        self.opened_by.is_none() && self.is_alive(clock())
+    }
+
+    fn answered(&mut self) {
+        self.since = clock();
+        self.waits = false;
     }
 }
 
@@ -121,11 +131,11 @@ impl EstaleRetries {
     pub fn take_over(WalksUnderWay(walks): WalksUnderWay, paused_at: Duration, wal: Wal) -> Self {
         let all = Self::new(wal);
         let since = clock();
-        let recent = walks
+        let alive = walks
             .into_iter()
-            .filter(|(_, retry)| paused_at.saturating_sub(retry.since) < WHILE)
+            .filter(|(_, retry)| retry.opened_by.is_some() || retry.is_alive(paused_at))
             .map(|(tid, retry)| (tid, Retry { since, ..retry }));
-        let retries: HashMap<_, _> = recent.take(MOST).collect();
+        let retries: HashMap<_, _> = alive.take(MOST).collect();
         for (tid, retry) in &retries {
             all.record(*tid, retry);
         }
@@ -150,8 +160,9 @@ impl EstaleRetries {
     pub(super) fn refused(&self, tid: u32, open: Option<Refused>) {
         let mut retries = self.retries.lock();
         if retries.len() >= MOST {
+            let now = clock();
             retries.retain(|tid, retry| {
-                let stays = retry.is_recent();
+                let stays = retry.is_alive(now);
                 if !stays {
                     self.forget(*tid);
                 }
@@ -161,6 +172,7 @@ impl EstaleRetries {
         if tid != 0 && retries.len() < MOST {
             let retry = Retry {
                 since: clock(),
+                waits: false,
                 open,
                 found: None,
                 opened_by: None,
@@ -183,13 +195,22 @@ impl EstaleRetries {
         self.count.store(retries.len(), Ordering::Release);
     }
 
-    /// The thread is on its second walk: names have to be asked for.
-    pub(super) fn is_second(&self, tid: u32) -> bool {
+    /// A request of the thread has come, which is on its second walk: names have to be asked
+    /// for. With the answer comes [`found`](Self::found), [`goes_on`](Self::goes_on),
+    /// [`refused`](Self::refused) or [`ended`](Self::ended).
+    pub(super) fn asks(&self, tid: u32) -> bool {
         if self.none() {
             return false;
         }
-        let retries = self.retries.lock();
-        retries.get(&tid).is_some_and(Retry::is_under_way)
+        let mut retries = self.retries.lock();
+        let Some(retry) = retries.get_mut(&tid).filter(|retry| retry.is_under_way()) else {
+            return false;
+        };
+        if !retry.waits {
+            retry.waits = true;
+            self.record(tid, retry);
+        }
+        true
     }
 
     /// The open that the thread is on its second walk for.
@@ -199,19 +220,17 @@ impl EstaleRetries {
         retry?.open
     }
 
-    /// The server says that a name leads to `ino`, or nowhere (`None`), with which
-    /// the walk has come to its end: what the thread opens next has nothing to do
-    /// with it.
+    /// The server says that a name leads to `ino`, or nowhere (`None`). Then the walk may have
+    /// come to its end, and what the thread opens next has nothing to do with it; or the
+    /// kernel, which believed in the name, drops it and asks once more.
     pub(super) fn found(&self, tid: u32, ino: Option<Ino>) {
-        match ino {
-            Some(_) => {
-                if let Some(retry) = self.retries.lock().get_mut(&tid) {
-                    retry.found = ino;
-                    retry.since = clock();
-                    self.record(tid, retry);
-                }
+        if let Some(retry) = self.retries.lock().get_mut(&tid) {
+            retry.found = ino;
+            if ino.is_none() {
+                retry.open = None;
             }
-            None => self.ended(tid),
+            retry.answered();
+            self.record(tid, retry);
         }
     }
 
@@ -221,7 +240,7 @@ impl EstaleRetries {
         if !self.none()
             && let Some(retry) = self.retries.lock().get_mut(&tid)
         {
-            retry.since = clock();
+            retry.answered();
             self.record(tid, retry);
         }
     }
@@ -244,10 +263,10 @@ impl EstaleRetries {
             Some(by) => by == unique,
             None => {
                 let found = retry.found.or_else(|| Some(refused?.ino));
-                found == Some(ino) && retry.is_recent()
+                found == Some(ino) && retry.is_alive(clock())
             }
         };
-        if !is_second {
+        if !is_second && retry.opened_by.is_none() {
             tracing::debug!(
                 id = unique,
                 tid,
@@ -286,6 +305,13 @@ impl EstaleRetries {
 mod tests {
     use super::*;
 
+    impl EstaleRetries {
+        fn is_second(&self, tid: u32) -> bool {
+            let retries = self.retries.lock();
+            retries.get(&tid).is_some_and(Retry::is_under_way)
+        }
+    }
+
     const OPEN: Option<Refused> = Some(Refused {
         ino: 2,
         flags: 0,
@@ -312,10 +338,21 @@ mod tests {
         reopens.refused(5, OPEN);
         reopens.found(5, Some(3));
         reopens.found(5, None);
-        assert!(
-            !reopens.is_second(5) && !reopens.opens(5, 12, 3),
-            "it found nothing"
-        );
+        assert!(!reopens.opens(5, 12, 3), "it found nothing");
+        reopens.refused(5, OPEN);
+        reopens.found(5, None);
+        assert!(!reopens.opens(5, 12, 2), "the name is gone, not the file");
+    }
+
+    #[test]
+    fn a_name_that_is_gone_is_asked_for_once_more_as_the_kernel_does() {
+        let reopens = EstaleRetries::default();
+        reopens.refused(5, OPEN);
+        // The kernel drops the name that it believed in, and looks it up.
+        reopens.found(5, None);
+        assert!(reopens.asks(5));
+        reopens.found(5, Some(7));
+        assert!(reopens.opens(5, 12, 7), "another host has made it again");
     }
 
     #[test]
@@ -388,9 +425,10 @@ mod tests {
         let since = Duration::from_secs(1000);
         let refused = |since| {
             let (found, opened_by) = (None, None);
-            let open = OPEN;
+            let (open, waits) = (OPEN, false);
             let retry = Retry {
                 since,
+                waits,
                 open,
                 found,
                 opened_by,
@@ -400,6 +438,38 @@ mod tests {
         let taken = |paused_at| EstaleRetries::take_over(refused(since), paused_at, Wal::off());
         assert!(taken(since + WHILE / 2).is_second(5));
         assert!(!taken(since + 2 * WHILE).is_second(5));
+    }
+
+    #[test]
+    fn who_waits_for_the_server_when_a_daemon_is_killed_is_on_its_second_walk_however_long_it_waits()
+     {
+        let long_ago = |reopens: &EstaleRetries| {
+            let mut retries = reopens.retries.lock();
+            let retry = retries.get_mut(&5).expect("a walk");
+            retry.since = retry.since.saturating_sub(2 * WHILE);
+            reopens.record(5, retry);
+        };
+        let reopens = logged();
+        reopens.refused(5, OPEN);
+        assert!(reopens.asks(5));
+        long_ago(&reopens);
+        let reopens = killed(reopens);
+        // It comes again after a pause that may be as long.
+        long_ago(&reopens);
+        assert!(reopens.asks(5));
+        reopens.found(5, Some(7));
+        assert!(reopens.opens(5, 12, 7));
+        // So does who waits for the open itself.
+        assert!(killed(reopens).opens(5, 12, 7));
+        let reopens = logged();
+        reopens.refused(5, OPEN);
+        reopens.asks(5);
+        reopens.goes_on(5);
+        long_ago(&reopens);
+        assert!(
+            !killed(reopens).is_second(5),
+            "it was answered, and is silent"
+        );
     }
 
     #[test]

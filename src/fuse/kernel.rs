@@ -6,7 +6,7 @@ use fuser::{InitFlags, KernelConfig};
 
 /// The server's largest READ and WRITE, and what 256 pages (the kernel's
 /// default `max_pages_limit`) hold.
-const MAX_WRITE: u32 = 1 << 20;
+pub(super) const MAX_WRITE: u32 = 1 << 20;
 
 /// Requests nobody waits for (read-ahead, direct I/O of aio) in flight at the
 /// same time. The kernel's default of 12 would throttle read-ahead.

@@ -28,7 +28,7 @@ pub(super) fn cached(
     (parent, name): (Ino, &[u8]),
     dentry_state: DentryState,
 ) -> Option<LookupResult> {
-    if reopens.is_second(tid) {
+    if reopens.asks(tid) {
         return None;
     }
     match dentry_state {
@@ -55,7 +55,7 @@ impl Asker {
         name: &[u8],
         dentry_state: DentryState,
     ) -> LookupResult {
-        let found = if self.reopens.is_second(self.tid) {
+        let found = if self.reopens.asks(self.tid) {
             self.find_again(cred, parent, name).await
         } else {
             self.find_first(cred, parent, name, dentry_state).await

@@ -5,7 +5,8 @@
 //! file system means.
 //!
 //! ```text
-//! kernel ─► session   reader threads, mount (mounting, or inherited) and unmount (place)
+//! kernel ─► session   reader threads (request_buffer), mount (mounting, or inherited) and unmount
+//!             │         (place)
 //!             └─► gated     what fuser calls; parks requests while the gate is closed
 //!             └─► adapter   one short method per operation
 //!                   ├─ lookup      what is known, or what the server says (intent, reopen)
@@ -49,6 +50,7 @@ mod place;
 mod prober;
 mod proc;
 mod quiesce;
+mod request_buffer;
 mod session;
 
 pub use adapter::Adapter;
@@ -59,4 +61,5 @@ pub use kernel::KernelOptions;
 pub use notify::Notify;
 pub use place::Unmount;
 pub use quiesce::{NotQuiet, Quiesced};
+pub use request_buffer::RequestBuffers;
 pub use session::{Running, SessionOptions, start, take_over};

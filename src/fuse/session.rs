@@ -29,6 +29,7 @@ use super::notify::Notify;
 use super::place::{MountPlace, Unmount};
 use super::prober::Prober;
 use super::quiesce::{NotQuiet, Quiesced, Traffic, quiesce};
+use super::request_buffer;
 use crate::background::Tasks;
 use crate::privilege;
 use crate::quoting;
@@ -59,6 +60,8 @@ pub struct SessionOptions {
     /// Each of them reads from a descriptor of its own. Such a mount cannot be handed over
     /// to another process ([`Running::can_be_handed_over`]).
     pub clone_fd: bool,
+    /// Another process is to go on with what this one was reading when it was killed.
+    pub survives: bool,
     /// Read-ahead of the kernel in KiB, if we may set it (root); `None` leaves
     /// the kernel's 128.
     pub read_ahead_kib: Option<u32>,
@@ -79,6 +82,7 @@ impl Default for SessionOptions {
             // wake-ups.
             threads: thread::available_parallelism().map_or(2, |n| n.get().min(4)),
             clone_fd: true,
+            survives: false,
             read_ahead_kib: Some(8192),
         }
     }
@@ -208,6 +212,10 @@ struct Served {
 
 impl Served {
     fn of(gated: &Gated, options: &SessionOptions, inherited: bool) -> Self {
+        if options.survives {
+            // Before fuser's threads begin.
+            request_buffer::keep_resident();
+        }
         let adapter = gated.adapter();
         Self {
             inherited,

@@ -20,7 +20,7 @@ use super::handover::record::Past;
 use super::handover::{DieOfPanic, Lifeline, Mounted, die, log_of};
 use super::keeper::KeeperLink;
 use super::launch::MountRequest;
-use super::options::{CacheTimes, LocksOf, MountOptions, NameCache, Unanswered};
+use super::options::{CacheTimes, LocksOf, MountOptions, NameCache, TakeOver, Unanswered};
 use super::owner::Owner;
 use super::publish::publish;
 use super::registry::Registry;
@@ -460,6 +460,7 @@ pub(super) fn session_options(request: &MountRequest) -> SessionOptions {
         // Another daemon inherits one descriptor; requests that were read from others would
         // end with this one.
         clone_fd: options.fuse_threads > 1 && !options.takeover.has_keeper(),
+        survives: options.takeover == TakeOver::Always,
         read_ahead_kib: Some(KERNEL_READ_AHEAD_KIB),
     }
 }

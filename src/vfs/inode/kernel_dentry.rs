@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{Inode, Place};
 use crate::vfs::types::Ino;
+use crate::wal::clock;
 
 /// What time is counted in here.
 const TICK: Duration = Duration::from_millis(10);
@@ -30,12 +31,18 @@ pub(in crate::vfs) struct KernelDentry {
 }
 
 /// Ticks since the mount began; they wrap after 497 days, see [`LONGEST`].
-pub(in crate::vfs) fn ticks_since(began: Instant) -> u32 {
+pub(super) fn ticks_since(began: Instant) -> u32 {
     (began.elapsed().as_millis() / TICK.as_millis()) as u32
 }
 
 /// Until when the kernel may believe another name than the one that the inode was found by.
 pub(super) type Apart = AtomicU32;
+
+/// Rounded up.
+fn in_ticks(time: Duration) -> u32 {
+    let ticks = time.as_millis().div_ceil(TICK.as_millis());
+    u32::try_from(ticks).unwrap_or(LONGEST).min(LONGEST)
+}
 
 /// The name's half.
 fn tag_of(belief: u64) -> u64 {
@@ -46,13 +53,14 @@ fn is_good(until: u32, now: u32) -> bool {
     until != 0 && (until.wrapping_sub(now) as i32) > 0
 }
 
-/// Not before either.
-fn put_off(apart: &Apart, until: u32, now: u32) {
+/// Not before either. Says whether that is later than it was.
+fn put_off(apart: &Apart, until: u32, now: u32) -> bool {
     let later = |known: u32| {
         let longer = !is_good(known, now) || (until.wrapping_sub(known) as i32) > 0;
         longer.then_some(until)
     };
-    let _ = apart.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
+    let moved = apart.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
+    moved.is_ok()
 }
 
 /// For how long the kernel may believe names of an inode, in ticks: written down for another
@@ -66,17 +74,29 @@ pub(in crate::vfs) struct Beliefs {
 }
 
 impl Beliefs {
-    /// Nobody knows which names the kernel was told, and until when: any, and for as long as
-    /// this mount lets it believe one.
-    pub(super) const UNKNOWN: Self = Self {
-        found: LONGEST,
-        other: LONGEST,
-    };
+    /// Of an inode in the log of a daemon that was killed, which was found by a name if
+    /// `has_place`, and of which another may be believed until `other_until` ([`clock`]). Until
+    /// when the first is, nobody knows: for as long as this mount lets a name be believed.
+    pub(super) fn logged(has_place: bool, other_until: Option<Duration>) -> Self {
+        let other = match other_until {
+            _ if !has_place => LONGEST,
+            Some(until) => in_ticks(until.saturating_sub(clock())),
+            None => 0,
+        };
+        Self {
+            found: LONGEST,
+            other,
+        }
+    }
+
+    /// Until when a name is believed, by [`clock`], that is not the one that the inode was found by.
+    pub(super) fn other_until(self) -> Option<Duration> {
+        (self.other > 0).then(|| clock() + TICK * self.other)
+    }
 
     /// The same, and for no longer than that.
     pub(super) fn at_most(self, longest: Duration) -> Self {
-        let ticks = longest.as_millis().div_ceil(TICK.as_millis());
-        let ticks = u32::try_from(ticks).unwrap_or(LONGEST);
+        let ticks = in_ticks(longest);
         Self {
             found: self.found.min(ticks),
             other: self.other.min(ticks),
@@ -99,23 +119,21 @@ impl KernelDentry {
         HASHER.get_or_init(RandomState::new).hash_one((dir, name)) >> 32 << 32
     }
 
-    fn set(&self, apart: &Apart, tag: u64, now: u32, ttl: Duration) {
+    /// Says whether another name is believed for longer than was known.
+    fn set(&self, apart: &Apart, tag: u64, now: u32, ttl: Duration) -> bool {
         if ttl.is_zero() {
-            self.found(apart, tag, now);
+            let other = self.found(apart, tag, now);
             if self.holds(tag, now) {
                 self.told.store(0, Ordering::Release);
             }
-            return;
+            return other;
         }
-        let ticks = u32::try_from(ttl.as_millis().div_ceil(TICK.as_millis())).unwrap_or(LONGEST);
         // The kernel counts from when it has read the answer, in jiffies (a tick at the
         // most), rounded up. Zero means none.
-        let until = now.wrapping_add(ticks.min(LONGEST) + 1).max(1);
+        let until = now.wrapping_add(in_ticks(ttl) + 1).max(1);
         // Of two names that are told at the same time each sees the other.
         let before = self.told.swap(tag | u64::from(until), Ordering::AcqRel);
-        if tag_of(before) != tag && is_good(before as u32, now) {
-            put_off(apart, before as u32, now);
-        }
+        tag_of(before) != tag && is_good(before as u32, now) && put_off(apart, before as u32, now)
     }
 
     fn holds(&self, tag: u64, now: u32) -> bool {
@@ -123,12 +141,10 @@ impl KernelDentry {
         tag_of(belief) == tag && is_good(belief as u32, now)
     }
 
-    /// The inode was found by this name.
-    fn found(&self, apart: &Apart, tag: u64, now: u32) {
+    /// The inode was found by this name. Says the same.
+    fn found(&self, apart: &Apart, tag: u64, now: u32) -> bool {
         let told = self.told.load(Ordering::Acquire);
-        if tag_of(told) != tag && is_good(told as u32, now) {
-            put_off(apart, told as u32, now);
-        }
+        tag_of(told) != tag && is_good(told as u32, now) && put_off(apart, told as u32, now)
     }
 
     /// This host has taken the name away, or given it to another inode: the kernel knows.
@@ -152,10 +168,11 @@ impl KernelDentry {
 
 /// What the kernel believes of an inode's names, at `now` ([`ticks_since`]).
 impl Inode {
-    /// The kernel is about to be told that this name leads here, for so long.
-    pub(in crate::vfs) fn tell_name(&self, dir: Ino, name: &[u8], now: u32, ttl: Duration) {
+    /// The kernel is about to be told that this name leads here, for so long. Says whether another
+    /// name is believed for longer than was known.
+    pub(in crate::vfs) fn tell_name(&self, dir: Ino, name: &[u8], now: u32, ttl: Duration) -> bool {
         let tag = KernelDentry::tag(dir, name);
-        self.belief.set(&self.apart, tag, now, ttl);
+        self.belief.set(&self.apart, tag, now, ttl)
     }
 
     /// The kernel believes that this name leads here.

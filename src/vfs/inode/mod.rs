@@ -26,7 +26,6 @@ pub(super) mod table;
 use std::sync::Arc;
 
 pub(in crate::vfs) use self::eviction_queue::BACKLOG;
-pub(in crate::vfs) use self::kernel_dentry::ticks_since;
 pub(super) use self::table::{FoundAt, Inode, InodeTable, Place};
 use crate::vfs::file;
 

@@ -38,7 +38,7 @@ use super::FileState;
 use super::attr::{AttrState, Timeouts, kind_of};
 use super::dentry_cache::{Name, Names};
 use super::eviction_queue::EvictionQueue;
-use super::kernel_dentry::{Apart, KernelDentry};
+use super::kernel_dentry::{Apart, KernelDentry, ticks_since};
 use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::types::FileHandle;
 use crate::vfs::types::{ByNumber, FileKind, Ino, ROOT_INO};
@@ -140,6 +140,13 @@ impl Inode {
         self.place.lock().clone()
     }
 
+    /// It was found by this name last.
+    pub(in crate::vfs) fn is_found_at(&self, dir: Ino, name: &[u8]) -> bool {
+        let place = self.place.lock();
+        let is_it = |place: &Place| place.dir.ino == dir && *place.name == *name;
+        place.as_ref().is_some_and(is_it)
+    }
+
     /// Another file had its number when it was found.
     pub(in crate::vfs) fn is_elsewhere(&self) -> bool {
         self.ino != ROOT_INO && self.ino != self.attr.lock().stat().ino
@@ -201,6 +208,8 @@ pub(in crate::vfs) struct InodeTable {
     root_fsid: (u64, u64),
     root_fileid: u64,
     timeouts: Timeouts,
+    /// When the table was made; what the kernel believes is counted from then on.
+    began: Instant,
     wal: Wal,
 }
 
@@ -245,10 +254,21 @@ impl InodeTable {
             root_fsid: attrs.fsid,
             root_fileid: attrs.fileid,
             timeouts,
+            began: Instant::now(),
             wal,
         };
         table.log_root();
         table
+    }
+
+    /// Ticks since the table was made ([`ticks_since`]).
+    pub(in crate::vfs) fn ticks(&self) -> u32 {
+        ticks_since(self.began)
+    }
+
+    /// What the kernel was told goes into a log.
+    pub(in crate::vfs) fn is_logged(&self) -> bool {
+        self.wal.is_on()
     }
 
     /// The root.

@@ -92,7 +92,6 @@ impl Namespace {
             reopen_guard: ReopenGuard::default(),
             walk: AccessPattern::default(),
             kernel: OnceLock::new(),
-            began: Instant::now(),
             inherited,
             metrics,
             client,

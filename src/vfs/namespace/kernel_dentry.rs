@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use super::Namespace;
 use crate::vfs::inode::dentry_cache::Name;
-use crate::vfs::inode::{FoundAt, Inode, ticks_since};
+use crate::vfs::inode::{FoundAt, Inode};
 use crate::vfs::types::{FileKind, Ino};
 
 /// How a name stands before anybody is asked.
@@ -44,13 +44,19 @@ pub enum DentryState {
 
 impl Namespace {
     pub(super) fn ticks(&self) -> u32 {
-        ticks_since(self.began)
+        self.inodes.ticks()
     }
 
-    /// The kernel is about to be told that this name leads to `ino`, for so long.
+    /// The kernel is about to be told that this name leads to `ino`, for so long. If that is not
+    /// the only name that it believes, or not the one that the inode was found by, the log has it
+    /// before the kernel does.
     pub(in crate::vfs) fn tells(&self, parent: Ino, name: &[u8], ino: Ino, ttl: Duration) {
-        if let Some(inode) = self.inodes.get(ino) {
-            inode.tell_name(parent, name, self.ticks(), ttl);
+        let Some(inode) = self.inodes.get(ino) else {
+            return;
+        };
+        let is_another = inode.tell_name(parent, name, self.ticks(), ttl);
+        if self.inodes.is_logged() && (is_another || !inode.is_found_at(parent, name)) {
+            self.inodes.log_place(&inode);
         }
     }
 

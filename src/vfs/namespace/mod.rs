@@ -81,8 +81,6 @@ pub(in crate::vfs) struct Namespace {
     reopen_guard: ReopenGuard,
     walk: AccessPattern,
     kernel: OnceLock<Arc<dyn KernelCache>>,
-    /// When the mount began.
-    began: Instant,
     inherited: Inherited,
     metrics: Arc<Metrics>,
 }

@@ -116,8 +116,8 @@ impl Namespace {
 
     /// The inode was found by this name last.
     pub(in crate::vfs) fn is_found_at(&self, ino: Ino, parent: Ino, name: &[u8]) -> bool {
-        let place = self.inodes.get(ino).and_then(|inode| inode.place());
-        place.is_some_and(|place| place.dir.ino == parent && *place.name == *name)
+        let inode = self.inodes.get(ino);
+        inode.is_some_and(|inode| inode.is_found_at(parent, name))
     }
 }
 

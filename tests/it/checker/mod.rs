@@ -25,3 +25,5 @@ mod round;
 mod rules;
 mod state;
 mod worker;
+
+pub(crate) use self::plan::Chance;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::checker::Chance;
 use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{Mount, MountRequest};
 use crate::fixtures::process::{eventually, run};
@@ -318,7 +319,7 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
 
 struct Kills {
     count: u64,
-    random: u64,
+    chance: Chance,
     /// Every so manieth comes together with a restart of the server; 0 for none.
     restarts: u64,
     /// Every so manieth comes while the server stands still; 0 for none.
@@ -326,20 +327,12 @@ struct Kills {
 }
 
 impl Kills {
-    fn random(&mut self, below: u64) -> u64 {
-        self.random = self
-            .random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (self.random >> 33) % below
-    }
-
     /// Kills daemons. How long it took each time until a question was answered that goes to the
     /// server.
     fn kill(&mut self, mount: &Mount, server: &mut Server, programs: &[Program]) -> Vec<Duration> {
         let mut pauses = Vec::new();
         for number in 1..=self.count {
-            thread::sleep(Duration::from_millis(50 + self.random(800)));
+            thread::sleep(Duration::from_millis(50 + self.chance.below(800)));
             if let Some(failed) = programs.iter().find(|program| program.has_failed()) {
                 println!("after {number} kills: {} has ended", failed.name);
                 break;
@@ -374,7 +367,7 @@ impl Kills {
 fn no_program_notices_that_one_daemon_after_another_is_killed() {
     let mut kills = Kills {
         count: setting("EFS_FUSE_KILLS", 10),
-        random: setting("EFS_FUSE_SEED", 18),
+        chance: Chance(setting("EFS_FUSE_SEED", 18)),
         restarts: setting("EFS_FUSE_KILLS_RESTARTS", 0),
         stops: setting("EFS_FUSE_KILLS_STOPS", 0),
     };

@@ -3,5 +3,6 @@
 mod crash;
 mod keeper;
 mod kills;
+mod reading;
 mod session;
 mod upgrade;

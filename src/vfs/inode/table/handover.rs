@@ -249,6 +249,7 @@ impl InodeTable {
             root_fsid,
             root_fileid,
             timeouts,
+            began: now,
             wal,
         };
         table.log_all();

@@ -10,6 +10,7 @@
 //! How often the kernel was told of an inode is a count beside the log.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,8 @@ struct LoggedInode<C> {
     lookups: C,
     attr: AttrRecord,
     place: Option<(Ino, Bytes)>,
+    /// Until when the kernel may believe another name than that one, by [`clock`](crate::wal::clock).
+    other_until: Option<Duration>,
 }
 
 /// A directory that a record of the log refers to by number and handle: the kernel may have
@@ -79,6 +82,7 @@ impl InodeTable {
             return;
         }
         let place = inode.place();
+        let beliefs = inode.beliefs(place.as_ref(), self.ticks());
         let attr = inode.attr.lock().record();
         let record = LoggedInode {
             generation: inode.generation,
@@ -86,6 +90,7 @@ impl InodeTable {
             lookups,
             attr,
             place: place.map(|place| (place.dir.ino, Bytes::copy_from_slice(&place.name))),
+            other_until: beliefs.other_until(),
         };
         self.wal.put(Table::Inode, inode.ino, &record);
     }
@@ -96,7 +101,8 @@ impl InodeTable {
         self.wal.free(&known.lookups);
     }
 
-    /// The inode was found by another name, or by none any more.
+    /// The inode was found by another name, or by none any more; or the kernel may believe
+    /// another one than that, for longer than the log has it.
     pub(in crate::vfs) fn log_place(&self, inode: &Inode) {
         if !self.wal.is_on() {
             return;
@@ -143,9 +149,8 @@ impl LoggedInodes {
                 Some(PlaceRecord { dir, name })
             });
             records.push(InodeRecord {
+                beliefs: Beliefs::logged(place.is_some(), inode.other_until),
                 place,
-                // The kernel may believe any name for as long as it was told at the most.
-                beliefs: Beliefs::UNKNOWN,
                 ..InodeRecord::held(ino, inode.generation, inode.handle, lookups, inode.attr)
             });
         }
