@@ -18,7 +18,7 @@
 //! | access | attributes | [`Files::before_access`] |
 //! | setattr | attributes | [`Files::before_setattr`] |
 //! | setattr of a size | then stable | [`Files::before_cut`] |
-//! | setattr of times | then all data there | [`Files::before_times`] |
+//! | setattr of times | then stable | [`Files::before_times`] |
 //! | open | published; with O_TRUNC stable before | [`Files::before_open`] |
 //! | flush, fsync, a lock | stable, then published | [`Files::before_publishing`] |
 //! | release | stable, then attributes | [`Files::before_release`] |
@@ -73,9 +73,10 @@ impl Files {
         self.drain(inode).await;
     }
 
-    /// Times are about to be set: a write that reaches the server later would move them again.
+    /// Times are about to be set: a write that reaches the server later would move them again,
+    /// be it one that is sent again because the server, or this daemon, has died.
     pub(in crate::vfs) async fn before_times(self: &Arc<Self>, inode: &Arc<Inode>) {
-        self.settle(inode, 0, u64::MAX).await;
+        self.drain(inode).await;
     }
 
     /// The file is about to be opened, and cut if it `truncates`. Whoever opens it may rely on

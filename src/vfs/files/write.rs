@@ -175,14 +175,19 @@ impl Files {
                 let whole = result.count as usize >= len;
                 if changes.is_some() {
                     // The rest of a short one moves the times once more.
-                    self.changes_left(inode, !whole);
+                    self.file_state(inode).lock().deferred_mut().left(!whole);
                     of.takes_changes(false);
                 }
                 self.namespace.moved(inode, &written.moved, sent);
-                if changes.is_some() && whole {
-                    self.changes_answered(inode, written.set);
-                }
                 self.write_answered(inode, [(id, result)].into_iter(), written.committed);
+                if changes.is_some() {
+                    // After the data: who finds data in the log writes them again, and that
+                    // moves the times.
+                    self.log_deferred(inode, &self.file_state(inode).lock());
+                    if whole {
+                        self.changes_answered(inode, written.set);
+                    }
+                }
             }
             Err(error) => {
                 if changes.is_some() {

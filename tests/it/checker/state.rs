@@ -437,6 +437,11 @@ impl State {
     }
 
     fn rename(&self, from: Path, to: Path, replaces: bool, by: &Caller<'_>) -> Outcome {
+        // Both paths are walked before the server is asked: one that leads through a file is
+        // refused, whatever has become of the other's directory since.
+        if self.kind(by.at[0]) == Ok(Kind::Directory) && self.kind(by.at[1]) == Ok(Kind::File) {
+            return Err(&[libc::ENOTDIR]);
+        }
         let source = self.directory(by.at[0])?;
         let target = self.directory(by.at[1])?;
         let there = self.child(target, to.name);

@@ -140,6 +140,28 @@ async fn a_write_after_the_times_were_set_moves_them() {
     assert_eq!(here(&mount, file).await, there(&mount));
 }
 
+/// What the server had not committed is sent again, which would move them.
+#[tokio::test(start_paused = true)]
+async fn times_that_were_set_stay_when_the_server_crashes() {
+    for published in [false, true] {
+        let mount = mount().await;
+        let file = new_file(&mount).await;
+        if published {
+            within(60, mount.fsync(file)).await.unwrap();
+        }
+        mount.write(file, 0, b"content").await.unwrap();
+        millis(100).await;
+        set(&mount, file, times()).await.unwrap();
+        millis(100).await;
+        mount.peer.crash_and_restart();
+        within(60, mount.fsync(file)).await.unwrap();
+        assert_eq!(there(&mount).3, THEN.sec, "{published}");
+        mount.close(file).await.unwrap();
+        assert_eq!(mount.peer.fs().read_file("/f").unwrap(), b"content");
+        assert_eq!(there(&mount).3, THEN.sec, "{published}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_new_name_leads_to_the_attributes_that_were_set_before() {
     for links in [false, true] {
