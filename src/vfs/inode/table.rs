@@ -28,6 +28,7 @@ pub(in crate::vfs) mod logged;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::mapref::entry::{Entry as Slot, VacantEntry};
@@ -266,9 +267,17 @@ impl InodeTable {
         ticks_since(self.began)
     }
 
-    /// What the kernel was told goes into a log.
-    pub(in crate::vfs) fn is_logged(&self) -> bool {
-        self.wal.is_on()
+    /// The kernel is about to be told that this name leads to `ino`, for so long. If that is not
+    /// the only name that it believes, or not the one that the inode was found by, the log has it
+    /// before the kernel does.
+    pub(in crate::vfs) fn tells(&self, parent: Ino, name: &[u8], ino: Ino, ttl: Duration) {
+        let Some(inode) = self.get(ino) else {
+            return;
+        };
+        let is_another = inode.tell_name(parent, name, self.ticks(), ttl);
+        if self.wal.is_on() && (is_another || !inode.is_found_at(parent, name)) {
+            self.log_place(&inode);
+        }
     }
 
     /// The root.
@@ -567,120 +576,4 @@ fn out_of_the_way(ino: Ino, way: u64) -> Ino {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::nfs::proto::types::FileType;
-    use crate::xdr::{Decoder, Encoder};
-    use std::time::Duration;
-
-    fn handle(name: &[u8]) -> FileHandle {
-        let mut enc = Encoder::default();
-        enc.opaque(name);
-        FileHandle::decode(&mut Decoder::new(enc.into_vec().into())).unwrap()
-    }
-
-    fn attrs(fileid: u64) -> Attributes {
-        Attributes {
-            kind: Some(FileType::Directory),
-            fileid,
-            fsid: (1, 2),
-            ..Attributes::default()
-        }
-    }
-
-    fn table() -> InodeTable {
-        let s = Duration::from_secs;
-        let timeouts = Timeouts {
-            reg_min: s(3),
-            reg_max: s(60),
-            dir_min: s(30),
-            dir_max: s(60),
-        };
-        InodeTable::new(
-            handle(b"root"),
-            &attrs(128),
-            Instant::now(),
-            timeouts,
-            Wal::off(),
-        )
-    }
-
-    #[test]
-    fn numbers_are_the_servers_but_for_the_root_and_what_would_collide_with_it() {
-        let table = table();
-        assert_eq!(table.ino_of(&attrs(4711)), 4711);
-        assert_eq!(table.ino_of(&attrs(128)), ROOT_INO);
-        assert_eq!(table.root().attr.lock().stat().ino, 128, "as st_ino");
-        assert_eq!(table.ino_of(&attrs(1)), 1 << 63 | 1);
-        let mut elsewhere = attrs(128);
-        elsewhere.fsid = (9, 9);
-        assert_ne!(table.ino_of(&elsewhere), ROOT_INO);
-    }
-
-    #[test]
-    fn an_inode_lives_until_every_lookup_is_given_back() {
-        let table = table();
-        let now = Instant::now();
-        let (a, new) = table.look_up(&handle(b"a"), &attrs(5), now, |_| None);
-        assert!(new);
-        assert!(!table.look_up(&handle(b"a"), &attrs(5), now, |_| None).1);
-        table.forget(5, 1);
-        assert!(table.get(5).is_some());
-        table.forget(5, 1);
-        assert!(table.get(5).is_none());
-        assert!(table.look_up_again(&a));
-        assert!(Arc::ptr_eq(&table.get(5).unwrap(), &a));
-    }
-
-    #[test]
-    fn a_reused_fileid_is_another_number_while_the_old_file_is_held() {
-        let table = table();
-        let now = Instant::now();
-        let (old, _) = table.look_up(&handle(b"a"), &attrs(5), now, |_| None);
-        let (new, is_new) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
-        assert!(is_new && old.ino == 5 && new.ino != 5);
-        assert_eq!(new.attr.lock().stat().ino, 5, "as st_ino");
-        // Replies about either, in any order.
-        for _ in 0..2 {
-            assert!(Arc::ptr_eq(
-                &table.look_up(&handle(b"a"), &attrs(5), now, |_| None).0,
-                &old
-            ));
-            assert!(Arc::ptr_eq(
-                &table.look_up(&handle(b"b"), &attrs(5), now, |_| None).0,
-                &new
-            ));
-        }
-        assert!(Arc::ptr_eq(
-            &table.find(&handle(b"b"), &attrs(5)).unwrap(),
-            &new
-        ));
-        table.forget(5, 3);
-        let (still, _) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
-        assert!(Arc::ptr_eq(&still, &new), "although its own number is free");
-        table.forget(new.ino, 4);
-        assert!(table.len() == 0 && table.elsewhere.lock().is_empty());
-        let (later, _) = table.look_up(&handle(b"b"), &attrs(5), now, |_| None);
-        assert_eq!(later.ino, 5);
-        assert_eq!(later.generation, new.generation);
-        assert_ne!(later.generation, old.generation);
-    }
-
-    #[test]
-    fn what_is_kept_is_taken_up_again_also_while_another_object_has_a_number_out_of_the_way() {
-        let table = table();
-        let now = Instant::now();
-        let (kept, _) = table.look_up(&handle(b"k"), &attrs(7), now, |_| None);
-        table.forget(7, 1);
-        for name in [b"a", b"b"] {
-            table.look_up(&handle(name), &attrs(5), now, |_| None);
-        }
-        assert_eq!(table.elsewhere_count.load(Ordering::Relaxed), 1);
-        let by_number = |ino| (ino == 7).then(|| Arc::clone(&kept));
-        let (again, is_new) = table.look_up(&handle(b"k"), &attrs(7), now, by_number);
-        assert!(!is_new && Arc::ptr_eq(&again, &kept));
-        table.forget(7, 1);
-        let (other, is_new) = table.look_up(&handle(b"o"), &attrs(7), now, by_number);
-        assert!(is_new && !Arc::ptr_eq(&other, &kept), "another object");
-    }
-}
+mod tests;

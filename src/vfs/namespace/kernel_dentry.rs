@@ -47,17 +47,9 @@ impl Namespace {
         self.inodes.ticks()
     }
 
-    /// The kernel is about to be told that this name leads to `ino`, for so long. If that is not
-    /// the only name that it believes, or not the one that the inode was found by, the log has it
-    /// before the kernel does.
+    /// See [`InodeTable::tells`](crate::vfs::inode::InodeTable::tells).
     pub(in crate::vfs) fn tells(&self, parent: Ino, name: &[u8], ino: Ino, ttl: Duration) {
-        let Some(inode) = self.inodes.get(ino) else {
-            return;
-        };
-        let is_another = inode.tell_name(parent, name, self.ticks(), ttl);
-        if self.inodes.is_logged() && (is_another || !inode.is_found_at(parent, name)) {
-            self.inodes.log_place(&inode);
-        }
+        self.inodes.tells(parent, name, ino, ttl);
     }
 
     /// How the name stands before anybody is asked.

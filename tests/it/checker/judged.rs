@@ -382,6 +382,34 @@ fn what_two_names_of_a_rename_lead_to_may_be_believed_from_two_moments() {
     later.call(0, rename(b'b', b'a'), refused).is_wrong();
 }
 
+/// The kernel walks both paths before it asks: seed 20045010 of the histories in memory.
+#[test]
+fn a_rename_whose_second_path_leads_through_a_file_may_have_walked_the_first_before_that_was_gone()
+{
+    let below = |dir, name| Path {
+        dir: Some(dir),
+        name,
+    };
+    let call = Call::Rename {
+        from: below(b'a', b'd'),
+        to: below(b'b', b'c'),
+        replaces: true,
+    };
+    let refused = || Answer::Refused(libc::ENOTDIR);
+    let make = Call::Open {
+        at: at(b'b'),
+        how: How {
+            create: true,
+            ..How::default()
+        },
+        fd: 1,
+    };
+    let made = || Told::default().done(1, Call::Mkdir(at(b'a')));
+    let others = |told: Told| told.done(1, Call::Rmdir(at(b'a'))).done(1, make);
+    others(made().call(0, call, refused()).slow()).is_allowed();
+    others(made()).call(0, call, refused()).is_wrong();
+}
+
 #[test]
 fn what_was_sent_to_a_lost_session_may_be_done_twice_and_other_calls_once() {
     let told = || {

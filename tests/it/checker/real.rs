@@ -10,6 +10,7 @@
 //! - `EFS_FUSE_CHECKER_SECONDS`: how long (`scripts/checker --real`)
 //! - `EFS_FUSE_CHECKER_SETS`: so many sets of times, of three
 //! - `EFS_FUSE_SEED`: repeats what is drawn, not when it happens
+//! - `EFS_FUSE_CHECKER_LOG`: a directory for what the daemons have to say
 
 mod breaks;
 
@@ -253,11 +254,15 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
     let limit = Duration::from_secs(seconds + 400);
     let server = Server::start(ServerOptions::default());
     let lines: Vec<_> = (0..HOSTS).map(|_| Proxy::to(server.address())).collect();
-    let mount = |belief: &Belief, line: &Proxy| {
-        MountRequest::new(server.device("/"), line.port())
+    let mount = |belief: &Belief, (host, line): (usize, &Proxy)| {
+        let mut request = MountRequest::new(server.device("/"), line.port())
             .option(belief.options)
-            .time_limit(limit)
-            .mount()
+            .time_limit(limit);
+        if let Ok(dir) = std::env::var("EFS_FUSE_CHECKER_LOG") {
+            let log = format!("log={dir}/{}-{host}", belief.options);
+            request = request.option("debug").option(&log);
+        }
+        request.mount()
     };
     let sets = setting("EFS_FUSE_CHECKER_SETS", 2) as usize;
     let mounts: Vec<(Belief, Vec<Mount>)> = BELIEFS[..sets]
@@ -265,7 +270,9 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
         .map(|belief| {
             (
                 *belief,
-                lines.iter().map(|line| mount(belief, line)).collect(),
+                (lines.iter().enumerate())
+                    .map(|line| mount(belief, line))
+                    .collect(),
             )
         })
         .collect();
