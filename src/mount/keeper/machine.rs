@@ -20,6 +20,11 @@
 //! of a daemon that has not said goodbye is a *crash*, and the same program is started again,
 //! from that log, as often as [`Crashes`] allows. A daemon that is silent for too long is
 //! killed, which is a crash as well.
+//!
+//! Not each process that was killed ends: a thread that has the kernel drop pages waits for a page
+//! that is being read, and that is answered by whoever takes over. So a daemon has ended, too,
+//! when the first of its threads has and the others do not follow it within [`LAST_THREADS`]. All
+//! that they can do yet is what the kernel is at for them.
 
 use std::time::Duration;
 
@@ -35,6 +40,9 @@ const _: () = assert!(START.as_secs() >= PATIENCE.as_secs() + 20);
 /// A daemon that serves gives a sign of life more often than this ([`super::BEAT`]).
 pub(super) const SILENCE: Duration = Duration::from_secs(10);
 const _: () = assert!(SILENCE.as_secs() >= 3 * super::BEAT.as_secs());
+
+/// How long the end of the other threads is waited for.
+pub(super) const LAST_THREADS: Duration = Duration::from_millis(200);
 
 /// It is killed when it was silent so often, one after the other: after 30 s. That it is looked
 /// at several times is for the case that nothing ran at all, the keeper neither: of a machine
@@ -59,6 +67,8 @@ pub(super) enum Event {
     Next,
     /// It stays after all.
     Stay,
+    /// The first thread of the daemon has ended, the others are about to.
+    Dying,
     /// The daemon has ended, with this wait status.
     Ended(i32),
     /// The time of [`Machine::deadline`] has come.
@@ -138,6 +148,8 @@ pub(super) struct Machine {
     crash: Option<Crash>,
     crashes: Crashes,
     begun: Duration,
+    /// Until when the daemon's last threads have time to end.
+    dying: Option<Duration>,
 }
 
 impl Machine {
@@ -151,6 +163,7 @@ impl Machine {
             crash: None,
             crashes,
             begun: Duration::ZERO,
+            dying: None,
         }
     }
 
@@ -166,11 +179,12 @@ impl Machine {
 
     /// When [`Event::Late`] is due.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        match self.phase {
+        let of_phase = match self.phase {
             Phase::Starting { late, .. } => Some(late),
             Phase::Serving { look, .. } => self.survives.then_some(look),
             Phase::Mounting => None,
-        }
+        };
+        self.dying.into_iter().chain(of_phase).min()
     }
 
     /// Takes in what has happened.
@@ -178,7 +192,14 @@ impl Machine {
         match event {
             Event::Ready => return self.ready(now),
             Event::Ended(status) => return self.ended(now, status),
+            Event::Late if self.dying.is_some_and(|until| until <= now) => {
+                // How it has ended is heard when it has.
+                return self.ended(now, libc::SIGKILL);
+            }
             Event::Late => return self.late(now),
+            Event::Dying => {
+                self.dying.get_or_insert(now + LAST_THREADS);
+            }
             Event::Goodbye => self.goodbye = true,
             Event::Asked => self.asked = true,
             Event::Next | Event::Stay => {
@@ -224,6 +245,7 @@ impl Machine {
     }
 
     fn ended(&mut self, now: Duration, status: i32) -> Action {
+        self.dying = None;
         let (next, silent) = match self.phase {
             Phase::Mounting => return Action::End(status),
             Phase::Serving { next, silent, .. } => (next, silent),
@@ -270,7 +292,7 @@ impl Machine {
                 }
                 *look = Duration::MAX;
             }
-            // Its end is waited for without a limit: SIGKILL has none.
+            // Its end is an event, soon.
             Phase::Starting { late, .. } => *late = Duration::MAX,
         }
         Action::Kill
@@ -477,6 +499,29 @@ mod tests {
             machine.on(at(3632), Event::Ended(KILLED)),
             Action::Again(crash)
         );
+    }
+
+    #[test]
+    fn a_daemon_of_which_a_thread_cannot_end_is_followed_all_the_same() {
+        let (mut machine, _) = after(&SURVIVES);
+        assert_eq!(machine.on(at(5), Event::Dying), Action::Wait);
+        assert_eq!(machine.deadline(), Some(at(5) + LAST_THREADS));
+        // It is one end, whether it is heard of twice.
+        machine.on(at(5), Event::Dying);
+        let late = at(5) + LAST_THREADS;
+        assert_eq!(machine.on(late, Event::Late), again(KILLED, late));
+        assert_eq!(machine.deadline(), Some(late + START));
+        // As a rule its end follows at once, and says how it was.
+        let (mut machine, _) = after(&SURVIVES);
+        machine.on(at(5), Event::Dying);
+        let segv = libc::SIGSEGV;
+        assert_eq!(machine.on(at(5), Event::Ended(segv)), again(segv, at(5)));
+        assert_eq!(machine.deadline(), Some(at(5) + START));
+        // That of one that mounts still is the end.
+        let (mut machine, _) = after(&[]);
+        machine.on(at(5), Event::Dying);
+        let late = machine.on(at(6), Event::Late);
+        assert_eq!(late, Action::End(KILLED));
     }
 
     #[test]

@@ -84,6 +84,7 @@ pub(super) fn keep(
         socket: own(socket),
         signals: signals(),
         daemon,
+        first_thread: first_thread(daemon),
         held: [-1; Slot::COUNT],
         offered: [-1; Slot::COUNT],
         next: Text::new(),
@@ -144,6 +145,8 @@ struct Keeper {
     socket: RawFd,
     signals: RawFd,
     daemon: libc::pid_t,
+    /// Can be read when the first thread of the daemon has ended; -1 from then on.
+    first_thread: RawFd,
     held: [RawFd; Slot::COUNT],
     /// What a daemon gave that is not ready yet: it is held when that is.
     offered: [RawFd; Slot::COUNT],
@@ -168,9 +171,13 @@ type Turn = ControlFlow<i32>;
 impl Keeper {
     /// Waits for something to happen, and does what that asks for.
     fn turn(&mut self) -> Turn {
-        self.wait();
+        let is_dying = self.wait();
         // What a daemon has said counts before its end does.
         self.hear()?;
+        if is_dying {
+            close(std::mem::replace(&mut self.first_thread, -1));
+            self.on(Event::Dying)?;
+        }
         if self.heed_signals() {
             self.reap()?;
         }
@@ -181,8 +188,9 @@ impl Keeper {
         }
     }
 
-    /// Waits for a message, a signal, or the deadline.
-    fn wait(&self) {
+    /// Waits for a message, a signal, or the deadline. Whether the daemon's first thread has
+    /// ended.
+    fn wait(&self) -> bool {
         let left = self
             .machine
             .deadline()
@@ -196,11 +204,14 @@ impl Keeper {
             revents: 0,
         };
         // A descriptor of -1 is passed over.
-        let mut polled = [watch(self.signals), watch(self.socket)];
-        // SAFETY: two valid pollfds, counted as two. An error is a turn for nothing.
-        unsafe {
-            libc::poll(polled.as_mut_ptr(), 2, millis);
-        }
+        let mut polled = [
+            watch(self.signals),
+            watch(self.socket),
+            watch(self.first_thread),
+        ];
+        // SAFETY: three valid pollfds, counted as three. An error is a turn for nothing.
+        let any = unsafe { libc::poll(polled.as_mut_ptr(), 3, millis) };
+        any > 0 && polled[2].revents != 0
     }
 
     /// Takes in all that the daemon has said.
@@ -316,15 +327,21 @@ impl Keeper {
         }
     }
 
-    /// Takes in that the daemon has ended, if it has.
+    /// Takes in that the daemon has ended, if it has; and the last of one that was followed
+    /// before it could.
     fn reap(&mut self) -> Turn {
-        let mut status = 0;
-        // SAFETY: waitpid writes one int.
-        while unsafe { libc::waitpid(self.daemon, &raw mut status, libc::WNOHANG) } == self.daemon {
-            self.hear()?;
-            self.on(Event::Ended(status))?;
+        loop {
+            let mut status = 0;
+            // SAFETY: waitpid writes one int.
+            let ended = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+            if ended <= 0 {
+                return Turn::Continue(());
+            }
+            if ended == self.daemon {
+                self.hear()?;
+                self.on(Event::Ended(status))?;
+            }
         }
-        Turn::Continue(())
     }
 
     fn on(&mut self, event: Event) -> Turn {
@@ -415,6 +432,10 @@ impl Keeper {
         self.socket = ours;
         if child > 0 {
             self.daemon = child;
+            close(std::mem::replace(
+                &mut self.first_thread,
+                first_thread(child),
+            ));
         }
         child > 0
     }
@@ -482,6 +503,14 @@ fn own(descriptor: RawFd) -> RawFd {
         libc::close(descriptor);
         copy
     }
+}
+
+/// A descriptor that can be read when the first thread of this child has ended, whether or not
+/// the others have (PIDFD_THREAD, Linux 6.9); -1 if there is no such thing.
+fn first_thread(child: libc::pid_t) -> RawFd {
+    // SAFETY: of integers alone.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, child, libc::PIDFD_THREAD) };
+    own(RawFd::try_from(descriptor).unwrap_or(-1))
 }
 
 fn close(descriptor: RawFd) {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::work::{self, KINDS, Kind, Place, Record};
 use crate::fixtures::ganesha::{Server, ServerOptions};
-use crate::fixtures::mount::{Mount, MountRequest};
+use crate::fixtures::mount::{Mount, MountRequest, served_by};
 use crate::fixtures::proxy::Proxy;
 
 /// A server, and the line to it.
@@ -20,8 +20,23 @@ pub(super) struct Line {
     pub(super) near: PathBuf,
     /// Another host, on a line of its own.
     pub(super) other: PathBuf,
+    /// Who holds the first one, if it survives its daemon.
+    pub(super) keeper: Option<i32>,
     /// What the fault itself saw go wrong; told in the last column.
     pub(super) wrong: Option<String>,
+}
+
+impl Line {
+    /// The daemon dies, and another one goes on.
+    pub(super) fn kill_daemon(&mut self) {
+        match self.keeper.and_then(served_by) {
+            // SAFETY: the pid was found a moment ago among the children of this test's keeper.
+            Some(daemon) => unsafe {
+                libc::kill(daemon, libc::SIGKILL);
+            },
+            None => self.wrong = Some("the mount has no keeper any more".to_owned()),
+        }
+    }
 }
 
 /// Something that goes wrong.
@@ -42,6 +57,8 @@ pub(super) struct Fault {
     /// Background tasks of the daemon that die, as `EFS_FUSE_TEST_PANIC` has it. The
     /// writes of one that has died are told as failed.
     pub(super) dies: &'static str,
+    /// The mount survives its daemon (`-o takeover=crash`).
+    pub(super) survives: bool,
 }
 
 pub(super) fn quick_server() -> ServerOptions {
@@ -73,18 +90,23 @@ pub(super) fn strike(fault: &Fault) -> Vec<Cell> {
     let limit = Duration::from_secs(150);
     let log = tempfile::NamedTempFile::new().expect("log");
     // A dead connection is to be found soon, or these tests would take long.
-    let near = MountRequest::new(server.device("/"), proxy.port())
+    let mut near = MountRequest::new(server.device("/"), proxy.port())
         .option("timeo=20")
         .option(&format!("log={}", log.path().display()))
         .env("EFS_FUSE_TEST_PANIC", fault.dies)
-        .time_limit(limit)
-        .mount();
+        .time_limit(limit);
+    if fault.survives {
+        near = near.option("takeover=crash");
+        near = near.env("EFS_FUSE_TEST_CRASHES", "1");
+    }
+    let near = near.mount();
     let other = MountRequest::of(&server).time_limit(limit).mount();
     let mut line = Line {
         proxy,
         server,
         near: near.path().to_owned(),
         other: other.path().to_owned(),
+        keeper: fault.survives.then(|| near.keeper()),
         wrong: None,
     };
     let stop = AtomicBool::new(false);

@@ -59,6 +59,15 @@ const fn fault(name: &'static str, strike: fn(&mut Line), times: u32, resumes: D
         locks_may_go: false,
         server: quick_server,
         dies: "",
+        survives: false,
+    }
+}
+
+/// The daemon is killed, too, and another one takes over.
+const fn survived(fault: Fault) -> Fault {
+    Fault {
+        survives: true,
+        ..fault
     }
 }
 
@@ -77,7 +86,7 @@ const fn outlasting(name: &'static str, strike: fn(&mut Line), resumes: Duration
     }
 }
 
-static FAULTS: [Fault; 29] = [
+static FAULTS: [Fault; 34] = [
     fault("connection cut", |line| line.proxy.cut(), 5, CUT),
     fault(
         "cut inside a request",
@@ -181,6 +190,37 @@ static FAULTS: [Fault; 29] = [
             SILENCE,
         )
     },
+    survived(fault("daemon killed", Line::kill_daemon, 8, CUT)),
+    survived(fault(
+        "daemon killed, line cut",
+        |line| {
+            line.kill_daemon();
+            line.proxy.cut();
+        },
+        5,
+        CUT,
+    )),
+    survived(fault(
+        "daemon killed, line frozen for 4 s",
+        |line| {
+            line.kill_daemon();
+            freeze(line);
+        },
+        1,
+        SILENCE,
+    )),
+    survived(restart("daemon killed, server killed", |line| {
+        line.kill_daemon();
+        restart_after(line, 1);
+    })),
+    survived(restart(
+        "server killed, daemon killed in its grace",
+        |line| {
+            line.server.restart();
+            sleep(ms(500));
+            line.kill_daemon();
+        },
+    )),
     outlasting("server stalled beyond the lease", stall_long, ms(20_000)),
     outlasting("black hole beyond the lease", black_hole_long, ms(20_000)),
     outlasting("server back without its records", forget, ms(20_000)),

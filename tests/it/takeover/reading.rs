@@ -1,39 +1,20 @@
-//! Requests that a daemon was reading when it was killed.
+//! Daemons that are killed while the kernel is at work for them: it reads requests to them, or
+//! drops pages.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::checker::Chance;
 use crate::fixtures::ganesha::{Server, ServerOptions};
-use crate::fixtures::mount::MountRequest;
+use crate::fixtures::mount::{MountRequest, served_by};
 use crate::fixtures::setting;
 
 /// The largest request.
 const MIB: usize = 1 << 20;
 const WRITERS: usize = 3;
-
-/// The daemon of this keeper, as soon as it has threads for requests. `None`: the keeper has
-/// ended.
-fn reader(keeper: i32) -> Option<i32> {
-    let has_readers = |daemon: &i32| {
-        let threads = fs::read_dir(format!("/proc/{daemon}/task"));
-        let names = threads.into_iter().flatten().flatten();
-        let mut names = names.flat_map(|thread| fs::read_to_string(thread.path().join("comm")));
-        names.any(|name| name.starts_with("fuser-"))
-    };
-    loop {
-        let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
-        let children = children.ok()?;
-        let mut children = children.split_whitespace().flat_map(str::parse);
-        if let Some(daemon) = children.find(has_readers) {
-            return Some(daemon);
-        }
-        thread::sleep(Duration::from_micros(100));
-    }
-}
 
 /// The kernel copies requests into pages of the daemon. Where it has to wait for one, and the daemon
 /// is being killed, it does not wait, and it is the request that ends with EIO. So kills come
@@ -64,7 +45,9 @@ fn a_request_that_a_killed_daemon_was_reading_is_no_error_to_anybody() {
             })
             .collect();
         for _ in 0..kills {
-            let Some(daemon) = reader(keeper) else { break };
+            let Some(daemon) = served_by(keeper) else {
+                break;
+            };
             thread::sleep(Duration::from_micros(chance.below(3_000)));
             // SAFETY: the pid was found a moment ago by its program and this test's directory.
             unsafe { libc::kill(daemon, libc::SIGKILL) };
@@ -81,5 +64,63 @@ fn a_request_that_a_killed_daemon_was_reading_is_no_error_to_anybody() {
         let data = fs::read(server.export().join(format!("file-{writer}"))).expect("read");
         assert!(data == vec![last; MIB], "{writer}");
     }
+    mount.unmount();
+}
+
+/// A thread that has the kernel drop pages waits for those that are being read, and cannot be killed
+/// before the read is answered: by the daemon that takes over.
+#[test]
+fn a_daemon_that_is_killed_while_the_kernel_drops_pages_for_it_is_followed_at_once() {
+    let kills = setting("EFS_FUSE_KILLS", 25);
+    let mut chance = Chance(setting("EFS_FUSE_SEED", 4));
+    let server = Server::start(ServerOptions::default());
+    let limit = Duration::from_secs(60 + kills);
+    // Looks for what others have done all the time.
+    let request = MountRequest::of(&server).option("takeover=crash,actimeo=0");
+    let request = request.env("EFS_FUSE_TEST_CRASHES", "1").time_limit(limit);
+    let mount = request.mount();
+    let other = MountRequest::of(&server).time_limit(limit).mount();
+    fs::write(other.join("file"), vec![0; MIB]).expect("write");
+    let keeper = mount.keeper();
+    let stop = AtomicBool::new(false);
+    let longest = thread::scope(|scope| {
+        let changed = File::options().write(true).open(other.join("file"));
+        let changed = changed.expect("open");
+        let stop = &stop;
+        scope.spawn(move || {
+            for turn in 0_u64.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                changed
+                    .write_all_at(&turn.to_ne_bytes(), turn % 256 * 4096)
+                    .expect("write");
+                changed.sync_all().expect("sync");
+            }
+        });
+        for _ in 0..4 {
+            let path = mount.join("file");
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(fs::read(&path).expect("read").len(), MIB);
+                }
+            });
+        }
+        let mut longest = Duration::ZERO;
+        for number in 0..kills {
+            let Some(daemon) = served_by(keeper) else {
+                break;
+            };
+            thread::sleep(Duration::from_micros(chance.below(100_000)));
+            let killed = Instant::now();
+            // SAFETY: the pid was found a moment ago among the children of this test's keeper.
+            unsafe { libc::kill(daemon, libc::SIGKILL) };
+            let _ = fs::metadata(mount.join(format!("absent-{number}")));
+            longest = longest.max(killed.elapsed());
+        }
+        stop.store(true, Ordering::Relaxed);
+        longest
+    });
+    assert!(longest < Duration::from_secs(10), "{longest:?}");
     mount.unmount();
 }

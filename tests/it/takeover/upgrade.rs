@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{EFS_FUSE, Mount, MountRequest};
+use crate::fixtures::private::Private;
 use crate::fixtures::process::{Background, Finished, eventually, run};
 use crate::fixtures::sys;
 
@@ -410,4 +411,37 @@ fn what_cannot_be_upgraded_is_refused_in_one_line_with_a_remedy() {
     let done = run(Command::new(EFS_FUSE).arg("upgrade"), SOON);
     assert_eq!(done.code(), 1, "{}", done.stderr);
     mount.unmount();
+}
+
+/// What dpkg runs behind the new files of a package that was installed before.
+#[test]
+fn a_package_that_is_upgraded_takes_over_what_it_can_and_names_the_rest() {
+    let server = server();
+    let mut private = Private::new();
+    let (held, other) = (private.place("held", 0), private.place("other", 0));
+    let port = format!("port={}", server.port());
+    private.mount(0, &server.device("/"), &held, &format!("{port},takeover"));
+    private.mount(0, &server.device("/"), &other, &port);
+    let program = Path::new(EFS_FUSE).parent().expect("a directory");
+    let configured = |arguments: &[&str]| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/deb/postinst");
+        let mut command = Command::new("sh");
+        command.arg(script).args(arguments);
+        let path = std::env::var("PATH").expect("a path");
+        command.env("PATH", format!("{}:{path}", program.display()));
+        private.run(command).expect_success("postinst")
+    };
+    // A first installation has nothing to take over.
+    let done = configured(&["configure", ""]);
+    assert_eq!((&*done.stdout, &*done.stderr), ("", ""));
+    let done = configured(&["configure", "0.0.1"]);
+    let line = format!("{}: efs-fuse ", held.display());
+    assert!(done.stdout.starts_with(&line), "{done:?}");
+    assert!(done.stdout.contains("has taken over"), "{done:?}");
+    let line = format!("efs-fuse: upgrading {}", other.display());
+    assert!(done.stderr.starts_with(&line), "{done:?}");
+    assert!(done.stderr.contains("served as before"), "{done:?}");
+    for place in [held, other] {
+        private.efs_fuse(0, &["umount".as_ref(), place.as_os_str()]);
+    }
 }
