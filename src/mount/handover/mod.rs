@@ -221,6 +221,11 @@ impl Lifeline {
     /// # Errors
     /// The keeper has ended.
     pub fn ready(&self) -> io::Result<()> {
+        if let Err(why) = self.link.witness() {
+            tracing::debug!(
+                "should this daemon die with a thread that cannot end, nobody notices: {why}"
+            );
+        }
         self.link.ready()
     }
 

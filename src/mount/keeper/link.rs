@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process;
@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use super::process::{NAME, SIGNALS, is_socket, keep};
-use super::{MESSAGE, REASON, SOCKET, Slot};
+use super::{MESSAGE, REASON, SOCKET, Slot, witness};
 use crate::mount::process::Identity;
 
 /// A daemon's line to its keeper. Messages are small and the keeper reads them at once: none
@@ -134,6 +134,16 @@ impl KeeperLink {
     /// The keeper has ended.
     pub fn hold(&self, slot: Slot, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         self.send(&[b'h', slot.number()], Some(descriptor))
+    }
+
+    /// Has the keeper know when this process is dying, also when not all of its threads can end.
+    ///
+    /// # Errors
+    /// The keeper has ended, or the kernel does not know of threads (before Linux 6.9): then it
+    /// hears of the end of the last one.
+    pub fn witness(&self) -> io::Result<()> {
+        let witness = witness::start()?;
+        self.send(b"t", Some(witness.as_fd()))
     }
 
     /// This daemon serves, or is about to: from here on nothing can take it back.

@@ -23,8 +23,8 @@
 //!
 //! Not each process that was killed ends: a thread that has the kernel drop pages waits for a page
 //! that is being read, and that is answered by whoever takes over. So a daemon has ended, too,
-//! when the first of its threads has and the others do not follow it within [`LAST_THREADS`]. All
-//! that they can do yet is what the kernel is at for them.
+//! when the thread that is there to be its [`witness`](super::witness) has, and the others do not
+//! follow it within [`LAST_THREADS`]. All that they can do yet is what the kernel is at for them.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ pub(super) enum Event {
     Next,
     /// It stays after all.
     Stay,
-    /// The first thread of the daemon has ended, the others are about to.
+    /// A thread of the daemon has ended that lives as long as that, and the others are about to.
     Dying,
     /// The daemon has ended, with this wait status.
     Ended(i32),

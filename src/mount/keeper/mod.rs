@@ -26,6 +26,7 @@
 //! | byte | with | meaning |
 //! |---|---|---|
 //! | `h` | a [`Slot`], a descriptor | Hold this, instead of what was held there. |
+//! | `t` | a descriptor | I am dying when this can be read. |
 //! | `r` | | I serve: nothing can be taken back. |
 //! | `n` | a path | My state is written and I shall end: start this program then. |
 //! | `s` | | I stay. |
@@ -44,6 +45,7 @@ mod died;
 mod link;
 mod machine;
 mod process;
+mod witness;
 
 pub use died::Died;
 pub use link::{Inherited, KeeperLink, attach, own_program};

@@ -84,7 +84,7 @@ pub(super) fn keep(
         socket: own(socket),
         signals: signals(),
         daemon,
-        first_thread: first_thread(daemon),
+        witness: -1,
         held: [-1; Slot::COUNT],
         offered: [-1; Slot::COUNT],
         next: Text::new(),
@@ -145,8 +145,8 @@ struct Keeper {
     socket: RawFd,
     signals: RawFd,
     daemon: libc::pid_t,
-    /// Can be read when the first thread of the daemon has ended; -1 from then on.
-    first_thread: RawFd,
+    /// Can be read when the daemon is dying; -1 from then on.
+    witness: RawFd,
     held: [RawFd; Slot::COUNT],
     /// What a daemon gave that is not ready yet: it is held when that is.
     offered: [RawFd; Slot::COUNT],
@@ -175,7 +175,7 @@ impl Keeper {
         // What a daemon has said counts before its end does.
         self.hear()?;
         if is_dying {
-            close(std::mem::replace(&mut self.first_thread, -1));
+            close(std::mem::replace(&mut self.witness, -1));
             self.on(Event::Dying)?;
         }
         if self.heed_signals() {
@@ -188,8 +188,7 @@ impl Keeper {
         }
     }
 
-    /// Waits for a message, a signal, or the deadline. Whether the daemon's first thread has
-    /// ended.
+    /// Waits for a message, a signal, or the deadline. Whether the daemon is dying.
     fn wait(&self) -> bool {
         let left = self
             .machine
@@ -204,11 +203,7 @@ impl Keeper {
             revents: 0,
         };
         // A descriptor of -1 is passed over.
-        let mut polled = [
-            watch(self.signals),
-            watch(self.socket),
-            watch(self.first_thread),
-        ];
+        let mut polled = [watch(self.signals), watch(self.socket), watch(self.witness)];
         // SAFETY: three valid pollfds, counted as three. An error is a turn for nothing.
         let any = unsafe { libc::poll(polled.as_mut_ptr(), 3, millis) };
         any > 0 && polled[2].revents != 0
@@ -235,6 +230,10 @@ impl Keeper {
                     let held = &mut slots[usize::from(*slot)];
                     close(*held);
                     *held = own(descriptor);
+                    continue;
+                }
+                (_, b"t") => {
+                    close(std::mem::replace(&mut self.witness, own(descriptor)));
                     continue;
                 }
                 (_, [b'n', path @ ..]) => {
@@ -432,10 +431,7 @@ impl Keeper {
         self.socket = ours;
         if child > 0 {
             self.daemon = child;
-            close(std::mem::replace(
-                &mut self.first_thread,
-                first_thread(child),
-            ));
+            close(std::mem::replace(&mut self.witness, -1));
         }
         child > 0
     }
@@ -503,14 +499,6 @@ fn own(descriptor: RawFd) -> RawFd {
         libc::close(descriptor);
         copy
     }
-}
-
-/// A descriptor that can be read when the first thread of this child has ended, whether or not
-/// the others have (PIDFD_THREAD, Linux 6.9); -1 if there is no such thing.
-fn first_thread(child: libc::pid_t) -> RawFd {
-    // SAFETY: of integers alone.
-    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, child, libc::PIDFD_THREAD) };
-    own(RawFd::try_from(descriptor).unwrap_or(-1))
 }
 
 fn close(descriptor: RawFd) {

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::checker::Chance;
 use crate::fixtures::ganesha::{Server, ServerOptions};
-use crate::fixtures::mount::{MountRequest, served_by};
+use crate::fixtures::mount::{Mount, MountRequest, served_by};
+use crate::fixtures::process::eventually;
+use crate::fixtures::proxy::{Message, Proxy, Way};
 use crate::fixtures::setting;
 
 /// The largest request.
@@ -71,56 +73,47 @@ fn a_request_that_a_killed_daemon_was_reading_is_no_error_to_anybody() {
 /// before the read is answered: by the daemon that takes over.
 #[test]
 fn a_daemon_that_is_killed_while_the_kernel_drops_pages_for_it_is_followed_at_once() {
-    let kills = setting("EFS_FUSE_KILLS", 25);
-    let mut chance = Chance(setting("EFS_FUSE_SEED", 4));
     let server = Server::start(ServerOptions::default());
-    let limit = Duration::from_secs(60 + kills);
-    // Looks for what others have done all the time.
-    let request = MountRequest::of(&server).option("takeover=crash,actimeo=0");
-    let request = request.env("EFS_FUSE_TEST_CRASHES", "1").time_limit(limit);
-    let mount = request.mount();
-    let other = MountRequest::of(&server).time_limit(limit).mount();
-    fs::write(other.join("file"), vec![0; MIB]).expect("write");
+    let line = Proxy::to(server.address());
+    let request = MountRequest::new(server.device("/"), line.port());
+    let mount = request.option("takeover=crash,actimeo=1").mount();
     let keeper = mount.keeper();
-    let stop = AtomicBool::new(false);
-    let longest = thread::scope(|scope| {
-        let changed = File::options().write(true).open(other.join("file"));
-        let changed = changed.expect("open");
-        let stop = &stop;
-        scope.spawn(move || {
-            for turn in 0_u64.. {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                changed
-                    .write_all_at(&turn.to_ne_bytes(), turn % 256 * 4096)
-                    .expect("write");
-                changed.sync_all().expect("sync");
-            }
+    let other = Mount::new(&server);
+    fs::write(other.join("file"), vec![1; MIB]).expect("write");
+    let file = File::open(mount.join("file")).expect("open");
+    let (read, told) = thread::scope(|scope| {
+        let daemon = served_by(keeper).expect("a daemon");
+        // Its page is locked until the answer comes.
+        line.next_message(Way::ToClient, Message::Swallowed);
+        let reads = scope.spawn(|| {
+            let mut byte = [0];
+            file.read_at(&mut byte, MIB as u64 / 2).map(|_| byte[0])
         });
-        for _ in 0..4 {
-            let path = mount.join("file");
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    assert_eq!(fs::read(&path).expect("read").len(), MIB);
-                }
-            });
-        }
-        let mut longest = Duration::ZERO;
-        for number in 0..kills {
-            let Some(daemon) = served_by(keeper) else {
-                break;
-            };
-            thread::sleep(Duration::from_micros(chance.below(100_000)));
-            let killed = Instant::now();
-            // SAFETY: the pid was found a moment ago among the children of this test's keeper.
-            unsafe { libc::kill(daemon, libc::SIGKILL) };
-            let _ = fs::metadata(mount.join(format!("absent-{number}")));
-            longest = longest.max(killed.elapsed());
-        }
-        stop.store(true, Ordering::Relaxed);
-        longest
+        fs::write(other.join("file"), vec![2; MIB]).expect("write");
+        thread::sleep(Duration::from_millis(1300));
+        let asks = scope.spawn(|| fs::metadata(mount.join("file")));
+        let waits = eventually(Duration::from_secs(10), || {
+            is_dropping_pages(daemon).then_some(())
+        });
+        waits.expect("the kernel waits for the page");
+        let killed = Instant::now();
+        // SAFETY: the pid was found a moment ago among the children of this test's keeper.
+        unsafe { libc::kill(daemon, libc::SIGKILL) };
+        let read = (reads.join().expect("no panic"), killed.elapsed());
+        (read, (asks.join().expect("no panic"), killed.elapsed()))
     });
-    assert!(longest < Duration::from_secs(10), "{longest:?}");
+    assert!(matches!(read.0, Ok(1 | 2)), "{read:?}");
+    assert_eq!(told.0.expect("stat").len(), MIB as u64);
+    assert!(told.1 < Duration::from_secs(10), "{:?}", told.1);
+    drop(file);
     mount.unmount();
+}
+
+/// Whether one of its threads waits for a page of the kernel's.
+fn is_dropping_pages(daemon: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{daemon}/task")).expect("threads");
+    let mut waits = threads
+        .flatten()
+        .flat_map(|thread| fs::read_to_string(thread.path().join("wchan")));
+    waits.any(|place| place.contains("folio"))
 }
