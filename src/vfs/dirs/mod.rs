@@ -86,6 +86,7 @@ impl Dirs {
         let edits = Box::pin(self.begin(&handle)).await?;
         self.namespace.nothing_to_tell(dir.ino).await;
         let keep_cache = dir.names().lock().begin_listing(edits);
+        tracing::debug!(fh, ino = dir.ino, ?edits, keep_cache, "a listing begins");
         self.log_dir(&handle);
         self.handles.insert(fh, handle);
         self.metrics.gauges.open_dirs.inc();

@@ -310,6 +310,11 @@ impl Namespace {
             && expected.is_some_and(|(sent, whom)| whom == by && now < sent + window)
         {
             self.visits(dir, now);
+            tracing::debug!(
+                ino = dir.ino,
+                by,
+                "it was expected to be opened: its names are believed"
+            );
             return Ok(());
         }
         self.ask_on_a_walk(cred, dir, by).await.map(drop)
