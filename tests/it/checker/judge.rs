@@ -268,6 +268,8 @@ impl<'a> Search<'a> {
     /// of it.
     fn before(&self, event: usize, since: Time, told: impl Fn(usize) -> u128) -> u128 {
         let this = &self.history[event];
+        // They do not wait for what somebody who was killed has sent.
+        let passes_by = matches!(this.call, Call::Read(_) | Call::Fsync(_) | Call::Close(_));
         let mut before = 0;
         for (number, other) in self.history.iter().enumerate() {
             if number == event {
@@ -278,7 +280,8 @@ impl<'a> Search<'a> {
             let own = other.host == this.host && ended < this.began;
             if this.host == OBSERVER && other.host != OBSERVER {
                 before |= self.all[number];
-            } else if !killed && ended < since || killed && own && since >= this.began {
+            } else if !killed && ended < since || killed && own && since >= this.began && !passes_by
+            {
                 before |= self.prompt(number);
             } else if !killed && own {
                 before |= told(number);
@@ -304,7 +307,9 @@ impl<'a> Search<'a> {
                 Part::Slot(_) | Part::Size => rules.data_since(event),
             };
             let told = |other| {
-                let tells = rules.informs(other, event) && !self.is_laid_over(other, event, part);
+                let tells = rules.informs(other, event)
+                    && !self.is_laid_over(other, event, part)
+                    && !self.is_of_data_alone(other, event);
                 match tells {
                     true if rules.is_refused_for_a_name(event) => self.naming(other),
                     true => self.prompt(other),
@@ -325,6 +330,16 @@ impl<'a> Search<'a> {
                 after |= 1 << (bit - 1);
             }
             self.pieces[bit].after = after;
+        }
+    }
+
+    /// What a read has shown tells of the size, and of no other attribute: READ brings none along.
+    fn is_of_data_alone(&self, one: usize, other: usize) -> bool {
+        match (&self.history[one].answer, &self.history[other].answer) {
+            (Some(Answer::Data(data)), Some(Answer::Seen(seen))) => {
+                usize::try_from(seen.size) == Ok(data.len())
+            }
+            _ => false,
         }
     }
 

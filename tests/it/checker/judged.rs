@@ -357,6 +357,44 @@ fn what_was_killed_is_done_before_its_host_begins_anything_else_or_never() {
     look(look(told(), 0, b""), 0, b"a").is_wrong();
 }
 
+/// The kernel holds pages meanwhile, and a process that is killed closes its files: seed 20300140 of
+/// the histories in memory.
+#[test]
+fn a_close_that_begins_after_a_kill_may_be_over_before_what_was_killed_is_done() {
+    let told = |call| {
+        Told::default()
+            .done(0, open(1))
+            .done(0, open(2))
+            .killed(0, Call::Truncate(at(b'a')))
+            .done(0, call)
+            .done(1, open(3))
+            .done(1, write(3, 0, 7))
+            .done(1, Call::Fsync(3))
+            .call(OBSERVER, Call::Read(3), data(&[]))
+    };
+    told(Call::Close(1)).is_allowed();
+    told(Call::Fsync(1)).is_allowed();
+    told(Call::Chmod(at(b'a'), 0o600)).is_wrong();
+}
+
+/// Seed 20821619 of the histories in memory.
+#[test]
+fn what_a_read_has_shown_tells_of_no_attribute_but_the_size() {
+    let told = |shown: &[u32]| {
+        Told::default()
+            .done(0, open(1))
+            .call(0, Call::Stat(at(b'a')), file(0o644, 0))
+            .done(1, open(2))
+            .done(1, Call::Chmod(at(b'a'), 0o600))
+            .done(1, write(2, 0, 7))
+            .done(1, Call::Fsync(2))
+            .call(0, Call::Read(1), data(shown))
+    };
+    let stat = Call::Stat(at(b'a'));
+    told(&[7]).call(0, stat, file(0o600, 1)).is_allowed();
+    told(&[7]).call(0, stat, file(0o644, 0)).is_wrong();
+}
+
 #[test]
 fn what_two_names_of_a_rename_lead_to_may_be_believed_from_two_moments() {
     let found = |kind| {
