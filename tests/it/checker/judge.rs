@@ -101,6 +101,7 @@ struct Search<'a> {
     /// Of each event, whether something has changed on its way meanwhile.
     overtaken: Vec<bool>,
     volatile: bool,
+    torn: bool,
     tried: HashSet<u64>,
     steps: usize,
     /// The most that could be placed.
@@ -217,6 +218,7 @@ impl<'a> Search<'a> {
                 .map(|event| rules.is_overtaken(event))
                 .collect(),
             volatile: rules.volatile,
+            torn: rules.torn,
             tried: HashSet::new(),
             steps: 0,
             best: 0,

@@ -18,6 +18,7 @@ struct Told {
     events: Vec<Event>,
     now: Time,
     volatile: bool,
+    torn: bool,
     is_asked_for: bool,
 }
 
@@ -74,6 +75,12 @@ impl Told {
         self
     }
 
+    /// The server reads directories name by name.
+    fn torn(mut self) -> Self {
+        self.torn = true;
+        self
+    }
+
     /// Others, of whom nothing is told, ask for the plot all the time.
     fn beside_others(mut self) -> Self {
         self.is_asked_for = true;
@@ -83,6 +90,7 @@ impl Told {
     fn verdict(&self) -> Verdict {
         let mut rules = Rules::new(&self.events, BELIEVED, BELIEVED);
         rules.volatile = self.volatile;
+        rules.torn = self.torn;
         rules.is_asked_for = self.is_asked_for;
         judge(&self.events, &rules)
     }
@@ -473,6 +481,23 @@ fn calls_at_the_same_time_may_be_in_any_order() {
         .call(1, Call::List(None), listed(b"a"))
         .call(2, Call::List(None), listed(b""))
         .is_wrong();
+}
+
+#[test]
+fn what_is_renamed_while_a_directory_is_read_may_be_missed_by_both_names_and_nothing_else_may() {
+    let told = |names: &[u8]| {
+        Told::default()
+            .done(0, Call::Mkdir(at(b'a')))
+            .done(0, Call::Mkdir(at(b'b')))
+            .call(1, Call::List(None), Answer::Listed(names.to_vec()))
+            .slow()
+            .done(0, rename(b'b', b'c'))
+    };
+    for names in [&b"a"[..], b"ab", b"ac", b"abc"] {
+        told(names).torn().is_allowed();
+    }
+    told(b"b").torn().is_wrong();
+    told(b"a").is_wrong();
 }
 
 /// "What is refused tells of no attributes."

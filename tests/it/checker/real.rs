@@ -145,8 +145,17 @@ impl Run {
     fn judge(&self, mut round: Round, belief: Belief) -> Verdict {
         let lost = self.lost.lock().clone();
         let (began, ended) = (round.began, round.ended);
-        for event in &mut round.history {
-            if is_ganeshas(event) || is_skipped(event) || is_walked_twice(event) {
+        let believed: Vec<_> = (round.history.iter())
+            .map(|event| is_believed_of_renamed(&round.history, event))
+            .collect();
+        for (event, believed) in round.history.iter_mut().zip(believed) {
+            let unclear = [
+                is_ganeshas,
+                is_skipped,
+                is_walked_twice,
+                is_onto_its_directory,
+            ];
+            if believed || unclear.iter().any(|is_so| is_so(event)) {
                 event.answer = None;
             }
             let (from, to) = (began + event.began, began + event.ended);
@@ -157,6 +166,7 @@ impl Run {
         judge_renames(round.history, &|history| {
             let mut rules = Rules::new(history, belief.time(), belief.time());
             rules.volatile = volatile;
+            rules.torn = true;
             // A mount that asks for the plot of one table asks for those beside it as well,
             // and for all when its root is listed.
             rules.is_asked_for = true;
@@ -201,6 +211,34 @@ fn is_walked_twice(event: &Event) -> bool {
             event.answer,
             Some(Answer::Refused(libc::EISDIR | libc::ENOTDIR))
         )
+}
+
+/// rename(2) of a name onto the directory that it is in: if the kernel has just dropped what it knew by
+/// that name, it finds the directory again while renames are locked, and says ESTALE (d_splice_alias).
+fn is_onto_its_directory(event: &Event) -> bool {
+    matches!(event.call, Call::Rename { from, to, .. } if to.dir.is_none() && from.dir == Some(to.name))
+        && event.answer == Some(Answer::Refused(libc::ESTALE))
+}
+
+/// What a host has renamed was something else than it believed. The kernel hears of that behind the
+/// answer, and takes the new name for what it believed for as long.
+fn is_believed_of_renamed(history: &[Event], event: &Event) -> bool {
+    const HEARS: Time = 20_000;
+    let refused = matches!(
+        event.answer,
+        Some(Answer::Refused(libc::ENOTDIR | libc::EISDIR | libc::ESTALE))
+    );
+    refused
+        && history.iter().any(|other| match other.call {
+            Call::Rename { to, .. } if to.dir.is_none() => {
+                other.host == event.host
+                    && other.answer == Some(Answer::Done)
+                    && (other.ended..other.ended + HEARS).contains(&event.began)
+                    && (event.call.paths().iter())
+                        .any(|path| path.dir == Some(to.name) || *path == to)
+            }
+            _ => false,
+        })
 }
 
 /// The kernel's client does not send a change of size to what it believes the size to be.

@@ -15,6 +15,8 @@ pub(super) struct Rules<'a> {
     /// The server has lost data that were not committed: until they are sent again others may
     /// see the file without them, or with.
     pub(super) volatile: bool,
+    /// The server reads a directory name by name, beside changes of it.
+    pub(super) torn: bool,
     /// The hosts ask for the plot at any time, for others than whom the history tells of.
     pub(super) is_asked_for: bool,
     /// The path that each event is about, with those of descriptors.
@@ -47,6 +49,7 @@ impl<'a> Rules<'a> {
             names,
             attributes,
             volatile: false,
+            torn: false,
             is_asked_for: false,
             paths,
             opens,

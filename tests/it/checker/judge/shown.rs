@@ -1,6 +1,6 @@
 //! What a call that sees, and changes nothing, may show of a state.
 
-use super::super::history::{Answer, Call, Event, Fd, Kind, OBSERVER, Seen};
+use super::super::history::{Answer, Call, Event, Fd, Kind, Name, OBSERVER, Path, Seen};
 use super::super::rules::Rules;
 use super::super::state::{NodeId, PLOT, State};
 use super::{Part, Search};
@@ -188,7 +188,7 @@ impl Search<'_> {
                     Some(_) => self.led(state, event),
                 };
                 ways.iter().any(|at| match (answer, state.names(at[0])) {
-                    (Answer::Listed(names), Ok(now)) => *names == now,
+                    (Answer::Listed(names), Ok(now)) => self.lists(event, names, &now),
                     (Answer::Refused(errno), Err(right)) => right.contains(errno),
                     _ => false,
                 })
@@ -208,6 +208,28 @@ impl Search<'_> {
             (call, Answer::Refused(errno), Part::Act) => self.refuses(state, event, call, *errno),
             _ => false,
         }
+    }
+
+    /// A listing may have these names where the directory has those now. What a rename moves while
+    /// a server reads its directory may be missed by both names, or be shown by both (readdir(3)).
+    fn lists(&self, event: usize, names: &[Name], now: &[Name]) -> bool {
+        if names == now || !self.torn {
+            return names == now;
+        }
+        let this = &self.history[event];
+        let beside = |other: &&Event| other.began <= this.ended && this.began <= other.ended;
+        let moving: Vec<Path> = (self.history.iter().filter(beside))
+            .filter_map(|other| match other.call {
+                Call::Rename { from, to, .. } => Some([from, to]),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let stays = |names: &[Name]| -> Vec<Name> {
+            let moves = |name: Name| moving.iter().any(|path| path.name == name);
+            names.iter().copied().filter(|name| !moves(*name)).collect()
+        };
+        stays(names) == stays(now)
     }
 
     /// What a host may see of a file now.
