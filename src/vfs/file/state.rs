@@ -564,9 +564,11 @@ impl<D> FileInner<D> {
 impl<D> FileInner<D> {
     /// Begins to take a name from the file, to be ended as the result says. It is hidden
     /// if the file is open here, has no hidden name yet, and the server does not promise to keep
-    /// it. `None` while another is being hidden.
-    pub(in crate::vfs) fn begin_loss(&mut self) -> Option<NameLoss> {
-        if !self.is_open() || self.preserved || self.silly.is_some() {
+    /// it; also if it was being hidden for the same request by a process that was killed
+    /// (`again`), although the file was closed since: what that has made is found in no other way.
+    /// `None` while another is being hidden.
+    pub(in crate::vfs) fn begin_loss(&mut self, again: bool) -> Option<NameLoss> {
+        if !(self.is_open() || again) || self.preserved || self.silly.is_some() {
             self.removing += 1;
             return Some(NameLoss::Removed);
         }

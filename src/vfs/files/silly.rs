@@ -182,7 +182,9 @@ impl Files {
             return Taking::Removing(Losing(None));
         }
         let file = self.file_state(inode);
-        let loss = file.when(|inner| inner.begin_loss()).await;
+        let before = self.victim_before();
+        let again = before.is_some_and(|before| before.ino == inode.ino);
+        let loss = file.when(|inner| inner.begin_loss(again)).await;
         let losing = Losing(Some((file, loss)));
         match loss {
             NameLoss::Removed => Taking::Removing(losing),
