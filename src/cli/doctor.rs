@@ -12,6 +12,7 @@ use super::exit::{self, Failure};
 use super::mount::{find_device, read_lists};
 use super::probe;
 use crate::efs::{Device, Problem, ServerConnector};
+use crate::fuse;
 use crate::mount::connecting::{self, Unwelcome};
 use crate::mount::{MountError, MountOptions, launch};
 use crate::nfs::session::establish::Identity;
@@ -130,6 +131,7 @@ async fn walk(
         "device",
         format!("{}, directory {}, {by}", device.host, device.path),
     );
+    kernel(report);
     let target = report.step("region", problem(connector.target().await))?;
     if let Some(file_system) = &target.file_system {
         let detail = format!(
@@ -155,6 +157,23 @@ async fn walk(
         report.good("tls", detail);
     }
     serve(report, device, options, connector, probed).await
+}
+
+/// What this kernel can do for a mount, and what not.
+fn kernel(report: &mut Report) {
+    let (major, minor) = fuse::kernel_release();
+    if (major, minor) >= fuse::RESENDS_FROM {
+        let detail = format!("Linux {major}.{minor}: another daemon can take over (-o takeover)");
+        return report.good("kernel", detail);
+    }
+    let (from, since) = fuse::RESENDS_FROM;
+    report.note(
+        "kernel",
+        format!(
+            "Linux {major}.{minor}: no other daemon can take over a mount (-o takeover), that takes \
+             Linux {from}.{since}"
+        ),
+    );
 }
 
 /// Where this machine is, and how well its clock goes.

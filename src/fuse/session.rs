@@ -460,7 +460,16 @@ fn escaped(source: &str) -> String {
 /// mount(2) knows `subtype=` for fuse since Linux 5.4, and refuses what it
 /// does not know.
 fn kernel_takes_subtype() -> bool {
-    fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|r| release(&r) >= (5, 4))
+    kernel_release() >= (5, 4)
+}
+
+/// The first Linux that sends requests again (FUSE_HAS_RESEND).
+pub const RESENDS_FROM: (u32, u32) = (6, 9);
+
+/// Major and minor of the kernel's release; (0, 0) if it cannot be read.
+pub fn kernel_release() -> (u32, u32) {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease");
+    text.map_or((0, 0), |text| release(&text))
 }
 
 /// Major and minor of a kernel release such as `6.1.0-18-amd64`.

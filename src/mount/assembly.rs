@@ -191,6 +191,13 @@ fn held(
         lifeline.ready()
     };
     let held: io::Result<()> = held();
+    if let Err(why) = running.can_be_handed_over() {
+        tracing::warn!(
+            why,
+            "no other daemon can take over from this one: unmount before an upgrade"
+        );
+        eprintln!("efs-fuse: warning: takeover: no other daemon can take over: {why}");
+    }
     held.inspect_err(|why| tracing::warn!(%why, "no other daemon can take over from this one"))
         .ok()
         .map(|()| lifeline)

@@ -127,6 +127,40 @@ fn an_inode_that_is_held_takes_600_bytes() {
     assert!(each <= 600, "{each} bytes for an inode");
 }
 
+/// What it costs that a crash of the daemon is a pause: a walk over many files and changes of some
+/// take as many round trips, and what is known of the files a fifth more memory, once what
+/// there is of each mount (the log, locked buffers, the keeper) is left out.
+#[test]
+fn outliving_a_crash_takes_no_round_trip_and_a_fifth_more_memory() {
+    let files = files();
+    let cost = |option: &str| {
+        let options = [option, "cache_inodes=100000000", "cache_names=100000000"];
+        let world = world(files, &options.map(str::to_owned));
+        fill(&world, files);
+        walk(&world, (files / 20).max(1000));
+        let idle = rss(&world.mount);
+        let (_, walked) = world.mount.round_trips(|| walk(&world, files));
+        let more = rss(&world.mount).saturating_sub(idle);
+        let (_, changed) = world.mount.round_trips(|| {
+            for number in 0..50 {
+                let path = |name: &str| world.path(format!("{name}-{number}"));
+                fs::write(path("made"), "text").expect("write");
+                fs::rename(path("made"), path("moved")).expect("rename");
+                assert_eq!(fs::read(path("moved")).expect("read"), b"text");
+                fs::remove_file(path("moved")).expect("unlink");
+            }
+        });
+        println!("{option}: {idle} bytes at first, {more} more, {walked} and {changed} round trips");
+        (more, walked, changed)
+    };
+    let (least, walked, changed) = cost("notakeover");
+    let (more, walked_too, changed_too) = cost("takeover=crash");
+    // Who lists a directory may be asked in more or fewer pages; a change is exact.
+    assert!(walked_too <= walked + walked / 20, "{walked_too}, not {walked}");
+    assert!(changed_too <= changed + 2, "{changed_too}, not {changed}");
+    assert!(more <= least + least / 5, "{more} bytes, not {least}");
+}
+
 #[test]
 fn a_huge_directory_is_listed_in_linear_time_and_little_memory() {
     let files = setting("EFS_FUSE_FILES", 20_000).min(100_000);

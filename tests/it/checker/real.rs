@@ -11,6 +11,8 @@
 //! - `EFS_FUSE_CHECKER_SETS`: so many sets of times, of three
 //! - `EFS_FUSE_SEED`: repeats what is drawn, not when it happens
 //! - `EFS_FUSE_CHECKER_LOG`: a directory for what the daemons have to say
+//! - `EFS_FUSE_CHECKER_KILLS`: the mounts are of `takeover=crash`, and the daemon of one is killed
+//!   each so many milliseconds, on average; the rules are the same
 
 mod breaks;
 
@@ -89,6 +91,8 @@ struct Run {
     killed: AtomicU64,
     open: AtomicU64,
     faults: AtomicU64,
+    /// Daemons that were killed.
+    daemons: AtomicU64,
     /// How often the server has ended by itself.
     crashes: AtomicU64,
     wrong: Mutex<Vec<String>>,
@@ -177,12 +181,13 @@ impl Run {
     fn summary(&self, seed: u64) -> String {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         format!(
-            "seed {seed}: {} rounds, {} calls, {} of them killed, {} faults, {} crashes of the \
-             server, {} too long to judge, {} wrong",
+            "seed {seed}: {} rounds, {} calls, {} of them killed, {} faults, {} daemons killed, \
+             {} crashes of the server, {} too long to judge, {} wrong",
             of(&self.rounds),
             of(&self.calls),
             of(&self.killed),
             of(&self.faults),
+            of(&self.daemons),
             of(&self.crashes),
             of(&self.open),
             self.wrong.lock().len()
@@ -288,6 +293,7 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
     let seconds = setting("EFS_FUSE_CHECKER_SECONDS", 25);
     let seed = setting("EFS_FUSE_SEED", u64::from(std::process::id()));
     let tables = setting("EFS_FUSE_CHECKER_TABLES", 1);
+    let kills = setting("EFS_FUSE_CHECKER_KILLS", 0);
     let mut chance = Chance(seed);
     let limit = Duration::from_secs(seconds + 400);
     let server = Server::start(ServerOptions::default());
@@ -296,6 +302,9 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
         let mut request = MountRequest::new(server.device("/"), line.port())
             .option(belief.options)
             .time_limit(limit);
+        if kills > 0 {
+            request = (request.option("takeover=crash")).env("EFS_FUSE_TEST_CRASHES", "1");
+        }
         if let Ok(dir) = std::env::var("EFS_FUSE_CHECKER_LOG") {
             let log = format!("log={dir}/{}-{host}", belief.options);
             request = request.option("debug").option(&log);
@@ -316,8 +325,12 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
         .collect();
     let export = server.export();
     let run = Arc::new(Run::default());
-    let places = mounts.iter().flat_map(|(_, mounts)| mounts);
-    let places: Vec<_> = places.map(|mount| mount.path().to_owned()).collect();
+    let all = || mounts.iter().flat_map(|(_, mounts)| mounts);
+    let places: Vec<_> = all().map(|mount| mount.path().to_owned()).collect();
+    let keepers: Vec<_> = match kills {
+        0 => Vec::new(),
+        _ => all().map(Mount::keeper).collect(),
+    };
     let place = Place::new(&run, server, lines);
     std::thread::scope(|scope| {
         for (set, (belief, mounts)) in mounts.iter().enumerate() {
@@ -331,8 +344,11 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
                 });
             }
         }
-        let faults = chance.split();
+        let (faults, deaths) = (chance.split(), chance.split());
         scope.spawn(|| place.breaks(&places, faults));
+        if kills > 0 {
+            scope.spawn(|| run.kills(&keepers, kills, deaths));
+        }
         scope.spawn(|| place.heals());
         let until = Instant::now() + Duration::from_secs(seconds);
         while Instant::now() < until && !run.is_over() {

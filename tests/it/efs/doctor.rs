@@ -44,6 +44,7 @@ fn all_steps_of_a_good_way_are_shown_and_nothing_is_left() {
     assert_eq!(report["ok"], true, "{report}");
     for (name, words) in [
         ("device", "by TLS"),
+        ("kernel", "another daemon can take over"),
         ("region", "fs-f223e6bb in eu-west-1"),
         ("zone", "eu-west-1a (euw1-az1)"),
         ("clock", "within"),

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use crate::checker::Chance;
 use crate::fixtures::ganesha::{Server, ServerOptions};
-use crate::fixtures::mount::{Mount, MountRequest};
-use crate::fixtures::process::{eventually, run};
+use crate::fixtures::mount::{Mount, MountRequest, served_by};
+use crate::fixtures::process::run;
+use crate::fixtures::proxy::Proxy;
 use crate::fixtures::{setting, sys};
 use crate::posix::fsx;
 
@@ -304,15 +305,6 @@ fn hidden_names(dir: &Path) -> Vec<PathBuf> {
     hidden
 }
 
-fn daemon(mount: &Mount) -> i32 {
-    let daemon = eventually(SOON, || {
-        let keeper = mount.keeper();
-        let daemons = mount.at().daemons();
-        daemons.into_iter().find(|pid| *pid != keeper)
-    });
-    daemon.expect("a daemon")
-}
-
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
 }
@@ -324,12 +316,19 @@ struct Kills {
     restarts: u64,
     /// Every so manieth comes while the server stands still; 0 for none.
     stops: u64,
+    /// Every so manieth comes as the line is cut; 0 for none.
+    cuts: u64,
 }
 
 impl Kills {
     /// Kills daemons. How long it took each time until a question was answered that goes to the
     /// server.
-    fn kill(&mut self, mount: &Mount, server: &mut Server, programs: &[Program]) -> Vec<Duration> {
+    fn kill(
+        &mut self,
+        mount: &Mount,
+        (line, server): (&Proxy, &mut Server),
+        programs: &[Program],
+    ) -> Vec<Duration> {
         let mut pauses = Vec::new();
         for number in 1..=self.count {
             thread::sleep(Duration::from_millis(50 + self.chance.below(800)));
@@ -337,12 +336,20 @@ impl Kills {
                 println!("after {number} kills: {} has ended", failed.name);
                 break;
             }
-            let daemon = daemon(mount);
+            let daemon = served_by(mount.keeper()).expect("a keeper");
             let is_nth = |every: u64| every > 0 && number.is_multiple_of(every);
             let stopped = is_nth(self.stops).then(|| server.stopped());
             let killed = Instant::now();
-            // SAFETY: the pid was found a moment ago by its program and this test's directory.
+            let is_cut = is_nth(self.cuts);
+            let cut_first = is_cut && self.chance.below(2) == 0;
+            if cut_first {
+                line.cut();
+            }
+            // SAFETY: it is the child of this mount's keeper, which waits for its end.
             unsafe { libc::kill(daemon, libc::SIGKILL) };
+            if is_cut && !cut_first {
+                line.cut();
+            }
             if stopped.is_some() {
                 thread::sleep(Duration::from_millis(500));
             }
@@ -362,7 +369,8 @@ impl Kills {
 
 /// `EFS_FUSE_KILLS` of them (10), from `EFS_FUSE_SEED` on; every
 /// `EFS_FUSE_KILLS_RESTARTS`th with a restart of the server, every `EFS_FUSE_KILLS_STOPS`th while that
-/// stands still. `EFS_FUSE_KILLS_LOG` is a file for what the daemons have to say.
+/// stands still, every `EFS_FUSE_KILLS_CUTS`th as the line is cut. `EFS_FUSE_KILLS_LOG` is a file for
+/// what the daemons have to say.
 #[test]
 fn no_program_notices_that_one_daemon_after_another_is_killed() {
     let mut kills = Kills {
@@ -370,13 +378,16 @@ fn no_program_notices_that_one_daemon_after_another_is_killed() {
         chance: Chance(setting("EFS_FUSE_SEED", 18)),
         restarts: setting("EFS_FUSE_KILLS_RESTARTS", 0),
         stops: setting("EFS_FUSE_KILLS_STOPS", 0),
+        cuts: setting("EFS_FUSE_KILLS_CUTS", 0),
     };
     let limit = Duration::from_secs(300 + kills.count * 10);
     let mut server = Server::start(ServerOptions {
         lease: 6,
         ..ServerOptions::default()
     });
-    let mut request = MountRequest::of(&server).option("takeover=crash");
+    let line = Proxy::to(server.address());
+    let request = MountRequest::new(server.device("/"), line.port());
+    let mut request = request.option("takeover=crash");
     if let Ok(log) = std::env::var("EFS_FUSE_KILLS_LOG") {
         request = request.option("debug").option(&format!("log={log}"));
     }
@@ -387,7 +398,7 @@ fn no_program_notices_that_one_daemon_after_another_is_killed() {
     let stop = Arc::new(AtomicBool::new(false));
     let programs = programs(mount.path(), other.path(), local.path(), &stop);
 
-    let pauses = kills.kill(&mount, &mut server, &programs);
+    let pauses = kills.kill(&mount, (&line, &mut server), &programs);
 
     stop.store(true, Ordering::Relaxed);
     let mut done = Vec::new();

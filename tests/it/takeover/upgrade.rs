@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fixtures::ganesha::{Server, ServerOptions};
-use crate::fixtures::mount::{EFS_FUSE, Mount, MountRequest};
+use crate::fixtures::mount::{EFS_FUSE, Mount, MountRequest, Mountpoint, served_by};
 use crate::fixtures::private::Private;
 use crate::fixtures::process::{Background, Finished, eventually, run};
 use crate::fixtures::sys;
@@ -386,6 +386,44 @@ fn without_a_keeper_the_daemon_goes_on_and_cannot_be_followed() {
     assert!(done.stderr.contains("no keeper"), "{}", done.stderr);
     fs::write(mount.join("file"), "more").expect("write");
     mount.unmount();
+}
+
+/// Before Linux 6.9 nothing can take over. That is said when it is asked for and to whoever asks,
+/// and the death of a daemon is ENOTCONN: nobody waits for a daemon that cannot come.
+#[test]
+fn on_a_kernel_that_sends_nothing_again_a_mount_says_that_nobody_can_take_over() {
+    let server = server();
+    let old = |option| {
+        let request = MountRequest::of(&server).option(option);
+        request.env("EFS_FUSE_TEST_NO_RESEND", "1")
+    };
+    for option in ["takeover", "takeover=crash"] {
+        let place = Mountpoint::new();
+        let done = run(&mut old(option).command(place.path()), SOON);
+        let done = done.expect_success("mount");
+        assert!(
+            done.stderr.contains("warning: takeover: no other daemon can take over: "),
+            "{}",
+            done.stderr
+        );
+        assert!(done.stderr.contains("Linux 6.9"), "{}", done.stderr);
+        assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
+    }
+    let mount = old("takeover=crash").mount();
+    let said = takeover(&mount);
+    assert!(said["why_not"].to_string().contains("Linux 6.9"), "{said}");
+    assert_eq!(said["survives"], false);
+    let done = upgrade(&mount);
+    assert_eq!(done.code(), 32);
+    assert!(done.stderr.contains("Linux 6.9"), "{}", done.stderr);
+    fs::write(mount.join("file"), "goes on").expect("write");
+
+    let daemon = served_by(mount.keeper()).expect("a daemon");
+    // SAFETY: it is the child of this mount's keeper, which waits for its end.
+    unsafe { libc::kill(daemon, libc::SIGKILL) };
+    let ended = eventually(SOON, || mount.at().daemons().is_empty().then_some(()));
+    assert!(ended.is_some(), "the keeper lives");
+    assert_eq!(sys::errno(fs::read(mount.join("file"))), libc::ENOTCONN);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::super::plan::Chance;
 use super::super::worker::clock;
 use super::Run;
 use crate::fixtures::ganesha::Server;
+use crate::fixtures::mount::served_by;
 use crate::fixtures::proxy::Proxy;
 use crate::fixtures::trouble;
 
@@ -21,6 +22,21 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// How often it is looked whether the server is there.
 const LOOKS: Duration = Duration::from_millis(20);
+
+impl Run {
+    /// Kills the daemon of one of the keepers, every `pause` milliseconds on average, until the
+    /// run is over: no program notices (`-o takeover=crash`).
+    pub(super) fn kills(&self, keepers: &[i32], pause: u64, mut chance: Chance) {
+        while !self.is_over() {
+            sleep(Duration::from_millis(chance.below(2 * pause)));
+            let keeper = keepers[chance.below(keepers.len() as u64) as usize];
+            let daemon = served_by(keeper).expect("a keeper that has not given up");
+            // SAFETY: it is the child of a keeper of this run, which waits for its end.
+            unsafe { libc::kill(daemon, libc::SIGKILL) };
+            self.daemons.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
 
 /// The server of a run and the lines to it. Whoever has the lines may take the server as
 /// well, and not the other way round.
