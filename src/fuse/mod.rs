@@ -62,6 +62,4 @@ pub use notify::Notify;
 pub use place::Unmount;
 pub use quiesce::{NotQuiet, Quiesced};
 pub use request_buffer::RequestBuffers;
-pub use session::{
-    RESENDS_FROM, Running, SessionOptions, kernel_release, start, take_over,
-};
+pub use session::{RESENDS_FROM, Running, SessionOptions, kernel_release, start, take_over};

@@ -1,36 +1,40 @@
 //! The log: changes of records, one behind the other.
 //!
 //! An entry is written behind the end and counts once the end lies behind it, which is one store.
-//! What was put twice, or removed, is still there: when more than half of a segment is such,
+//! What was put twice, or removed, is still there: when it has come to a quarter of the rest,
 //! the records are copied to the other segment, and the end is set into that, which is the same
 //! one store.
 //!
 //! | bytes of an entry | what |
 //! |---|---|
-//! | 0..4 | length of the value |
-//! | 4 | [`Table`] |
-//! | 5 | 1: put; 0: removed |
-//! | 6..8 | 0 |
-//! | 8..16 | the key |
-//! | 16.. | the value, filled up to a multiple of eight |
+//! | 0 | twice the number of the [`Table`], and one more if it was put, not removed |
+//! | 1..4 | length of the value |
+//! | 4..12 | the key |
+//! | 12.. | the value |
 //!
-//! Numbers are in the order of the machine: only this machine reads them.
+//! Numbers have the lowest byte first. Where the last entry of each record is, is known by a table of
+//! offsets alone, which are compared by what is there: there is a record for each inode.
 
-use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use parking_lot::Mutex;
+use rustc_hash::FxBuildHasher;
 use serde::Serialize;
 
 use super::map::{MAGIC, Map, SEGMENTS, header};
 use super::{LAYOUT, Table};
 
 /// Bytes of an entry before its value.
-pub(super) const HEAD: usize = 16;
-/// A segment is not tidied up before it has so many bytes.
-const MUCH: usize = 4 << 20;
+pub(super) const HEAD: usize = 12;
+/// No value is as long.
+const TOO_LONG: usize = 1 << 24;
+/// A segment is not tidied up for fewer bytes than this.
+const MUCH: usize = 1 << 20;
 
 /// The head of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,32 +48,32 @@ pub(super) struct Head {
 impl Head {
     fn encode(self) -> [u8; HEAD] {
         let mut bytes = [0; HEAD];
-        bytes[..4].copy_from_slice(&u32::try_from(self.len).unwrap_or(0).to_ne_bytes());
-        bytes[4] = self.table as u8;
-        bytes[5] = self.put.into();
-        bytes[8..].copy_from_slice(&self.key.to_ne_bytes());
+        bytes[..4].copy_from_slice(&((self.len as u32) << 8).to_le_bytes());
+        bytes[0] = (self.table as u8) << 1 | u8::from(self.put);
+        bytes[4..].copy_from_slice(&self.key.to_le_bytes());
         bytes
     }
 
     /// `None`: there is no entry like this.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; HEAD] = bytes.first_chunk()?;
-        let [l0, l1, l2, l3, table, put, _, _, key @ ..] = *bytes;
+        let [what, l0, l1, l2, key @ ..] = *bytes;
         Some(Self {
-            table: Table::of(table)?,
-            key: u64::from_ne_bytes(key),
-            put: match put {
-                0 => false,
-                1 => true,
-                _ => return None,
-            },
-            len: u32::from_ne_bytes([l0, l1, l2, l3]) as usize,
+            table: Table::of(what >> 1)?,
+            key: u64::from_le_bytes(key),
+            put: what & 1 == 1,
+            len: u32::from_le_bytes([l0, l1, l2, 0]) as usize,
         })
+    }
+
+    /// Whose it is.
+    fn record(self) -> (Table, u64) {
+        (self.table, self.key)
     }
 
     /// Bytes of the whole entry.
     pub(super) fn size(self) -> usize {
-        (HEAD + self.len).next_multiple_of(8)
+        HEAD + self.len
     }
 }
 
@@ -84,8 +88,8 @@ struct Written {
     /// Which of the segments is in use.
     segment: usize,
     end: usize,
-    /// Where the last entry of each record is, and its size.
-    records: HashMap<(Table, u64), (usize, usize)>,
+    /// Where in the segment the last entry of each record is.
+    records: HashTable<u32>,
     /// The sizes of all of them.
     live: usize,
     broken: bool,
@@ -103,7 +107,7 @@ impl Log {
             written: Mutex::new(Written {
                 segment: 0,
                 end: start,
-                records: HashMap::new(),
+                records: HashTable::new(),
                 live: 0,
                 broken: false,
             }),
@@ -127,9 +131,11 @@ impl Log {
             begin: room.start,
             room,
         };
-        if let Err(why) = rmp_serde::encode::write(&mut value, record) {
+        let encoded = rmp_serde::encode::write(&mut value, record);
+        let too_long = || (value.len() >= TOO_LONG).then(|| "a record is too long".to_owned());
+        if let Some(why) = encoded.err().map(|why| why.to_string()).or_else(too_long) {
             drop(written);
-            return self.broken(&why.to_string());
+            return self.broken(&why);
         }
         let head = Head {
             table,
@@ -138,19 +144,18 @@ impl Log {
             len: value.len(),
         };
         self.append(&mut written, head);
-        if let Some((_, size)) = written.records.insert((table, key), (at, head.size())) {
-            written.live -= size;
-        }
         written.live += head.size();
+        let replaced = self.is_at(&mut written, (table, key), at);
+        written.live -= replaced.map_or(0, Head::size);
         self.tidy(&mut written);
     }
 
     pub(super) fn remove(&self, table: Table, key: u64) {
         let mut written = self.written.lock();
-        let Some((_, size)) = written.records.remove(&(table, key)) else {
+        let Some(removed) = self.is_nowhere(&mut written, (table, key)) else {
             return;
         };
-        written.live -= size;
+        written.live -= removed.size();
         if written.broken {
             return;
         }
@@ -166,6 +171,45 @@ impl Log {
         }
         self.append(&mut written, head);
         self.tidy(&mut written);
+    }
+
+    /// The head of the entry there.
+    fn head(&self, at: usize) -> Head {
+        // SAFETY: an entry is written once, and whoever asks has the lock of all that is written.
+        let bytes = unsafe { self.map.bytes(at..at + HEAD) };
+        Head::decode(bytes).expect("the table knows of entries alone")
+    }
+
+    /// The record's last entry is there. The one before it, if there was one.
+    fn is_at(&self, written: &mut Written, record: (Table, u64), at: usize) -> Option<Head> {
+        let segment = written.segment;
+        let of = |entry: &u32| self.head(place(segment, *entry));
+        let found = written.records.entry(
+            FxBuildHasher.hash_one(record),
+            |entry| of(entry).record() == record,
+            |entry| FxBuildHasher.hash_one(of(entry).record()),
+        );
+        match found {
+            Entry::Occupied(mut found) => {
+                let before = std::mem::replace(found.get_mut(), offset(segment, at));
+                Some(of(&before))
+            }
+            Entry::Vacant(free) => {
+                free.insert(offset(segment, at));
+                None
+            }
+        }
+    }
+
+    /// The record has no entry any more. The last one, if there was one.
+    fn is_nowhere(&self, written: &mut Written, record: (Table, u64)) -> Option<Head> {
+        let segment = written.segment;
+        let of = |entry: &u32| self.head(place(segment, *entry));
+        let hash = FxBuildHasher.hash_one(record);
+        let found = written
+            .records
+            .find_entry(hash, |entry| of(entry).record() == record);
+        found.ok().map(|found| of(&found.remove().0))
     }
 
     /// The log is not all from here on.
@@ -190,20 +234,24 @@ impl Log {
     /// Copies the records to the other segment, if most of this one is of no use.
     fn tidy(&self, written: &mut Written) {
         let used = written.end - SEGMENTS[written.segment].start;
-        if used < MUCH || used < 2 * written.live {
+        let useless = used - written.live;
+        // So that each byte that is written is copied four times at most.
+        if useless < MUCH || useless < written.live / 4 {
             return;
         }
         let other = 1 - written.segment;
         let mut end = SEGMENTS[other].start;
         // In the order in which they were put: whoever reads them needs no other.
-        let mut entries: Vec<_> = written.records.values_mut().collect();
+        let mut entries: Vec<_> = written.records.iter_mut().collect();
         entries.sort_unstable();
-        for (at, size) in entries {
+        for entry in entries {
+            let at = place(written.segment, *entry);
+            let size = self.head(at).size();
             // SAFETY: entries are written once, and the other segment is not this one.
-            let entry = unsafe { self.map.bytes(*at..*at + *size) };
-            self.map.write(end, entry);
-            *at = end;
-            end += *size;
+            self.map
+                .write(end, unsafe { self.map.bytes(at..at + size) });
+            *entry = offset(other, end);
+            end += size;
         }
         self.map.publish(header::END, end as u64);
         let former = SEGMENTS[written.segment].start..written.end;
@@ -211,6 +259,18 @@ impl Log {
         self.map.give_back(former);
     }
 }
+
+/// Where an entry of a segment is, by its offset in it.
+fn place(segment: usize, entry: u32) -> usize {
+    SEGMENTS[segment].start + entry as usize
+}
+
+/// The offset of a place in its segment, which is shorter than 2^32 bytes.
+fn offset(segment: usize, at: usize) -> u32 {
+    (at - SEGMENTS[segment].start) as u32
+}
+
+const _: () = assert!(SEGMENTS[0].end - SEGMENTS[0].start <= 1 << 32);
 
 /// A value as it is written.
 struct Value<'a> {

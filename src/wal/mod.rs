@@ -52,7 +52,7 @@ pub use self::survived::{Survived, Unreadable};
 
 /// The layout of the memory and of all records. It moves with each change of either: the
 /// program that takes over from a killed daemon is the one that the daemon ran.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// What a record is about; the keys are its owner's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

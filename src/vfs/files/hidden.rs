@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use super::Files;
 use crate::nfs::NfsError;
 use crate::nfs::proto::status::Status;
+use crate::quoting;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
 use crate::vfs::inode::Inode;
@@ -87,6 +88,7 @@ impl Ours {
 }
 
 /// What became of a hidden name.
+#[derive(Clone, Copy, Debug)]
 enum Fate {
     Moved,
     /// Its file was closed.
@@ -109,13 +111,16 @@ impl Files {
                 return way;
             }
             let Some(names) = self.only_hidden(cred, dir).await else {
+                tracing::debug!(ino = dir.ino, "it holds other names than hidden ones");
                 return false;
             };
             way = true;
             let mut ends = false;
             for (name, file) in names {
                 let moves = self.move_hidden(cred, (dir, &name), above, &file);
-                match caller::apart(moves).await {
+                let fate = caller::apart(moves).await;
+                tracing::debug!(ino = dir.ino, name = %quoting::name(&name), ?fate, "a hidden name is in the way");
+                match fate {
                     Fate::Moved => {}
                     Fate::Ends => ends = true,
                     Fate::Stays => return false,

@@ -17,6 +17,8 @@ use crate::fixtures::process::{Background, eventually};
 use crate::fixtures::setting;
 
 const SOON: Duration = Duration::from_secs(60);
+/// Rows that are inserted by one psql.
+const ROWS: u64 = 100_000;
 
 /// The newest installed version's programs.
 fn program(name: &str) -> PathBuf {
@@ -155,7 +157,7 @@ impl Local {
     /// each as soon as it was acknowledged.
     fn insert(&self, host: &Host, from: u64) -> Background {
         let script = self.join("inserts");
-        let rows = from..from + 100_000;
+        let rows = from..from + ROWS;
         let lines: String = rows
             .map(|row| format!("insert into ledger values ({row}) returning row;\n"))
             .collect();
@@ -345,18 +347,36 @@ fn a_killed_postgres_starts_on_the_other_host_with_every_committed_row() {
 fn a_postgres_whose_daemon_is_killed_again_and_again_notices_nothing() {
     let kills = (setting("EFS_FUSE_KILLS", 50) / 10).max(5);
     let limit = Duration::from_secs(180 + kills * 5);
-    let options = ["takeover=crash"];
+    let log = std::env::var("EFS_FUSE_KILLS_LOG").map(|log| format!("debug,log={log}"));
+    let options: Vec<&str> = ["takeover=crash"]
+        .into_iter()
+        .chain(log.as_deref().ok())
+        .collect();
     let hosts = Hosts::with(1, ServerOptions::default(), &options, limit);
     let (local, host) = (Local::new(), &hosts.hosts[0]);
     let running = first(&local, host);
     let mut load = local.load(host);
-    let mut inserts = local.insert(host, 1);
+    let (mut from, mut inserts) = (1, local.insert(host, 1));
     for kill in 0..kills {
         thread::sleep(Duration::from_millis(300 + kill * 97 % 700));
         let rows = local.ledger().len();
         host.kill_daemon(SOON);
-        let goes_on = eventually(SOON, || (local.ledger().len() > rows + 3).then_some(()));
-        assert!(goes_on.is_some(), "no row more after {kill} kills");
+        let goes_on = eventually(SOON, || {
+            if inserts.ended().is_some_and(|ended| ended.success()) {
+                from += ROWS;
+                inserts = local.insert(host, from);
+            }
+            (local.ledger().len() > rows + 3).then_some(())
+        });
+        if goes_on.is_none() {
+            let said = fs::read_to_string(local.log(host)).unwrap_or_default();
+            let last: Vec<_> = said.lines().rev().take(30).collect();
+            panic!(
+                "no row more after {kill} kills; ended: {:?} {:?}; its log, backwards: {last:#?}",
+                inserts.ended(),
+                load.ended()
+            );
+        }
         assert_eq!(
             (inserts.ended(), load.ended()),
             (None, None),

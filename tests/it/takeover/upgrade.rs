@@ -402,7 +402,8 @@ fn on_a_kernel_that_sends_nothing_again_a_mount_says_that_nobody_can_take_over()
         let done = run(&mut old(option).command(place.path()), SOON);
         let done = done.expect_success("mount");
         assert!(
-            done.stderr.contains("warning: takeover: no other daemon can take over: "),
+            done.stderr
+                .contains("warning: takeover: no other daemon can take over: "),
             "{}",
             done.stderr
         );

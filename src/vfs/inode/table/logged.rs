@@ -16,9 +16,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::handover::{InodeRecord, InodeRecords, InodeRef, PlaceRecord};
-use super::{Inode, InodeTable, Known};
+use super::{Inode, InodeTable, Known, generation_of};
 use crate::nfs::proto::types::FileHandle;
-use crate::vfs::inode::attr::handover::AttrRecord;
+use crate::vfs::inode::attr::handover::{AttrRecord, LoggedAttr};
 use crate::vfs::inode::kernel_dentry::Beliefs;
 use crate::vfs::types::{FileKind, Ino, ROOT_INO};
 use crate::wal::{Count, Survived, Table, Unreadable};
@@ -35,10 +35,9 @@ struct LoggedRoot {
 /// What the log has of an inode that the kernel holds. `C` is the count of its lookups.
 #[derive(Serialize, Deserialize)]
 struct LoggedInode<C> {
-    generation: u64,
     handle: FileHandle,
     lookups: C,
-    attr: AttrRecord,
+    attr: LoggedAttr,
     place: Option<(Ino, Bytes)>,
     /// Until when the kernel may believe another name than that one, by [`clock`](crate::wal::clock).
     other_until: Option<Duration>,
@@ -83,9 +82,8 @@ impl InodeTable {
         }
         let place = inode.place();
         let beliefs = inode.beliefs(place.as_ref(), self.ticks());
-        let attr = inode.attr.lock().record();
+        let attr = inode.attr.lock().logged(inode.ino);
         let record = LoggedInode {
-            generation: inode.generation,
             handle: inode.handle.clone(),
             lookups,
             attr,
@@ -151,7 +149,13 @@ impl LoggedInodes {
             records.push(InodeRecord {
                 beliefs: Beliefs::logged(place.is_some(), inode.other_until),
                 place,
-                ..InodeRecord::held(ino, inode.generation, inode.handle, lookups, inode.attr)
+                ..InodeRecord::held(
+                    ino,
+                    generation_of(&inode.handle),
+                    inode.handle,
+                    lookups,
+                    inode.attr.of(ino),
+                )
             });
         }
         Ok(Self {

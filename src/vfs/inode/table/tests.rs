@@ -149,6 +149,62 @@ fn a_reused_fileid_is_another_number_while_the_old_file_is_held() {
     assert_ne!(later.generation, old.generation);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_killed_process_has_told_of_is_found_again_by_its_handle_with_what_it_was() {
+    let table = table_with(Wal::create(0).expect("memory"));
+    let now = Instant::now();
+    let kinds = [
+        FileType::Regular,
+        FileType::Directory,
+        FileType::Symlink,
+        FileType::Fifo,
+        FileType::Socket,
+        FileType::Block,
+        FileType::Char,
+    ];
+    let objects: Vec<_> = (kinds.iter().zip(1_u8..))
+        .flat_map(|(kind, number)| {
+            let of = |age: u8| {
+                let attrs = Attributes {
+                    kind: Some(*kind),
+                    mode: 0o4750,
+                    nlink: 3,
+                    size: 1 << 40,
+                    change: 1 << 60 | u64::from(age),
+                    ..attrs(1000 + u64::from(number))
+                };
+                (handle(&[number, age]), attrs)
+            };
+            // The second has a number that is taken.
+            [of(1), of(2)]
+        })
+        .collect();
+    for (handle, attrs) in &objects {
+        table.look_up(handle, attrs, now, |_| None);
+    }
+    let told: Vec<_> = (objects.iter())
+        .map(|(handle, attrs)| table.find(handle, attrs).expect("it is held"))
+        .collect();
+    let table = killed(table);
+    for ((handle, attrs), before) in objects.iter().zip(told) {
+        let found = table.find(handle, attrs).expect("it is held");
+        assert_eq!(found.ino, before.ino);
+        assert_eq!(
+            (found.kind, found.generation),
+            (before.kind, before.generation)
+        );
+        let (now, before) = (found.attr.lock(), before.attr.lock());
+        assert_eq!(now.change(), before.change());
+        assert!(now.explains(before.change()));
+        let [mut then, is] = [before.stat().clone(), now.stat().clone()];
+        // Nobody is told of these before the server was asked.
+        (then.blocks, then.blksize) = (is.blocks, is.blksize);
+        (then.atime, then.mtime, then.ctime) = (is.atime, is.mtime, is.ctime);
+        assert_eq!(is, then);
+        assert!(now.ttl(Instant::now()).is_zero());
+    }
+}
+
 #[test]
 fn what_is_kept_is_taken_up_again_also_while_another_object_has_a_number_out_of_the_way() {
     let table = table();
