@@ -73,7 +73,7 @@ pub(super) struct Mount {
     /// The directory to mount on
     pub(super) mountpoint: PathBuf,
     /// Mount options, separated by commas
-    #[arg(short, value_name = "OPTIONS")]
+    #[arg(short, long, value_name = "OPTIONS")]
     pub(super) options: Vec<String>,
     /// Do not become a daemon; tell systemd when ready
     #[arg(long)]
@@ -82,7 +82,7 @@ pub(super) struct Mount {
     /// one of its own
     #[arg(long, value_name = "PATH", requires = "foreground")]
     pub(super) mount_namespace: Option<PathBuf>,
-    /// Ignore unknown mount options
+    /// Ignore mount options that are unknown or refused
     #[arg(short)]
     pub(super) sloppy: bool,
 }
@@ -248,7 +248,7 @@ pub(super) struct Doctor {
     pub(super) probe: bool,
 }
 
-/// `mount.efs-fuse DEVICE DIR [-sfnv] [-o OPTIONS]`, as `mount(8)` calls it.
+/// `mount.efs-fuse DEVICE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]`, as `mount(8)` calls it.
 #[derive(Debug, Parser)]
 #[command(
     name = "mount.efs-fuse",
@@ -262,12 +262,12 @@ pub(super) struct Helper {
     /// The directory to mount on
     pub(super) mountpoint: PathBuf,
     /// Mount options, separated by commas
-    #[arg(short, value_name = "OPTIONS")]
+    #[arg(short, long, value_name = "OPTIONS")]
     pub(super) options: Vec<String>,
-    /// Ignore unknown mount options
+    /// Ignore mount options that are unknown or refused
     #[arg(short)]
     pub(super) sloppy: bool,
-    /// Check everything, mount nothing
+    /// Check what was written and this machine, ask no server, mount nothing
     #[arg(short)]
     pub(super) fake: bool,
     /// Accepted: there is no /etc/mtab to leave alone
@@ -279,6 +279,9 @@ pub(super) struct Helper {
     /// Accepted: the type that mount(8) was asked for
     #[arg(short = 't', value_name = "TYPE")]
     pub(super) fs_type: Option<String>,
+    /// Mount in this mount namespace: a path such as /proc/1/ns/mnt, or a process
+    #[arg(short = 'N', long = "namespace", value_name = "NAMESPACE")]
+    pub(super) namespace: Option<PathBuf>,
 }
 
 /// clap's answer to arguments that are no command: help and version are
@@ -370,6 +373,16 @@ mod tests {
                 "-o",
                 "ro",
             ],
+            &[
+                "mount.efs",
+                "fs-1",
+                "/m",
+                "--options",
+                "tls",
+                "-N",
+                "/proc/1/ns/mnt",
+            ],
+            &["mount.efs", "fs-1", "/m", "-otls", "-v"],
         ] {
             assert!(Helper::try_parse_from(arguments).is_ok(), "{arguments:?}");
         }

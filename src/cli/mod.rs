@@ -7,11 +7,13 @@
 mod arguments;
 mod doctor;
 mod du;
+mod efs_utils_conf;
 pub mod exit;
 mod format;
 mod generate;
 mod log_level;
 mod mount;
+mod mount_efs;
 mod names;
 pub mod option_list;
 mod option_value;
@@ -35,25 +37,28 @@ use clap::Parser;
 
 use arguments::{Cli, Command, Helper};
 use exit::Failure;
+use mount::MountCommand;
 
 /// The names under which `mount(8)` calls this program: the second for the
 /// type that the mount table shows, as in `mount -o remount`.
 const HELPER_NAMES: [&str; 2] = ["mount.efs-fuse", "mount.fuse.efs-fuse"];
+/// The name of amazon-efs-utils' helper, which this program can stand in for.
+const MOUNT_EFS: &str = "mount.efs";
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     exit::install_panic_hook();
     crate::mount::harden::settle_environment();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let as_helper = arguments.first().is_some_and(|name| {
-        Path::new(name)
-            .file_name()
-            .is_some_and(|name| HELPER_NAMES.iter().any(|helper| name == *helper))
-    });
-    let outcome = if as_helper {
+    let name = arguments
+        .first()
+        .and_then(|name| Path::new(name).file_name());
+    let is = |helper: &str| name.is_some_and(|name| name == helper);
+    let outcome = if HELPER_NAMES.iter().any(|helper| is(helper)) || is(MOUNT_EFS) {
+        let as_mount_efs = is(MOUNT_EFS);
         Helper::try_parse_from(arguments)
             .map_err(Box::new)
-            .map(|helper| mount::run(&helper.into()))
+            .map(|helper| mount::run(&MountCommand::of_helper(helper, as_mount_efs)))
     } else {
         Cli::try_parse_from(arguments)
             .map_err(Box::new)

@@ -1,12 +1,14 @@
-//! `efs-fuse mount` and `mount.efs-fuse`.
+//! `efs-fuse mount`, `mount.efs-fuse` and `mount.efs`.
 
 use std::path::PathBuf;
 
 use super::arguments::{Helper, Mount};
 use super::exit::{self, Failure};
+use super::mount_efs;
 use super::option_list::{self, OptionError, Typed};
 use crate::efs::Device;
-use crate::mount::launch;
+use crate::mount::again::Standing;
+use crate::mount::launch::{self, Remarks};
 use crate::mount::options::Atime;
 use crate::mount::remount::{Flags, Remount};
 use crate::mount::{MountOptions, MountRequest, daemon};
@@ -24,6 +26,8 @@ pub(super) struct MountCommand {
     /// Stop before anything is changed.
     fake: bool,
     verbose: bool,
+    /// Called in the place of amazon-efs-utils' helper.
+    as_mount_efs: bool,
 }
 
 impl From<Mount> for MountCommand {
@@ -37,21 +41,24 @@ impl From<Mount> for MountCommand {
             mount_namespace: mount.mount_namespace,
             fake: false,
             verbose: false,
+            as_mount_efs: false,
         }
     }
 }
 
-impl From<Helper> for MountCommand {
-    fn from(helper: Helper) -> Self {
+impl MountCommand {
+    /// As `mount(8)` calls a helper; `as_mount_efs`: that of amazon-efs-utils.
+    pub(super) fn of_helper(helper: Helper, as_mount_efs: bool) -> Self {
         Self {
             device: helper.device,
             mountpoint: helper.mountpoint,
             options: helper.options,
             sloppy: helper.sloppy,
             foreground: false,
-            mount_namespace: None,
+            mount_namespace: helper.namespace.map(namespace),
             fake: helper.fake,
             verbose: helper.verbose,
+            as_mount_efs,
         }
     }
 }
@@ -60,19 +67,16 @@ pub(super) fn run(asked: &MountCommand) -> Result<(), Failure> {
     if !asked.foreground {
         daemon::close_inherited();
     }
-    let (options, typed) = read_options(asked)?;
-    if options.remount {
-        return remount(asked, &options, &typed);
-    }
-    let device = find_device(&asked.device, &options)?;
+    let Wanted {
+        options,
+        typed,
+        device,
+        remarks,
+    } = match wanted(asked)? {
+        Asked::Mount(wanted) => *wanted,
+        Asked::Remount(options, typed) => return remount(asked, &options, &typed),
+    };
     let spec = device.to_string();
-    if asked.fake {
-        return if asked.verbose {
-            say(asked, &spec, "would be mounted")
-        } else {
-            Ok(())
-        };
-    }
     let request = MountRequest {
         device,
         mountpoint: asked.mountpoint.clone(),
@@ -80,13 +84,119 @@ pub(super) fn run(asked: &MountCommand) -> Result<(), Failure> {
         written: typed.iter().map(Typed::written).collect(),
         foreground: asked.foreground,
         mount_namespace: asked.mount_namespace.clone(),
+        remarks,
     };
-    launch::mount(request, exit::warn)?;
-    if asked.verbose {
-        say(asked, &spec, "mounted")
-    } else {
-        Ok(())
+    if asked.as_mount_efs && again(&request, &typed)? {
+        return say(asked, &spec, "is already mounted");
     }
+    if asked.fake {
+        let warnings = launch::check(&request)?;
+        warnings.iter().for_each(|warning| exit::warn(warning));
+    } else {
+        launch::mount(request, exit::warn)?;
+    }
+    match (asked.verbose, asked.fake) {
+        (false, _) => Ok(()),
+        (true, true) => say(asked, &spec, "would be mounted"),
+        (true, false) => say(asked, &spec, "mounted"),
+    }
+}
+
+/// What a command line asks for.
+enum Asked {
+    Mount(Box<Wanted>),
+    Remount(MountOptions, Vec<Typed>),
+}
+
+struct Wanted {
+    options: MountOptions,
+    typed: Vec<Typed>,
+    device: Device,
+    remarks: Remarks,
+}
+
+/// Reads the options and the device.
+fn wanted(asked: &MountCommand) -> Result<Asked, Failure> {
+    let (options, typed) = read_lists(&asked.options, asked.sloppy)?;
+    if options.remount {
+        return Ok(Asked::Remount(options, typed));
+    }
+    if !asked.as_mount_efs {
+        let device = find_device(&asked.device, &options)?;
+        return Ok(Asked::Mount(Box::new(Wanted {
+            options,
+            typed,
+            device,
+            remarks: Remarks::default(),
+        })));
+    }
+    let written = mount_efs::with_slash(&asked.device);
+    let device = parse_device(&written)?;
+    let added = mount_efs::added(&device, &asked.options, &options)?;
+    let lists = [added.options, asked.options.clone()].concat();
+    // What is unknown in it was said above.
+    let read = option_list::read(&lists, asked.sloppy).map_err(wrong_options)?;
+    let options = option_list::mean(&read.typed).map_err(wrong_options)?;
+    check_fit(&device, &options)?;
+    Ok(Asked::Mount(Box::new(Wanted {
+        options,
+        typed: read.typed,
+        device,
+        remarks: added.remarks,
+    })))
+}
+
+/// Whether the same is mounted there already, and lives.
+///
+/// # Errors
+/// What is there differs.
+fn again(request: &MountRequest, typed: &[Typed]) -> Result<bool, Failure> {
+    launch::enter(request.mount_namespace.as_deref())?;
+    let Some(standing) = Standing::at(&request.mountpoint) else {
+        return Ok(false);
+    };
+    // Another file system's: for that there is an error with a remedy.
+    if standing.device != request.device.spec {
+        return Ok(false);
+    }
+    let lists: Vec<_> = standing
+        .options
+        .iter()
+        .map(|one| option_list::quoted(one))
+        .collect();
+    let there = option_list::read(&lists, true).unwrap_or_default().typed;
+    let mut meant = option_list::mean(&there).unwrap_or_default();
+    meant.read_only = standing.read_only;
+    if meant.serves_like(&request.options) {
+        return Ok(true);
+    }
+    let what = format!("mounting on {}", quoting::path(&request.mountpoint));
+    let others = |all: &[Typed], but: &[Typed]| {
+        let known: Vec<_> = but.iter().map(Typed::written).collect();
+        let others = all.iter().filter(|one| one.matters());
+        let others = others
+            .map(Typed::written)
+            .filter(|one| !known.contains(one));
+        let others: Vec<_> = others.collect();
+        match others.is_empty() {
+            true => "none".to_owned(),
+            false => others.join(","),
+        }
+    };
+    let why = format!(
+        "{} is already mounted there, with other options ({} there, {} here)",
+        quoting::name(&standing.device),
+        others(&there, typed),
+        others(typed, &there)
+    );
+    let remedy = format!("efs-fuse umount {}", quoting::path(&request.mountpoint));
+    Err(Failure::mount(what, why).remedy(remedy))
+}
+
+/// `-N NAMESPACE`, which mount(8) takes as a process, too.
+fn namespace(written: PathBuf) -> PathBuf {
+    let process = written.to_str().and_then(|text| text.parse::<u32>().ok());
+    process.map_or(written, |pid| format!("/proc/{pid}/ns/mnt").into())
 }
 
 fn say(asked: &MountCommand, spec: &str, how: &str) -> Result<(), Failure> {
@@ -134,42 +244,51 @@ fn remount(asked: &MountCommand, options: &MountOptions, typed: &[Typed]) -> Res
     Ok(())
 }
 
-fn read_options(asked: &MountCommand) -> Result<(MountOptions, Vec<Typed>), Failure> {
-    read_lists(&asked.options, asked.sloppy)
-}
-
 /// Reads lists of options as the user wrote them, and what they mean.
 pub(super) fn read_lists(
     lists: &[String],
     sloppy: bool,
 ) -> Result<(MountOptions, Vec<Typed>), Failure> {
-    let wrong = |why: OptionError| {
-        let remedy = why.remedy();
-        let failure = Failure::usage("reading the mount options", why);
-        match remedy {
-            Some(remedy) => failure.remedy(remedy),
-            None => failure,
-        }
-    };
-    let read = option_list::read(lists, sloppy).map_err(wrong)?;
+    let read = option_list::read(lists, sloppy).map_err(wrong_options)?;
     for name in &read.ignored {
         exit::warn(&format!("unknown option {name:?} is ignored"));
     }
-    let options = option_list::mean(&read.typed).map_err(wrong)?;
+    let options = option_list::mean(&read.typed).map_err(wrong_options)?;
     Ok((options, read.typed))
+}
+
+fn wrong_options(why: OptionError) -> Failure {
+    let remedy = why.remedy();
+    let failure = Failure::usage("reading the mount options", why);
+    match remedy {
+        Some(remedy) => failure.remedy(remedy),
+        None => failure,
+    }
 }
 
 /// Reads the device and sees whether the options fit it.
 pub(super) fn find_device(written: &str, options: &MountOptions) -> Result<Device, Failure> {
-    let device = Device::parse(written).map_err(|why| {
+    let device = parse_device(written)?;
+    check_fit(&device, options)?;
+    Ok(device)
+}
+
+fn parse_device(written: &str) -> Result<Device, Failure> {
+    Device::parse(written).map_err(|why| {
         Failure::usage("reading the device", why)
             .remedy("HOST:/dir, [IPV6]:/dir or fs-0123abcd:/dir")
-    })?;
-    options.server.check(&device).map_err(|unfit| {
+    })
+}
+
+fn check_fit(device: &Device, options: &MountOptions) -> Result<(), Failure> {
+    options.server.check(device).map_err(|unfit| {
+        let what = match unfit.of_device {
+            true => "reading the device",
+            false => "reading the mount options",
+        };
         let remedy = unfit.remedy.clone();
-        Failure::usage("reading the mount options", unfit).remedy(remedy)
-    })?;
-    Ok(device)
+        Failure::usage(what, unfit).remedy(remedy)
+    })
 }
 
 #[cfg(test)]

@@ -76,6 +76,12 @@ impl Typed {
         }
     }
 
+    /// Whether mounts that differ in it serve their users differently.
+    pub fn matters(&self) -> bool {
+        !PASSING.contains(&self.spec.name)
+            && matches!(self.spec.meaning, Meaning::Set(_) | Meaning::Flag(_))
+    }
+
     /// Whether it means anything to a mount that is there already, other than
     /// what a remount can change.
     pub fn is_fixed(&self) -> bool {
@@ -288,6 +294,23 @@ fn order(
     Ok(())
 }
 
+/// Whether one of these names is in the lists, whatever is behind it.
+pub fn names_any<S: AsRef<str>>(lists: &[S], names: &[&str]) -> bool {
+    let mut words = lists.iter().flat_map(|list| split(list.as_ref()));
+    words.any(|word| {
+        let name = word.split_once('=').map_or(word, |(name, _)| name);
+        names.contains(&name)
+    })
+}
+
+/// An option as it stands in a list: a value with commas is in quotes.
+pub fn quoted(option: &str) -> String {
+    match option.split_once('=') {
+        Some((name, value)) if value.contains(',') => format!("{name}=\"{value}\""),
+        _ => option.to_owned(),
+    }
+}
+
 fn split(list: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     list.split(move |c| {
@@ -362,6 +385,17 @@ const REMOUNTABLE: &[&str] = &[
     "noatime",
     "relatime",
     "strictatime",
+];
+
+/// About how a mount is made, and its log. [`MountOptions::serves_like`] leaves out the
+/// same.
+const PASSING: &[&str] = &[
+    "mount_timeout",
+    "wait",
+    "debug",
+    "log",
+    "slow_op_ms",
+    "remount",
 ];
 
 const CACHE_TIMES: &[&str] = &["actimeo", "acregmin", "acregmax", "acdirmin", "acdirmax"];
@@ -507,7 +541,7 @@ mod tests {
     fn the_options_of_mount_efs_reach_their_fields() {
         let s = taken(
             "tls,iam,accesspoint=fsap-0123456789abcdef0,az=eu-west-1a,region=eu-west-1,mounttargetip=10.0.0.7,\
-             dns_suffix=amazonaws.example,\
+             dns_suffix=amazonaws.example,noapi,client_source=k8s,\
              awsprofile=p,cafile=/ca.pem,verify=0,fips,tls_renew=5,netns=/run/netns/x,port=20049",
         )
         .server;
@@ -522,6 +556,7 @@ mod tests {
                 dns_suffix: Some("amazonaws.example".to_owned()),
                 zone: Some("eu-west-1a".to_owned()),
                 mount_target: Some([10, 0, 0, 7].into()),
+                ask_api: false,
                 cross_account: false,
                 profile: Some("p".to_owned()),
                 credentials_uri: None,
@@ -531,6 +566,7 @@ mod tests {
                 verify: false,
                 fips: true,
                 netns: Some("/run/netns/x".into()),
+                client_source: Some("k8s".to_owned()),
                 renew: Duration::from_secs(5),
             }
         );

@@ -278,6 +278,12 @@ pub static TABLE: &[OptionSpec] = &[
         },
     ),
     flag(
+        "api",
+        "ask the EFS API for mount targets where names do not resolve (default)",
+        |o| o.server.ask_api = true,
+    ),
+    flag("noapi", "do not", |o| o.server.ask_api = false),
+    flag(
         "crossaccount",
         "the name of the mount target begins with the zone's id",
         |o| o.server.cross_account = true,
@@ -319,6 +325,18 @@ pub static TABLE: &[OptionSpec] = &[
         o.server.token_file = Some(absolute(text)?);
         Ok(())
     }),
+    set(
+        "client_source",
+        "NAME",
+        "what this client calls itself to EFS (efs-fuse)",
+        |o, text| {
+            if !crate::efs::settings::is_client_source(text) {
+                return Err("expected 1 to 100 characters of ASCII".to_owned());
+            }
+            o.server.client_source = Some(text.to_owned());
+            Ok(())
+        },
+    ),
     set(
         "tls_renew",
         "SECONDS",

@@ -3,9 +3,11 @@
 use super::arguments::TakeOver;
 use super::exit::Failure;
 use super::mount::{find_device, read_lists};
+use super::option_list::quoted;
 use crate::mount::handover::take::Circumstances;
 use crate::mount::handover::{HandedOver, record};
 use crate::mount::keeper::{Died, Inherited, KeeperLink};
+use crate::mount::launch::Remarks;
 use crate::mount::{MountRequest, launch};
 use crate::quoting;
 
@@ -51,16 +53,9 @@ fn read(
         written: mounted.options.clone(),
         foreground: mounted.foreground,
         mount_namespace: mounted.mount_namespace(),
+        remarks: Remarks::default(),
     };
     Ok((request, state))
-}
-
-/// An option as it stands in a list: a value with commas is in quotes.
-fn quoted(option: &str) -> String {
-    match option.split_once('=') {
-        Some((name, value)) if value.contains(',') => format!("{name}=\"{value}\""),
-        _ => option.to_owned(),
-    }
 }
 
 /// The former program, which takes over then, is told why this one cannot.

@@ -14,6 +14,7 @@ use super::exit::{self, Failure};
 use super::format::{bytes, count};
 use super::mount::{find_device, read_lists};
 use crate::mount::found::{Found, effective_user};
+use crate::mount::launch::Remarks;
 use crate::mount::mountinfo::{Mount, MountTable};
 use crate::mount::registry::Entry;
 use crate::mount::{MountError, MountRequest, connecting, launch};
@@ -76,6 +77,7 @@ impl TreeTarget {
                 written: Vec::new(),
                 foreground: true,
                 mount_namespace: None,
+                remarks: Remarks::default(),
             },
             name,
             shown,

@@ -36,8 +36,10 @@ const BACKDATED: i64 = 15 * 60;
 pub(super) const LIFETIME: i64 = 3 * 3600;
 /// X.520's limit of a common name.
 const MAX_NAME: usize = 64;
-/// What this client calls itself. EFS takes any name of up to 100 characters.
-const SOURCE: &str = "efs-fuse";
+/// What this client calls itself, unless it is told otherwise.
+pub(super) const SOURCE: &str = "efs-fuse";
+/// EFS takes any name that is no longer.
+pub(super) const MAX_SOURCE: usize = 100;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 const EFS: [u32; 8] = [1, 3, 6, 1, 4, 1, 4843, 7];
@@ -104,6 +106,8 @@ pub(super) struct Claims {
     pub(super) access_point: Option<String>,
     /// This machine.
     pub(super) host: String,
+    /// What this client calls itself.
+    pub(super) client: String,
 }
 
 impl Claims {
@@ -186,7 +190,7 @@ impl Claims {
             all.push(extension(&private(2), &client_auth(&connect, credentials)));
         }
         all.push(extension(&private(3), &der::utf8(&self.fs_id)));
-        all.push(extension(&private(4), &client_info(SOURCE, VERSION)));
+        all.push(extension(&private(4), &client_info(&self.client, VERSION)));
         der::sequence(&all)
     }
 }
@@ -265,6 +269,7 @@ mod tests {
             region: "us-east-1".to_owned(),
             access_point: access_point.map(str::to_owned),
             host: "host".to_owned(),
+            client: SOURCE.to_owned(),
         }
     }
 

@@ -20,7 +20,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
 use super::bind::{Ask, BindReply, NoReply};
-use super::certificate::Claims;
+use super::certificate::{Claims, SOURCE};
 use super::clock::Utc;
 use super::credentials::Source;
 use super::device::{Device, DeviceKind};
@@ -201,6 +201,11 @@ impl ServerConnector {
                         region: file_system.region.clone(),
                         access_point: self.settings.access_point.clone(),
                         host: host_name(),
+                        client: self
+                            .settings
+                            .client_source
+                            .clone()
+                            .unwrap_or_else(|| SOURCE.to_owned()),
                     };
                     let renew = self.settings.renew;
                     Some(Arc::new(Identity::new(claims, source, renew)))

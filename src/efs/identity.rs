@@ -232,6 +232,7 @@ mod tests {
             region: "eu-west-1".to_owned(),
             access_point: None,
             host: "host".to_owned(),
+            client: super::super::certificate::SOURCE.to_owned(),
         };
         let source = Source::for_tests(Fickle(AtomicU32::new(times)));
         Identity::new(claims, Some(source), Duration::from_secs(3600))

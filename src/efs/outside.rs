@@ -10,7 +10,7 @@ pub use super::http::{MAX_BODY, Response, over as http_over};
 pub use super::tls::{Tls, names_of, provider};
 pub use super::trust::{issuers_in, verifier};
 
-use super::certificate::Claims;
+use super::certificate::{Claims, SOURCE};
 use super::clock::Utc;
 use super::imds::Instance;
 use super::mount_targets;
@@ -48,6 +48,7 @@ pub fn extensions(credentials: &Credentials) -> Vec<u8> {
         region: "eu-west-1".to_owned(),
         access_point: None,
         host: "host".to_owned(),
+        client: SOURCE.to_owned(),
     };
     claims.extensions(b"a public key", Some(credentials), Utc(1_790_000_000))
 }

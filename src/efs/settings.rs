@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::certificate::MAX_SOURCE;
 use super::device::{Device, DeviceKind};
 use super::region;
 
@@ -28,6 +29,9 @@ pub struct Settings {
     pub zone: Option<String>,
     /// `mounttargetip=`
     pub mount_target: Option<IpAddr>,
+    /// Off by `noapi`: where names do not resolve, the EFS API is not asked for mount
+    /// targets.
+    pub ask_api: bool,
     /// `crossaccount`: the name of the mount target begins with the zone's id.
     pub cross_account: bool,
     /// `awsprofile=`
@@ -46,6 +50,8 @@ pub struct Settings {
     pub fips: bool,
     /// `netns=`: the network namespace that everything happens in.
     pub netns: Option<PathBuf>,
+    /// `client_source=`: what this client calls itself to EFS.
+    pub client_source: Option<String>,
     /// `tls_renew=`: a certificate older than this is made anew before the
     /// next connection.
     pub renew: Duration,
@@ -62,6 +68,7 @@ impl Default for Settings {
             dns_suffix: None,
             zone: None,
             mount_target: None,
+            ask_api: true,
             cross_account: false,
             profile: None,
             credentials_uri: None,
@@ -71,10 +78,16 @@ impl Default for Settings {
             verify: true,
             fips: false,
             netns: None,
+            client_source: None,
             // As the official client, whose certificates are good for 3 h as well.
             renew: Duration::from_secs(3600),
         }
     }
+}
+
+/// Whether this can be what a client calls itself to EFS.
+pub fn is_client_source(text: &str) -> bool {
+    (1..=MAX_SOURCE).contains(&text.len()) && text.bytes().all(|c| matches!(c, b' '..=b'~'))
 }
 
 /// Options that cannot be together, or not with this device. The text is the
@@ -86,6 +99,8 @@ pub struct Unfit {
     pub why: String,
     /// What to do instead.
     pub remedy: String,
+    /// It is the device itself that cannot be.
+    pub of_device: bool,
 }
 
 impl Settings {
@@ -120,10 +135,13 @@ impl Settings {
                 "{} looks like a file system of EFS and is none: {why}",
                 device.host
             );
-            return unfit(
+            return Err(Unfit {
                 why,
-                "the id, fs-…, as the device; or -o tls or -o notls for a server of that name that is not EFS",
-            );
+                remedy: "the id, fs-…, as the device; or -o tls or -o notls for a server of that name that is \
+                         not EFS"
+                    .to_owned(),
+                of_device: true,
+            });
         }
         self.check_identity(device)?;
         let of_efs = [
@@ -226,6 +244,7 @@ fn unfit(why: String, remedy: impl Into<String>) -> Result<(), Unfit> {
     Err(Unfit {
         why,
         remedy: remedy.into(),
+        of_device: false,
     })
 }
 

@@ -69,7 +69,9 @@ impl Target {
             file_system: None,
             tls_name: device.host.trim_end_matches('.').to_owned(),
             zone: settings.zone.clone(),
-            may_ask_api: !settings.cross_account && settings.mount_target.is_none(),
+            may_ask_api: settings.ask_api
+                && !settings.cross_account
+                && settings.mount_target.is_none(),
         };
         match &device.kind {
             DeviceKind::FileSystemId { fs_id } => {

@@ -54,11 +54,7 @@ pub fn prepare(mountpoint: &Path, registry: &Registry) -> Result<CheckedMountpoi
             break;
         };
         if is_alive(mount, registry) {
-            let why = format!("{} is already mounted there", quoting::name(&mount.source));
-            return Err(MountError::mount(what(), why).remedy(format_args!(
-                "efs-fuse umount {}",
-                quoting::path(&canonical)
-            )));
+            return Err(taken(mountpoint, &canonical, mount));
         }
         unmount::detach(&canonical).map_err(|why| MountError::mounting(&canonical, &why))?;
         warnings.push(format!(
@@ -73,6 +69,37 @@ pub fn prepare(mountpoint: &Path, registry: &Registry) -> Result<CheckedMountpoi
         warnings,
         lock,
     })
+}
+
+/// The same checks, which change nothing. Returns what is worth a warning.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn look(mountpoint: &Path, registry: &Registry) -> Result<Vec<String>, MountError> {
+    let canonical = place::canonical(mountpoint).map_err(|why| unusable(mountpoint, &why))?;
+    let table =
+        MountTable::read().map_err(|why| MountError::system("reading the mount table", why))?;
+    let mut warnings = Vec::new();
+    match table.at(&canonical).filter(|mount| mount.is_ours()) {
+        Some(mount) if is_alive(mount, registry) => Err(taken(mountpoint, &canonical, mount)),
+        // What is below a dead mount is seen when that is gone.
+        Some(mount) => Ok(vec![format!(
+            "a dead mount of {} on {} would be replaced",
+            quoting::name(&mount.source),
+            quoting::path(&canonical)
+        )]),
+        None => {
+            check_directory(mountpoint, &canonical, &mut warnings)?;
+            Ok(warnings)
+        }
+    }
+}
+
+fn taken(written: &Path, canonical: &Path, mount: &Mount) -> MountError {
+    let what = format!("mounting on {}", quoting::path(written));
+    let why = format!("{} is already mounted there", quoting::name(&mount.source));
+    let remedy = format!("efs-fuse umount {}", quoting::path(canonical));
+    MountError::mount(what, why).remedy(remedy)
 }
 
 /// Checks that this machine has FUSE and lets us use it.

@@ -1,7 +1,7 @@
 //! From a checked request to a running mount: fork, log, runtime, assembly.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
 
 use super::assembly;
@@ -35,8 +35,19 @@ pub struct MountRequest {
     pub written: Vec<String>,
     /// Stay in the foreground (`--foreground`).
     pub foreground: bool,
-    /// Mount in this namespace (`--mount-namespace`), in the foreground.
+    /// Mount in this namespace (`--mount-namespace`, `-N`).
     pub mount_namespace: Option<PathBuf>,
+    /// What is to be said about it.
+    pub remarks: Remarks,
+}
+
+/// What is said about a mount when it comes about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remarks {
+    /// For the user, each a line of its own.
+    pub warnings: Vec<String>,
+    /// For the log alone.
+    pub notes: Vec<String>,
 }
 
 /// Checks this machine and mounts. In the foreground it returns when the mount
@@ -51,14 +62,10 @@ pub fn mount(mut request: MountRequest, warn: impl Fn(&str)) -> Result<(), Mount
         true => keeper_of(&request, &warn),
         false => None,
     };
-    if let Some(namespace) = &request.mount_namespace {
-        privilege::keep(Some(namespace)).map_err(|why| {
-            let what = format!("entering the mount namespace {}", namespace.display());
-            MountError::system(what, why).remedy("a path such as /proc/1/ns/mnt, as root")
-        })?;
-    }
+    enter(request.mount_namespace.as_deref())?;
     let place = privilege::mounting(|| checks::prepare(&request.mountpoint, &Registry::of_user()))?;
-    place.warnings.iter().for_each(|warning| warn(warning));
+    let remarks = request.remarks.warnings.iter().chain(&place.warnings);
+    remarks.for_each(|warning| warn(warning));
     checks::fuse_device()?;
     let CheckedMountpoint {
         mountpoint, lock, ..
@@ -78,6 +85,32 @@ pub fn mount(mut request: MountRequest, warn: impl Fn(&str)) -> Result<(), Mount
             process::exit(outcome.map_or_else(|error| report(&announcer, error), |()| 0))
         }
     }
+}
+
+/// What [`mount`] checks on this machine, without doing anything. Returns what it would warn
+/// of.
+///
+/// # Errors
+/// The one line that the user sees.
+pub fn check(request: &MountRequest) -> Result<Vec<String>, MountError> {
+    enter(request.mount_namespace.as_deref())?;
+    let found = privilege::mounting(|| checks::look(&request.mountpoint, &Registry::of_user()))?;
+    checks::fuse_device()?;
+    Ok([request.remarks.warnings.clone(), found].concat())
+}
+
+/// Mounts are made in this mount namespace from here on, and looked for there.
+///
+/// # Errors
+/// It is none, or not for us.
+pub fn enter(namespace: Option<&Path>) -> Result<(), MountError> {
+    let Some(namespace) = namespace else {
+        return Ok(());
+    };
+    privilege::keep(Some(namespace)).map_err(|why| {
+        let what = format!("entering the mount namespace {}", quoting::path(namespace));
+        MountError::system(what, why).remedy("a path such as /proc/1/ns/mnt, as root")
+    })
 }
 
 /// How a daemon comes to its mount.
@@ -163,9 +196,14 @@ fn serve(request: MountRequest, how: How, announcer: &Announcer) -> Result<(), M
             None => error.remedy("-o log=FILE"),
         }
     })?;
+    request
+        .remarks
+        .notes
+        .iter()
+        .for_each(|note| tracing::info!("{note}"));
     confine(&request.device, &request.options.server)?;
     // Before the first thread, which all others would inherit from.
-    give_up_privileges(&request.options);
+    give_up_privileges(&request);
     announcer
         .watch_parent()
         .map_err(|why| MountError::system("starting a thread", why))?;
@@ -204,13 +242,15 @@ fn serve(request: MountRequest, how: How, announcer: &Announcer) -> Result<(), M
 
 /// Gives up what a daemon with these options never needs. Where the kernel does not
 /// take it, the mount goes on: it was mounted so before there was a way to.
-fn give_up_privileges(options: &MountOptions) {
+fn give_up_privileges(request: &MountRequest) {
+    let options = &request.options;
     let low =
         |address: &Address| matches!(address, Address::Tcp(at) if (1..1024).contains(&at.port()));
     let needs = privilege::Needs {
         low_port: options.metrics.as_ref().is_some_and(low),
     };
-    if let Err(why) = privilege::keep(None) {
+    // That of the command has stayed with the command.
+    if let Err(why) = privilege::keep(request.mount_namespace.as_deref()) {
         return tracing::warn!(%why, "running with more privileges than needed");
     }
     let may_mount = match privilege::reduce(needs) {

@@ -12,6 +12,7 @@
 //! that is to the server. No function here asks a mounted file system
 //! anything that could hang ([`place`], [`checks`]).
 
+pub mod again;
 pub mod assembly;
 pub mod checks;
 mod claim;

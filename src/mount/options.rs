@@ -239,6 +239,20 @@ impl MountOptions {
         self.timeo.saturating_mul(self.retrans.max(1))
     }
 
+    /// Whether a mount with these options serves its users as one with `other` does: what
+    /// differs is at most how it was waited for and what is logged.
+    pub fn serves_like(&self, other: &Self) -> bool {
+        let same = |of: &Self| Self {
+            mount_wait: MountWait::WaitForever,
+            debug: false,
+            log_file: None,
+            slow_op: None,
+            remount: false,
+            ..of.clone()
+        };
+        same(self) == same(other)
+    }
+
     /// How many connections a mount of EFS, or of another server, may have. EFS has
     /// a limit for each.
     pub fn connections(&self, efs: bool) -> Connections {

@@ -15,8 +15,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::process;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use parking_lot::Mutex;
@@ -28,16 +29,25 @@ const WAITING: usize = 16;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-static MOUNTER: OnceLock<SyncSender<Job>> = OnceLock::new();
+/// Its process, and how to hand work over to it. A process that was forked has none of
+/// its threads.
+static MOUNTER: Mutex<Option<(u32, SyncSender<Job>)>> = Mutex::new(None);
 
 thread_local! {
     /// This thread was started by the mounter.
     static IS_MOUNTERS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
+/// The one of this process.
+fn mounter() -> Option<SyncSender<Job>> {
+    let mounter = MOUNTER.lock();
+    let (process, mounter) = mounter.as_ref()?;
+    (*process == process::id()).then(|| mounter.clone())
+}
+
 /// Whether there is one.
 pub(super) fn is_there() -> bool {
-    MOUNTER.get().is_some()
+    mounter().is_some()
 }
 
 /// Starts it, for a process with one thread, and before [`super::reduce`]. `namespace`:
@@ -70,8 +80,7 @@ pub fn keep(namespace: Option<&Path>) -> io::Result<()> {
         })?;
     let begun = begun.recv();
     begun.unwrap_or_else(|_| Err(io::Error::other("the thread that mounts has died")))?;
-    // There is one thread that starts it, by the contract of this function.
-    let _ = MOUNTER.set(hand_over);
+    *MOUNTER.lock() = Some((process::id(), hand_over));
     Ok(())
 }
 
@@ -122,7 +131,7 @@ fn run(job: &Mutex<Option<Job>>) {
 
 /// Has `work` done by a thread of the mounter's, or by this one if there is none.
 pub(super) fn hand_over<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let Some(mounter) = MOUNTER.get().filter(|_| !IS_MOUNTERS.get()) else {
+    let Some(mounter) = mounter().filter(|_| !IS_MOUNTERS.get()) else {
         return raised(MOUNTING, work);
     };
     let (done, outcome) = mpsc::sync_channel(1);

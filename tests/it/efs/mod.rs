@@ -5,6 +5,7 @@ mod connections;
 mod doctor;
 mod errors;
 mod identity;
+mod mount_efs;
 mod plaintext;
 mod programs;
 mod renewal;
