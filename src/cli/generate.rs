@@ -11,7 +11,7 @@ use clap_mangen::Man;
 
 use super::arguments::{Cli, Generate, Helper};
 use super::exit::{self, Failure};
-use super::options::{self, TABLE, Value};
+use super::options::TABLE;
 use crate::quoting;
 
 /// The manual's section: commands of the system administrator.
@@ -77,7 +77,7 @@ fn options_section() -> String {
     for spec in TABLE.iter().filter(|spec| !spec.help.is_empty()) {
         text.push_str(&format!(
             ".TP\n\\fB{}\\fR\n{}\n",
-            roff(&written(spec)),
+            roff(&spec.written()),
             roff(spec.help)
         ));
     }
@@ -85,13 +85,6 @@ fn options_section() -> String {
         ".PP\nFurther options of nfs(5) and mount(8) that change nothing here are accepted; any other is an error.\n",
     );
     text
-}
-
-fn written(spec: &options::OptionSpec) -> String {
-    match spec.value {
-        Value::Needed(placeholder) => format!("{}={placeholder}", spec.name),
-        _ => spec.name.to_owned(),
-    }
 }
 
 fn roff(text: &str) -> String {
@@ -150,7 +143,7 @@ pub(super) fn options_table() -> String {
         let cell = |text: &str| text.replace('|', "\\|");
         text.push_str(&format!(
             "| `{}` | {} |\n",
-            cell(&written(spec)),
+            cell(&spec.written()),
             cell(spec.help)
         ));
     }
@@ -159,6 +152,7 @@ pub(super) fn options_table() -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::options::all;
     use super::*;
 
     const MANUAL: &str = include_str!("../../docs/OPTIONS.md");
@@ -183,7 +177,7 @@ mod tests {
 
     #[test]
     fn the_manual_names_what_is_accepted_and_refused_without_help() {
-        for spec in TABLE {
+        for spec in all() {
             let named = |end: &str| MANUAL.contains(&format!("`{}{end}", spec.name));
             assert!(named("`") || named("="), "docs/OPTIONS.md: {}", spec.name);
         }
@@ -210,7 +204,7 @@ mod tests {
         for page in ["efs-fuse-mount.8", "mount.efs-fuse.8"] {
             let page = fs::read_to_string(dir.path().join(page))?;
             for spec in TABLE.iter().filter(|spec| !spec.help.is_empty()) {
-                assert!(page.contains(&roff(&written(spec))), "{}", spec.name);
+                assert!(page.contains(&roff(&spec.written())), "{}", spec.name);
             }
         }
         for file in ["efs-fuse.bash", "_efs-fuse", "efs-fuse.fish"] {

@@ -18,6 +18,7 @@ mod names;
 pub mod option_list;
 mod option_value;
 pub mod options;
+mod options_foreign;
 mod probe;
 mod rm;
 mod running;

@@ -219,7 +219,7 @@ fn remount(asked: &MountCommand, options: &MountOptions, typed: &[Typed]) -> Res
     {
         let what = format!("remounting {}", quoting::path(&asked.mountpoint));
         let why = format!(
-            "{} was not among its options, and only ro, rw, dev, suid, exec and atime can change in a living mount",
+            "{} was not among its options, and only ro, rw, dev, suid, exec, atime and symfollow can change in a living mount",
             changed.written()
         );
         return Err(Failure::usage(what, why).remedy("to unmount and mount again"));
@@ -240,6 +240,7 @@ fn remount(asked: &MountCommand, options: &MountOptions, typed: &[Typed]) -> Res
         noexec: given(&["exec", "noexec"]).then_some(!options.exec),
         noatime: given(&["atime", "noatime", "relatime", "strictatime"])
             .then_some(options.atime == Atime::Never),
+        nosymfollow: given(&["symfollow", "nosymfollow"]).then_some(options.nosymfollow),
     })?;
     Ok(())
 }
@@ -250,9 +251,7 @@ pub(super) fn read_lists(
     sloppy: bool,
 ) -> Result<(MountOptions, Vec<Typed>), Failure> {
     let read = option_list::read(lists, sloppy).map_err(wrong_options)?;
-    for name in &read.ignored {
-        exit::warn(&format!("unknown option {name:?} is ignored"));
-    }
+    read.ignored.iter().for_each(|line| exit::warn(line));
     let options = option_list::mean(&read.typed).map_err(wrong_options)?;
     Ok((options, read.typed))
 }

@@ -3,13 +3,14 @@
 //! Two steps: [`read`] turns text into [`Typed`] options, checked against the
 //! table ([`super::options`]) one by one; [`mean`] turns them into
 //! [`MountOptions`], checked against each other. An option given twice counts
-//! as its last (fstab lines are extended by the command line); two that
-//! contradict each other are an error.
+//! as its last, and of two that contradict each other the later counts, as with mount(8):
+//! lines of fstab are extended by the command line. An error are those that mean
+//! different things at the same time.
 
 use std::time::Duration;
 
 use super::option_value as value;
-use super::options::{Meaning, OptionSpec, TABLE, Value};
+use super::options::{Meaning, OptionSpec, Value, all};
 use crate::mount::options::{CacheTimes, MountOptions, NameCache};
 
 /// An option as the user wrote it.
@@ -27,8 +28,8 @@ pub enum OptionError {
     Unknown {
         /// What was written.
         name: String,
-        /// A name of the table that is close to it.
-        nearest: Option<&'static str>,
+        /// One of the table whose name is close to it, as it is written.
+        nearest: Option<String>,
     },
     /// A value that cannot be understood.
     #[error("{name}={value:?} is malformed: {expected}")]
@@ -76,17 +77,23 @@ impl Typed {
         }
     }
 
+    fn means_something(&self) -> bool {
+        let meaning = &self.spec.meaning;
+        matches!(
+            meaning,
+            Meaning::Set(_) | Meaning::Flag(_) | Meaning::Security
+        )
+    }
+
     /// Whether mounts that differ in it serve their users differently.
     pub fn matters(&self) -> bool {
-        !PASSING.contains(&self.spec.name)
-            && matches!(self.spec.meaning, Meaning::Set(_) | Meaning::Flag(_))
+        !PASSING.contains(&self.spec.name) && self.means_something()
     }
 
     /// Whether it means anything to a mount that is there already, other than
     /// what a remount can change.
     pub fn is_fixed(&self) -> bool {
-        !REMOUNTABLE.contains(&self.spec.name)
-            && matches!(self.spec.meaning, Meaning::Set(_) | Meaning::Flag(_))
+        !REMOUNTABLE.contains(&self.spec.name) && self.means_something()
     }
 }
 
@@ -95,9 +102,9 @@ impl OptionError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Unknown {
-                nearest: Some(name),
+                nearest: Some(nearest),
                 ..
-            } => Some(format!("-o {name}, or -o sloppy to ignore it")),
+            } => Some(format!("-o {nearest}, or -o sloppy to ignore it")),
             Self::Unknown { .. } => {
                 Some("efs-fuse mount --help for the list, or -o sloppy to ignore it".to_owned())
             }
@@ -113,13 +120,13 @@ impl OptionError {
 pub struct Read {
     /// Known options, in order.
     pub typed: Vec<Typed>,
-    /// Names that `sloppy` let pass.
+    /// What is ignored, and why: lines for the user.
     pub ignored: Vec<String>,
 }
 
 /// Reads option lists (`a,b=c`), each checked against the table. A value may
 /// stand in double quotes if there is a comma in it. `sloppy` (also as an
-/// option in the lists) lets unknown names pass.
+/// option in the lists) lets pass what is unknown or refused.
 ///
 /// # Errors
 /// The first option that is unknown, unsupported, or has a wrong value.
@@ -132,14 +139,28 @@ pub fn read<S: AsRef<str>>(lists: &[S], sloppy: bool) -> Result<Read, OptionErro
             Some((name, value)) => (name, Some(unquoted(value))),
             None => (word, None),
         };
-        match TABLE.iter().find(|spec| spec.name == name) {
-            Some(spec) => found.typed.push(Typed {
-                spec,
-                value: checked(spec, value)?,
-            }),
+        match all().find(|spec| spec.name == name) {
+            Some(spec) => match checked(spec, value) {
+                Ok(value) => {
+                    if let Meaning::Vain(why) = spec.meaning {
+                        found
+                            .ignored
+                            .push(format!("option {name} has no effect: {why}"));
+                    }
+                    found.typed.push(Typed { spec, value });
+                }
+                Err(OptionError::Unsupported { name, why, .. }) if sloppy && may_pass(spec) => {
+                    found
+                        .ignored
+                        .push(format!("option {name} is ignored: {why}"));
+                }
+                Err(why) => return Err(why),
+            },
             // mount(8) and systemd keep notes for themselves under these.
             None if name.starts_with("x-") || name.starts_with("X-") => {}
-            None if sloppy => found.ignored.push(name.to_owned()),
+            None if sloppy => found
+                .ignored
+                .push(format!("unknown option {name:?} is ignored")),
             None => {
                 return Err(OptionError::Unknown {
                     name: name.to_owned(),
@@ -149,6 +170,11 @@ pub fn read<S: AsRef<str>>(lists: &[S], sloppy: bool) -> Result<Read, OptionErro
         }
     }
     Ok(found)
+}
+
+/// Whether `sloppy` may make a warning of what is refused.
+fn may_pass(spec: &OptionSpec) -> bool {
+    !matches!(spec.meaning, Meaning::Strictly(_))
 }
 
 fn checked(spec: &'static OptionSpec, value: Option<&str>) -> Result<String, OptionError> {
@@ -167,7 +193,7 @@ fn checked(spec: &'static OptionSpec, value: Option<&str>) -> Result<String, Opt
         _ => {}
     }
     let value = value.unwrap_or_default();
-    if let Meaning::Only(values) = spec.meaning
+    if let Meaning::Only(values) | Meaning::Strictly(values) = spec.meaning
         && !values.contains(&value)
     {
         return Err(OptionError::Unsupported {
@@ -181,51 +207,45 @@ fn checked(spec: &'static OptionSpec, value: Option<&str>) -> Result<String, Opt
 /// Turns what was written into what it means.
 ///
 /// # Errors
-/// A malformed value, or two options that contradict each other.
+/// A malformed value, or two options that cannot both be meant.
 pub fn mean(typed: &[Typed]) -> Result<MountOptions, OptionError> {
-    let last = |name: &str| typed.iter().rev().find(|option| option.spec.name == name);
-    fit_together(last)?;
+    let place = |name: &str| typed.iter().rposition(|option| option.spec.name == name);
+    fit_together(|name| place(name).is_some())?;
     let mut options = MountOptions::default();
     for option in typed {
+        let name = option.spec.name;
         match option.spec.meaning {
             Meaning::Flag(set) => set(&mut options),
             Meaning::Set(set) => {
                 set(&mut options, &option.value).map_err(|expected| OptionError::Malformed {
-                    name: option.spec.name,
+                    name,
                     value: option.value.clone(),
                     expected,
                 })?
             }
+            Meaning::Security => {
+                let others = |word: &String| !word.starts_with(&format!("{name}="));
+                options.security.retain(others);
+                options.security.push(quoted(&option.written()));
+            }
             _ => {}
         }
     }
-    let given = |name: &str| last(name).map(|option| format!("{name}={}", option.value));
-    cache_times(&mut options, last("noac"), given)?;
-    if let (Some(_), Some(window), true) = (
-        last("sync"),
-        given("write_window"),
-        options.write_window > 0,
-    ) {
-        return Err(OptionError::Conflict("sync".to_owned(), window));
-    }
-    if last("sync").is_some() {
-        options.write_window = 0;
-    }
+    cache_times(&mut options, place);
     // An access point may make one user of all; mode bits, checked here, would
     // then deny what the server allows.
-    if options.server.access_point.is_some() && last("default_permissions").is_none() {
+    if options.server.access_point.is_some() && place("default_permissions").is_none() {
         options.default_permissions = false;
     }
     Ok(options)
 }
 
-/// No option contradicts another, or lacks one that it needs; `last` finds one that was
-/// given.
-fn fit_together<'a>(last: impl Fn(&str) -> Option<&'a Typed>) -> Result<(), OptionError> {
+/// No option excludes another, or lacks one that it needs.
+fn fit_together(given: impl Fn(&str) -> bool) -> Result<(), OptionError> {
     // mount(8) puts what is to change behind what is mounted: the last counts.
-    let remount = last("remount").is_some();
+    let remount = given("remount");
     for (one, other) in CONTRADICTIONS {
-        if let (Some(_), Some(_), false) = (last(one), last(other), remount) {
+        if given(one) && given(other) && !remount {
             return Err(OptionError::Conflict(
                 (*one).to_owned(),
                 (*other).to_owned(),
@@ -233,7 +253,7 @@ fn fit_together<'a>(last: impl Fn(&str) -> Option<&'a Typed>) -> Result<(), Opti
         }
     }
     for (one, needed) in NEEDS {
-        if let (Some(_), None) = (last(one), last(needed)) {
+        if given(one) && !given(needed) {
             return Err(OptionError::Lacks((*one).to_owned(), (*needed).to_owned()));
         }
     }
@@ -241,57 +261,35 @@ fn fit_together<'a>(last: impl Fn(&str) -> Option<&'a Typed>) -> Result<(), Opti
 }
 
 /// What `noac` means for the times of caches, and that none of them is before another;
-/// `given` has an option as it was written.
-fn cache_times(
-    options: &mut MountOptions,
-    noac: Option<&Typed>,
-    given: impl Fn(&str) -> Option<String>,
-) -> Result<(), OptionError> {
-    if let Some(noac) = noac {
-        // nfs(5) users write "noac,actimeo=0", which says the same twice.
-        let nonzero =
-            |name| given(name).filter(|times| times.bytes().any(|c| matches!(c, b'1'..=b'9')));
-        if let Some(times) = CACHE_TIMES.iter().find_map(|name| nonzero(name)) {
-            return Err(OptionError::Conflict(noac.spec.name.to_owned(), times));
-        }
+/// `place` is where an option stands for the last time.
+fn cache_times(options: &mut MountOptions, place: impl Fn(&str) -> Option<usize>) {
+    // As for Linux' own client: times that are written beside it do not make it believe more.
+    if place("noac") > place("ac") {
         options.cache_times = CacheTimes::NONE;
         options.name_cache = NameCache::None;
+        return;
     }
     let times = &mut options.cache_times;
     order(
-        &mut times.reg_min,
-        &mut times.reg_max,
-        "acregmin",
-        "acregmax",
-        &given,
-    )?;
+        (&mut times.reg_min, place("acregmin")),
+        (&mut times.reg_max, place("acregmax")),
+    );
     order(
-        &mut times.dir_min,
-        &mut times.dir_max,
-        "acdirmin",
-        "acdirmax",
-        &given,
-    )
+        (&mut times.dir_min, place("acdirmin")),
+        (&mut times.dir_max, place("acdirmax")),
+    );
 }
 
-/// The smaller of two times must not exceed the larger. If the user gave only
-/// one of them, the default of the other gives way.
-fn order(
-    min: &mut Duration,
-    max: &mut Duration,
-    min_name: &str,
-    max_name: &str,
-    given: impl Fn(&str) -> Option<String>,
-) -> Result<(), OptionError> {
-    if *min <= *max {
-        return Ok(());
+/// The smaller of two times must not exceed the larger: that gives way which was not
+/// given, or was given before.
+fn order(min: (&mut Duration, Option<usize>), max: (&mut Duration, Option<usize>)) {
+    if *min.0 <= *max.0 {
+        return;
     }
-    match (given(min_name), given(max_name)) {
-        (Some(min), Some(max)) => return Err(OptionError::Conflict(min, max)),
-        (None, Some(_)) => *min = *max,
-        _ => *max = *min,
+    match max.1 > min.1 {
+        true => *min.0 = *max.0,
+        false => *max.0 = *min.0,
     }
-    Ok(())
 }
 
 /// Whether one of these names is in the lists, whatever is behind it.
@@ -328,31 +326,24 @@ fn unquoted(value: &str) -> &str {
         .unwrap_or(value)
 }
 
-/// The name of the table that `written` was probably meant to be.
-fn nearest(written: &str) -> Option<&'static str> {
+/// The option that `written` was probably meant to be, and that does something.
+fn nearest(written: &str) -> Option<String> {
     let length = written.chars().count();
     let far = (length / 3).clamp(1, 3);
-    TABLE
-        .iter()
+    let useful =
+        |spec: &&OptionSpec| !matches!(spec.meaning, Meaning::Refused(_) | Meaning::Vain(_));
+    all()
+        .filter(useful)
         // A difference in length is a distance already, and costs nothing to see.
         .filter(|spec| spec.name.len().abs_diff(length) <= far)
-        .map(|spec| (value::distance(written, spec.name), spec.name))
-        .filter(|(distance, _)| *distance <= far)
-        .min()
-        .map(|(_, name)| name)
+        .map(|spec| (value::distance(written, spec.name), spec.name, spec))
+        .filter(|(distance, ..)| *distance <= far)
+        .min_by_key(|(distance, name, _)| (*distance, *name))
+        .map(|(_, _, spec)| spec.written())
 }
 
+/// Each says something of its own, and neither says the opposite of the other.
 const CONTRADICTIONS: &[(&str, &str)] = &[
-    ("ro", "rw"),
-    ("ac", "noac"),
-    ("sync", "async"),
-    ("hard", "soft"),
-    ("hard", "softerr"),
-    ("soft", "softerr"),
-    ("mount_timeout", "wait"),
-    ("tls", "notls"),
-    ("iam", "notls"),
-    ("accesspoint", "notls"),
     ("mounttargetip", "crossaccount"),
     ("az", "crossaccount"),
     ("awsprofile", "awscredsuri"),
@@ -385,6 +376,8 @@ const REMOUNTABLE: &[&str] = &[
     "noatime",
     "relatime",
     "strictatime",
+    "symfollow",
+    "nosymfollow",
 ];
 
 /// About how a mount is made, and its log. [`MountOptions::serves_like`] leaves out the
@@ -392,13 +385,12 @@ const REMOUNTABLE: &[&str] = &[
 const PASSING: &[&str] = &[
     "mount_timeout",
     "wait",
+    "retry",
     "debug",
     "log",
     "slow_op_ms",
     "remount",
 ];
-
-const CACHE_TIMES: &[&str] = &["actimeo", "acregmin", "acregmax", "acdirmin", "acdirmax"];
 
 #[cfg(test)]
 mod tests {
@@ -464,7 +456,6 @@ mod tests {
         for (list, unanswered) in [("soft", Unanswered::Soft), ("hard", Unanswered::Hard)] {
             assert_eq!(taken(list).unanswered, unanswered, "{list}");
         }
-        wrong("soft,hard", "hard and soft contradict");
         assert_eq!(
             (o.rsize, o.wsize, o.write_window),
             (65_536, 131_072, 8 << 20)
@@ -493,7 +484,17 @@ mod tests {
         assert_eq!(taken("wait=forever").mount_wait, MountWait::WaitForever);
         wrong("wait=never", "forever");
         wrong("wait=0", "at least 1");
-        wrong("wait=5,mount_timeout=5", "mount_timeout and wait");
+        let minutes = |n: u64| MountWait::WaitFor(Duration::from_secs(60 * n));
+        assert_eq!(taken("retry=2").mount_wait, minutes(2));
+        assert_eq!(
+            taken("wait=forever,retry=10000").mount_wait,
+            minutes(10_000)
+        );
+        // One attempt, as long as it takes to know.
+        assert_eq!(
+            taken("retry=0").mount_wait,
+            MountOptions::default().mount_wait
+        );
     }
 
     #[test]
@@ -511,7 +512,7 @@ mod tests {
     fn another_protocol_is_a_clear_error() {
         for list in [
             "vers=3",
-            "nfsvers=4",
+            "v4.2",
             "vers=4.2",
             "minorversion=0",
             "proto=udp",
@@ -532,8 +533,6 @@ mod tests {
         for list in ["softreval", "trunkdiscovery"] {
             let why = wrong(list, "not supported").to_string();
             assert!(why.contains("this version"), "{why}");
-            // Sloppiness is for what is unknown, not for what would be missed.
-            assert!(read(&[list], true).is_err());
         }
     }
 
@@ -549,6 +548,7 @@ mod tests {
             s,
             Settings {
                 port: 20_049,
+                reserved_port: None,
                 tls: Some(true),
                 iam: true,
                 access_point: Some("fsap-0123456789abcdef0".to_owned()),
@@ -645,10 +645,133 @@ mod tests {
         let by_name = read(&["frobnicate=1", "ro,sloppy"], false);
         for found in [by_flag, by_name] {
             let found = found.unwrap_or_else(|why| panic!("{why}"));
-            assert_eq!(found.ignored, ["frobnicate"]);
+            assert_eq!(found.ignored, ["unknown option \"frobnicate\" is ignored"]);
             assert!(mean(&found.typed).is_ok_and(|options| options.read_only));
         }
         assert!(read(&["port=x"], true).is_ok_and(|found| mean(&found.typed).is_err()));
+    }
+
+    #[test]
+    fn sloppy_lets_everything_pass_that_is_refused_but_less_secrecy() {
+        for spec in all() {
+            let written = match spec.meaning {
+                Meaning::Refused(_) => spec.name.to_owned(),
+                Meaning::Only(_) => format!("{}=0", spec.name),
+                _ => continue,
+            };
+            assert!(read(&[&written], false).is_err(), "{written}");
+            let found = read(&[&written], true).unwrap_or_else(|why| panic!("{why}"));
+            let [line] = &found.ignored[..] else {
+                panic!("{:?}", found.ignored);
+            };
+            assert!(
+                line.contains(spec.name) && line.contains(" is ignored: "),
+                "{line}"
+            );
+        }
+        assert!(read(&["sec=krb5p"], true).is_err());
+        assert!(read(&["xprtsec=mtls"], true).is_ok_and(|found| mean(&found.typed).is_err()));
+    }
+
+    #[test]
+    fn what_is_copied_from_other_machines_is_taken_as_it_is_meant() {
+        let same = [
+            "vers=4",
+            "nfsvers=4",
+            "v4.1",
+            "v4",
+            "minorversion=1",
+            "sharecache",
+            "migration",
+            "posix",
+            "write=lazy",
+            "write=eager",
+            "xprtsec=none",
+            "acl",
+            "noposix",
+            "nodiratime",
+            "fg",
+            "bg",
+            "nordirplus",
+            "nocto",
+            "fsc",
+            "nofsc",
+            "nonempty",
+        ];
+        for list in same {
+            let expected = MountOptions {
+                server: Settings {
+                    tls: (list == "xprtsec=none").then_some(false),
+                    ..Settings::default()
+                },
+                ..MountOptions::default()
+            };
+            assert_eq!(taken(list), expected, "{list}");
+        }
+        assert_eq!(taken("write=wait").write_window, 0);
+        assert!(taken("nosymfollow").nosymfollow && !taken("nosymfollow,symfollow").nosymfollow);
+        wrong("xprtsec=tls", "RFC 9289");
+        wrong("write=late", "lazy, eager or wait");
+        wrong("retry=-1", "a number from 0");
+    }
+
+    #[test]
+    fn who_may_count_on_what_has_no_effect_is_told_why() {
+        for name in ["bg", "nordirplus", "nocto", "fsc", "migration"] {
+            let found = read(&[name], false).unwrap_or_else(|why| panic!("{why}"));
+            let start = format!("option {name} has no effect: ");
+            assert!(found.ignored[0].starts_with(&start), "{:?}", found.ignored);
+        }
+        assert!(
+            read(&["sharecache,nolock,intr"], false).is_ok_and(|found| found.ignored.is_empty())
+        );
+    }
+
+    #[test]
+    fn contexts_are_for_the_kernel_and_keep_their_commas() {
+        let list = "rootcontext=a:b:c:s0,context=\"a:b:c:s0\",context=\"a:b:c:s0:c1,c2\"";
+        assert_eq!(
+            taken(list).security,
+            ["rootcontext=a:b:c:s0", "context=\"a:b:c:s0:c1,c2\""]
+        );
+        wrong("context", "needs a value");
+    }
+
+    #[test]
+    fn what_users_of_other_file_systems_write_is_refused_with_what_to_write_here() {
+        for (list, because) in [
+            ("uid=1000", "accesspoint="),
+            ("umask=022", "access point"),
+            ("attr_timeout=1", "acregmin="),
+            ("allow_root", "allow_other"),
+            ("max_write=131072", "wsize="),
+        ] {
+            wrong(list, because);
+        }
+    }
+
+    #[test]
+    fn what_is_suggested_is_whole_and_can_be_had() {
+        for (written, suggested) in [
+            ("acregmim=3", "-o acregmin=SECONDS, or"),
+            (
+                "lookup_cache=none",
+                "-o lookupcache=all|positive|none|complete, or",
+            ),
+            ("qq", "--help"),
+            ("bq", "--help"),
+            ("soft_reval", "-o nosoftreval, or"),
+        ] {
+            let remedy = wrong(written, "unknown option")
+                .remedy()
+                .unwrap_or_default();
+            assert!(remedy.contains(suggested), "{written}: {remedy}");
+        }
+        for spec in all() {
+            let refused = matches!(spec.meaning, Meaning::Refused(_) | Meaning::Vain(_));
+            let near = nearest(&format!("{}_", spec.name)).unwrap_or_default();
+            assert!(!refused || near != spec.written(), "{near}");
+        }
     }
 
     #[test]
@@ -691,22 +814,8 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_named() {
+    fn what_cannot_both_be_meant_is_named() {
         for (list, because) in [
-            ("ro,rw", "ro and rw"),
-            ("noac,ac", "ac and noac"),
-            ("noac,actimeo=30", "noac and actimeo=30"),
-            ("acregmax=9,noac", "noac and acregmax=9"),
-            ("acregmin=10,acregmax=5", "acregmin=10 and acregmax=5"),
-            ("acdirmin=2,acdirmax=1", "acdirmin=2 and acdirmax=1"),
-            ("sync,async", "sync and async"),
-            ("sync,write_window=1m", "sync and write_window=1m"),
-            ("tls,notls", "tls and notls"),
-            ("iam,notls", "iam and notls"),
-            (
-                "notls,accesspoint=fsap-0123456789abcdef0",
-                "accesspoint and notls",
-            ),
             (
                 "mounttargetip=::1,crossaccount",
                 "mounttargetip and crossaccount",
@@ -718,6 +827,38 @@ mod tests {
         ] {
             assert!(wrong(list, because).remedy().is_some());
         }
+    }
+
+    #[test]
+    fn of_two_that_contradict_each_other_the_later_counts() {
+        for (first, second) in [
+            ("ro", "rw"),
+            ("ac", "noac"),
+            ("sync", "async"),
+            ("sync", "write_window=1m"),
+            ("hard", "soft"),
+            ("soft", "softerr"),
+            ("mount_timeout=5", "wait=7"),
+            ("wait=7", "retry=1"),
+            ("tls", "notls"),
+            ("tls", "xprtsec=none"),
+            ("lock", "nolock"),
+            ("resvport", "noresvport"),
+            ("acregmin=10,acregmax=20", "acregmin=5,acregmax=6"),
+        ] {
+            let both = [format!("{first},{second}"), format!("{second},{first}")];
+            assert_eq!(taken(&both[0]), taken(second), "{}", both[0]);
+            assert_eq!(taken(&both[1]), taken(first), "{}", both[1]);
+        }
+        // Of two times that cannot both be, the earlier one gives way.
+        let times = |list| {
+            let CacheTimes {
+                reg_min, reg_max, ..
+            } = taken(list).cache_times;
+            (reg_min.as_secs(), reg_max.as_secs())
+        };
+        assert_eq!(times("acregmin=10,acregmax=5"), (5, 5));
+        assert_eq!(times("acregmax=5,acregmin=10"), (10, 10));
     }
 
     #[test]
@@ -743,7 +884,12 @@ mod tests {
 
     #[test]
     fn noac_believes_nothing() {
-        for list in ["noac", "noac,actimeo=0"] {
+        for list in [
+            "noac",
+            "noac,actimeo=0",
+            "noac,actimeo=30",
+            "acregmax=9,noac",
+        ] {
             let options = taken(list);
             assert_eq!(
                 (options.cache_times, options.name_cache),
@@ -784,14 +930,9 @@ mod tests {
 
     #[test]
     fn contradictions_are_between_options_that_exist() {
-        let exists = |name: &str| TABLE.iter().any(|spec| spec.name == name);
+        let exists = |name: &str| all().any(|spec| spec.name == name);
         let pairs = CONTRADICTIONS.iter().flat_map(|(one, other)| [one, other]);
         let needs = NEEDS.iter().flat_map(|(one, other)| [one, other]);
-        assert!(
-            pairs
-                .chain(needs)
-                .chain(CACHE_TIMES)
-                .all(|name| exists(name))
-        );
+        assert!(pairs.chain(needs).all(|name| exists(name)));
     }
 }

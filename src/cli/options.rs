@@ -12,6 +12,7 @@ use std::time::Duration;
 use Value::{Allowed, Needed, No};
 
 use super::option_value as value;
+use super::options_foreign::FOREIGN;
 use crate::mount::options::{
     Atime, CacheTimes, Locks, LocksOf, MAX_CONNECTIONS, MAX_IO, MIN_IO, MountOptions, MountWait,
     NameCache, TakeOver, Unanswered,
@@ -47,33 +48,47 @@ pub(super) enum Meaning {
     Set(fn(&mut MountOptions, &str) -> Result<(), String>),
     /// Changes the options, without a value.
     Flag(fn(&mut MountOptions)),
+    /// For the kernel's security module, as it is written.
+    Security,
     /// Changes nothing.
     Tolerated,
+    /// Changes nothing, and the user is told why.
+    Vain(&'static str),
     /// Only these values are what this program does anyway.
     Only(&'static [&'static str]),
+    /// The same, and `sloppy` does not let another one pass: less would be secret than was
+    /// asked for.
+    Strictly(&'static [&'static str]),
     /// Says why this version refuses it.
     Refused(&'static str),
+}
+
+/// All options that are known.
+pub fn all() -> impl Iterator<Item = &'static OptionSpec> {
+    TABLE.iter().chain(FOREIGN)
+}
+
+impl OptionSpec {
+    /// As it is written, with a placeholder for its value.
+    pub fn written(&self) -> String {
+        match self.value {
+            Needed(placeholder) => format!("{}={placeholder}", self.name),
+            _ => self.name.to_owned(),
+        }
+    }
 }
 
 /// The help of all options that have one.
 pub fn help() -> String {
     let mut text = String::from("Options (-o NAME[=VALUE],...):\n");
     for spec in TABLE.iter().filter(|spec| !spec.help.is_empty()) {
-        let written = match spec.value {
-            Needed(placeholder) => format!("{}={placeholder}", spec.name),
-            _ => spec.name.to_owned(),
-        };
-        text.push_str(&format!("  {written:<24} {}\n", spec.help));
+        text.push_str(&format!("  {:<24} {}\n", spec.written(), spec.help));
     }
     text.push_str("Further options of nfs(5) and mount(8) that change nothing here are accepted.");
     text
 }
 
-const LATER: &str = "this version does not have it yet";
-const NOT_V41: &str = "this is an NFSv4.1 client over TCP";
-const S3_FILES: &str = "it is for S3 Files, not for EFS";
-
-const fn set(
+pub(super) const fn set(
     name: &'static str,
     value: &'static str,
     help: &'static str,
@@ -87,7 +102,7 @@ const fn set(
     }
 }
 
-const fn flag(
+pub(super) const fn flag(
     name: &'static str,
     help: &'static str,
     meaning: fn(&mut MountOptions),
@@ -100,34 +115,18 @@ const fn flag(
     }
 }
 
-const fn tolerated(name: &'static str, value: Value) -> OptionSpec {
+/// An option of SELinux's, which the kernel reads.
+const fn security(name: &'static str, help: &'static str) -> OptionSpec {
     OptionSpec {
         name,
-        value,
-        help: "",
-        meaning: Meaning::Tolerated,
+        value: Needed("CONTEXT"),
+        help,
+        meaning: Meaning::Security,
     }
 }
 
-const fn only(name: &'static str, values: &'static [&'static str]) -> OptionSpec {
-    OptionSpec {
-        name,
-        value: Needed("VALUE"),
-        help: "",
-        meaning: Meaning::Only(values),
-    }
-}
-
-const fn refused(name: &'static str, why: &'static str) -> OptionSpec {
-    OptionSpec {
-        name,
-        value: Allowed,
-        help: "",
-        meaning: Meaning::Refused(why),
-    }
-}
-
-/// All options. Those of one concern stand together.
+/// The options that mean something here. Those of one concern stand together; what is
+/// accepted without effect, or refused, is in [`super::options_foreign`].
 pub static TABLE: &[OptionSpec] = &[
     // What may be done through the mount.
     flag("ro", "mount read-only", |o| o.read_only = true),
@@ -150,6 +149,16 @@ pub static TABLE: &[OptionSpec] = &[
         |o| o.atime = Atime::Never,
     ),
     flag("relatime", "the same", |o| o.atime = Atime::Relative),
+    flag("symfollow", "symbolic links are followed (default)", |o| {
+        o.nosymfollow = false;
+    }),
+    flag("nosymfollow", "symbolic links are not followed", |o| {
+        o.nosymfollow = true;
+    }),
+    security("context", "all files have this SELinux context"),
+    security("fscontext", "the file system itself has it"),
+    security("defcontext", "files without one have it"),
+    security("rootcontext", "the root directory has it"),
     flag(
         "allow_other",
         "all users have access (default for root)",
@@ -173,6 +182,27 @@ pub static TABLE: &[OptionSpec] = &[
         o.server.port = value::number(text, 1, u16::MAX)?;
         Ok(())
     }),
+    // RPC-with-TLS (RFC 9289) begins in the clear; `tls` does not.
+    set("xprtsec", "none", "", |o, text| {
+        if text != "none" {
+            return Err(
+                "expected none: RPC-with-TLS (RFC 9289) is not spoken; -o tls is TLS from the first byte on"
+                    .to_owned(),
+            );
+        }
+        o.server.tls = Some(false);
+        Ok(())
+    }),
+    flag(
+        "resvport",
+        "as root, connect from a port below 1024 (default but for EFS)",
+        |o| o.server.reserved_port = Some(true),
+    ),
+    flag(
+        "noresvport",
+        "connect from any port (default for EFS)",
+        |o| o.server.reserved_port = Some(false),
+    ),
     flag("tls", "connect by TLS (default for EFS)", |o| {
         o.server.tls = Some(true);
     }),
@@ -379,6 +409,13 @@ pub static TABLE: &[OptionSpec] = &[
             Ok(())
         },
     ),
+    set("retry", "MINUTES", "", |o, text| {
+        o.mount_wait = match value::number::<u64>(text, 0, 52_560_000)? {
+            0 => MountOptions::default().mount_wait,
+            minutes => MountWait::WaitFor(Duration::from_secs(60 * minutes)),
+        };
+        Ok(())
+    }),
     flag(
         "hard",
         "calls wait for an unreachable server (default)",
@@ -397,7 +434,11 @@ pub static TABLE: &[OptionSpec] = &[
         "DECISECONDS",
         "what a call may take before its connection is suspected (600)",
         |o, text| {
-            o.timeo = Duration::from_millis(100 * value::number::<u64>(text, 1, 36_000)?);
+            let tenths = value::number::<u64>(text, 1, 36_000);
+            let tenths = tenths.map_err(|_| {
+                "expected tenths of a second, a number from 1 to 36000: 600 is a minute".to_owned()
+            })?;
+            o.timeo = Duration::from_millis(100 * tenths);
             Ok(())
         },
     ),
@@ -477,8 +518,22 @@ pub static TABLE: &[OptionSpec] = &[
     flag(
         "sync",
         "every write waits for the server (write_window=0)",
-        |_| (),
+        |o| o.write_window = 0,
     ),
+    flag("async", "", |o| {
+        if o.write_window == 0 {
+            o.write_window = MountOptions::default().write_window;
+        }
+    }),
+    set("write", "lazy|eager|wait", "", |o, text| {
+        match text {
+            // No write waits here longer than milliseconds for others to join it.
+            "lazy" | "eager" => {}
+            "wait" => o.write_window = 0,
+            _ => return Err("expected lazy, eager or wait".to_owned()),
+        }
+        Ok(())
+    }),
     // What may be believed without asking.
     set(
         "actimeo",
@@ -600,13 +655,13 @@ pub static TABLE: &[OptionSpec] = &[
     ),
     flag(
         "remount",
-        "change ro, rw, dev, suid, exec, atime of a mount",
+        "change ro, rw, dev, suid, exec, atime, symfollow of a mount",
         |o| o.remount = true,
     ),
     OptionSpec {
         name: "sloppy",
         value: No,
-        help: "unknown options are warnings (as -s)",
+        help: "options that are unknown or refused are warnings (as -s)",
         meaning: Meaning::Tolerated,
     },
     flag("lock", "file locks are the server's (default)", |o| {
@@ -635,82 +690,6 @@ pub static TABLE: &[OptionSpec] = &[
             Ok(())
         },
     ),
-    // What this program does anyway.
-    only("vers", &["4.1"]),
-    only("nfsvers", &["4.1"]),
-    only("minorversion", &["1"]),
-    only("proto", &["tcp", "tcp6"]),
-    only("sec", &["sys"]),
-    tolerated("tcp", No),
-    tolerated("async", No),
-    tolerated("cto", No),
-    tolerated("noacl", No),
-    tolerated("fg", No),
-    // mount(8)'s, systemd's and init's own.
-    tolerated("defaults", No),
-    tolerated("auto", No),
-    tolerated("noauto", No),
-    tolerated("_netdev", No),
-    tolerated("nofail", No),
-    tolerated("user", Allowed),
-    tolerated("nouser", No),
-    tolerated("users", No),
-    tolerated("owner", No),
-    tolerated("group", No),
-    tolerated("comment", Allowed),
-    // Shown in the mount table, and given back to us by `mount -o remount`.
-    tolerated("user_id", Needed("UID")),
-    tolerated("group_id", Needed("GID")),
-    tolerated("max_read", Needed("BYTES")),
-    tolerated("norelatime", No),
-    tolerated("nostrictatime", No),
-    tolerated("diratime", No),
-    tolerated("nodiratime", No),
-    tolerated("lazytime", No),
-    tolerated("nolazytime", No),
-    tolerated("iversion", No),
-    tolerated("noiversion", No),
-    tolerated("silent", No),
-    tolerated("loud", No),
-    // Of nfs(5), without a counterpart here.
-    tolerated("intr", No),
-    tolerated("nointr", No),
-    tolerated("resvport", No),
-    tolerated("noresvport", No),
-    tolerated("rdirplus", Allowed),
-    tolerated("nordirplus", No),
-    tolerated("sharecache", No),
-    tolerated("nosharecache", No),
-    tolerated("clientaddr", Needed("ADDRESS")),
-    tolerated("addr", Needed("ADDRESS")),
-    tolerated("nosoftreval", No),
-    // Of mount.efs, without a counterpart: there is no process in between.
-    tolerated("stunnel", No),
-    tolerated("tlsport", Needed("PORT")),
-    tolerated("noocsp", No),
-    // What later versions bring.
-    refused("softreval", LATER),
-    refused("max_connect", LATER),
-    refused("trunkdiscovery", LATER),
-    // What it will never be.
-    refused("bg", "use wait=forever, or nofail in fstab"),
-    refused("nocto", "close-to-open consistency is always kept"),
-    refused("acl", "there are no ACLs"),
-    refused("fsc", "there is no cache on local disk"),
-    refused(
-        "ocsp",
-        "issuers are not asked whether they revoked a certificate",
-    ),
-    refused("capath", "use cafile="),
-    refused("azid", S3_FILES),
-    refused("nodirects3read", S3_FILES),
-    refused("nos3readcache", S3_FILES),
-    refused("udp", NOT_V41),
-    refused("rdma", NOT_V41),
-    refused("mountproto", NOT_V41),
-    refused("mountport", NOT_V41),
-    refused("mountvers", NOT_V41),
-    refused("mounthost", NOT_V41),
 ];
 
 /// The daemon changes its directory.
@@ -730,7 +709,7 @@ mod tests {
 
     #[test]
     fn no_name_stands_twice_in_the_table_and_the_help_lists_them() {
-        let mut names: Vec<_> = TABLE.iter().map(|spec| spec.name).collect();
+        let mut names: Vec<_> = all().map(|spec| spec.name).collect();
         names.sort_unstable();
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
         assert!(help().contains("write_window=BYTES"));

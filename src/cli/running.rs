@@ -193,6 +193,7 @@ impl Running {
             "server": null,
             "since": null,
             "pid": self.daemon.as_ref().and_then(Found::pid),
+            "options": [],
             "session": null,
             "connections": [],
             "tls": null,
@@ -206,6 +207,7 @@ impl Running {
             status["server"] = json!(entry.server);
             status["since"] = json!(utc(entry.since));
             status["pid"] = json!(entry.pid);
+            status["options"] = json!(entry.options);
         }
         match self.request_until(&json!({"cmd": "status"}), deadline, MAX_STATUS) {
             Ok(said) => {
@@ -262,6 +264,7 @@ mod tests {
             "user",
             "server",
             "since",
+            "options",
             "session",
             "connections",
             "tls",

@@ -14,6 +14,8 @@ use super::region;
 pub struct Settings {
     /// `port=`: the server's TCP port.
     pub port: u16,
+    /// `resvport`, `noresvport`; `None`: what the device suggests.
+    pub reserved_port: Option<bool>,
     /// `tls`, `notls`; `None`: what the device suggests.
     pub tls: Option<bool>,
     /// `iam`: connect as the IAM principal whose credentials are found.
@@ -61,6 +63,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             port: 2049,
+            reserved_port: None,
             tls: None,
             iam: false,
             access_point: None,
@@ -109,6 +112,13 @@ impl Settings {
     pub fn uses_tls(&self, device: &Device) -> bool {
         let in_doubt = matches!(device.kind, DeviceKind::Doubtful { .. });
         self.tls.unwrap_or_else(|| device.is_efs() || in_doubt)
+    }
+
+    /// Whether connections come from ports below 1024, which only root may use and which
+    /// servers may demand (`secure` of exports(5)): as `resvport` and `noresvport` say, else
+    /// unless it is EFS.
+    pub fn from_reserved_port(&self, device: &Device) -> bool {
+        self.reserved_port.unwrap_or_else(|| !device.is_efs())
     }
 
     /// Whether credentials are looked for in the profiles of the AWS configuration

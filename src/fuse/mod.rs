@@ -58,6 +58,7 @@ pub use estale_retry::{EstaleRetries, WalksUnderWay};
 pub use inherited::InitValues;
 pub use interrupt::Soft;
 pub use kernel::KernelOptions;
+pub use mounting::MS_NOSYMFOLLOW;
 pub use notify::Notify;
 pub use place::Unmount;
 pub use quiesce::{NotQuiet, Quiesced};

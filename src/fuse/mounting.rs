@@ -16,6 +16,11 @@ use std::path::Path;
 
 use fuser::{Config, MountOption, SessionACL};
 
+/// Of mount(2), since Linux 5.10; earlier kernels take no notice of it.
+pub const MS_NOSYMFOLLOW: libc::c_ulong = 256;
+/// How fuser is told, which has no word for it.
+pub(super) const NO_SYMFOLLOW: &str = "nosymfollow";
+
 /// Mounts at `mountpoint`, which must be canonical, with these options. Returns the device
 /// that serves it.
 ///
@@ -89,6 +94,7 @@ fn split(options: &[MountOption]) -> io::Result<(libc::c_ulong, Vec<&str>)> {
             MountOption::NoAtime => flags |= libc::MS_NOATIME,
             MountOption::RW | MountOption::Dev | MountOption::Suid => {}
             MountOption::Exec | MountOption::Atime | MountOption::FSName(_) => {}
+            MountOption::CUSTOM(text) if text == NO_SYMFOLLOW => flags |= MS_NOSYMFOLLOW,
             MountOption::DefaultPermissions => data.push("default_permissions"),
             MountOption::CUSTOM(text) => data.push(text),
             other => {
@@ -151,10 +157,13 @@ mod tests {
             MountOption::NoDev,
             MountOption::Suid,
             MountOption::DefaultPermissions,
+            MountOption::CUSTOM(NO_SYMFOLLOW.to_owned()),
+            MountOption::CUSTOM("context=\"a:b:c:s0:c1,c2\"".to_owned()),
         ];
         let (flags, data) = split(&options)?;
-        assert_eq!(flags, libc::MS_RDONLY | libc::MS_NODEV);
-        assert_eq!(data, ["subtype=efs-fuse", "default_permissions"]);
+        assert_eq!(flags, libc::MS_RDONLY | libc::MS_NODEV | MS_NOSYMFOLLOW);
+        let context = "context=\"a:b:c:s0:c1,c2\"";
+        assert_eq!(data, ["subtype=efs-fuse", "default_permissions", context]);
         assert!(split(&[MountOption::AutoUnmount]).is_err());
         Ok(())
     }

@@ -24,7 +24,7 @@ use super::gate::Gate;
 use super::gated::Gated;
 use super::inherited::{self, InitValues};
 use super::interrupt::InterruptWatcher;
-use super::mounting;
+use super::mounting::{self, NO_SYMFOLLOW};
 use super::notify::Notify;
 use super::place::{MountPlace, Unmount};
 use super::prober::Prober;
@@ -49,6 +49,10 @@ pub struct SessionOptions {
     pub noexec: bool,
     /// `noatime`.
     pub noatime: bool,
+    /// `nosymfollow`. For root alone: `fusermount3` does not know it.
+    pub nosymfollow: bool,
+    /// Words for the kernel's security module. For root alone.
+    pub security: Vec<String>,
     /// The kernel checks mode bits, without asking. Wrong where the server
     /// acts as somebody else than the caller (an access point with an enforced
     /// identity).
@@ -76,6 +80,8 @@ impl Default for SessionOptions {
             suid: false,
             noexec: false,
             noatime: false,
+            nosymfollow: false,
+            security: Vec::new(),
             default_permissions: true,
             allow_other: is_root(),
             // More than four never helped; one makes a single caller wait for
@@ -110,6 +116,11 @@ impl SessionOptions {
             (self.noatime, MountOption::NoAtime),
             (self.default_permissions, MountOption::DefaultPermissions),
         ];
+        if self.nosymfollow {
+            options.push(MountOption::CUSTOM(NO_SYMFOLLOW.to_owned()));
+        }
+        let security = self.security.iter().cloned();
+        options.extend(security.map(MountOption::CUSTOM));
         options.extend(chosen.into_iter().filter(|(on, _)| *on).map(|(_, o)| o));
         let mut config = Config::default();
         config.mount_options = options;

@@ -25,7 +25,7 @@ use super::owner::Owner;
 use super::publish::publish;
 use super::registry::Registry;
 use super::signals::Shutdown;
-use super::{upgrade, watchdog};
+use super::{checks, upgrade, watchdog};
 use crate::background::{Died, Tasks};
 use crate::efs::ServerConnector;
 use crate::fuse::{
@@ -461,6 +461,11 @@ pub(super) fn session_options(request: &MountRequest) -> SessionOptions {
         suid: options.suid && root,
         noexec: !options.exec,
         noatime: options.atime == super::options::Atime::Never,
+        nosymfollow: options.nosymfollow && root,
+        security: match root && checks::has_selinux() {
+            true => options.security.clone(),
+            false => Vec::new(),
+        },
         default_permissions: options.default_permissions,
         allow_other: options.allow_other.unwrap_or(root),
         threads: options.fuse_threads,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::error::MountError;
 use super::found::Found;
 use super::mountinfo::{Mount, MountTable};
+use super::options::MountOptions;
 use super::private_dir::effective_user;
 use super::registry::{Registry, StartLock};
 use super::{place, unmount};
@@ -100,6 +101,29 @@ fn taken(written: &Path, canonical: &Path, mount: &Mount) -> MountError {
     let why = format!("{} is already mounted there", quoting::name(&mount.source));
     let remedy = format!("efs-fuse umount {}", quoting::path(canonical));
     MountError::mount(what, why).remedy(remedy)
+}
+
+/// What of the options this machine or this user cannot have, and is mounted without.
+pub fn missing(options: &MountOptions) -> Vec<String> {
+    let root = effective_user() == 0;
+    let mut missing = Vec::new();
+    if !options.security.is_empty() && !(root && has_selinux()) {
+        let words = options.security.join(",");
+        let why = match root {
+            true => "this machine has no SELinux",
+            false => "only root's mounts can have it",
+        };
+        missing.push(format!("{} has no effect: {why}", quoting::plain(&words)));
+    }
+    if options.nosymfollow && !root {
+        missing.push("nosymfollow has no effect: only root's mounts can have it".to_owned());
+    }
+    missing
+}
+
+/// Whether the kernel has SELinux and uses it. mount(8), too, drops contexts where not.
+pub fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 /// Checks that this machine has FUSE and lets us use it.

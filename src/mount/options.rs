@@ -205,6 +205,10 @@ pub struct MountOptions {
     pub exec: bool,
     /// `atime`, `noatime`, `relatime`.
     pub atime: Atime,
+    /// `nosymfollow`: symbolic links are not followed.
+    pub nosymfollow: bool,
+    /// `context=` and the like, as they are written: for the kernel's security module.
+    pub security: Vec<String>,
     /// `allow_other`: users other than the mounting one have access. `None`:
     /// yes for root, else no (`user_allow_other` of `fuse.conf` is needed).
     pub allow_other: Option<bool>,
@@ -299,6 +303,8 @@ impl Default for MountOptions {
             suid: true,
             exec: true,
             atime: Atime::Default,
+            nosymfollow: false,
+            security: Vec::new(),
             allow_other: None,
             default_permissions: true,
             takeover: TakeOver::Never,

@@ -48,12 +48,10 @@ pub(super) fn publish(
     let (device, mountpoint) = (request.device.spec.clone(), request.mountpoint.clone());
     let counted = Arc::clone(metrics);
     let takeover = takeover(served);
-    let written = request.written.clone();
     let status = move || {
         let mut status = status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
         (status["tls"], status["iam"]) = security(&connector);
         status["takeover"] = takeover();
-        status["options"] = json!(written);
         status
     };
     let status: control::StatusFn = Arc::new(status);

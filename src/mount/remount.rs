@@ -14,6 +14,7 @@ use super::error::{MOUNT, MountError, SYSTEM, USAGE};
 use super::found::Found;
 use super::mountinfo::{Mount, MountTable};
 use super::place;
+use crate::fuse::MS_NOSYMFOLLOW;
 use crate::quoting;
 
 /// What is to change; `None` leaves it.
@@ -29,6 +30,8 @@ pub struct Flags {
     pub noexec: Option<bool>,
     /// `noatime`, `atime`
     pub noatime: Option<bool>,
+    /// `nosymfollow`, `symfollow`
+    pub nosymfollow: Option<bool>,
 }
 
 impl Flags {
@@ -43,6 +46,7 @@ impl Flags {
             ("noexec", self.noexec, libc::MS_NOEXEC),
             ("noatime", self.noatime, libc::MS_NOATIME),
             ("nodiratime", None, libc::MS_NODIRATIME),
+            ("nosymfollow", self.nosymfollow, MS_NOSYMFOLLOW),
         ] {
             if wanted.unwrap_or_else(|| is(name)) {
                 flags |= flag;

@@ -356,7 +356,11 @@ fn malformed_options() {
         ("wsize=", "wsize"),
         ("timeo=-1", "timeo"),
         ("actimeo=99999999999999999999", "actimeo"),
-        ("hard,soft", "soft"),
+        ("iam,notls", "iam"),
+        ("tls,port=1,awsprofile=x", "iam"),
+        ("uid=1000", "owners"),
+        ("retry=soon", "retry"),
+        ("xprtsec=tls", "RFC 9289"),
         ("mount_timeout=soon", "mount_timeout"),
     ] {
         refused(
