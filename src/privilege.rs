@@ -11,7 +11,7 @@
 //! |---|---|---|---|
 //! | `CAP_SYS_ADMIN` | one thread ([`keep`]) | mount(2), umount2(2), fusectl's `abort` | while [`mounting`] runs |
 //! | `CAP_DAC_READ_SEARCH` | the same | the path of a mount point below a private directory | while [`mounting`] runs |
-//! | `CAP_NET_BIND_SERVICE` | the others, with `-o metrics=` on a port below 1024 | that port | while [`binding`] runs |
+//! | `CAP_NET_BIND_SERVICE` | the others, where connections come from ports below 1024 or `-o metrics=` is on one | that port | while [`binding`] runs |
 //! | `CAP_SYS_PTRACE`, `CAP_DAC_READ_SEARCH` | the others | the call that a caller is in: what it looks a name up for, by which call it waits in a deadlock; the groups of callers | while [`tracing_callers`] runs; `CAP_SYS_PTRACE` always where `/proc` is mounted with `hidepid=` |
 //!
 //! A program that the daemon runs (`credential_process` of an AWS profile, and no other)
@@ -48,7 +48,7 @@ const TRACING: Set = SYS_PTRACE | DAC_READ_SEARCH;
 /// What a mount needs by its options.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// It listens on a port below 1024.
+    /// It listens on a port below 1024, or connects from one.
     pub low_port: bool,
 }
 

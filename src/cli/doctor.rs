@@ -217,10 +217,11 @@ async fn reach(report: &mut Report, connector: &ServerConnector) -> Option<TcpSt
     let peer = stream
         .peer_addr()
         .map_or_else(|_| "?".to_owned(), |peer| peer.to_string());
-    report.good(
-        "connection",
-        format!("{peer} in {}", millis(begun.elapsed())),
-    );
+    let took = millis(begun.elapsed());
+    let from = stream
+        .local_addr()
+        .map_or_else(|_| "?".to_owned(), |here| here.port().to_string());
+    report.good("connection", format!("{peer} from port {from} in {took}"));
     Some(stream)
 }
 

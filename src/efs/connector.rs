@@ -30,6 +30,7 @@ use super::mount_targets::Api;
 use super::partition::{self, First, Further, Partitions};
 use super::problem::Problem;
 use super::settings::Settings;
+use super::source_port::SourcePort;
 use super::target::{Found, Target};
 use super::tcp::{peer_of, race, tune};
 use super::tls::{Agreed, Tls};
@@ -53,6 +54,8 @@ pub struct ServerConnector {
     partitions: Option<Mutex<Partitions>>,
     /// That of the last connection.
     address: Mutex<Option<SocketAddr>>,
+    /// The port here of the last connection.
+    port: Mutex<Option<u16>>,
     /// Of the last handshake.
     agreed: Mutex<Option<Agreed>>,
     /// What the user should know; each once.
@@ -85,6 +88,7 @@ impl ServerConnector {
             tls: OnceCell::new(),
             partitions: None,
             address: Mutex::default(),
+            port: Mutex::default(),
             agreed: Mutex::default(),
             warnings: Mutex::default(),
             device,
@@ -151,7 +155,15 @@ impl ServerConnector {
     /// None accepts.
     pub async fn tcp(&self, addresses: Vec<SocketAddr>) -> Result<TcpStream, Problem> {
         let connected = async {
-            let stream = race(addresses).await?;
+            let connected = race(addresses, self.source_port()).await?;
+            if let Some(why) = connected.not_reserved {
+                self.warn(format!(
+                    "no source port below 1024, which servers may demand: {}",
+                    why.words()
+                ));
+            }
+            let stream = connected.stream;
+            *self.port.lock() = stream.local_addr().ok().map(|here| here.port());
             tune(&stream)?;
             Ok(stream)
         };
@@ -159,6 +171,23 @@ impl ServerConnector {
             let given = self.settings.mount_target.is_some();
             Problem::connecting(&self.peer(), &why, self.device.is_efs(), given)
         })
+    }
+
+    /// Who is not root cannot have a port of root's, and is not told so unless it was
+    /// asked for.
+    fn source_port(&self) -> SourcePort {
+        // SAFETY: geteuid has no preconditions.
+        let root = unsafe { libc::geteuid() == 0 };
+        let asked = self.settings.reserved_port == Some(true);
+        match self.settings.from_reserved_port(&self.device) && (root || asked) {
+            true => SourcePort::Reserved,
+            false => SourcePort::Any,
+        }
+    }
+
+    /// The port here of the last connection.
+    pub fn port(&self) -> Option<u16> {
+        *self.port.lock()
     }
 
     /// Prepares TLS: whom to believe, and a certificate of ours that is young.

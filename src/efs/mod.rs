@@ -6,6 +6,7 @@
 //!         └─► resolve, mount_targets     the addresses, anew at every connection
 //! connector            a connection as a mount wants it; asks all of them
 //!   ├─► tcp            the first address that answers
+//!   │     └─► source_port   from a port that only root may use
 //!   ├─► partition, bind  several connections of one session, by the bind protocol
 //!   ├─► tls ─► trust   the handshake; whom to believe
 //!   └─► identity       the client certificate of the next connection
@@ -37,6 +38,7 @@ pub mod region;
 pub mod resolve;
 pub mod settings;
 mod sigv4;
+pub mod source_port;
 pub mod target;
 mod tcp;
 pub mod tls;

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::resolve::resolve;
+use super::source_port::{self, Connected, SourcePort};
 use crate::rpc::transport::{BoxStream, Connecting, Connector};
 
 /// How long all addresses of a server may take together.
@@ -75,7 +76,7 @@ impl TcpConnector {
     /// The name does not resolve, or no address accepts.
     pub async fn open(&self) -> io::Result<TcpStream> {
         let addresses = resolve(&self.host, self.port).await?;
-        let stream = race(addresses).await?;
+        let stream = race(addresses, SourcePort::Any).await?.stream;
         tune(&stream)?;
         Ok(stream)
     }
@@ -98,7 +99,7 @@ impl Connector for TcpConnector {
 /// The first of `addresses` that accepts. Attempts begin in order, each when
 /// the one before has failed or had its head start, and again from the first while none
 /// has answered; the losers are dropped. An address that has failed is not tried again.
-pub(super) async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+pub(super) async fn race(addresses: Vec<SocketAddr>, from: SourcePort) -> io::Result<Connected> {
     let mut attempts = JoinSet::new();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the server has no address");
     let mut silent = addresses;
@@ -106,7 +107,7 @@ pub(super) async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let end = Instant::now() + CONNECT_TIME;
     loop {
         if next < silent.len() && attempts.len() < AT_ONCE && Instant::now() < end {
-            attempts.spawn(attempt(silent[next], end));
+            attempts.spawn(attempt(silent[next], from, end));
             next += 1;
         }
         fresh = fresh.saturating_sub(1);
@@ -121,7 +122,7 @@ pub(super) async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
             }
         };
         match finished {
-            Some(Ok((_, Ok(stream)))) => return Ok(stream),
+            Some(Ok((_, Ok(connected)))) => return Ok(connected),
             Some(Ok((address, Err(why)))) => {
                 last = why;
                 if let Some(at) = silent.iter().position(|one| *one == address) {
@@ -135,10 +136,14 @@ pub(super) async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     }
 }
 
-async fn attempt(address: SocketAddr, end: Instant) -> (SocketAddr, io::Result<TcpStream>) {
+async fn attempt(
+    address: SocketAddr,
+    from: SourcePort,
+    end: Instant,
+) -> (SocketAddr, io::Result<Connected>) {
     let failed = |kind, why: &str| io::Error::new(kind, format!("{address}: {why}"));
-    let connected = match timeout_at(end, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => Ok(stream),
+    let connected = match timeout_at(end, source_port::connect(address, from)).await {
+        Ok(Ok(connected)) => Ok(connected),
         Ok(Err(why)) => Err(failed(why.kind(), &describe(&why))),
         Err(_) => {
             let why = format!("no answer within {} s", CONNECT_TIME.as_secs());
@@ -205,9 +210,18 @@ mod tests {
         let closed = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let open = listener.local_addr()?;
-        assert_eq!(race(vec![closed, open]).await?.peer_addr()?, open);
         assert_eq!(
-            race(vec![]).await.map_err(|why| why.kind()).err(),
+            race(vec![closed, open], SourcePort::Any)
+                .await?
+                .stream
+                .peer_addr()?,
+            open
+        );
+        assert_eq!(
+            race(vec![], SourcePort::Any)
+                .await
+                .map_err(|why| why.kind())
+                .err(),
             Some(io::ErrorKind::NotFound)
         );
         Ok(())
@@ -226,8 +240,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let begun = std::time::Instant::now();
         assert_eq!(
-            race(vec![silent, listener.local_addr()?])
+            race(vec![silent, listener.local_addr()?], SourcePort::Any)
                 .await?
+                .stream
                 .peer_addr()?,
             listener.local_addr()?
         );
@@ -244,15 +259,15 @@ mod tests {
         full.listen(0)?;
         let silent = full.local_addr()?.as_socket().unwrap_or(any);
         let filler = TcpStream::connect(silent).await?;
-        let connecting = tokio::spawn(race(vec![silent]));
+        let connecting = tokio::spawn(race(vec![silent], SourcePort::Any));
         // The kernel repeats the first SYN 1 s and 3 s after it.
         tokio::time::sleep(Duration::from_millis(1300)).await;
         assert!(!connecting.is_finished());
         let back = std::time::Instant::now();
         let _accepted = full.accept()?;
         drop(filler);
-        let stream = connecting.await.map_err(io::Error::other)??;
-        assert_eq!(stream.peer_addr()?, silent);
+        let connected = connecting.await.map_err(io::Error::other)??;
+        assert_eq!(connected.stream.peer_addr()?, silent);
         assert!(back.elapsed() < AGAIN * 2, "{:?}", back.elapsed());
         Ok(())
     }

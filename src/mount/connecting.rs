@@ -11,6 +11,7 @@ use super::error::{AccessRequest, MountError, Retry};
 use super::launch::MountRequest;
 use super::options::MountWait;
 use super::owner::Owner;
+use crate::efs::source_port::is_reserved;
 use crate::efs::{Problem, ServerConnector};
 use crate::nfs::proto::ops::Op;
 use crate::nfs::proto::status::Status;
@@ -186,7 +187,7 @@ pub async fn explain(error: Unwelcome, path: &str, connector: &ServerConnector) 
         Unwelcome::NoDirectory => return MountError::not_a_directory(path),
         Unwelcome::Client(ConnectError::Nfs(error)) => {
             if !is_denial(&error) || !connector.asked().0.is_efs() {
-                return refused(&peer, &error);
+                return refused(&peer, connector.port(), &error);
             }
             error
         }
@@ -199,6 +200,7 @@ pub async fn explain(error: Unwelcome, path: &str, connector: &ServerConnector) 
             tls: connector.uses_tls(),
             iam: settings.iam,
             access_point: settings.access_point.as_deref(),
+            port: connector.port(),
             skew: match settings.iam {
                 true => connector.clock_skew().await,
                 false => None,
@@ -238,7 +240,7 @@ pub async fn find_root(path: &str, client: &Arc<Client>) -> Result<(), Unwelcome
     Ok(())
 }
 
-fn refused(peer: &str, error: &NfsError) -> MountError {
+fn refused(peer: &str, port: Option<u16>, error: &NfsError) -> MountError {
     match error {
         NfsError::Rpc(RpcError::NotSpoken(_)) => MountError::no_minor_version(peer),
         NfsError::Compound(Status::MINOR_VERS_MISMATCH)
@@ -246,12 +248,17 @@ fn refused(peer: &str, error: &NfsError) -> MountError {
         | NfsError::Status(Op::ExchangeId, Status::NOTSUPP) => MountError::no_minor_version(peer),
         NfsError::Garbled(..) => MountError::not_nfs(peer),
         NfsError::Status(_, Status::ACCESS | Status::PERM | Status::WRONGSEC)
-        | NfsError::Rpc(RpcError::AuthRefused(_)) => MountError::mount(
-            "mounting",
-            format_args!("{peer} refuses this client: {error}"),
-        )
-        .with_retry(Retry::NOT_SET_UP_YET)
-        .remedy("check the server's list of allowed clients"),
+        | NfsError::Rpc(RpcError::AuthRefused(_)) => {
+            let why = format!("{peer} refuses this client: {error}");
+            let refused = MountError::mount("mounting", why).with_retry(Retry::NOT_SET_UP_YET);
+            match port.filter(|port| !is_reserved(*port)) {
+                Some(port) => refused.remedy(format_args!(
+                    "check the server's list of allowed clients; or as root and without noresvport, if it \
+                     demands a port below 1024 (this came from {port})"
+                )),
+                None => refused.remedy("check the server's list of allowed clients"),
+            }
+        }
         error => MountError::mount("mounting", format_args!("{peer}: {error}"))
             .with_retry(Retry::HALF_UP),
     }

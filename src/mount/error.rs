@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::efs::Problem;
 use crate::efs::problem::Step;
+use crate::efs::source_port::is_reserved;
 use crate::quoting;
 
 /// Exit status: arguments, options, device; not our mount.
@@ -35,6 +36,8 @@ pub struct AccessRequest<'a> {
     pub iam: bool,
     /// Through this access point.
     pub access_point: Option<&'a str>,
+    /// From this port of this machine.
+    pub port: Option<u16>,
     /// Seconds that this machine's clock is ahead of AWS's, if that is known.
     pub skew: Option<i64>,
 }
@@ -240,6 +243,7 @@ impl MountError {
             tls,
             iam,
             access_point,
+            port,
             skew,
         } = *asked;
         let denied = format!("access to {} denied by the server", quoting::name(path));
@@ -261,8 +265,14 @@ impl MountError {
             )
         });
         match (efs, tls, iam, point) {
-            (false, ..) => error(String::new())
-                .remedy("check the export's client list, its root squashing and the file system policy"),
+            (false, ..) => match port.filter(|port| !is_reserved(*port)) {
+                Some(port) => error(format!(" to a client that comes from port {port}")).remedy(
+                    "as root and without noresvport: servers that export `secure`, as Linux does by default, refuse \
+                     ports above 1023; or check the export's client list and its root squashing",
+                ),
+                None => error(String::new())
+                    .remedy("check the export's client list, its root squashing and the file system policy"),
+            },
             (true, false, ..) => error(", without TLS, which the file system policy may demand".to_owned())
                 .remedy("leave out notls; and add iam if the policy names principals"),
             (true, true, false, None) => error(", to a client without IAM identity".to_owned())
@@ -364,6 +374,13 @@ mod tests {
         let point = Some("fsap-0123456789abcdef0");
         let cases = [
             (AccessRequest::default(), "client list"),
+            (
+                AccessRequest {
+                    port: Some(40_000),
+                    ..AccessRequest::default()
+                },
+                "without noresvport",
+            ),
             (plain, "leave out notls"),
             (tls, "add iam"),
             (
@@ -398,7 +415,7 @@ mod tests {
                 line
             })
             .collect();
-        assert!(lines[6].contains("900 s behind"), "{}", lines[6]);
+        assert!(lines[7].contains("900 s behind"), "{}", lines[7]);
         lines.sort_unstable();
         lines.dedup();
         assert_eq!(lines.len(), cases.len());

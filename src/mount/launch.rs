@@ -64,8 +64,11 @@ pub fn mount(mut request: MountRequest, warn: impl Fn(&str)) -> Result<(), Mount
     };
     enter(request.mount_namespace.as_deref())?;
     let place = privilege::mounting(|| checks::prepare(&request.mountpoint, &Registry::of_user()))?;
-    let remarks = request.remarks.warnings.iter().chain(&place.warnings);
-    remarks.for_each(|warning| warn(warning));
+    let missing = checks::missing(&request.options);
+    let remarks = request.remarks.warnings.iter().chain(&missing);
+    remarks
+        .chain(&place.warnings)
+        .for_each(|warning| warn(warning));
     checks::fuse_device()?;
     let CheckedMountpoint {
         mountpoint, lock, ..
@@ -96,7 +99,8 @@ pub fn check(request: &MountRequest) -> Result<Vec<String>, MountError> {
     enter(request.mount_namespace.as_deref())?;
     let found = privilege::mounting(|| checks::look(&request.mountpoint, &Registry::of_user()))?;
     checks::fuse_device()?;
-    Ok([request.remarks.warnings.clone(), found].concat())
+    let missing = checks::missing(&request.options);
+    Ok([request.remarks.warnings.clone(), missing, found].concat())
 }
 
 /// Mounts are made in this mount namespace from here on, and looked for there.
@@ -247,7 +251,8 @@ fn give_up_privileges(request: &MountRequest) {
     let low =
         |address: &Address| matches!(address, Address::Tcp(at) if (1..1024).contains(&at.port()));
     let needs = privilege::Needs {
-        low_port: options.metrics.as_ref().is_some_and(low),
+        low_port: options.metrics.as_ref().is_some_and(low)
+            || options.server.from_reserved_port(&request.device),
     };
     // That of the command has stayed with the command.
     if let Err(why) = privilege::keep(request.mount_namespace.as_deref()) {

@@ -5,6 +5,7 @@ mod files;
 mod helper;
 mod namespace;
 mod observe;
+mod ports;
 mod privileges;
 mod trees;
 mod watchdog;

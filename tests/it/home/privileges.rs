@@ -11,9 +11,9 @@ use crate::fixtures::sys;
 
 /// Of the thread that mounts: CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN.
 const MOUNTS: u64 = 1 << 2 | 1 << 21;
-/// Of the others: CAP_DAC_READ_SEARCH, and CAP_SYS_PTRACE, which is in effect where /proc
-/// hides processes.
-const LOOKS: u64 = 1 << 2 | PTRACE;
+/// Of the others: CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE for the ports that they connect
+/// from, and CAP_SYS_PTRACE, which is in effect where /proc hides processes.
+const LOOKS: u64 = 1 << 2 | NET_BIND | PTRACE;
 const PTRACE: u64 = 1 << 19;
 const NET_BIND: u64 = 1 << 10;
 
@@ -55,16 +55,18 @@ fn no_thread_of_the_daemon_has_a_capability_in_effect() {
 }
 
 #[test]
-fn a_low_port_is_permitted_only_where_metrics_are_served_on_one() {
+fn a_low_port_is_permitted_only_where_metrics_are_served_on_one_or_connections_come_from_one() {
     let world = World::new();
     let permitted = |option: &str| {
-        let mount = MountRequest::of(&world.server).option(option).mount();
+        let request = MountRequest::of(&world.server).option("noresvport");
+        let mount = request.option(option).mount();
         let status = fs::read_to_string(format!("/proc/{}/status", mount.pid()));
         let permitted = field(&status.expect("status"), "CapPrm");
         mount.unmount();
         permitted & NET_BIND
     };
     assert_eq!(permitted("metrics=127.0.0.1:0"), 0);
+    assert_eq!(permitted("resvport"), NET_BIND);
     assert_eq!(permitted("metrics=127.0.0.1:9"), NET_BIND);
     assert_eq!(
         permitted(&format!("metrics={}", crate::fixtures::port::closed())),
