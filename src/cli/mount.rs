@@ -105,7 +105,7 @@ pub(super) fn run(asked: &MountCommand) -> Result<(), Failure> {
 /// What a command line asks for.
 enum Asked {
     Mount(Box<Wanted>),
-    Remount(MountOptions, Vec<Typed>),
+    Remount(Box<MountOptions>, Vec<Typed>),
 }
 
 struct Wanted {
@@ -119,7 +119,7 @@ struct Wanted {
 fn wanted(asked: &MountCommand) -> Result<Asked, Failure> {
     let (options, typed) = read_lists(&asked.options, asked.sloppy)?;
     if options.remount {
-        return Ok(Asked::Remount(options, typed));
+        return Ok(Asked::Remount(Box::new(options), typed));
     }
     if !asked.as_mount_efs {
         let device = find_device(&asked.device, &options)?;
