@@ -23,10 +23,10 @@ use super::handover::{ClientState, Layout, LockRecord, OpenRecord, TakenOver};
 use super::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use super::proto::reply::NfsError;
 use super::record::ClientRecord;
-use super::state::OpenState;
 use super::state::locks::LockState;
 use super::state::ranges::Span;
-use crate::wal::{Survived, Table, Unreadable};
+use super::state::{OWNERS, OpenState};
+use crate::wal::{Numbers, Survived, Table, Unreadable};
 
 impl Client {
     /// Ends what a process that was killed had under way, after [`Client::take_over`]: what
@@ -106,8 +106,6 @@ impl ClientState {
         let mut locks: Vec<LockRecord> = all(survived, Table::Lock)?;
         // A lock whose open is closed went with that.
         locks.retain(|lock| known.contains(&lock.open));
-        let numbers: Vec<(u64, u64)> = survived.table(Table::Numbers)?;
-        let next_owner = numbers.iter().find(|(key, _)| *key == 0);
         Ok(Self {
             layout: Layout,
             identity: client.identity,
@@ -117,7 +115,7 @@ impl ClientState {
             must_reclaim: client.must_reclaim,
             lease: client.lease,
             fs: client.fs,
-            next_owner: next_owner.map_or(0, |(_, end)| *end),
+            next_owner: Numbers::survived(survived, OWNERS, 0)?,
             opens,
             closes,
             locks,

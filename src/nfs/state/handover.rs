@@ -4,7 +4,6 @@
 //! its own, and new ones begin beyond all that were ever given out.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -15,7 +14,6 @@ use super::locks::LockState;
 use super::ranges::{LockKind, Ranges, Span};
 use super::{Inner, Listed, OpenState, OpenTable};
 use crate::rpc::auth::Credential;
-use crate::wal::{Table, Wal};
 
 /// An open, as [`OpenState`] has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,39 +56,6 @@ pub struct LockRecord {
     /// What a LOCK was under way for that nobody knows the outcome of.
     #[serde(default)]
     pub asked: Option<(Span, LockKind)>,
-}
-
-/// Owner numbers taken with one record. A number is used once the record says that none below
-/// the end of its block is new: whoever takes over begins there.
-const BLOCK: u64 = 1 << 20;
-
-/// The numbers of open owners and lock owners.
-#[derive(Debug, Default)]
-pub(super) struct Owners {
-    next: AtomicU64,
-    /// Those below are taken in the log.
-    taken: AtomicU64,
-    taking: Mutex<()>,
-}
-
-impl Owners {
-    pub(super) fn next(&self, wal: &Wal) -> u64 {
-        let owner = self.next.fetch_add(1, Ordering::Relaxed);
-        if wal.is_on() && owner >= self.taken.load(Ordering::Acquire) {
-            self.take(owner, wal);
-        }
-        owner
-    }
-
-    /// Takes the block that `owner` is in.
-    fn take(&self, owner: u64, wal: &Wal) {
-        let _taking = self.taking.lock();
-        if owner >= self.taken.load(Ordering::Acquire) {
-            let end = owner.saturating_add(BLOCK);
-            wal.put(Table::Numbers, 0, &end);
-            self.taken.store(end, Ordering::Release);
-        }
-    }
 }
 
 /// One [`Credential`] for all opens of an identity, as they had it before.
@@ -165,22 +130,17 @@ impl OpenTable {
 
     /// No owner from here on was given out.
     pub(in super::super) fn owners_from(&self) -> u64 {
-        self.owners.next.load(Ordering::Relaxed)
+        self.owners.next()
     }
 
     /// No owner below this one is given out any more.
     pub(in super::super) fn owners_begin_at(&self, first: u64) {
-        self.owners.next.fetch_max(first, Ordering::Relaxed);
-        if self.wal.is_on() {
-            self.owners.take(first, &self.wal);
-        }
+        self.owners.begin_at(first);
     }
 
     /// Takes in an open of a record.
     pub(in super::super) fn take_in(&self, open: &Arc<OpenState>) {
-        self.owners
-            .next
-            .fetch_max(open.owner.saturating_add(1), Ordering::Relaxed);
+        self.owners.begin_at(open.owner.saturating_add(1));
         let weak = Arc::downgrade(open);
         self.opens.lock().insert(open.owner, weak);
     }

@@ -18,10 +18,9 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use self::handover::Owners;
 use super::proto::types::{FileHandle, StateId};
 use crate::rpc::auth::Credential;
-use crate::wal::{Table, Wal};
+use crate::wal::{Numbers, Table, Wal};
 
 /// How often an operation is repeated because its state was replaced meanwhile.
 /// A server that never accepts a state it has just given out ends here.
@@ -226,10 +225,14 @@ impl OpenState {
     }
 }
 
+/// The key of the owners' numbers in the log.
+pub(super) const OWNERS: u64 = 0;
+
 /// All opens of a client, for recovery to find them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct OpenTable {
-    owners: Owners,
+    /// The numbers of open owners and lock owners.
+    owners: Numbers,
     wal: Wal,
     opens: Mutex<BTreeMap<u64, Weak<OpenState>>>,
 }
@@ -238,8 +241,9 @@ impl OpenTable {
     /// Nothing is open, and what will be is in this log.
     pub(super) fn of(wal: Wal) -> Self {
         Self {
+            owners: Numbers::new(wal.clone(), OWNERS, 0),
             wal,
-            ..Self::default()
+            opens: Mutex::default(),
         }
     }
 
@@ -253,7 +257,7 @@ impl OpenTable {
 
     /// An owner for an OPEN whose file is not known yet.
     pub(super) fn next_owner(&self) -> u64 {
-        self.owners.next(&self.wal)
+        self.owners.give()
     }
 
     /// Somebody has an open with this owner.
@@ -348,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_late_reply_does_not_bring_an_older_seqid_back_but_adds_its_access() {
-        let table = OpenTable::default();
+        let table = OpenTable::of(Wal::off());
         let open = table.prepare(handle(), Credential::machine());
         open.opened(id(2, 1), 2);
         open.opened(id(1, 1), 1);
@@ -359,7 +363,7 @@ mod tests {
 
     #[test]
     fn recovery_sees_what_is_open_and_nothing_else() {
-        let table = OpenTable::default();
+        let table = OpenTable::of(Wal::off());
         let open = table.prepare(handle(), Credential::machine());
         assert!(table.live().is_empty(), "no state at the server yet");
         open.opened(id(1, 1), 1);

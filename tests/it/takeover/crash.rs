@@ -220,6 +220,33 @@ fn crashes(mount: &Mount) -> u64 {
         .unwrap_or_default()
 }
 
+/// The numbers of its handles are not given to others, although most daemons gave out none.
+#[test]
+fn what_is_open_for_long_stays_open_over_daemons_that_open_nothing() {
+    let server = server();
+    let request = MountRequest::of(&server).option("takeover=crash");
+    let mount = request.env("EFS_FUSE_TEST_CRASHES", "1").mount();
+    let files: Vec<_> = (0..5).map(|n| open(&mount, &format!("held-{n}"))).collect();
+    for (kill, byte) in (1..=4).zip(b'a'..) {
+        for file in &files {
+            file.write_all_at(&[byte], kill).expect("write");
+        }
+        signal(mount.pid(), libc::SIGKILL);
+        let taken = eventually(SOON, || (crashes(&mount) == kill).then_some(()));
+        assert!(taken.is_some(), "{}", mount.status());
+    }
+    for number in 0..20 {
+        fs::write(mount.join(format!("other-{number}")), "text").expect("write");
+    }
+    for (number, file) in files.into_iter().enumerate() {
+        file.write_all_at(b"x", 5).expect("write");
+        sys::close(file).expect("close");
+        let content = fs::read(mount.join(format!("held-{number}"))).expect("read");
+        assert_eq!(content, b"\0abcdx");
+    }
+    mount.unmount();
+}
+
 #[test]
 fn a_killed_daemon_is_an_error_to_nobody() {
     let server = server();
