@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 use super::exit::{self, Failure};
@@ -291,19 +291,45 @@ pub(super) fn explain(error: &clap::Error) -> Result<(), Failure> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => exit::print(&text),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            Err(complaint("no command is given"))
+            Err(complaint("no command is given", "efs-fuse --help"))
         }
         _ => {
             // The first paragraph says what is wrong, sometimes as a list.
             let paragraph = text.split("\n\n").next().unwrap_or(&text);
             let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-            Err(complaint(line.strip_prefix("error: ").unwrap_or(&line)))
+            let why = line.strip_prefix("error: ").unwrap_or(&line);
+            Err(complaint(why, &remedy(error, &text)))
         }
     }
 }
 
-fn complaint(why: &str) -> Failure {
-    Failure::usage("reading the command line", why).remedy("efs-fuse --help")
+fn complaint(why: &str, remedy: &str) -> Failure {
+    Failure::usage("reading the command line", why).remedy(remedy)
+}
+
+/// What was probably meant, and the help of the command that was.
+fn remedy(error: &clap::Error, text: &str) -> String {
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
+    let command = usage.unwrap_or("efs-fuse").split(' ');
+    let command: Vec<_> = command
+        .take_while(|word| !word.starts_with(['[', '<', '-', '{']))
+        .collect();
+    let help = format!("{} --help", command.join(" "));
+    let kinds = [
+        ContextKind::SuggestedSubcommand,
+        ContextKind::SuggestedArg,
+        ContextKind::SuggestedValue,
+    ];
+    let meant = kinds.iter().find_map(|kind| match error.get(*kind)? {
+        ContextValue::String(one) => Some(one.clone()),
+        // The likeliest is the last.
+        ContextValue::Strings(several) => several.last().cloned(),
+        _ => None,
+    });
+    match meant {
+        Some(meant) => format!("{meant}, or {help}"),
+        None => help,
+    }
 }
 
 #[cfg(test)]
@@ -356,6 +382,31 @@ mod tests {
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn a_usage_error_says_what_was_meant_and_names_the_help_of_its_command() {
+        for (arguments, remedy) in [
+            (&["efs-fuse"][..], "efs-fuse --help"),
+            (&["efs-fuse", "mout"], "mount, or efs-fuse --help"),
+            (&["efs-fuse", "mount", "h:/"], "efs-fuse mount --help"),
+            (
+                &["efs-fuse", "mount", "h:/", "/m", "--foregroun"],
+                "--foreground, or efs-fuse mount --help",
+            ),
+            (
+                &["efs-fuse", "stats", "/m", "--watch=x"],
+                "efs-fuse stats --help",
+            ),
+        ] {
+            let line = complained(arguments);
+            assert!(line.ends_with(&format!(". Try: {remedy}")), "{line}");
+        }
+        let Err(error) = Helper::try_parse_from(["mount.efs-fuse", "h:/"]) else {
+            panic!("no mount point is no complaint");
+        };
+        let line = explain(&error).map_err(|why| why.to_string());
+        assert!(line.is_err_and(|line| line.ends_with(". Try: mount.efs-fuse --help")));
     }
 
     #[test]

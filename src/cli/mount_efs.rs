@@ -61,9 +61,13 @@ fn add(
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<Added, Failure> {
     let mut added = Added::default();
+    if let DeviceKind::Doubtful { why } = &device.kind {
+        let why = format!("{} is no file system of EFS: {why}", device.host);
+        return Err(Failure::usage("reading the device", why).remedy("the id, fs-…, as the device"));
+    }
     if !device.is_efs() {
-        // Another server, or what may be meant for EFS and is refused. The official
-        // client has this option for all; of EFS it is the default here.
+        // Another server. The official client has this option for all; of EFS it is the
+        // default here.
         if !option_list::names_any(lists, &["resvport", "noresvport"]) {
             added.options.push("noresvport".to_owned());
         }
@@ -110,14 +114,29 @@ mod tests {
     use super::*;
 
     fn options_of(device: &str, list: &str) -> (Vec<String>, Remarks) {
+        let added = added_to(device, list).unwrap_or_else(|why| panic!("{why}"));
+        (added.options, added.remarks)
+    }
+
+    fn added_to(device: &str, list: &str) -> Result<Added, Failure> {
         let device = Device::parse(device).unwrap_or_else(|why| panic!("{why}"));
         let lists = [list.to_owned()];
         let typed = option_list::read(&lists, false)
             .and_then(|read| option_list::mean(&read.typed))
             .unwrap_or_else(|why| panic!("{why}"));
-        let added = add(&device, &lists, &typed, &Conf::default(), |_| None);
-        let added = added.unwrap_or_else(|why| panic!("{why}"));
-        (added.options, added.remarks)
+        add(&device, &lists, &typed, &Conf::default(), |_| None)
+    }
+
+    #[test]
+    fn what_is_no_id_is_refused_whatever_is_said_of_tls() {
+        for list in ["", "tls", "notls"] {
+            let refused = added_to("fs-xyz", list);
+            let refused = refused.map_err(|why| (why.status(), why.to_string()));
+            assert!(
+                refused.is_err_and(|(status, line)| status == 1 && line.contains("fs-xyz is no")),
+                "{list}"
+            );
+        }
     }
 
     #[test]
@@ -136,10 +155,7 @@ mod tests {
             assert_eq!(options, Vec::<String>::new(), "{list}");
             assert!(remarks.warnings.is_empty(), "{list}");
         }
-        // What is no file system of EFS is refused, or was not by TLS anyway.
-        for device in ["fs-xyz", "volumes.example:/"] {
-            assert_eq!(options_of(device, "").0, ["noresvport"], "{device}");
-        }
+        assert_eq!(options_of("volumes.example:/", "").0, ["noresvport"]);
         let asked = options_of("volumes.example", "resvport").0;
         assert_eq!(asked, Vec::<String>::new());
     }

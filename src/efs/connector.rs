@@ -30,7 +30,7 @@ use super::mount_targets::Api;
 use super::partition::{self, First, Further, Partitions};
 use super::problem::Problem;
 use super::settings::Settings;
-use super::source_port::SourcePort;
+use super::source_port::{NotReserved, SourcePort};
 use super::target::{Found, Target};
 use super::tcp::{peer_of, race, tune};
 use super::tls::{Agreed, Tls};
@@ -157,10 +157,16 @@ impl ServerConnector {
         let connected = async {
             let connected = race(addresses, self.source_port()).await?;
             if let Some(why) = connected.not_reserved {
-                self.warn(format!(
+                let line = format!(
                     "no source port below 1024, which servers may demand: {}",
                     why.words()
-                ));
+                );
+                // In a container that may not, that is so for every mount, and matters to
+                // few: who is refused is told.
+                match why == NotReserved::Taken || self.settings.reserved_port == Some(true) {
+                    true => self.warn(line),
+                    false => tracing::info!("{line}"),
+                }
             }
             let stream = connected.stream;
             *self.port.lock() = stream.local_addr().ok().map(|here| here.port());

@@ -126,7 +126,10 @@ impl Tls {
                 "{check}, that this is a mount target of the file system and that nothing between here and it \
                  ends connections; EFS speaks TLS"
             ),
-            false => format!("{check}, or -o notls for an unencrypted connection"),
+            false => format!(
+                "leave out tls (-o notls) if the server does not speak TLS from the first byte on, as most do not \
+                 (RPC-with-TLS, xprtsec= of nfs(5), is another thing); else {check}"
+            ),
         }
     }
 
@@ -146,7 +149,10 @@ impl Tls {
             Ok(Ok(stream)) => stream,
             Ok(Err(why)) => return Err(self.problem(&why, peer)),
             Err(_) => {
-                let why = format!("no answer within {} s", PATIENCE.as_secs());
+                let why = format!(
+                    "no answer within {} s, as from a server without TLS",
+                    PATIENCE.as_secs()
+                );
                 let remedy = self.no_tls("check the network on the way");
                 return Err(Problem::new(Step::Tls, what(peer), why).remedy(remedy));
             }
@@ -218,7 +224,7 @@ impl Tls {
             Some(other) => problem(other.to_string()),
             None => problem(match error.kind() {
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                    "the server hung up".to_owned()
+                    "the server hung up, as one without TLS does".to_owned()
                 }
                 _ => error.to_string(),
             })

@@ -244,9 +244,16 @@ impl MountOptions {
     }
 
     /// Whether a mount with these options serves its users as one with `other` does: what
-    /// differs is at most how it was waited for and what is logged.
+    /// differs is at most how it was waited for, what is logged, and what EFS is told of
+    /// the client.
     pub fn serves_like(&self, other: &Self) -> bool {
         let same = |of: &Self| Self {
+            server: Settings {
+                ask_api: true,
+                client_source: None,
+                renew: Settings::default().renew,
+                ..of.server.clone()
+            },
             mount_wait: MountWait::WaitForever,
             debug: false,
             log_file: None,
@@ -340,6 +347,25 @@ mod tests {
         assert_eq!(connections(None, Some(8), false), (1, 8));
         assert_eq!(connections(Some(2), Some(6), true), (2, 6));
         assert_eq!(connections(Some(6), Some(2), true), (2, 2));
+    }
+
+    #[test]
+    fn who_is_served_does_not_notice_how_it_was_waited_for() {
+        let options = MountOptions::default();
+        let mut other = MountOptions {
+            mount_wait: MountWait::WaitForever,
+            log_file: Some("/log".into()),
+            ..options.clone()
+        };
+        other.server.client_source = Some("k8s".to_owned());
+        assert!(options.serves_like(&other));
+        other.server.iam = true;
+        assert!(!options.serves_like(&other));
+        let read_only = MountOptions {
+            read_only: true,
+            ..options.clone()
+        };
+        assert!(!options.serves_like(&read_only));
     }
 
     #[test]

@@ -279,6 +279,29 @@ fn another_mount_at_the_same_place_is_refused_and_says_what_differs() {
 }
 
 #[test]
+fn what_cannot_be_mounted_is_one_line_with_the_status_of_mount_8() {
+    let machine = Machine::new();
+    for (options, device, status, words) in [
+        ("tls", "fs-XYZ", 1, "fs-XYZ is no file system of EFS"),
+        ("tls,ocsp", FS, 1, "option ocsp is not supported"),
+        ("iam,notls", FS, 1, "leave out notls"),
+        ("tls,acces_point=x", FS, 1, "-o accesspoint=fsap-ID"),
+        (
+            "tls,region=eu-west-9,noapi",
+            FS,
+            32,
+            "resolving fs-f223e6bb.efs.eu-west-9.amazonaws.com",
+        ),
+    ] {
+        let line = format!("mount -t efs -o {options} {device} $AT\n");
+        let done = machine.run(&machine.conf(""), &line);
+        assert_eq!(done.code(), status, "{line}: {}", done.stderr);
+        assert_eq!(done.stderr.lines().count(), 1, "{line}: {}", done.stderr);
+        assert!(done.stderr.contains(words), "{line}: {}", done.stderr);
+    }
+}
+
+#[test]
 fn the_official_clients_configuration_counts_and_the_log_says_which_of_its_keys() {
     let machine = Machine::new();
     let more = "region = eu-west-1\n[cloudwatch-log]\nenabled = true\n";

@@ -149,11 +149,17 @@ fn the_flags_of_mount_8_are_understood() {
              [ \"$(helper -f -v -n -o port=$PORT)\" = \"$DEV would be mounted on $AT\" ]\n\
              fails findmnt -n $AT\n\
              fails helper -f -o nonsense 2>/dev/null\n\
+             fails mount.efs-fuse $DEV $AT/missing -f 2>$DIR/missing\n\
+             grep -q 'no such directory here' $DIR/missing\n\
+             fails mount.efs-fuse $DEV $DIR/fstab -f 2>$DIR/file\n\
+             grep -q 'it is not a directory' $DIR/file\n\
              # -s: what is unknown is a warning.\n\
              helper -s -n -t efs-fuse -o port=$PORT,nonsense=1 2>$DIR/warning\n\
              grep -q 'efs-fuse: warning: .*nonsense' $DIR/warning\n\
              umount $AT\n\
              [ \"$(helper -v -o port=$PORT)\" = \"$DEV mounted on $AT\" ]\n\
+             fails helper -f -o port=$PORT 2>$DIR/taken\n\
+             grep -q 'is already mounted there' $DIR/taken\n\
              umount $AT\n\
              mount -t efs-fuse -o port=$PORT,_netdev,x-systemd.requires=foo.service $DEV $AT\n\
              umount $AT\n",
