@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 use super::arguments::{Cli, Generate, Helper};
+use super::completion;
 use super::exit::{self, Failure};
 use super::options::TABLE;
 use crate::quoting;
@@ -127,13 +128,17 @@ fs\-0123abcd:/  /volumes  efs\-fuse  _netdev,nofail,tls,iam  0 0
 .PP
 With \fBnofail\fR the boot goes on when the mount fails; the journal says why. Nobody tries again then:
 \fBwait=300\fR makes the helper itself wait for the server, and efs\-fuse@.service waits for ever.
+.SH MOUNT.EFS
+Called as \fBmount.efs\fR it stands in for the helper of amazon\-efs\-utils: without \fBtls\fR, \fBiam\fR and
+\fBaccesspoint=\fR the connection is not encrypted, /etc/amazon/efs/efs\-utils.conf counts, and the same mount
+once more at the same place is done already.
 "#;
 
 fn completions(dir: &Path) -> io::Result<()> {
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+    for shell in [Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut Cli::command(), "efs-fuse", dir)?;
     }
-    Ok(())
+    fs::write(dir.join("efs-fuse.bash"), completion::bash(&Cli::command()))
 }
 
 /// The table of options as docs/OPTIONS.md has it.

@@ -5,6 +5,7 @@
 //! [`exit`] the one place where failures become lines and statuses.
 
 mod arguments;
+mod completion;
 mod doctor;
 mod du;
 mod efs_utils_conf;

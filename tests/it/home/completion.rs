@@ -1,0 +1,179 @@
+//! Completion, in a bash that runs on a terminal: what is typed, and what becomes of it
+//! with the tabulator key.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use crate::fixtures::mount::{COMMAND_LIMIT, EFS_FUSE};
+use crate::fixtures::process::run;
+
+/// Nothing is shown for this long: bash has done what there was to do.
+const QUIET: Duration = Duration::from_millis(400);
+
+struct Bash {
+    child: Child,
+    keys: File,
+    shown: Receiver<Vec<u8>>,
+}
+
+impl Bash {
+    /// With the completion in `dir`, and a program that says what it was called with.
+    fn start(dir: &Path) -> Self {
+        let rc = dir.join("rc");
+        fs::write(
+            &rc,
+            "PS1='ready> '\n\
+             bind 'set enable-bracketed-paste off'\n\
+             bind 'set bell-style none'\n\
+             bind 'set page-completions off'\n\
+             . \"$COMPLETIONS/efs-fuse.bash\"\n\
+             efs-fuse() { printf 'called'; printf ' <%s>' \"$@\"; printf '\\n'; }\n",
+        )
+        .expect("write");
+        let (mut ours, mut theirs) = (0, 0);
+        let none = std::ptr::null_mut();
+        // SAFETY: two integers to be written; no name, no settings.
+        let done = unsafe {
+            libc::openpty(
+                &raw mut ours,
+                &raw mut theirs,
+                none,
+                none.cast(),
+                none.cast(),
+            )
+        };
+        assert_eq!(done, 0, "openpty");
+        // SAFETY: both are new and belong to nobody else.
+        let (ours, theirs) = unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+        let end = || theirs.try_clone().expect("descriptor");
+        let mut command = Command::new("bash");
+        command
+            .arg("--rcfile")
+            .arg(&rc)
+            .arg("-i")
+            .current_dir(dir)
+            .env("COMPLETIONS", dir)
+            .env("INPUTRC", "/dev/null")
+            .env("TERM", "dumb")
+            .env("HISTFILE", "")
+            .stdin(end())
+            .stdout(end())
+            .stderr(end());
+        // SAFETY: both calls are async-signal-safe.
+        unsafe {
+            command.pre_exec(|| {
+                libc::setsid();
+                libc::ioctl(0, libc::TIOCSCTTY, 0);
+                Ok(())
+            });
+        }
+        let child = command.spawn().expect("bash");
+        let mut reader = ours.try_clone().expect("descriptor");
+        let (tell, shown) = channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                if tell.send(buffer[..count].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut bash = Self {
+            child,
+            keys: ours,
+            shown,
+        };
+        let begun = bash.until_quiet(Duration::from_secs(10));
+        assert!(begun.contains("ready> "), "{begun:?}");
+        bash
+    }
+
+    /// What is shown from now on, the first of it after `first` at the latest.
+    fn until_quiet(&mut self, first: Duration) -> String {
+        let mut all = Vec::new();
+        let mut patience = first;
+        while let Ok(more) = self.shown.recv_timeout(patience) {
+            all.extend_from_slice(&more);
+            patience = QUIET;
+        }
+        String::from_utf8_lossy(&all).into_owned()
+    }
+
+    /// What the program is called with when `typed` is followed by the enter key.
+    fn called(&mut self, typed: &str) -> String {
+        self.keys.write_all(typed.as_bytes()).expect("type");
+        self.until_quiet(Duration::from_secs(5));
+        self.keys.write_all(b"\n").expect("type");
+        let shown = self.until_quiet(Duration::from_secs(5));
+        let mut lines = shown.lines().filter(|line| line.starts_with("called"));
+        let line = lines
+            .next()
+            .unwrap_or_else(|| panic!("{typed:?}: {shown:?}"));
+        line.trim_start_matches("called ").trim().to_owned()
+    }
+}
+
+impl Drop for Bash {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn commands_flags_directories_and_mount_options_are_completed_in_bash() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut generate = Command::new(EFS_FUSE);
+    generate.args(["generate", "completions"]).arg(dir.path());
+    run(&mut generate, COMMAND_LIMIT).expect_success("generate completions");
+    fs::create_dir_all(dir.path().join("some where/below")).expect("mkdir");
+    fs::write(dir.path().join("some file"), "").expect("write");
+    fs::write(dir.path().join("roots.pem"), "").expect("write");
+    let mut bash = Bash::start(dir.path());
+    for (typed, called) in [
+        ("efs-fuse mou\t", "<mount>"),
+        ("efs-fuse mount --fore\t", "<mount> <--foreground>"),
+        ("efs-fuse stats --js\t", "<stats> <--json>"),
+        (
+            "efs-fuse status --js\tsome\t",
+            "<status> <--json> <some where/>",
+        ),
+        ("efs-fuse help docto\t", "<help> <doctor>"),
+        // A file is no place to mount on.
+        (
+            "efs-fuse mount fs-1:/d some\t",
+            "<mount> <fs-1:/d> <some where/>",
+        ),
+        (
+            "efs-fuse umount some\\ where/b\t",
+            "<umount> <some where/below/>",
+        ),
+        ("efs-fuse log-level . deb\t", "<log-level> <.> <debug>"),
+        // No space behind what a value belongs to, and none behind a list.
+        ("efs-fuse mount -o acregmi\t3", "<mount> <-o> <acregmin=3>"),
+        (
+            "efs-fuse mount -o ro,nosui\t,tls",
+            "<mount> <-o> <ro,nosuid,tls>",
+        ),
+        (
+            "efs-fuse mount -o port=1,actim\t5",
+            "<mount> <-o> <port=1,actimeo=5>",
+        ),
+        (
+            "efs-fuse doctor h -o ro,lookupcache=pos\t",
+            "<doctor> <h> <-o> <ro,lookupcache=positive>",
+        ),
+        (
+            "efs-fuse rm -o tls,cafile=roo\t",
+            "<rm> <-o> <tls,cafile=roots.pem>",
+        ),
+    ] {
+        assert_eq!(bash.called(typed), called, "{typed:?}");
+    }
+}
