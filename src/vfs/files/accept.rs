@@ -77,6 +77,10 @@ impl Files {
                 if !sync {
                     self.log_write(inode, inner, &handle.open, (offset, &data), write);
                 }
+                // Nobody who waits for room waits for what lingers.
+                if self.window.is_awaited() {
+                    inner.writeback_mut().make_room();
+                }
                 inner.count_write();
                 attr.grow(end);
                 let drain = sync.then(|| inner.writeback_mut().begin_drain());

@@ -13,7 +13,7 @@
 //! | operation | waits for | function |
 //! |---|---|---|
 //! | unlink, rmdir, rename | attributes of all files | [`Files::before_removal`] |
-//! | link, rename (what is moved) | published | [`Files::before_naming`] |
+//! | link, rename (what is moved) | published; data linger no more | [`Files::before_naming`] |
 //! | getattr | attributes, then all data there | [`Files::before_getattr`] |
 //! | access | attributes | [`Files::before_access`] |
 //! | setattr | attributes | [`Files::before_setattr`] |
@@ -47,6 +47,7 @@ impl Files {
 
     /// The file is about to get a name: what has it is what programs have made of it.
     pub(in crate::vfs) async fn before_naming(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.end_linger(inode);
         self.publish(inode).await;
     }
 
@@ -173,12 +174,22 @@ impl Files {
             return;
         }
         let ticket = self.with_writeback(inode, |inner| {
-            (!inner.writeback().is_idle()).then(|| inner.writeback_mut().begin_drain())
+            // Also if there is nothing to wait for: what is written next does not go on.
+            let ticket = inner.writeback_mut().begin_drain();
+            (!inner.writeback().is_idle()).then_some(ticket)
         });
         if let Some(ticket) = ticket {
             self.pump(inode);
             self.wait_until(inode, |inner| inner.writeback().drained(&ticket))
                 .await;
+        }
+    }
+
+    /// Sends what was written to the file so far on its way, and waits for nothing.
+    pub(super) fn end_linger(self: &Arc<Self>, inode: &Arc<Inode>) {
+        if inode.opened().is_some() {
+            self.with_writeback(inode, |inner| inner.writeback_mut().end_linger());
+            self.pump(inode);
         }
     }
 

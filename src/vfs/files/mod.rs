@@ -78,8 +78,8 @@ use crate::wal::{Numbers, Table, Wal};
 const WRITES_IN_FLIGHT: usize = 16;
 
 /// Less than this is a fragment of a page, bytes: such go several in one request, as a
-/// client that works in pages would send them. Larger ones go at the same time instead:
-/// the server works on them at the same time, too.
+/// client that works in pages would send them. Larger ones that somebody waits for go at the
+/// same time instead, as long as there are places: the server works on them at the same time, too.
 const FRAGMENT: usize = 4096;
 
 /// The number of objects asked about together: EFS takes 16 operations in a compound, and five are around them.
@@ -88,6 +88,11 @@ const FRAGMENTS: usize = 11;
 /// How long a small write waits to be joined by the next one, or by the close
 /// that lets it go as the one and only, stable WRITE.
 const LINGER: Duration = Duration::from_millis(5);
+
+/// How long it waits while its writer goes on. What another host sees of an open file is as old
+/// anyway as its attribute cache allows (3 s at least, by default), and what is not
+/// synced may be lost; a stream of small writes is one request a second.
+const MAX_LINGER: Duration = Duration::from_secs(1);
 
 /// How long data are held for the server that it has and that nobody syncs.
 const COMMIT_AFTER: Duration = Duration::from_secs(5);
@@ -158,6 +163,12 @@ impl Files {
             fragment: FRAGMENT,
             fragments: FRAGMENTS,
             linger: LINGER,
+            // Who may believe nothing is not made to wait for others' writes either (nfs(5):
+            // `noac` is for both).
+            max_linger: match config.reg_max.is_zero() {
+                true => LINGER,
+                false => MAX_LINGER,
+            },
             commit_after: COMMIT_AFTER,
             // One file may not take the whole window, so that others get
             // through while it is being copied.

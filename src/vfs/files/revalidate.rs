@@ -125,18 +125,21 @@ impl Files {
     }
 
     /// What is due now, by whose open may ask for it. Each file once.
-    fn due(&self, now: Instant) -> Vec<(Arc<Credential>, Vec<Arc<Inode>>)> {
+    fn due(self: &Arc<Self>, now: Instant) -> Vec<(Arc<Credential>, Vec<Arc<Inode>>)> {
         let mut seen: HashSet<Ino> = HashSet::new();
         let mut due: Vec<(Arc<Credential>, Vec<Arc<Inode>>)> = Vec::new();
         for file in &self.handles {
             let inode = &file.inode;
             if !file.reads_pages
                 || inode.is_stale()
-                // What this host is writing brings attributes along.
-                || inode.is_changing()
                 || !inode.attr.lock().ttl(now).is_zero()
                 || !seen.insert(inode.ino)
             {
+                continue;
+            }
+            // What this host is writing brings attributes along: now.
+            if inode.is_changing() {
+                self.end_linger(inode);
                 continue;
             }
             let cred = &file.open.cred;

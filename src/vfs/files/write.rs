@@ -112,7 +112,7 @@ impl Files {
         let (files, weak) = (Arc::downgrade(self), Arc::downgrade(inode));
         // What lingers keeps its file; what is only to be committed one day does not
         // keep one that everybody has left.
-        let lingers = at < Instant::now() + super::LINGER * 2;
+        let lingers = at <= Instant::now() + super::MAX_LINGER;
         let kept = lingers.then(|| Arc::clone(inode));
         self.metrics.tasks.restarted("wake_at", move || {
             let (files, weak, kept) = (files.clone(), weak.clone(), kept.clone());

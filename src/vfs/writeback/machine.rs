@@ -1,6 +1,8 @@
 //! A file with data pending: where each accepted byte is, and what happens to
 //! it next. See the module above for the rules; this is their one owner.
 
+mod sending;
+
 use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,8 +13,9 @@ use bytes::Bytes;
 use super::errseq::ErrSeq;
 use super::queue::{Queue, Source};
 use super::retained::{Retained, UnstableData};
+use super::run::Run;
 use super::segment::Segment;
-use super::{Action, CommitRange, Fragment, RequestId, Stable, Verifier, WritebackConfig};
+use super::{Action, CommitRange, RequestId, Stable, Verifier, WritebackConfig};
 use crate::vfs::types::VfsError;
 
 /// Answers "0 bytes written" in a row before the data count as refused.
@@ -32,6 +35,8 @@ pub(super) struct Lasting {
     /// any two of them can be told apart by "before" and "after".
     pub(super) tick: u64,
     pub(super) errors: ErrSeq,
+    /// What is being written now, until something waits for it.
+    pub(super) run: Option<Run>,
 }
 
 /// A synchronous write, whose caller is answered by what becomes of its own bytes.
@@ -54,6 +59,8 @@ impl Lasting {
 #[derive(Debug)]
 struct InFlightWrite<O> {
     id: u64,
+    /// The same for all WRITEs of one request: the id of the first.
+    request: u64,
     segment: Segment<O>,
     /// The COMMIT behind it in the same compound; fragments of one request share it.
     commit_id: Option<u64>,
@@ -74,7 +81,10 @@ struct Drains {
 pub(super) struct Machine<O> {
     config: Arc<WritebackConfig>,
     queue: Queue<O>,
+    /// Those of one request lie side by side.
     flights: Vec<InFlightWrite<O>>,
+    /// What was accepted up to this tick lingers no more.
+    due: u64,
     retained: Retained<O>,
     /// The COMMIT without a reply yet, by the tick at which it was sent.
     commit: Option<u64>,
@@ -104,6 +114,7 @@ impl<O: Clone + PartialEq> Machine<O> {
             config,
             queue: Queue::new(wsize),
             flights: Vec::new(),
+            due: 0,
             retained: Retained::new(wsize),
             commit: None,
             commit_soon: false,
@@ -179,6 +190,10 @@ impl<O: Clone + PartialEq> Machine<O> {
                 lost: None,
             });
         }
+        if !sync {
+            let most = self.config.max_linger;
+            lasting.run = Some(Run::go_on(lasting.run, self.clock, most));
+        }
         let closed = self.awaited();
         self.queue.accept(&source, offset, data, closed);
     }
@@ -198,7 +213,9 @@ impl<O: Clone + PartialEq> Machine<O> {
         if let Some(commit) = self.next_commit(lasting) {
             return Some(commit);
         }
-        let alarm = self.next_alarm().or_else(|| self.next_commit_alarm());
+        let alarm = self
+            .next_alarm(lasting)
+            .or_else(|| self.next_commit_alarm());
         alarm.map(Action::WakeAt)
     }
 
@@ -288,7 +305,10 @@ impl<O: Clone + PartialEq> Machine<O> {
         }
     }
 
-    pub(super) fn make_room(&mut self) {
+    pub(super) fn make_room(&mut self, lasting: &Lasting) {
+        if 2 * self.queue.lingering() >= self.bytes() {
+            self.end_linger(lasting);
+        }
         let retained = self.retained.charge();
         let much = retained >= self.config.file_limit / 4 || 2 * retained >= self.bytes();
         self.commit_soon |= retained > 0 && much;
@@ -303,6 +323,11 @@ impl<O: Clone + PartialEq> Machine<O> {
         }
         self.commit_soon = false;
         self.write_again(lasting, lost);
+    }
+
+    /// Nothing that was accepted so far lingers any longer.
+    pub(super) fn end_linger(&mut self, lasting: &Lasting) {
+        self.due = lasting.tick;
     }
 
     pub(super) fn begin_drain(&mut self, mark: u64) {
@@ -359,124 +384,6 @@ impl<O: Clone + PartialEq> Machine<O> {
         }
     }
 
-    fn next_write(&mut self, lasting: &mut Lasting) -> Option<Action<O>> {
-        let linger = self.config.linger;
-        let urgent = self.awaited();
-        while self.flights.len() < self.config.max_in_flight.max(1) {
-            let offset = self.queue.candidate(self.clock, linger, urgent)?;
-            let range = self.queue.get(offset)?.range();
-            if self.flights.iter().any(|f| f.segment.overlaps(&range)) {
-                self.queue.park(offset);
-                continue;
-            }
-            let segment = self.queue.remove(offset)?;
-            let company = self.company_of(&segment);
-            if !company.is_empty() {
-                return Some(self.next_fragments(lasting, segment, company));
-            }
-            let last = segment.seq <= urgent && !self.unwritten(urgent);
-            // The last data a drain waits for: stable at once saves a COMMIT.
-            let stable = match segment.sync || last && !self.retained.holds(urgent) {
-                true => Stable::FileSync,
-                false => Stable::Unstable,
-            };
-            let id = lasting.next_tick();
-            let commit = match stable {
-                Stable::Unstable if last || self.commit_is_welcome() => {
-                    self.commit_along(std::slice::from_ref(&segment))
-                }
-                _ => None,
-            };
-            let commit_id = commit.is_some().then(|| self.commit_sent(lasting));
-            let write = Action::Write {
-                id: RequestId(id),
-                origin: segment.origin.clone(),
-                offset,
-                data: segment.data.chunks(),
-                stable,
-                commit,
-            };
-            self.flights.push(InFlightWrite {
-                id,
-                segment,
-                commit_id,
-            });
-            return Some(write);
-        }
-        None
-    }
-
-    /// What is due as well and small enough to go along with `first`, taken out of the
-    /// queue.
-    fn company_of(&mut self, first: &Segment<O>) -> Vec<Segment<O>> {
-        let mut company: Vec<Segment<O>> = Vec::new();
-        let config = Arc::clone(&self.config);
-        let is_fragment =
-            |segment: &Segment<O>| !segment.sync && segment.data.len() < config.fragment;
-        let most = config.max_in_flight - self.flights.len().min(config.max_in_flight);
-        let most = most.min(config.fragments);
-        let mut bytes = first.data.len();
-        let urgent = self.awaited();
-        while is_fragment(first)
-            && company.len() + 1 < most
-            && let Some(offset) = self.queue.candidate(self.clock, config.linger, urgent)
-            && let Some(next) = self.queue.get(offset)
-            && is_fragment(next)
-            && next.origin == first.origin
-            && bytes + next.data.len() <= config.wsize
-        {
-            let range = next.range();
-            if self.flights.iter().any(|f| f.segment.overlaps(&range)) {
-                self.queue.park(offset);
-                continue;
-            }
-            bytes += next.data.len();
-            company.extend(self.queue.remove(offset));
-        }
-        company
-    }
-
-    /// Sends `first` and its company as one request. If they are the last that a drain
-    /// waits for, the COMMIT goes behind them: the server is not made to have each
-    /// of them stable by itself.
-    fn next_fragments(
-        &mut self,
-        lasting: &mut Lasting,
-        first: Segment<O>,
-        company: Vec<Segment<O>>,
-    ) -> Action<O> {
-        let urgent = self.awaited();
-        let mut segments = vec![first];
-        segments.extend(company);
-        let last = segments.iter().any(|s| s.seq <= urgent) && !self.unwritten(urgent);
-        let fragments: Vec<_> = segments
-            .iter()
-            .map(|segment| Fragment {
-                id: RequestId(lasting.next_tick()),
-                offset: segment.offset,
-                data: segment.data.chunks(),
-            })
-            .collect();
-        let commit = match last || self.commit_is_welcome() {
-            true => self.commit_along(&segments),
-            false => None,
-        };
-        let commit_id = commit.is_some().then(|| self.commit_sent(lasting));
-        let origin = segments[0].origin.clone();
-        let flights = fragments.iter().zip(segments);
-        self.flights
-            .extend(flights.map(|(sent, segment)| InFlightWrite {
-                id: sent.id.0,
-                segment,
-                commit_id,
-            }));
-        Action::WriteFragments {
-            origin,
-            fragments,
-            commit,
-        }
-    }
-
     /// What a COMMIT behind these WRITEs of one request would have to cover, if it may
     /// go there. Behind a single one there is none for its own sake: that would be
     /// FILE_SYNC.
@@ -521,11 +428,9 @@ impl<O: Clone + PartialEq> Machine<O> {
     /// Whether the next reply makes room for a WRITE that a COMMIT may go behind. If
     /// another one is sent instead, that is no matter: what is queued is bounded.
     fn next_takes_commit(&self) -> bool {
-        let urgent = self.awaited();
-        let linger = self.config.linger;
-        let candidate = self.queue.candidate(self.clock, linger, urgent);
+        let candidate = self.queue.candidate(self.due());
         let next = candidate.and_then(|offset| self.queue.get(offset));
-        self.flights.len() >= self.config.max_in_flight.max(1)
+        self.places() == 0
             && next.is_some_and(|next| {
                 !next.sync && self.commit_along(std::slice::from_ref(next)).is_some()
             })
@@ -555,22 +460,6 @@ impl<O: Clone + PartialEq> Machine<O> {
             .is_some_and(|d| !self.unwritten(d.current) && self.retained.holds(d.current))
     }
 
-    fn next_alarm(&mut self) -> Option<Instant> {
-        if self.alarm.is_some_and(|at| at <= self.clock) {
-            self.alarm = None;
-        }
-        // Without a free place a reply will come first, and the caller with it.
-        if self.flights.len() >= self.config.max_in_flight.max(1) {
-            return None;
-        }
-        let deadline = self.queue.deadline(self.config.linger)?;
-        if self.alarm.is_some_and(|at| at <= deadline) {
-            return None;
-        }
-        self.alarm = Some(deadline);
-        self.alarm
-    }
-
     fn next_commit_alarm(&mut self) -> Option<Instant> {
         if self.commit_alarm.is_some_and(|at| at <= self.clock) {
             self.commit_alarm = None;
@@ -586,7 +475,7 @@ impl<O: Clone + PartialEq> Machine<O> {
 
     fn land(&mut self, id: RequestId) -> Option<InFlightWrite<O>> {
         let index = self.flights.iter().position(|f| f.id == id.0)?;
-        Some(self.flights.swap_remove(index))
+        Some(self.flights.remove(index))
     }
 
     fn acknowledge(

@@ -66,6 +66,7 @@ mod model_tests;
 mod queue;
 mod retained;
 mod rope;
+mod run;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -93,14 +94,18 @@ pub(super) type Verifier = [u8; 8];
 pub(super) struct WritebackConfig {
     /// The most bytes one WRITE may carry.
     pub wsize: usize,
-    /// The most WRITEs of one file without a reply.
+    /// The most requests of one file without a reply.
     pub max_in_flight: usize,
-    /// WRITEs of fewer bytes than this share a request with others that are due, ...
-    pub fragment: usize,
-    /// ... this many, and together no more than `wsize`.
+    /// WRITEs that are due share a request, this many and together no more than `wsize`, ...
     pub fragments: usize,
-    /// How long a segment smaller than `wsize` waits to be joined by more.
+    /// ... but where somebody waits for them and there are places for each, only those of
+    /// fewer bytes than this.
+    pub fragment: usize,
+    /// How long a segment smaller than `wsize` waits to be joined by more, from the last write
+    /// on; longer in a run of writes (see [`run`]), ...
     pub linger: Duration,
+    /// ... and no longer than this after its first write.
+    pub max_linger: Duration,
     /// How long data that the server has and has not committed are held before they are
     /// committed although nobody asks for it: their memory is to be had again, and a
     /// server that crashes later has nothing of them to lose.
@@ -355,10 +360,19 @@ impl<O: Clone + PartialEq> Writeback<O> {
     /// storage. The ticket tells when that is done.
     pub(super) fn begin_drain(&mut self) -> DrainTicket {
         let mark = self.lasting.tick;
+        self.lasting.run = None;
         if let Some(busy) = &mut self.busy {
             busy.begin_drain(mark);
         }
         DrainTicket { mark }
+    }
+
+    /// Sends what lingers on its way. Nobody waits for it.
+    pub(super) fn end_linger(&mut self) {
+        self.lasting.run = None;
+        if let Some(busy) = &mut self.busy {
+            busy.end_linger(&self.lasting);
+        }
     }
 
     /// Whether everything accepted before the ticket is stable or has failed.
@@ -417,14 +431,15 @@ impl<O: Clone + PartialEq> Writeback<O> {
         self.busy.as_ref().map_or(0, |b| b.in_flight())
     }
 
-    /// The window, the mount's or the file's, is short of memory: commits what is
+    /// The window, the mount's or the file's, is short of memory: sends what lingers if that is
+    /// half of what the file holds, and commits what is
     /// retained, once that is worth a COMMIT: a quarter of the file's window or half
     /// of what it holds. To be called again after each reply until there is room. Without
     /// being asked a file commits at two thirds of its window, at one third
     /// if there is a WRITE to go behind, and after [`WritebackConfig::commit_after`].
     pub(super) fn make_room(&mut self) {
         if let Some(busy) = &mut self.busy {
-            busy.make_room();
+            busy.make_room(&self.lasting);
         }
     }
 

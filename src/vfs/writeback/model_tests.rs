@@ -3,6 +3,7 @@
 //! coarsely, where it belongs), so that the server notices when older bytes
 //! arrive after newer ones.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -132,6 +133,8 @@ struct World {
     latest: [u8; SIZE],
     /// Origin and range of each acceptance; the version is the index plus one.
     accepted: Vec<(u8, Range<usize>, bool)>,
+    /// When.
+    accepted_at: Vec<Instant>,
     /// Synchronous writes that wait for their fate, with their versions.
     waiting: Vec<(WriteTicket, u8, Range<usize>)>,
     groups: usize,
@@ -160,6 +163,7 @@ impl World {
             instance: 1,
             latest: [0; SIZE],
             accepted: Vec::new(),
+            accepted_at: Vec::new(),
             waiting: Vec::new(),
             groups: 0,
             tainted: [false; SIZE],
@@ -209,6 +213,7 @@ impl World {
             return;
         }
         self.accepted.push((origin, range.clone(), sync));
+        self.accepted_at.push(self.now);
         let version = self.accepted.len() as u8;
         for p in range.clone() {
             self.latest[p] = value(version, p);
@@ -253,10 +258,8 @@ impl World {
                 } => {
                     let mut commit = commit.map(|range| self.commit_behind(range));
                     let lens = fragments.iter().map(|f| f.data.concat().len());
-                    let (longest, all) = (lens.clone().max(), lens.sum::<usize>());
                     assert!((2..=self.config.fragments).contains(&fragments.len()));
-                    assert!(longest.is_some_and(|len| len < self.config.fragment));
-                    assert!(all <= self.config.wsize);
+                    assert!(lens.sum::<usize>() <= self.config.wsize);
                     let last = fragments.len() - 1;
                     for (index, fragment) in fragments.into_iter().enumerate() {
                         let body = Body::Write {
@@ -288,10 +291,41 @@ impl World {
                 }
             }
         }
+        self.check_linger();
     }
 
     fn writes(&self) -> usize {
         self.requests.iter().filter(|r| r.is_write()).count()
+    }
+
+    /// Requests that have WRITEs in them.
+    fn places_taken(&self) -> usize {
+        let writes = self.requests.iter().filter(|r| r.is_write());
+        let groups: BTreeSet<usize> = writes.map(|r| r.group).collect();
+        groups.len()
+    }
+
+    /// With nothing in flight, what has been accepted so long ago was sent.
+    fn check_linger(&self) {
+        if self.writes() > 0 {
+            return;
+        }
+        for (at, (_, range, _)) in self.accepted_at.iter().zip(&self.accepted) {
+            let (start, end) = (range.start as u64, range.end as u64);
+            assert!(
+                self.now < *at + self.config.max_linger
+                    || self.newer_than(*at, range)
+                    || !self.writeback.overlaps_pending(start..end),
+                "what was accepted lingers past the bound"
+            );
+        }
+    }
+
+    /// Something was accepted for the range since.
+    fn newer_than(&self, time: Instant, range: &Range<usize>) -> bool {
+        let since = self.accepted_at.iter().zip(&self.accepted);
+        let mut since = since.filter(|(at, _)| **at > time);
+        since.any(|(_, (_, newer, _))| newer.start < range.end && range.start < newer.end)
     }
 
     fn commit_behind(&self, range: CommitRange) -> Range<usize> {
@@ -356,7 +390,7 @@ impl World {
             }
         }
         self.requests.push(request);
-        assert!(self.writes() <= self.config.max_in_flight);
+        assert!(self.places_taken() <= self.config.max_in_flight);
     }
 
     fn pick(&self, pick: usize, executed: bool) -> Option<usize> {
@@ -465,14 +499,15 @@ impl World {
             return;
         };
         let id = self.requests[index].id;
+        self.groups += 1;
+        let rest = self.groups;
         for member in self.group_of(index) {
             let index = self.index_of(member);
             if member < id {
                 self.execute_one(index, 8, None);
                 self.reply_to(index);
             } else if member > id {
-                self.groups += 1;
-                self.requests[index].group = self.groups;
+                self.requests[index].group = rest;
                 if let Body::Write { commit, .. } = &mut self.requests[index].body {
                     *commit = None;
                 }
@@ -626,6 +661,7 @@ proptest! {
         fragment in 0..20usize,
         fragments in 1..5usize,
         linger in 0..1200u64,
+        more in 0..3000u64,
         commit_after in 0..9000u64,
         file_limit in 500..40_000usize,
         pick in any::<usize>(),
@@ -638,6 +674,7 @@ proptest! {
             fragment,
             fragments,
             linger: Duration::from_micros(linger),
+            max_linger: Duration::from_micros(linger + more),
             commit_after: Duration::from_micros(commit_after),
             file_limit,
         });

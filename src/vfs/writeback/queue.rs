@@ -7,13 +7,14 @@
 //! somebody waits for therefore never covers more of the file than it did when
 //! the wait began.
 //!
-//! A segment that overlaps a request in flight is *parked* until that is
-//! answered; it is in no other index meanwhile, so choosing what to send next
-//! never walks over what cannot be sent.
+//! Each segment is in one of three indexes. It *lingers* while it may be joined by more,
+//! until the machine says that those up to an age are due; it is *due* when it is full or
+//! in a hurry. One that overlaps a request in flight is *parked* until that is
+//! answered: choosing what to send next never walks over what cannot be sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -36,14 +37,15 @@ pub(super) struct Source<O> {
 pub(super) struct Queue<O> {
     wsize: usize,
     segments: BTreeMap<u64, Segment<O>>,
-    /// All that are not parked. Age and clock agree, so the first one is also
-    /// the one whose linger ends first.
-    by_age: BTreeSet<Key>,
-    /// Those of `by_age` that need not linger: full, or in a hurry.
+    /// Age and clock agree, so the first one is also the one that has lingered longest.
+    lingering: BTreeSet<Key>,
+    /// Full, or in a hurry.
     due: BTreeSet<Key>,
     /// Those that wait for a request in flight.
     parked: BTreeSet<Key>,
     charge: usize,
+    /// Of it, what lingers.
+    lingering_charge: usize,
 }
 
 impl<O: Clone + PartialEq> Queue<O> {
@@ -51,10 +53,11 @@ impl<O: Clone + PartialEq> Queue<O> {
         Queue {
             wsize,
             segments: BTreeMap::new(),
-            by_age: BTreeSet::new(),
+            lingering: BTreeSet::new(),
             due: BTreeSet::new(),
             parked: BTreeSet::new(),
             charge: 0,
+            lingering_charge: 0,
         }
     }
 
@@ -67,6 +70,11 @@ impl<O: Clone + PartialEq> Queue<O> {
         self.charge
     }
 
+    /// The memory of those that linger.
+    pub(super) fn lingering(&self) -> usize {
+        self.lingering_charge
+    }
+
     /// The end of the last segment.
     pub(super) fn end(&self) -> Option<u64> {
         self.segments.values().next_back().map(Segment::end)
@@ -74,8 +82,9 @@ impl<O: Clone + PartialEq> Queue<O> {
 
     /// The age of the oldest segment, parked or not.
     pub(super) fn oldest(&self) -> Option<u64> {
-        let firsts = [self.by_age.first(), self.parked.first()];
-        firsts.into_iter().flatten().map(|&(seq, _)| seq).min()
+        let indexes = [&self.lingering, &self.due, &self.parked];
+        let firsts = indexes.into_iter().filter_map(BTreeSet::first);
+        firsts.map(|&(seq, _)| seq).min()
     }
 
     pub(super) fn overlapping(&self, range: &Range<u64>) -> impl Iterator<Item = &Segment<O>> {
@@ -137,21 +146,25 @@ impl<O: Clone + PartialEq> Queue<O> {
         rest.into_iter().for_each(|rest| self.insert(rest));
     }
 
-    /// The segment to send next: one that a drain waits for (age up to
-    /// `urgent`) or whose linger is over, oldest first; else a full or hurried
-    /// one.
-    pub(super) fn candidate(&self, now: Instant, linger: Duration, urgent: u64) -> Option<u64> {
-        let &(seq, offset) = self.by_age.first()?;
-        if seq <= urgent || self.deadline(linger).is_some_and(|at| at <= now) {
-            return Some(offset);
-        }
-        self.due.first().map(|&(_, offset)| offset)
+    /// The segment to send next, oldest first: one that is full or in a hurry, or one up to the
+    /// age `due`, which lingers no more.
+    pub(super) fn candidate(&self, due: u64) -> Option<u64> {
+        let over = self.lingering.first().filter(|&&(seq, _)| seq <= due);
+        let first = over.into_iter().chain(self.due.first()).min()?;
+        Some(first.1)
     }
 
-    /// When the next linger ends.
-    pub(super) fn deadline(&self, linger: Duration) -> Option<Instant> {
-        let (_, offset) = self.by_age.first()?;
-        self.segments.get(offset)?.since.checked_add(linger)
+    /// How many [`Queue::candidate`] could give, one after the other; no more than `most` are
+    /// counted.
+    pub(super) fn candidates(&self, due: u64, most: usize) -> usize {
+        let over = self.lingering.range(..=(due, u64::MAX));
+        over.chain(&self.due).take(most).count()
+    }
+
+    /// Since when the oldest one lingers that is younger than `due`.
+    pub(super) fn lingers_since(&self, due: u64) -> Option<Instant> {
+        let (_, offset) = self.lingering.range((due.saturating_add(1), 0)..).next()?;
+        Some(self.segments.get(offset)?.since)
     }
 
     pub(super) fn get(&self, offset: u64) -> Option<&Segment<O>> {
@@ -161,8 +174,7 @@ impl<O: Clone + PartialEq> Queue<O> {
     pub(super) fn remove(&mut self, offset: u64) -> Option<Segment<O>> {
         let segment = self.segments.remove(&offset)?;
         let key = (segment.seq, offset);
-        self.by_age.remove(&key);
-        self.due.remove(&key);
+        self.leave_index(key, segment.charge());
         self.parked.remove(&key);
         self.charge -= segment.charge();
         Some(segment)
@@ -172,8 +184,8 @@ impl<O: Clone + PartialEq> Queue<O> {
     pub(super) fn park(&mut self, offset: u64) {
         if let Some(segment) = self.segments.get(&offset) {
             let key = (segment.seq, offset);
-            self.by_age.remove(&key);
-            self.due.remove(&key);
+            let charge = segment.charge();
+            self.leave_index(key, charge);
             self.parked.insert(key);
         }
     }
@@ -197,9 +209,8 @@ impl<O: Clone + PartialEq> Queue<O> {
         for key in keys {
             if let Some(segment) = self.segments.get_mut(&key.1) {
                 segment.hurry = true;
-            }
-            if self.by_age.contains(&key) {
-                self.due.insert(key);
+                let charge = segment.charge();
+                self.linger_ends(key, charge);
             }
         }
     }
@@ -268,11 +279,15 @@ impl<O: Clone + PartialEq> Queue<O> {
     /// Appends to the segment at `offset`.
     fn extend(&mut self, offset: u64, piece: Bytes) {
         if let Some(segment) = self.segments.get_mut(&offset) {
-            self.charge += piece.len();
-            segment.data.push(piece);
             let key = (segment.seq, offset);
-            if segment.data.len() >= self.wsize && self.by_age.contains(&key) {
-                self.due.insert(key);
+            self.charge += piece.len();
+            if self.lingering.contains(&key) {
+                self.lingering_charge += piece.len();
+            }
+            segment.data.push(piece);
+            if segment.data.len() >= self.wsize {
+                let charge = segment.charge();
+                self.linger_ends(key, charge);
             }
         }
     }
@@ -323,11 +338,29 @@ impl<O: Clone + PartialEq> Queue<O> {
     }
 
     fn index(&mut self, key: Key) {
-        self.by_age.insert(key);
-        if let Some(segment) = self.segments.get(&key.1)
-            && (segment.hurry || segment.data.len() >= self.wsize)
-        {
+        let Some(segment) = self.segments.get(&key.1) else {
+            return;
+        };
+        if segment.hurry || segment.data.len() >= self.wsize {
+            self.due.insert(key);
+        } else if self.lingering.insert(key) {
+            self.lingering_charge += segment.charge();
+        }
+    }
+
+    /// A segment that lingers is due from now on.
+    fn linger_ends(&mut self, key: Key, charge: usize) {
+        if self.lingering.remove(&key) {
+            self.lingering_charge -= charge;
             self.due.insert(key);
         }
+    }
+
+    /// Takes a segment out of what could be sent.
+    fn leave_index(&mut self, key: Key, charge: usize) {
+        if self.lingering.remove(&key) {
+            self.lingering_charge -= charge;
+        }
+        self.due.remove(&key);
     }
 }

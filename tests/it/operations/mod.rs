@@ -24,5 +24,6 @@ mod mapping;
 mod names;
 mod remade;
 mod rename;
+mod small_writes;
 mod told;
 mod unlink;

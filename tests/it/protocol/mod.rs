@@ -40,6 +40,7 @@ mod sequence;
 mod silence;
 mod size;
 mod slots;
+mod small_writes;
 mod take_over;
 mod tasks;
 mod unlink;

@@ -21,6 +21,7 @@ impl Rig {
             fragment: 16,
             fragments: 4,
             linger: LINGER,
+            max_linger: LINGER,
             commit_after: Duration::from_secs(5),
             file_limit: 1 << 20,
         };
@@ -80,13 +81,14 @@ fn pieces_of_one_file_and_name_share_a_request_up_to_its_bounds() {
     }
     rig.writeback.begin_drain();
     assert_eq!(rig.offsets(), [vec![0, 20, 40, 60], vec![80]]);
-    // ... no more bytes than one WRITE has, and no more than may be in flight.
+    // ... and no more bytes than one WRITE has.
     let mut rig = Rig::new();
     for piece in 0..8 {
         rig.put('a', 50 * piece, 15);
     }
     rig.writeback.begin_drain();
-    assert_eq!(rig.offsets(), [vec![0, 50, 100, 150], vec![200, 250]]);
+    let offsets = [vec![0, 50, 100, 150], vec![200, 250, 300, 350]];
+    assert_eq!(rig.offsets(), offsets);
     // What is as large as a page goes beside the others, not with them.
     let mut rig = Rig::new();
     rig.put('a', 0, 16);
@@ -176,4 +178,68 @@ fn a_piece_that_overlaps_one_in_flight_waits_and_the_others_do_not() {
     assert_eq!(rig.offsets(), [vec![20, 40]]);
     rig.writeback.written(first[0].0, 4, Stable::Unstable, V1);
     assert_eq!(rig.offsets(), [vec![2]]);
+}
+
+#[test]
+fn what_somebody_waits_for_goes_at_the_same_time_and_shares_when_there_are_more_than_places() {
+    let mut rig = Rig::new();
+    for piece in 0..6 {
+        rig.put('a', 50 * piece, 16);
+    }
+    rig.writeback.begin_drain();
+    assert_eq!(
+        rig.offsets(),
+        [0, 50, 100, 150, 200, 250].map(|at| vec![at])
+    );
+    // Eleven for six places: they are filled evenly, and nothing waits for a reply.
+    let mut rig = Rig::new();
+    for piece in 0..11 {
+        rig.put('a', 50 * piece, 16);
+    }
+    rig.writeback.begin_drain();
+    let lens: Vec<_> = rig.offsets().iter().map(Vec::len).collect();
+    assert_eq!(lens, [2, 2, 2, 2, 2, 1]);
+    // No more than there may be in a request; the rest waits.
+    let mut rig = Rig::new();
+    for piece in 0..40 {
+        rig.put('a', 50 * piece, 16);
+    }
+    rig.writeback.begin_drain();
+    let lens: Vec<_> = rig.offsets().iter().map(Vec::len).collect();
+    assert_eq!(lens, [4; 6]);
+}
+
+#[test]
+fn what_nobody_waits_for_shares_requests_as_far_as_they_go() {
+    let mut rig = Rig::new();
+    for piece in 0..5 {
+        rig.put('a', 50 * piece, 16);
+    }
+    rig.put('b', 600, 16);
+    rig.put('b', 650, 40);
+    rig.put('b', 700, 40);
+    rig.now += LINGER;
+    let offsets = [vec![0, 50, 100, 150], vec![200], vec![600, 650], vec![700]];
+    assert_eq!(rig.offsets(), offsets);
+}
+
+#[test]
+fn a_request_takes_one_place_whatever_it_holds_until_all_of_it_is_answered() {
+    let mut rig = Rig::new();
+    for piece in 0..24 {
+        rig.put('a', 20 * piece, 4);
+    }
+    rig.writeback.begin_drain();
+    let sent = rig.sent();
+    assert_eq!(sent.len(), 6);
+    rig.put('a', 1000, 4);
+    rig.put('a', 2000, 4);
+    rig.writeback.begin_drain();
+    let (pieces, _) = &sent[2];
+    for (id, _) in &pieces[1..] {
+        rig.writeback.written(*id, 4, Stable::Unstable, V1);
+        assert!(rig.offsets().is_empty());
+    }
+    rig.writeback.written(pieces[0].0, 4, Stable::Unstable, V1);
+    assert_eq!(rig.offsets(), [vec![1000, 2000]]);
 }

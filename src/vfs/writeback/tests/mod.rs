@@ -1,8 +1,9 @@
 //! One test per rule: here, what is sent when; [`commits`], how it becomes stable;
-//! [`fragments`], what shares a request.
+//! [`fragments`], what shares a request; [`linger`], what waits for more to come.
 
 mod commits;
 mod fragments;
+mod linger;
 
 use super::*;
 
@@ -44,6 +45,7 @@ impl Rig {
                 fragment: 0,
                 fragments: 1,
                 linger: LINGER,
+                max_linger: LINGER,
                 commit_after: COMMIT_AFTER,
                 file_limit,
             })),
@@ -134,7 +136,7 @@ impl Rig {
 
 #[test]
 fn an_idle_pipeline_costs_a_few_words() {
-    assert!(size_of::<Writeback<u64>>() <= 40);
+    assert!(size_of::<Writeback<u64>>() <= 72);
     let mut rig = Rig::new();
     assert!(rig.writeback.is_idle() && rig.next().is_none());
     rig.put(0, b"x");
