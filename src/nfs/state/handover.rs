@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::super::proto::types::{FileHandle, StateId};
@@ -14,6 +13,7 @@ use super::locks::LockState;
 use super::ranges::{LockKind, Ranges, Span};
 use super::{Inner, Listed, OpenState, OpenTable};
 use crate::rpc::auth::Credential;
+use crate::wal::Wal;
 
 /// An open, as [`OpenState`] has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
