@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::exit::{self, Failure};
 use super::options;
@@ -285,8 +285,8 @@ pub(super) struct Helper {
 }
 
 /// clap's answer to arguments that are no command: help and version are
-/// answers, everything else one line and status 1.
-pub(super) fn explain(error: &clap::Error) -> Result<(), Failure> {
+/// answers, everything else one line and status 1. `program`: see [`called`].
+pub(super) fn explain(error: &clap::Error, program: &str) -> Result<(), Failure> {
     let text = error.to_string();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => exit::print(&text),
@@ -298,7 +298,7 @@ pub(super) fn explain(error: &clap::Error) -> Result<(), Failure> {
             let paragraph = text.split("\n\n").next().unwrap_or(&text);
             let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
             let why = line.strip_prefix("error: ").unwrap_or(&line);
-            Err(complaint(why, &remedy(error, &text)))
+            Err(complaint(why, &remedy(error, program)))
         }
     }
 }
@@ -307,14 +307,21 @@ fn complaint(why: &str, remedy: &str) -> Failure {
     Failure::usage("reading the command line", why).remedy(remedy)
 }
 
+/// The program with its command, if there is one: whose help says more.
+pub(super) fn called(arguments: &[OsString]) -> String {
+    let mut words = arguments.iter().skip(1).filter_map(|word| word.to_str());
+    let command = words.find(|word| !word.starts_with('-'));
+    let known = Cli::command();
+    let known = command.and_then(|command| known.find_subcommand(command));
+    match known {
+        Some(command) => format!("efs-fuse {}", command.get_name()),
+        None => "efs-fuse".to_owned(),
+    }
+}
+
 /// What was probably meant, and the help of the command that was.
-fn remedy(error: &clap::Error, text: &str) -> String {
-    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
-    let command = usage.unwrap_or("efs-fuse").split(' ');
-    let command: Vec<_> = command
-        .take_while(|word| !word.starts_with(['[', '<', '-', '{']))
-        .collect();
-    let help = format!("{} --help", command.join(" "));
+fn remedy(error: &clap::Error, program: &str) -> String {
+    let help = format!("{program} --help");
     let kinds = [
         ContextKind::SuggestedSubcommand,
         ContextKind::SuggestedArg,
@@ -334,14 +341,15 @@ fn remedy(error: &clap::Error, text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn complained(arguments: &[&str]) -> String {
         match Cli::try_parse_from(arguments) {
             Ok(cli) => panic!("{arguments:?} was taken for {cli:?}"),
-            Err(error) => match explain(&error) {
+            Err(error) => match explain(
+                &error,
+                &called(&arguments.iter().map(OsString::from).collect::<Vec<_>>()),
+            ) {
                 Ok(()) => panic!("{arguments:?} is no complaint"),
                 Err(failure) => {
                     assert_eq!(failure.status(), 1);
@@ -405,7 +413,7 @@ mod tests {
         let Err(error) = Helper::try_parse_from(["mount.efs-fuse", "h:/"]) else {
             panic!("no mount point is no complaint");
         };
-        let line = explain(&error).map_err(|why| why.to_string());
+        let line = explain(&error, "mount.efs-fuse").map_err(|why| why.to_string());
         assert!(line.is_err_and(|line| line.ends_with(". Try: mount.efs-fuse --help")));
     }
 

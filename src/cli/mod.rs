@@ -58,15 +58,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let is = |helper: &str| name.is_some_and(|name| name == helper);
     let outcome = if HELPER_NAMES.iter().any(|helper| is(helper)) || is(MOUNT_EFS) {
         let as_mount_efs = is(MOUNT_EFS);
-        Helper::try_parse_from(arguments)
-            .map_err(Box::new)
+        Helper::try_parse_from(&arguments)
+            .map_err(|error| Box::new((error, "mount.efs-fuse".to_owned())))
             .map(|helper| mount::run(&MountCommand::of_helper(helper, as_mount_efs)))
     } else {
-        Cli::try_parse_from(arguments)
-            .map_err(Box::new)
+        Cli::try_parse_from(&arguments)
+            .map_err(|error| Box::new((error, arguments::called(&arguments))))
             .map(dispatch)
     };
-    exit::finish(outcome.unwrap_or_else(|error| arguments::explain(&error)))
+    exit::finish(outcome.unwrap_or_else(|wrong| arguments::explain(&wrong.0, &wrong.1)))
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {

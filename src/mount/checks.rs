@@ -107,7 +107,8 @@ fn taken(written: &Path, canonical: &Path, mount: &Mount) -> MountError {
 pub fn missing(options: &MountOptions) -> Vec<String> {
     let root = effective_user() == 0;
     let mut missing = Vec::new();
-    if !options.security.is_empty() && (!root || !has_selinux()) {
+    let to_be_had = root && has_selinux();
+    if !options.security.is_empty() && !to_be_had {
         let words = options.security.join(",");
         let why = match root {
             true => "this machine has no SELinux",

@@ -84,7 +84,7 @@ impl Bash {
                 }
             }
         });
-        let mut bash = Self {
+        let bash = Self {
             child,
             keys: ours,
             shown,
@@ -95,7 +95,7 @@ impl Bash {
     }
 
     /// What is shown from now on, the first of it after `first` at the latest.
-    fn until_quiet(&mut self, first: Duration) -> String {
+    fn until_quiet(&self, first: Duration) -> String {
         let mut all = Vec::new();
         let mut patience = first;
         while let Ok(more) = self.shown.recv_timeout(patience) {

@@ -168,6 +168,28 @@ fn the_flags_of_mount_8_are_understood() {
 }
 
 #[test]
+fn symbolic_links_are_not_followed_where_it_is_said_until_a_remount() {
+    let machine = Machine::new();
+    machine
+        .run(
+            "",
+            "mount.efs-fuse $DEV $AT -o port=$PORT,nosymfollow,context=a:b:c:s0 2>$DIR/said\n\
+             grep -q 'context=a:b:c:s0 has no effect' $DIR/said || [ -e /sys/fs/selinux/enforce ]\n\
+             findmnt -n -o OPTIONS $AT | grep -q nosymfollow\n\
+             echo x >$AT/file\n\
+             ln -s file $AT/link\n\
+             fails cat $AT/link 2>/dev/null\n\
+             # What is not mentioned stays.\n\
+             mount.efs-fuse $DEV $AT -o remount,noexec\n\
+             fails cat $AT/link 2>/dev/null\n\
+             mount.efs-fuse $DEV $AT -o remount,symfollow\n\
+             [ $(cat $AT/link) = x ]\n\
+             umount $AT\n",
+        )
+        .expect_success("the script");
+}
+
+#[test]
 fn a_line_that_cannot_be_mounted_is_one_message_and_status_32() {
     let machine = Machine::new();
     let done = machine.run("$DEV/nowhere $AT efs-fuse port=$PORT 0 0\n", "mount $AT");

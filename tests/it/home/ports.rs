@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
+use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{COMMAND_LIMIT, EFS_FUSE, MountRequest};
 use crate::fixtures::process::{eventually, run};
 use crate::peer::proto::{op, st};
@@ -107,6 +108,21 @@ fn several_connections_have_each_a_port_of_its_own() {
         "{ports:?}"
     );
     mount.unmount();
+}
+
+/// nfs-ganesha is as strict as Linux if it is told to be.
+#[test]
+fn a_real_server_that_demands_such_a_port_lets_root_in_and_nobody_from_another_one() {
+    let server = Server::start(ServerOptions {
+        privileged_port: true,
+        ..ServerOptions::default()
+    });
+    let mount = MountRequest::of(&server).mount();
+    fs::write(mount.join("file"), "x").expect("write");
+    assert!(server.export().join("file").exists());
+    mount.unmount();
+    let said = MountRequest::of(&server).option("noresvport").fail();
+    assert!(said.contains("without noresvport"), "{said}");
 }
 
 #[test]
