@@ -33,10 +33,13 @@
 //! No lock is held while anything is waited for. What was answered already is sent whether or not
 //! its caller still waits.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Files;
+use crate::vfs::file::origin::Origin;
 use crate::vfs::inode::{FileInner, Inode};
+use crate::vfs::writeback::{RangeTicket, Writeback};
 
 impl Files {
     /// A name is about to be removed or replaced: by that, others are told that they may go on,
@@ -55,7 +58,8 @@ impl Files {
     /// the last write(2).
     pub(in crate::vfs) async fn before_getattr(self: &Arc<Self>, inode: &Arc<Inode>) {
         self.send_changes(inode).await;
-        self.settle(inode, 0, u64::MAX).await;
+        self.settle_by(inode, 0..u64::MAX, Writeback::drain_to_look)
+            .await;
     }
 
     /// The server is about to be asked what is allowed, which goes by mode and owner.
@@ -196,15 +200,23 @@ impl Files {
     /// Waits until the server has (stable or not) what was written to a range
     /// so far, so that a READ sees it.
     async fn settle(self: &Arc<Self>, inode: &Arc<Inode>, offset: u64, len: u64) {
+        let range = offset..offset.saturating_add(len);
+        self.settle_by(inode, range, |writeback| writeback.drain_range(offset, len))
+            .await;
+    }
+
+    async fn settle_by(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        range: Range<u64>,
+        drain: impl FnOnce(&mut Writeback<Origin>) -> RangeTicket,
+    ) {
         if inode.opened().is_none() {
             return;
         }
         let ticket = self.with_writeback(inode, |inner| {
-            let end = offset.saturating_add(len);
-            inner
-                .writeback()
-                .overlaps_pending(offset..end)
-                .then(|| inner.writeback_mut().drain_range(offset, len))
+            let pending = inner.writeback().overlaps_pending(range);
+            pending.then(|| drain(inner.writeback_mut()))
         });
         if let Some(ticket) = ticket {
             self.pump(inode);

@@ -85,6 +85,8 @@ pub(super) struct Machine<O> {
     flights: Vec<InFlightWrite<O>>,
     /// What was accepted up to this tick lingers no more.
     due: u64,
+    /// Attributes are asked for after what was accepted up to this tick.
+    asked: u64,
     retained: Retained<O>,
     /// The COMMIT without a reply yet, by the tick at which it was sent.
     commit: Option<u64>,
@@ -115,6 +117,7 @@ impl<O: Clone + PartialEq> Machine<O> {
             queue: Queue::new(wsize),
             flights: Vec::new(),
             due: 0,
+            asked: 0,
             retained: Retained::new(wsize),
             commit: None,
             commit_soon: false,
@@ -352,6 +355,12 @@ impl<O: Clone + PartialEq> Machine<O> {
 
     pub(super) fn hurry(&mut self, range: &Range<u64>) {
         self.queue.hurry(range);
+    }
+
+    /// Everything is sent without lingering, for the attributes after it.
+    pub(super) fn hurry_all(&mut self, lasting: &Lasting) {
+        self.queue.hurry(&(0..u64::MAX));
+        self.asked = lasting.tick;
     }
 
     /// Whether something accepted up to the tick `mark` and inside `range` is

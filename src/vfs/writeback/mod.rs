@@ -394,6 +394,19 @@ impl<O: Clone + PartialEq> Writeback<O> {
         }
     }
 
+    /// The same for all that is queued, before the attributes are asked for. What goes in one
+    /// WRITE then is written FILE_SYNC: programs look at a file that they have just
+    /// written (for an index, or to compare it) and close it.
+    pub(super) fn drain_to_look(&mut self) -> RangeTicket {
+        if let Some(busy) = &mut self.busy {
+            busy.hurry_all(&self.lasting);
+        }
+        RangeTicket {
+            mark: self.lasting.tick,
+            range: 0..u64::MAX,
+        }
+    }
+
     /// Whether the server has (or has refused) all that was pending in the
     /// range at the time of the ticket.
     pub(super) fn range_drained(&self, ticket: &RangeTicket) -> bool {

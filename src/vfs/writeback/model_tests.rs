@@ -52,6 +52,7 @@ enum Op {
     Crash(u64),
     Drain,
     DrainRange(usize, usize),
+    Look,
     CommitSoon,
 }
 
@@ -74,6 +75,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         6 => any::<u64>().prop_map(Op::Crash),
         10 => Just(Op::Drain),
         6 => (0..SIZE, 1..24usize).prop_map(|(at, len)| Op::DrainRange(at, len)),
+        3 => Just(Op::Look),
         3 => Just(Op::CommitSoon),
     ];
     prop::collection::vec(op, 1..150)
@@ -201,6 +203,10 @@ impl World {
                 let ticket = self.writeback.drain_range(at as u64, len as u64);
                 let range = at..(at + len).min(SIZE);
                 self.ranges.push((ticket, range, self.latest));
+            }
+            Op::Look => {
+                let ticket = self.writeback.drain_to_look();
+                self.ranges.push((ticket, 0..SIZE, self.latest));
             }
             Op::CommitSoon => self.writeback.make_room(),
         }

@@ -233,3 +233,18 @@ async fn who_waits_for_room_does_not_wait_for_what_lingers() {
         within(60, mount.close(file)).await.unwrap();
     }
 }
+
+/// Git and others look at what they have written before they close it.
+#[tokio::test(start_paused = true)]
+async fn a_small_file_that_is_looked_at_before_its_close_is_one_write_and_no_commit() {
+    let (mount, file) = writer().await;
+    mount.write(file, 0, &noise(1, 3000)).await.unwrap();
+    let stat = within(60, mount.getattr(file.ino)).await.unwrap();
+    assert_eq!(stat.size, 3000);
+    assert!(!mount.peer.fs().has_unstable("/f").unwrap());
+    within(60, mount.flush(file)).await.unwrap();
+    assert_eq!(mount.peer.round_trips(), 1);
+    assert_eq!(mount.peer.count_op(op::WRITE), 1);
+    assert_eq!(mount.peer.count_op(op::COMMIT), 0);
+    mount.release(file).await;
+}

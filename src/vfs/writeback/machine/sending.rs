@@ -65,8 +65,10 @@ impl<O: Clone + PartialEq> Machine<O> {
                 return Some(self.next_fragments(lasting, segment, company));
             }
             let last = segment.seq <= urgent && !self.unwritten(urgent);
-            // The last data a drain waits for: stable at once saves a COMMIT.
-            let stable = match segment.sync || last && !self.retained.holds(urgent) {
+            // The last data a drain waits for, or all there are when somebody looks at the
+            // file, who is about to close it as a rule: stable at once saves a COMMIT.
+            let alone = segment.seq <= self.asked && self.is_idle();
+            let stable = match segment.sync || alone || last && !self.retained.holds(urgent) {
                 true => Stable::FileSync,
                 false => Stable::Unstable,
             };

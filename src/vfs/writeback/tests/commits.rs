@@ -463,3 +463,42 @@ fn a_server_that_lost_what_nobody_syncs_is_found_out_by_that_commit() {
     rig.writeback.committed(commit, V2);
     assert!(rig.writeback.is_idle() && rig.error().is_none());
 }
+
+#[test]
+fn what_is_all_there_is_when_somebody_looks_is_stable_at_once() {
+    let mut rig = Rig::new();
+    rig.put(0, b"abc");
+    let ticket = rig.writeback.drain_to_look();
+    let write = rig.write();
+    assert_eq!((write.offset, write.stable), (0, Stable::FileSync));
+    rig.ack(&write, Stable::FileSync, V1);
+    assert!(rig.writeback.range_drained(&ticket) && rig.writeback.is_idle());
+    // What is written later is not: nobody has looked since.
+    rig.put(0, b"abc");
+    rig.linger();
+    assert_eq!(rig.write().stable, Stable::Unstable);
+}
+
+#[test]
+fn what_is_not_all_there_is_when_somebody_looks_is_committed_with_the_rest() {
+    // Others are retained, ...
+    let mut rig = Rig::new();
+    rig.retain(0, b"abc");
+    rig.put(100, b"def");
+    rig.writeback.drain_to_look();
+    assert_eq!(rig.write().stable, Stable::Unstable);
+    // ... in flight, ...
+    let mut rig = Rig::new();
+    rig.put(0, b"abc");
+    rig.linger();
+    rig.write();
+    rig.put(100, b"def");
+    rig.writeback.drain_to_look();
+    assert_eq!(rig.write().stable, Stable::Unstable);
+    // ... or still queued.
+    let mut rig = Rig::new();
+    rig.put(0, b"abc");
+    rig.put(100, b"def");
+    rig.writeback.drain_to_look();
+    assert_eq!(rig.writes()[0].stable, Stable::Unstable);
+}
