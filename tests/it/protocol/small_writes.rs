@@ -248,3 +248,26 @@ async fn a_small_file_that_is_looked_at_before_its_close_is_one_write_and_no_com
     assert_eq!(mount.peer.count_op(op::COMMIT), 0);
     mount.release(file).await;
 }
+
+/// The attributes come with the WRITE: who reads pages of the file is told of another
+/// host's changes as soon as if nothing were written here.
+#[tokio::test(start_paused = true)]
+async fn what_lingers_goes_when_the_attributes_of_its_file_are_too_old_to_read_by() {
+    let peer = Peer::new(PeerConfig::default());
+    let timeouts = efs_fuse::vfs::Timeouts {
+        reg_min: Duration::from_millis(100),
+        reg_max: Duration::from_millis(100),
+        ..default_timeouts()
+    };
+    let mount = Mount::of(&peer, "one", timeouts).await;
+    let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+    for number in 0..50 {
+        mount.write(file, number * 10, &[1; 10]).await.unwrap();
+        millis(10).await;
+    }
+    assert!(there(&mount, "/f").len() < 500, "it lingers");
+    mount.vfs.revalidate_due().await;
+    millis(1).await;
+    assert_eq!(there(&mount, "/f").len(), 500);
+    within(60, mount.close(file)).await.unwrap();
+}
