@@ -615,7 +615,7 @@ pub static TABLE: &[OptionSpec] = &[
     OptionSpec {
         name: "takeover",
         value: Allowed,
-        help: "a keeper holds the mount, so that another daemon can take over, when efs-fuse upgrade asks for it; =crash: also after a crash, which is an experiment",
+        help: "a keeper holds the mount, so that another daemon can take over, when efs-fuse upgrade asks for it; =crash: also after a crash (young: see OPERATIONS)",
         meaning: Meaning::Set(|o, text| {
             o.takeover = match text {
                 "" | "upgrade" => TakeOver::Upgrade,
