@@ -12,7 +12,6 @@ use super::exit::{self, Failure};
 use super::mount::{find_device, read_lists};
 use super::probe;
 use crate::efs::{Device, Problem, ServerConnector};
-use crate::fuse;
 use crate::mount::connecting::{self, Unwelcome};
 use crate::mount::{MountError, MountOptions, launch};
 use crate::nfs::session::establish::Identity;
@@ -161,19 +160,10 @@ async fn walk(
 
 /// What this kernel can do for a mount, and what not.
 fn kernel(report: &mut Report) {
-    let (major, minor) = fuse::kernel_release();
-    if (major, minor) >= fuse::RESENDS_FROM {
-        let detail = format!("Linux {major}.{minor}: another daemon can take over (-o takeover)");
-        return report.good("kernel", detail);
+    match launch::takeover() {
+        Ok(can) => report.good("kernel", can),
+        Err(why) => report.note("kernel", why),
     }
-    let (from, since) = fuse::RESENDS_FROM;
-    report.note(
-        "kernel",
-        format!(
-            "Linux {major}.{minor}: no other daemon can take over a mount (-o takeover), that takes \
-             Linux {from}.{since}"
-        ),
-    );
 }
 
 /// Where this machine is, and how well its clock goes.

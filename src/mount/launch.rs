@@ -16,6 +16,7 @@ use super::memory;
 use super::options::MountOptions;
 use super::registry::Registry;
 use crate::efs::{Device, Settings};
+use crate::fuse;
 use crate::privilege::syscalls::{self, Programs};
 use crate::privilege::{self, Reduced};
 use crate::quoting;
@@ -101,6 +102,23 @@ pub fn check(request: &MountRequest) -> Result<Vec<String>, MountError> {
     checks::fuse_device()?;
     let missing = checks::missing(&request.options);
     Ok([request.remarks.warnings.clone(), missing, found].concat())
+}
+
+/// Whether this kernel lets another daemon take over a mount (`-o takeover`), in words.
+///
+/// # Errors
+/// It does not.
+pub fn takeover() -> Result<String, String> {
+    let (major, minor) = fuse::kernel_release();
+    if (major, minor) >= fuse::RESENDS_FROM {
+        return Ok(format!(
+            "Linux {major}.{minor}: another daemon can take over (-o takeover)"
+        ));
+    }
+    let (from, since) = fuse::RESENDS_FROM;
+    Err(format!(
+        "Linux {major}.{minor}: no other daemon can take over a mount (-o takeover), that takes Linux {from}.{since}"
+    ))
 }
 
 /// Mounts are made in this mount namespace from here on, and looked for there.
