@@ -26,7 +26,7 @@ fn append_to(world: &World) -> File {
 
 /// More, where a busy machine has not let a program run for milliseconds when it had just
 /// begun: what it had written by then has gone.
-const PAUSES: u64 = 4;
+const PAUSES: u64 = 8;
 
 #[test]
 fn sixteen_mib_written_in_blocks_of_a_page_are_sixteen_writes() {
