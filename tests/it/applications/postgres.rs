@@ -193,7 +193,8 @@ impl Local {
             "-c",
             "2",
             "-T",
-            "600",
+            // Until it is killed.
+            "86400",
             "-h",
             text(&dir),
             "postgres",
