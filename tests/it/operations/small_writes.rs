@@ -42,8 +42,8 @@ fn sixteen_mib_written_in_blocks_of_a_page_are_sixteen_writes() {
     assert!(fs::read(world.behind("file")).expect("read") == data);
     println!("{writes} WRITEs, {requests} requests");
     assert!(writes <= 16 + PAUSES, "{writes} WRITEs");
-    // LOOKUP, OPEN, COMMIT, CLOSE.
-    assert!(requests <= writes + 4, "{requests} requests");
+    // LOOKUP, OPEN, COMMIT, CLOSE; what is asked again as its time is over depends on the machine.
+    assert!(requests <= writes + 4 + PAUSES, "{requests} requests");
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn lines_appended_to_an_open_log_share_requests() {
     // One a second.
     let most = 1 + start.elapsed().as_secs() + PAUSES;
     assert!(writes <= most, "{writes} WRITEs of {most}");
-    assert!(requests <= writes + 4, "{requests} requests");
+    assert!(requests <= writes + 4 + PAUSES, "{requests} requests");
 }
 
 #[test]
