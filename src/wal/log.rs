@@ -231,11 +231,11 @@ impl Log {
         self.map.publish(header::END, written.end as u64);
     }
 
-    /// Copies the records to the other segment, if most of this one is of no use.
+    /// Copies the records to the other segment, if a fifth of this one is of no use.
     fn tidy(&self, written: &mut Written) {
         let used = written.end - SEGMENTS[written.segment].start;
         let useless = used - written.live;
-        // So that each byte that is written is copied four times at most.
+        // So that for each byte that is written no more than four are copied.
         if useless < MUCH || useless < written.live / 4 {
             return;
         }

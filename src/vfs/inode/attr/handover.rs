@@ -25,8 +25,9 @@ pub(in crate::vfs) struct AttrRecord {
 }
 
 /// What the write-ahead log has of attributes. There is one for each inode, so it is short: what was
-/// moved since it was written is looked for by the change attribute, and what is not compared with
-/// anything (times, blocks) nobody is told before the server was asked.
+/// moved since it was written is looked for by the change attribute. Times and blocks are not in
+/// it: whatever the server tells is later, and nobody is told them before it was asked. Of an object
+/// that is gone by then, as a removed directory that somebody works in, they are those of 1970.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::vfs) struct LoggedAttr {
     /// `st_ino`, where it is another than the number of the inode.
