@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -12,6 +11,7 @@ use std::time::Duration;
 
 use crate::fixtures::mount::{COMMAND_LIMIT, EFS_FUSE};
 use crate::fixtures::process::run;
+use crate::fixtures::sys;
 
 /// Nothing is shown for this long: bash has done what there was to do.
 const QUIET: Duration = Duration::from_millis(400);
@@ -36,21 +36,7 @@ impl Bash {
              efs-fuse() { printf 'called'; printf ' <%s>' \"$@\"; printf '\\n'; }\n",
         )
         .expect("write");
-        let (mut ours, mut theirs) = (0, 0);
-        let none = std::ptr::null_mut();
-        // SAFETY: two integers to be written; no name, no settings.
-        let done = unsafe {
-            libc::openpty(
-                &raw mut ours,
-                &raw mut theirs,
-                none,
-                none.cast(),
-                none.cast(),
-            )
-        };
-        assert_eq!(done, 0, "openpty");
-        // SAFETY: both are new and belong to nobody else.
-        let (ours, theirs) = unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+        let (ours, theirs) = sys::openpty().expect("openpty");
         let end = || theirs.try_clone().expect("descriptor");
         let mut command = Command::new("bash");
         command

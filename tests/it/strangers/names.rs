@@ -2,9 +2,7 @@
 //! does what it says.
 
 use std::fs;
-use std::fs::File;
 use std::io::Read;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::chown;
 use std::path::Path;
@@ -15,6 +13,7 @@ use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{COMMAND_LIMIT, EFS_FUSE, MountRequest};
 use crate::fixtures::private::{ALICE, Private, as_user};
 use crate::fixtures::process::run;
+use crate::fixtures::sys;
 
 /// A line break, an order to a terminal, no UTF-8, a turn of direction, blanks, quotes.
 const NAMES: [&[u8]; 6] = [
@@ -37,21 +36,7 @@ fn grow(dir: &Path) {
 
 /// What a program writes to a terminal.
 fn on_a_terminal(command: &mut Command) -> String {
-    let (mut ours, mut theirs) = (0, 0);
-    let none = std::ptr::null_mut();
-    // SAFETY: two integers to be written; no name, no settings.
-    let done = unsafe {
-        libc::openpty(
-            &raw mut ours,
-            &raw mut theirs,
-            none,
-            none.cast(),
-            none.cast(),
-        )
-    };
-    assert_eq!(done, 0, "openpty");
-    // SAFETY: both are new and belong to nobody else.
-    let (mut ours, theirs) = unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+    let (mut ours, theirs) = sys::openpty().expect("openpty");
     command
         .stdin(Stdio::null())
         .stdout(theirs)
