@@ -25,7 +25,7 @@ use super::owner::Owner;
 use super::publish::publish;
 use super::registry::Registry;
 use super::signals::Shutdown;
-use super::{checks, upgrade, watchdog};
+use super::{checks, memory, upgrade, watchdog};
 use crate::background::{Died, Tasks};
 use crate::efs::ServerConnector;
 use crate::fuse::{
@@ -252,6 +252,9 @@ async fn serve(served: &Served, ready: Ready, shutdown: &Shutdown) -> Result<(),
         quoting::name(&request.device.spec),
         quoting::path(&request.mountpoint)
     );
+    if let Err(why) = memory::give_back_text() {
+        tracing::debug!(%why, "the text of the start stays in memory");
+    }
     let lifeline = served.lifeline.as_ref();
     // From here on, and not before: whoever waits for the mount has been told that it is there.
     let survives = lifeline.is_some_and(|lifeline| survive(lifeline, running, &metrics.tasks));
