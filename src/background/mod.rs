@@ -35,7 +35,9 @@
 //! | `revalidate` | restarted | open files are looked at later |
 //! | `send_together` | watched | the CLOSEs go out again; after three times they are given up |
 //! | `send_write`, `send_fragments`, `send_commit` | watched | EIO at fsync or close for the range, which is free again; pages are dropped |
-//! | `wake_at` | restarted | |
+//! | `wake_at`, `wake_names` | restarted | |
+//! | `send_names` | watched | what was promised is not kept: EIO for who asks for it; the queue goes on |
+//! | `close_made` | restarted | |
 //! | `deferred_setattr` | restarted | what was on its way waits once more |
 //! | `fetch`, `ask_page` | watched | its readers ask for themselves |
 //! | `kept_open` | harmless | the open stays until its thread walks again, or the mount's end |
@@ -407,7 +409,7 @@ mod tests {
 
     /// Where something is spawned without this module, because its end is awaited, or
     /// watched by what is spawned.
-    const AWAITED: [&str; 17] = [
+    const AWAITED: [&str; 18] = [
         "background/mod.rs",
         "cli/rm.rs",
         "cli/tree.rs",
@@ -422,6 +424,7 @@ mod tests {
         "telemetry/control.rs",
         "vfs/dirs/fetch.rs",
         "vfs/files/read.rs",
+        "vfs/files/send_names.rs",
         "vfs/files/write.rs",
         "vfs/namespace/invalidation.rs",
         "vfs/types.rs",

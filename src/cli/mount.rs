@@ -9,7 +9,7 @@ use super::option_list::{self, OptionError, Typed};
 use crate::efs::Device;
 use crate::mount::again::Standing;
 use crate::mount::launch::{self, Remarks};
-use crate::mount::options::Atime;
+use crate::mount::options::{Atime, TakeOver};
 use crate::mount::remount::{Flags, Remount};
 use crate::mount::{MountOptions, MountRequest, daemon};
 use crate::quoting;
@@ -280,6 +280,12 @@ fn parse_device(written: &str) -> Result<Device, Failure> {
 }
 
 fn check_fit(device: &Device, options: &MountOptions) -> Result<(), Failure> {
+    if options.writeback && options.takeover == TakeOver::Always {
+        let unfit = "writeback and takeover=crash do not go together: what is answered ahead of the \
+                     server is not in the log that outlives the daemon";
+        return Err(Failure::usage("reading the mount options", unfit)
+            .remedy("takeover=upgrade, or no writeback"));
+    }
     options.server.check(device).map_err(|unfit| {
         let what = match unfit.of_device {
             true => "reading the device",

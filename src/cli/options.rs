@@ -628,6 +628,18 @@ pub static TABLE: &[OptionSpec] = &[
     flag("notakeover", "no keeper (default)", |o| {
         o.takeover = TakeOver::Never;
     }),
+    flag(
+        "writeback",
+        "answer this host's changes of names, attributes and data before the server has them; fsync, locks and umount wait",
+        |o| o.writeback = true,
+    ),
+    flag(
+        "nowriteback",
+        "answer changes when the server has them (default)",
+        |o| {
+            o.writeback = false;
+        },
+    ),
     // Logs.
     flag("debug", "log more", |o| o.debug = true),
     set("log", "FILE", "log to this file", |o, text| {

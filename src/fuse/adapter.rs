@@ -846,8 +846,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let call = FuseRequest::new(FuseOp::FsyncDir, req, ino.0);
-        // Directories are changed at the server and nowhere else.
-        self.done(call, reply, async { Ok(()) });
+        let vfs = self.vfs();
+        self.done(call, reply, async move { vfs.fsyncdir(ino.0).await });
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {

@@ -215,6 +215,8 @@ pub struct MountOptions {
     /// `default_permissions`: the kernel checks mode bits itself and asks for
     /// no ACCESS.
     pub default_permissions: bool,
+    /// `writeback`: this host's changes are answered before the server knows of them.
+    pub writeback: bool,
     /// `takeover`: a keeper holds the mount, so that another daemon can take over.
     pub takeover: TakeOver,
 }
@@ -296,6 +298,7 @@ impl Default for MountOptions {
             write_window: 64 << 20,
             fuse_threads: default_fuse_threads(),
             max_requests: 64,
+            writeback: false,
             nconnect: None,
             max_connections: None,
             unanswered: Unanswered::Hard,

@@ -99,6 +99,8 @@ pub struct VfsConfig {
     /// The kernel does not look who may search a directory (`nodefault_permissions`): a
     /// name is answered as the server allows its caller, each time.
     pub asks_who_searches: bool,
+    /// This host's changes are answered before the server knows of them (`writeback`).
+    pub writeback: bool,
 }
 
 impl VfsConfig {
@@ -117,6 +119,7 @@ impl VfsConfig {
             write_window: self.write_window,
             read_ahead: self.read_ahead,
             reg_max: self.timeouts.reg_max,
+            writeback: self.writeback,
         }
     }
 }

@@ -62,6 +62,19 @@ pub struct Timestamp {
     pub nsec: u32,
 }
 
+impl Timestamp {
+    /// The time of this host.
+    pub(in crate::vfs) fn now() -> Self {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            sec: now.as_secs().cast_signed(),
+            nsec: now.subsec_nanos(),
+        }
+    }
+}
+
 /// What kind of object an inode is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {

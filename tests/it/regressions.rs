@@ -68,6 +68,7 @@ impl Host {
             missing_names: MissingNames::AskedFor,
             max_inodes: usize::MAX,
             asks_who_searches: false,
+            writeback: false,
         };
         let vfs = Vfs::new(client, config, sent, metrics);
         Self { vfs, cred }

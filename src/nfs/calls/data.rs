@@ -232,7 +232,7 @@ impl Client {
                         if index == 1 {
                             c.then();
                         }
-                        c.write_fragment(stateid, *offset, data);
+                        c.write_fragment(stateid, *offset, Stable::Unstable, data);
                     }
                     c.then();
                     if let Some((offset, count)) = commit {

@@ -11,6 +11,7 @@
 //! brings back a lost session, or looks for revoked state, is told by the trait
 //! [`Upkeep`].
 
+pub(super) mod gate;
 mod once;
 mod resolve;
 mod send;
@@ -21,6 +22,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
+use self::gate::{Gate, Past};
 pub use self::once::Unanswered;
 pub(super) use self::once::UnusedOpen;
 use self::once::{Begun, Once, Recording};
@@ -62,6 +64,7 @@ pub(super) struct ForeChannel {
     pub(super) lease: watch::Sender<u32>,
     upkeep: OnceLock<Box<dyn Upkeep>>,
     once: Arc<Once>,
+    pub(super) gate: Gate,
 }
 
 impl ForeChannel {
@@ -80,6 +83,7 @@ impl ForeChannel {
             session,
             lease: watch::Sender::new(DEFAULT_LEASE),
             upkeep: OnceLock::new(),
+            gate: Gate::default(),
         })
     }
 
@@ -122,9 +126,21 @@ impl ForeChannel {
     /// DELAY and GRACE are waited out, a lost session is rebuilt; what failed
     /// otherwise is the caller's to look at. All of that ends, with
     /// [`RpcError::Abandoned`], when this task's [caller](crate::rpc::caller) has been
-    /// answered.
-    pub(super) async fn call(
+    /// answered. What names an object that is yet to be made waits for that, and what names a
+    /// directory that is [shut](gate) for its changes.
+    pub(super) fn call(
         &self,
+        cred: &Credential,
+        class: Class,
+        build: impl Fn(&mut Compound) + Send,
+    ) -> impl Future<Output = Result<Reply, NfsError>> + Send {
+        self.call_past(Past::Nothing, cred, class, build)
+    }
+
+    /// The same of a request that is, or is not, one of the changes that others wait for.
+    pub(super) async fn call_past(
+        &self,
+        past: Past,
         cred: &Credential,
         class: Class,
         build: impl Fn(&mut Compound) + Send,
@@ -141,6 +157,11 @@ impl ForeChannel {
                 continue;
             };
             let compound = self.compound(&session, cred, &build);
+            if self.is_in_the_way(past, &compound) {
+                session.release(slot.id, false);
+                self.out_of_the_way(past, &compound).await?;
+                continue;
+            }
             if recording.is_none() && self.once.is_on() {
                 match self.once.begin(&compound, cred) {
                     Begun::Known(reply) => {
@@ -187,6 +208,33 @@ impl ForeChannel {
                 Status::STALE_CLIENTID => self.recover(session.generation),
                 _ => return Ok(reply),
             }
+        }
+    }
+
+    /// The compound is not to be sent now: the server has yet to make what it names, or to change
+    /// the names of a directory in it.
+    fn is_in_the_way(&self, past: Past, compound: &Compound) -> bool {
+        compound.awaits().is_some()
+            || past == Past::Nothing && self.gate.is_shut() && self.gate.stops(compound.named())
+    }
+
+    #[cold]
+    async fn out_of_the_way(&self, past: Past, compound: &Compound) -> Result<(), NfsError> {
+        let made = async {
+            if let Some(handle) = compound.awaits() {
+                let refused = |status| NfsError::Status(Op::PutFh, status);
+                handle.given().await.map_err(refused)?;
+            }
+            if past == Past::Nothing {
+                self.gate.passes(compound.named()).await;
+            }
+            Ok(())
+        };
+        tokio::select! {
+            biased;
+            made = made => made,
+            // The loop of the call finds it out.
+            () = caller::answered() => Ok(()),
         }
     }
 
@@ -249,6 +297,9 @@ impl ForeChannel {
     ) -> Compound {
         let mut compound = Compound::in_session(cred, &self.config.identity.machine_name);
         compound.at_most(session.attrs.max_ops as usize);
+        if self.gate.is_shut() {
+            compound.keep_names();
+        }
         build(&mut compound);
         compound
     }

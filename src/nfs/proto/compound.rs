@@ -98,6 +98,10 @@ pub struct Compound {
     own_at: usize,
     own_ends: Option<usize>,
     opens: Option<NamedOpen>,
+    /// A handle in it that the server has not given.
+    awaits: Option<FileHandle>,
+    /// The objects it names, if anybody wants to know.
+    names: Option<SmallVec<[FileHandle; 2]>>,
 }
 
 /// Length of an encoded SEQUENCE.
@@ -136,6 +140,8 @@ impl Compound {
             own_at: 0,
             own_ends: None,
             opens: None,
+            awaits: None,
+            names: None,
         }
     }
 
@@ -171,6 +177,23 @@ impl Compound {
     /// [in front](Compound::in_front). SEQUENCE is none.
     pub fn is_in_front(&self, index: usize) -> bool {
         (1..=self.front).contains(&index)
+    }
+
+    /// Keeps the handles that are put, for [`Compound::named`].
+    pub fn keep_names(&mut self) -> &mut Self {
+        self.names.get_or_insert_default();
+        self
+    }
+
+    /// The objects that it names, if they were [kept](Compound::keep_names).
+    pub fn named(&self) -> &[FileHandle] {
+        self.names.as_deref().unwrap_or_default()
+    }
+
+    /// A handle in it that the server has not given: it is not to be sent, but to be built anew
+    /// once that is decided.
+    pub fn awaits(&self) -> Option<&FileHandle> {
+        self.awaits.as_ref()
     }
 
     /// Leaves out operations that are only welcome where there would be more
@@ -284,6 +307,12 @@ impl Compound {
 
     /// PUTFH (§18.19).
     pub fn put(&mut self, handle: &FileHandle) -> &mut Self {
+        if !handle.is_given() && self.awaits.is_none() {
+            self.awaits = Some(handle.clone());
+        }
+        if let Some(names) = &mut self.names {
+            names.push(handle.clone());
+        }
         self.op(Op::PutFh).opaque(handle.as_bytes());
         self
     }
@@ -477,10 +506,16 @@ impl Compound {
     }
 
     /// WRITE of few bytes, which are copied: there may be any number of these.
-    pub fn write_fragment(&mut self, stateid: StateId, offset: u64, data: &[Bytes]) -> &mut Self {
+    pub fn write_fragment(
+        &mut self,
+        stateid: StateId,
+        offset: u64,
+        stable: Stable,
+        data: &[Bytes],
+    ) -> &mut Self {
         let out = self.op(Op::Write);
         stateid.encode(out);
-        out.u64(offset).u32(Stable::Unstable as u32);
+        out.u64(offset).u32(stable as u32);
         out.opaque(&data.concat());
         self
     }

@@ -3,6 +3,7 @@
 
 pub mod attrs;
 pub mod compound;
+pub mod handle;
 pub mod ops;
 pub mod reply;
 pub mod status;

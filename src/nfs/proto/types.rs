@@ -1,56 +1,10 @@
 //! Basic types (RFC 8881 §3).
 
-use std::fmt;
-use std::sync::Arc;
-
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::xdr::{DecodeError, Decoder, Encoder};
 
-/// NFS4_FHSIZE: no file handle is longer. EFS uses all of it.
-pub const FHSIZE: usize = 128;
-
-/// A file handle: opaque, compared byte by byte, cheap to clone.
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Bytes", into = "Bytes")]
-pub struct FileHandle(Arc<[u8]>);
-
-impl TryFrom<Bytes> for FileHandle {
-    type Error = DecodeError;
-
-    fn try_from(bytes: Bytes) -> Result<Self, DecodeError> {
-        match bytes.len() {
-            1..=FHSIZE => Ok(Self(Arc::from(bytes.as_ref()))),
-            _ => Err(DecodeError::Invalid("file handle")),
-        }
-    }
-}
-
-impl From<FileHandle> for Bytes {
-    fn from(handle: FileHandle) -> Self {
-        Self::copy_from_slice(&handle.0)
-    }
-}
-
-impl FileHandle {
-    /// Takes a handle off a reply.
-    pub fn decode(dec: &mut Decoder) -> Result<Self, DecodeError> {
-        dec.opaque("file handle", FHSIZE)?.try_into()
-    }
-
-    /// The opaque bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for FileHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("fh:")?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
+pub use super::handle::{FHSIZE, FileHandle, Promise};
 
 /// stateid4 (RFC 8881 §3.3.12, §8.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

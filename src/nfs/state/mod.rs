@@ -293,6 +293,15 @@ impl OpenTable {
         self.opens.lock().remove(&open.owner);
     }
 
+    /// The open was closed by the request that has made it.
+    pub(super) fn closed_along(&self, open: &OpenState) {
+        self.forget(open);
+        open.change(|inner| {
+            inner.lose();
+            inner.listed = Listed::Nowhere;
+        });
+    }
+
     /// Nobody uses the open any more. What there is to be closed: the newest stateid, or
     /// `None` if the server knows nothing of it.
     pub(super) fn close_here(&self, open: &OpenState) -> Option<StateId> {

@@ -2,10 +2,8 @@
 //! under the file's lock. What may wait, and how long, is written where they are sent
 //! (`files::deferred_setattr`).
 
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
@@ -142,7 +140,7 @@ impl DeferredSetattr {
             cred: Arc::clone(cred),
             ctime: Timestamp::default(),
         });
-        change.join(set, wall_clock());
+        change.join(set, Timestamp::now());
         Some(first)
     }
 
@@ -187,15 +185,5 @@ impl DeferredSetattr {
             older.join(&newer.set, newer.ctime);
         }
         self.waiting = Some(older);
-    }
-}
-
-fn wall_clock() -> Timestamp {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp {
-        sec: now.as_secs().cast_signed(),
-        nsec: now.subsec_nanos(),
     }
 }

@@ -79,6 +79,8 @@ pub(in crate::vfs) struct FileInner<D> {
     /// RENAMEs onto this file under way: if they fail, it gets its name back,
     /// so it is not removed meanwhile.
     replacing: usize,
+    /// The open of a file that is not made yet, whose only user is being released.
+    closing: Option<Arc<OpenState>>,
     /// A hidden name is being made; it is `silly` then, or could not be made.
     hiding: bool,
     /// Handles through which was locked and whose RELEASE is under way, and how many of
@@ -173,6 +175,7 @@ impl<D> FileState<D> {
                 preserved: false,
                 silly: None,
                 replacing: 0,
+                closing: None,
                 removing: 0,
                 hiding: false,
                 releasing: 0,
@@ -460,6 +463,43 @@ impl<D> FileInner<D> {
         let open = make();
         self.add_open(&open);
         Some(open)
+    }
+
+    /// The only user of the open of a file that is not made yet is being released: the request that
+    /// makes it may close it.
+    pub(in crate::vfs) fn begin_close(&mut self, open: &Arc<OpenState>) {
+        let mut opens = self.opens.iter();
+        if opens.any(|shared| Arc::ptr_eq(&shared.open, open) && shared.users == 1) {
+            self.closing = Some(Arc::clone(open));
+        }
+    }
+
+    /// Whether that is so of this one still.
+    pub(in crate::vfs) fn closes_along(&self, open: &Arc<OpenState>) -> bool {
+        let closing = self.closing.as_ref();
+        let mut opens = self.opens.iter();
+        closing.is_some_and(|closing| Arc::ptr_eq(closing, open))
+            && opens.any(|shared| Arc::ptr_eq(&shared.open, open) && shared.users == 1)
+    }
+
+    /// The same, and whoever opens the file next has an open of his own.
+    pub(in crate::vfs) fn take_closing(&mut self, open: &Arc<OpenState>) -> bool {
+        let closes = self.closes_along(open);
+        if closes {
+            self.opens.retain(|shared| !Arc::ptr_eq(&shared.open, open));
+        }
+        closes
+    }
+
+    /// It was not closed: the request was not executed.
+    pub(in crate::vfs) fn close_again(&mut self, open: &Arc<OpenState>) {
+        self.add_open(open);
+    }
+
+    /// Somebody has the file open and goes on with it, or it has a hidden name.
+    pub(in crate::vfs) fn is_open_or_hidden(&self) -> bool {
+        let closes = |shared: &SharedOpen| self.closes_along(&shared.open);
+        !self.opens.iter().all(closes) || self.silly.is_some() || self.hiding || self.replacing > 0
     }
 
     /// One user less, who was the owner of this lock state or of none. `None` if the open is

@@ -12,7 +12,7 @@ use super::write::now;
 use crate::rpc::caller;
 use crate::vfs::file::origin::Origin;
 use crate::vfs::inode::Inode;
-use crate::vfs::types::{Errno, VfsError, VfsResult};
+use crate::vfs::types::{Errno, Timestamp, VfsError, VfsResult};
 use crate::vfs::writeback::{DrainTicket, WriteTicket};
 
 /// How long an append waits for the kernel to drop pages that it may hold locked until
@@ -83,6 +83,9 @@ impl Files {
                 }
                 inner.count_write();
                 attr.grow(end);
+                if inode.handle.is_undecided() {
+                    attr.touch(Timestamp::now(), Instant::now());
+                }
                 let drain = sync.then(|| inner.writeback_mut().begin_drain());
                 let readers = inner.readers();
                 Ok(Ok((
@@ -205,6 +208,7 @@ impl Files {
         drain: DrainTicket,
         write: WriteTicket,
     ) -> Option<VfsError> {
+        self.hurry_names(inode);
         self.wait_until(inode, |inner| inner.writeback().drained(&drain))
             .await;
         self.with_writeback(inode, |inner| inner.writeback_mut().fate(write))

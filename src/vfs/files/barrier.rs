@@ -20,7 +20,8 @@
 //! | setattr of a size | then stable | [`Files::before_cut`] |
 //! | setattr of times | then stable | [`Files::before_times`] |
 //! | open | published; with O_TRUNC stable before | [`Files::before_open`] |
-//! | flush, fsync, a lock | stable, then published | [`Files::before_publishing`] |
+//! | flush | stable, then published; nothing with `writeback` | [`Files::before_close`] |
+//! | fsync, a lock | stable, then published; with `writeback` all files and names before | [`Files::before_sync`] |
 //! | release | stable, then attributes | [`Files::before_release`] |
 //! | unlock | what is abandoned, stable, attributes of all files | [`Files::before_unlock`] |
 //! | locks that go with a close | the same of the one file, if anything is abandoned | [`Files::before_unlock_at_close`] |
@@ -37,6 +38,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Files;
+use super::handle::OpenHandle;
 use crate::vfs::file::origin::Origin;
 use crate::vfs::inode::{FileInner, Inode};
 use crate::vfs::writeback::{RangeTicket, Writeback};
@@ -99,6 +101,44 @@ impl Files {
         self.publish(inode).await;
     }
 
+    /// close(2): whoever knows of it may rely on what was written. With `writeback` he may not,
+    /// but after a sync or a lock; the release goes on with it.
+    pub(in crate::vfs) async fn before_close(self: &Arc<Self>, handle: &OpenHandle) {
+        if !self.is_ahead_allowed() || handle.locking.was_used() {
+            self.before_publishing(&handle.inode).await;
+        }
+    }
+
+    /// fsync(2): what was done to the file is stable. With `writeback`, whatever was done before.
+    pub(in crate::vfs) async fn before_sync(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.settle_all().await;
+        self.before_publishing(inode).await;
+    }
+
+    /// A lock is about to be asked for: as a sync.
+    pub(super) async fn before_lock(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.before_sync(inode).await;
+    }
+
+    /// A directory is about to be removed: its names that are ahead of the server go first.
+    pub(in crate::vfs) async fn before_removal_of_directory(self: &Arc<Self>, inode: &Arc<Inode>) {
+        if self.is_ahead_allowed() && inode.is_ahead() {
+            self.settle_names_in(inode.ino).await;
+        }
+    }
+
+    /// A handle is being released. If it is the only one of a file that is not made yet, the
+    /// request that makes it closes it as well, and nobody hurries that.
+    pub(in crate::vfs) async fn begin_close(self: &Arc<Self>, handle: &OpenHandle) {
+        let inode = &handle.inode;
+        if inode.handle.is_undecided() {
+            self.file_state(inode).lock().begin_close(&handle.open);
+            self.pump_names();
+            // What it was refused for, if it was, is told below.
+            let _ = inode.handle.given().await;
+        }
+    }
+
     /// A handle is gone. What FLUSH did not see (writes of a shared mapping) is written first.
     pub(in crate::vfs) async fn before_release(self: &Arc<Self>, inode: &Arc<Inode>) {
         self.drain(inode).await;
@@ -109,6 +149,7 @@ impl Files {
     /// on by it, whichever file it is of.
     pub(super) async fn before_unlock(self: &Arc<Self>, inode: &Arc<Inode>) {
         self.abandoned.ended().await;
+        self.settle_names().await;
         self.drain(inode).await;
         self.send_all_changes().await;
     }
@@ -146,6 +187,7 @@ impl Files {
 
     /// The mount is at its end.
     pub(in crate::vfs) async fn before_end(self: &Arc<Self>) {
+        self.settle_names().await;
         for inode in self.window.busy() {
             self.drain(&inode).await;
         }
@@ -183,6 +225,7 @@ impl Files {
             (!inner.writeback().is_idle()).then_some(ticket)
         });
         if let Some(ticket) = ticket {
+            self.hurry_names(inode);
             self.pump(inode);
             self.wait_until(inode, |inner| inner.writeback().drained(&ticket))
                 .await;
@@ -219,6 +262,7 @@ impl Files {
             pending.then(|| drain(inner.writeback_mut()))
         });
         if let Some(ticket) = ticket {
+            self.hurry_names(inode);
             self.pump(inode);
             self.wait_until(inode, |inner| inner.writeback().range_drained(&ticket))
                 .await;

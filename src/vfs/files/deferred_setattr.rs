@@ -114,7 +114,11 @@ impl Files {
     }
 
     async fn send_waiting(self: &Arc<Self>, inode: &Arc<Inode>, file: &FileState) {
-        // Upon which they go with the last WRITE, if one is left to be sent.
+        // Upon which they go with the request that makes the file, if that is yet to be sent, ...
+        if inode.handle.given().await.is_err() {
+            tracing::debug!(ino = inode.ino, "the file of these changes was refused");
+        }
+        // ... or with the last WRITE, if one is left to be sent.
         self.drain(inode).await;
         loop {
             let progress = file.progress();

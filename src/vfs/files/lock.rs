@@ -428,7 +428,7 @@ impl Files {
             ..
         } = request;
         let inode = &handle.inode;
-        self.before_publishing(inode).await;
+        self.before_lock(inode).await;
         let turn = tokio::select! {
             biased;
             turn = lock.turn() => turn,

@@ -13,6 +13,7 @@
 //! | opens at the server, which handles share | `opens`, [`kept_open`] |
 //! | taking data in, and when there is room | [`accept`], `window` |
 //! | sending data: the shell of the write-back | [`mod@write`], `unanswered` |
+//! | changes of names that are answered before the server knows (`writeback`) | `name_writeback`, `send_names` |
 //! | sending changes of attributes that waited | [`deferred_setattr`] |
 //! | set-id rights that a write or a cut takes | `privileges` |
 //! | reading, reading ahead, and what comes with an OPEN | `read`, `inline_read` |
@@ -38,10 +39,12 @@ mod inline_read;
 pub(in crate::vfs) mod kept_open;
 pub(in crate::vfs) mod lock;
 pub(in crate::vfs) mod logged;
+mod name_writeback;
 mod opens;
 mod privileges;
 mod read;
 mod revalidate;
+mod send_names;
 pub(in crate::vfs) mod silly;
 mod unanswered;
 mod unlock;
@@ -58,6 +61,7 @@ use parking_lot::Mutex;
 use self::handle::OpenHandle;
 use self::kept_open::Kept;
 use self::logged::Inherited;
+use self::name_writeback::NameWriteback;
 use self::silly::Silly;
 use self::window::Window;
 use crate::nfs::Client;
@@ -114,6 +118,8 @@ pub(in crate::vfs) struct FilesConfig {
     pub(in crate::vfs) read_ahead: u64,
     /// How long attributes of files are believed at most (`acregmax`).
     pub(in crate::vfs) reg_max: Duration,
+    /// Changes are answered before the server knows of them (`writeback`).
+    pub(in crate::vfs) writeback: bool,
 }
 
 /// See the module.
@@ -145,6 +151,7 @@ pub(in crate::vfs) struct Files {
     /// See [`inline_read`](crate::vfs::file::inline_read).
     inline_reads: Budget,
     kept: Kept,
+    names: NameWriteback,
     abandoned: Arc<Abandoned>,
     metrics: Arc<Metrics>,
 }
@@ -191,6 +198,7 @@ impl Files {
             changed: Mutex::default(),
             inline_reads: Budget::default(),
             kept: Kept::default(),
+            names: NameWriteback::new(config.writeback),
             abandoned: Arc::default(),
             namespace,
             metrics,
@@ -237,7 +245,7 @@ impl Files {
 
     /// Nothing is held for the server, and no file is open.
     pub(in crate::vfs) fn are_at_rest(&self) -> bool {
-        self.window.used() == 0 && self.is_empty()
+        self.window.used() == 0 && self.is_empty() && self.names_ahead() == 0
     }
 
     /// The handle, which is open no more.

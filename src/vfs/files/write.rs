@@ -59,6 +59,10 @@ impl Files {
 
     /// Does what the write-back of a file asks for.
     pub(in crate::vfs) fn pump(self: &Arc<Self>, inode: &Arc<Inode>) {
+        // What is written to it goes along with it, or after it.
+        if inode.handle.is_undecided() {
+            return;
+        }
         loop {
             match self.with_writeback(inode, |inner| inner.writeback_mut().next(now())) {
                 None => return,
@@ -238,7 +242,7 @@ impl Files {
     }
 
     /// WRITEs of one request were executed, and the COMMIT behind them by `proof`.
-    fn write_answered(
+    pub(super) fn write_answered(
         &self,
         inode: &Arc<Inode>,
         results: impl Iterator<Item = (RequestId, WriteResult)>,

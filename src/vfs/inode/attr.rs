@@ -342,6 +342,40 @@ impl AttrState {
         stat.ctime = ctime;
     }
 
+    /// The server has made the object, which was promised: what it says counts from here on, but
+    /// that what was done to it since (`ahead`) stays true here.
+    pub(in crate::vfs) fn made(
+        &mut self,
+        attrs: &Attributes,
+        ahead: bool,
+        sent: Instant,
+        now: Instant,
+    ) {
+        let shown = ahead.then(|| self.stat.clone());
+        self.take(attrs, sent, now);
+        self.stat = shown.unwrap_or_else(|| self.stat.clone());
+        self.explained = SmallVec::from_elem(attrs.change, 1);
+        self.changed = now;
+    }
+
+    /// This host has done something now that moves these times, and the server does not know it
+    /// yet. Nothing that was asked before tells of it.
+    pub(in crate::vfs) fn touch(&mut self, at: Timestamp, now: Instant) {
+        self.stat.mtime = at;
+        self.stat.ctime = at;
+        self.changed = now;
+    }
+
+    /// A change of ours was answered `now`, and nothing was said of what it came to.
+    pub(in crate::vfs) fn overtaken(&mut self, now: Instant) {
+        self.changed = now;
+    }
+
+    /// A directory in it was made (1) or removed (-1).
+    pub(in crate::vfs) fn count_link(&mut self, change: i32) {
+        self.stat.nlink = self.stat.nlink.saturating_add_signed(change);
+    }
+
     /// We have written up to `end`, and the server will have it.
     pub(in crate::vfs) fn grow(&mut self, end: u64) {
         self.stat.size = self.stat.size.max(end);

@@ -94,6 +94,12 @@ pub(in crate::vfs) struct Names {
     missed: Option<(Instant, u64, u32)>,
     /// Not to be fetched whole until then.
     left_alone: Option<Instant>,
+    /// Who has made it since the mount, while nobody else is known to have changed it.
+    maker: Option<Arc<Maker>>,
+    /// Changes of its names that were accepted and that the server has not answered.
+    accepted: usize,
+    /// Links that the directory has by them.
+    accepted_links: i32,
     /// Handles that list it.
     listers: usize,
     /// A handle has listed it since its attributes were asked for last, and this host had
@@ -104,6 +110,17 @@ pub(in crate::vfs) struct Names {
     /// When it was confirmed on behalf of somebody who had opened others and
     /// was expected to come here, and who that is.
     expected: Option<(Instant, u32)>,
+}
+
+/// Who has made a directory, and whose what he makes in it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::vfs) struct Maker {
+    /// He alone.
+    pub(in crate::vfs) cred: Arc<Credential>,
+    /// Owner and group that the server has given the directory, or is expected to.
+    pub(in crate::vfs) uid: u32,
+    /// See `uid`.
+    pub(in crate::vfs) gid: u32,
 }
 
 impl Default for Names {
@@ -119,6 +136,9 @@ impl Default for Names {
             fetched: None,
             missed: None,
             left_alone: None,
+            maker: None,
+            accepted: 0,
+            accepted_links: 0,
             listers: 0,
             listed: None,
             visited: None,
@@ -303,9 +323,39 @@ impl Names {
         self.take_out(name);
     }
 
+    /// The directory is this host's: it was made by `maker`, and holds what its names say.
+    pub(in crate::vfs) fn is_private_of(&mut self, maker: Arc<Maker>) {
+        self.maker = Some(maker);
+    }
+
+    /// See [`is_private_of`](Self::is_private_of).
+    pub(in crate::vfs) fn maker(&self) -> Option<&Arc<Maker>> {
+        self.maker.as_ref()
+    }
+
+    /// Changes of its names were accepted (or answered, if negative), with which it has so many
+    /// links more. Says how many links all that are accepted are.
+    pub(in crate::vfs) fn count_accepted(&mut self, changes: isize, links: i32) -> i32 {
+        self.accepted = self.accepted.saturating_add_signed(changes);
+        self.accepted_links += links;
+        self.accepted_links
+    }
+
+    /// All names are known, and none leads anywhere.
+    pub(in crate::vfs) fn is_known_empty(&self) -> bool {
+        let mut targets = self.map.values();
+        self.is_complete() && !targets.any(|target| matches!(target, DentryTarget::Inode(_)))
+    }
+
+    /// The server does not know all of its names.
+    pub(in crate::vfs) fn are_ahead(&self) -> bool {
+        self.accepted > 0
+    }
+
     /// Nothing is known of any name.
     pub(in crate::vfs) fn clear(&mut self) {
         self.edits += 1;
+        self.maker = None;
         self.complete = None;
         // Gives the memory back as well.
         self.map = Map::default();

@@ -33,7 +33,13 @@ impl Inode {
 
     /// Something is on its way that changes the attributes.
     pub(in crate::vfs) fn is_changing(&self) -> bool {
-        self.opened().is_some_and(|file| file.is_changing())
+        self.opened().is_some_and(|file| file.is_changing()) || self.is_ahead()
+    }
+
+    /// The server has yet to make it, or to learn of names in it.
+    pub(in crate::vfs) fn is_ahead(&self) -> bool {
+        let names = self.known_names();
+        self.handle.is_undecided() || names.is_some_and(|names| names.lock().are_ahead())
     }
 
     /// This host has accepted data for the file that are not at the server for good.
@@ -75,12 +81,23 @@ impl Inode {
     /// The attributes of a file whose changes are not known to the server, if
     /// this host knows all of them by itself.
     pub(in crate::vfs) fn stat_of_changed(&self) -> Option<Stat> {
+        if self.is_ahead() {
+            return Some(self.shown_stat());
+        }
         let inner = self.opened()?.lock();
         if !inner.deferred().knows_mtime() {
             return None;
         }
         let attr = self.attr.lock();
         Some(inner.shown(attr.stat()))
+    }
+
+    /// The attributes as this host knows them.
+    pub(in crate::vfs) fn shown_stat(&self) -> Stat {
+        match self.opened().map(|file| file.lock()) {
+            Some(inner) => inner.shown(self.attr.lock().stat()),
+            None => self.attr.lock().stat().clone(),
+        }
     }
 
     /// We have set the size of a file: what was read ahead is old, and the

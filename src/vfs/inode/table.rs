@@ -26,7 +26,7 @@ pub(in crate::vfs) mod handover;
 pub(in crate::vfs) mod logged;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -121,6 +121,11 @@ impl Inode {
         self.names.get_or_init(Box::default)
     }
 
+    /// The same, if anything is.
+    pub(super) fn known_names(&self) -> Option<&Mutex<Names>> {
+        self.names.get().map(AsRef::as_ref)
+    }
+
     /// The name may lead elsewhere, by our own doing.
     pub(in crate::vfs) fn not_found(&self) {
         *self.place.lock() = None;
@@ -178,6 +183,11 @@ impl Inode {
         self.handle == *handle && !self.is_stale()
     }
 
+    /// It was in the tree before the server had made it.
+    pub(in crate::vfs) fn was_promised(&self) -> bool {
+        self.ino & OTHER_RANGES == PROMISED
+    }
+
     /// A file that can be reached by several names.
     fn has_other_names(&self) -> bool {
         self.kind != FileKind::Directory && self.attr.lock().stat().nlink > 1
@@ -205,6 +215,8 @@ pub(in crate::vfs) struct InodeTable {
     /// Entries of `elsewhere`, changed with the shard of the file's own number
     /// locked.
     elsewhere_count: AtomicUsize,
+    /// Objects that were promised before the server has made them.
+    promised: AtomicU64,
     root: Arc<Inode>,
     root_fsid: (u64, u64),
     root_fileid: u64,
@@ -251,6 +263,7 @@ impl InodeTable {
             told: EvictionQueue::default(),
             elsewhere: Mutex::default(),
             elsewhere_count: AtomicUsize::new(0),
+            promised: AtomicU64::new(0),
             root,
             root_fsid: attrs.fsid,
             root_fileid: attrs.fileid,
@@ -283,6 +296,11 @@ impl InodeTable {
     /// The root.
     pub(in crate::vfs) fn root(&self) -> &Arc<Inode> {
         &self.root
+    }
+
+    /// The file system that the root lies in.
+    pub(in crate::vfs) fn root_fsid(&self) -> (u64, u64) {
+        self.root_fsid
     }
 
     /// How long attributes are believed.
@@ -370,6 +388,36 @@ impl InodeTable {
             }
         }
         unreachable!("the numbers are more than the inodes")
+    }
+
+    /// An inode, counted as one lookup, of an object that the server has yet to make. What its
+    /// fileid will be nobody knows: the number that it is given here is the one that it is shown
+    /// under until the kernel forgets it.
+    pub(in crate::vfs) fn promise(
+        &self,
+        handle: &FileHandle,
+        attrs: &Attributes,
+        now: Instant,
+    ) -> Arc<Inode> {
+        loop {
+            let number = self.promised.fetch_add(1, Ordering::Relaxed);
+            let ino = PROMISED | number & !OTHER_RANGES;
+            if let Slot::Vacant(slot) = self.inodes.entry(ino) {
+                return self.insert(slot, ino, handle, attrs, now);
+            }
+        }
+    }
+
+    /// The server has made what was promised: replies that name it mean this inode from here on.
+    pub(in crate::vfs) fn made(&self, inode: &Inode) {
+        let mut elsewhere = self.elsewhere.lock();
+        if self.inodes.contains_key(&inode.ino)
+            && elsewhere
+                .insert(inode.handle.settled(), inode.ino)
+                .is_none()
+        {
+            self.elsewhere_count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Under its own number: the inode that was kept, if it is the object still, or a new one.
@@ -498,6 +546,9 @@ impl InodeTable {
         if inode.ino == ROOT_INO {
             return true;
         }
+        if inode.was_promised() {
+            return self.count_promised(inode);
+        }
         match self.inodes.entry(inode.ino) {
             Slot::Occupied(mut slot) => {
                 let same = Arc::ptr_eq(&slot.get().inode, inode);
@@ -523,6 +574,30 @@ impl InodeTable {
         }
     }
 
+    /// The same of an object that was promised. Once the server has made it, and has all of it, it is
+    /// found under its fileid as any other; until then it is nowhere but here.
+    fn count_promised(&self, inode: &Arc<Inode>) -> bool {
+        let mut elsewhere = self.elsewhere.lock();
+        match self.inodes.entry(inode.ino) {
+            Slot::Occupied(mut slot) => {
+                slot.get_mut().looked_up(&self.wal);
+                return Arc::ptr_eq(&slot.get().inode, inode);
+            }
+            Slot::Vacant(slot) if inode.handle.is_undecided() || inode.is_written() => {
+                self.enter(slot, inode);
+            }
+            Slot::Vacant(_) => return false,
+        }
+        if inode.handle.is_given()
+            && elsewhere
+                .insert(inode.handle.settled(), inode.ino)
+                .is_none()
+        {
+            self.elsewhere_count.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+
     /// The kernel gives lookups back.
     pub(in crate::vfs) fn forget(&self, ino: Ino, lookups: u64) {
         let Slot::Occupied(mut slot) = self.inodes.entry(ino) else {
@@ -540,8 +615,10 @@ impl InodeTable {
         if self.elsewhere_count.load(Ordering::Relaxed) > 0 {
             let mut elsewhere = self.elsewhere.lock();
             // Unless it was found again in between.
-            if elsewhere.get(&known.inode.handle) == Some(&ino) && !self.inodes.contains_key(&ino) {
-                elsewhere.remove(&known.inode.handle);
+            if elsewhere.get(&known.inode.handle.settled()) == Some(&ino)
+                && !self.inodes.contains_key(&ino)
+            {
+                elsewhere.remove(&known.inode.handle.settled());
                 self.elsewhere_count.fetch_sub(1, Ordering::Relaxed);
             }
         }
@@ -567,6 +644,12 @@ fn generation_of(handle: &FileHandle) -> u64 {
         });
     (hash ^ hash >> 32).max(1)
 }
+
+/// The range of the numbers of objects that were promised.
+const PROMISED: Ino = 1 << 61;
+
+/// The bits that tell the ranges of numbers apart.
+const OTHER_RANGES: Ino = 7 << 61;
 
 /// Numbers for a file whose own is taken, spread over a range that fileids
 /// hardly reach.

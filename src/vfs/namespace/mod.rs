@@ -14,6 +14,7 @@
 //! | what the kernel is answered for an inode | [`entry`] |
 //! | what is asked for together | [`access_pattern`], `keyed_mutex` |
 //! | what the server allows whom | [`access`] |
+//! | what is private to this host, and not made yet (`writeback`) | [`promised`] |
 //! | names that an open is on its way through | `reopen_guard` |
 //! | what the kernel is told and waits for, believes, and is asked to forget | `invalidation`, [`kernel_dentry`], `eviction` |
 //! | the space of a file system | `space` |
@@ -34,6 +35,7 @@ mod invalidation;
 pub(in crate::vfs) mod kernel_dentry;
 mod keyed_mutex;
 pub(in crate::vfs) mod names;
+pub(in crate::vfs) mod promised;
 mod reopen_guard;
 mod space;
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::vfs::Vfs;
-use crate::vfs::types::{Errno, VfsResult};
+use crate::vfs::types::{Errno, Ino, VfsResult};
 
 impl Vfs {
     /// FLUSH, at every close(2): all writes of the file become stable, its new
@@ -15,7 +15,7 @@ impl Vfs {
     /// not told of is told.
     pub async fn flush(self: &Arc<Self>, fh: u64, lock_owner: u64) -> VfsResult<()> {
         let handle = self.files.used_handle(fh)?;
-        self.files.before_publishing(&handle.inode).await;
+        self.files.before_close(&handle).await;
         self.files.closed_by(&handle.inode, lock_owner).await;
         self.files.tell_error_at_close(&handle)
     }
@@ -24,9 +24,16 @@ impl Vfs {
     /// asked for both.
     pub async fn fsync(self: &Arc<Self>, fh: u64) -> VfsResult<()> {
         let handle = self.files.used_handle(fh)?;
-        self.files.before_publishing(&handle.inode).await;
+        self.files.before_sync(&handle.inode).await;
         self.files.check_locks(&handle, fh)?;
         self.files.tell_error(&handle)
+    }
+
+    /// FSYNCDIR. Directories are changed at the server and nowhere else; with `writeback` all that
+    /// was accepted is there, and stable, when this returns, and a change of this directory's
+    /// names that was refused is told.
+    pub async fn fsyncdir(self: &Arc<Self>, ino: Ino) -> VfsResult<()> {
+        self.files.sync_directory(ino).await
     }
 
     /// RELEASE: the handle is gone. What FLUSH did not see (writes of a shared
@@ -50,6 +57,7 @@ impl Vfs {
         let Some(handle) = self.files.take_handle(fh) else {
             return Err(Errno(libc::EBADF).into());
         };
+        self.files.begin_close(&handle).await;
         // From here on, not only once the CLOSE was answered: whoever removes
         // its directory next has to wait for the hidden name.
         let _closing = self.files.closing_hidden(&handle.inode);

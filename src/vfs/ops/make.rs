@@ -25,6 +25,17 @@ impl Vfs {
     ) -> VfsResult<Entry> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
+        let promised = match make {
+            Make::Directory => {
+                let mode = mode.unwrap_or_default();
+                self.files.promise_directory(cred, &dir, name, mode)
+            }
+            Make::Symlink(text) => self.files.promise_symlink(cred, &dir, name, text),
+            _ => None,
+        };
+        if let Some(inode) = promised {
+            return Ok(self.namespace.entry(&inode, &dir));
+        }
         let new = NewAttributes {
             mode,
             ..NewAttributes::default()
@@ -41,6 +52,9 @@ impl Vfs {
             Make::Directory if made.dir.seen.before.is_some() => {
                 self.namespace
                     .install_empty_listing(&inode, &made.attrs, cred, sent);
+                if self.files.is_ahead_allowed() {
+                    self.namespace.made_private(&inode, cred);
+                }
             }
             Make::Symlink(text) => {
                 let _ = inode.link.set(Box::new(Bytes::copy_from_slice(text)));

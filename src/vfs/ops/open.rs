@@ -212,6 +212,13 @@ impl Vfs {
             let _ = self.namespace.refresh(cred, &inode).await;
             return Ok((self.namespace.entry(&inode, &dir), opened));
         }
+        let opening = (access_of(flags), flags);
+        if let Some((inode, opened)) =
+            self.files
+                .promise_file(cred, &dir, name, mode & 0o7777, opening)
+        {
+            return Ok((self.namespace.entry(&inode, &dir), opened));
+        }
         let exclusive = flags & libc::O_EXCL != 0;
         let how = if exclusive {
             HowToOpen::Exclusive

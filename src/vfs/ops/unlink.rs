@@ -24,6 +24,9 @@ impl Vfs {
     ) -> VfsResult<()> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
+        if self.files.accept_removal(cred, &dir, name, false) {
+            return Ok(());
+        }
         self.files.before_removal().await;
         let _changing = self.namespace.let_opens_pass(&dir, name).await;
         let victim = self.files.who_is(cred, &dir, name).await?;
@@ -77,8 +80,14 @@ impl Vfs {
     ) -> VfsResult<()> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
+        if self.files.accept_removal(cred, &dir, name, true) {
+            return Ok(());
+        }
         self.files.before_removal().await;
         let mut victim = self.namespace.remembered_inode(&dir, name);
+        if let Some(victim) = &victim {
+            self.files.before_removal_of_directory(victim).await;
+        }
         let mut waited = false;
         loop {
             let changing = self.namespace.changing(&dir);

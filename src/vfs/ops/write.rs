@@ -53,7 +53,9 @@ impl Vfs {
         let sync = flags.open_flags & SYNCHRONOUS != 0
             || self.files.writes_are_synchronous()
             || self.files.would_be_lost(&data);
-        if !sync {
+        if sync {
+            self.files.settle_all().await;
+        } else {
             self.files.wait_for_room(inode, data.len()).await?;
         }
         let place = match flags.open_flags & libc::O_APPEND != 0 && !flags.from_cache {

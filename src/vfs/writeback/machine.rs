@@ -247,6 +247,13 @@ impl<O: Clone + PartialEq> Machine<O> {
         }
     }
 
+    pub(super) fn not_executed(&mut self, id: RequestId) {
+        let Some(flight) = self.land(id) else { return };
+        let range = flight.segment.range();
+        self.queue.put_back(flight.segment);
+        self.queue.unpark(&range);
+    }
+
     pub(super) fn failed(&mut self, lasting: &mut Lasting, id: RequestId, error: VfsError) {
         let Some(flight) = self.land(id) else { return };
         self.lost(lasting, &flight.segment, flight.id, &error);

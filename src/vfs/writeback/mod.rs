@@ -63,6 +63,7 @@ pub(super) mod errseq;
 mod machine;
 #[cfg(test)]
 mod model_tests;
+pub(super) mod name_queue;
 mod queue;
 mod retained;
 mod rope;
@@ -331,6 +332,19 @@ impl<O: Clone + PartialEq> Writeback<O> {
     ) {
         let proof = Some(proof);
         self.event(|busy, lasting| busy.written(lasting, id, count, committed, verifier, proof));
+    }
+
+    /// A WRITE was not executed, because something before it in its request failed: it is sent
+    /// again.
+    pub(super) fn not_executed(&mut self, id: RequestId) {
+        self.event(|busy, _| busy.not_executed(id));
+    }
+
+    /// All that is accepted, if it is one piece from the beginning of the file on, of at most
+    /// `most` bytes, and nothing else is pending: it is on its way now, to be stable when it
+    /// is answered. It is reported like any other WRITE.
+    pub(super) fn take_whole(&mut self, most: usize) -> Option<(RequestId, Chunks)> {
+        self.busy.as_mut()?.take_whole(&mut self.lasting, most)
     }
 
     /// A WRITE failed for good: its data are dropped, the error is recorded.

@@ -170,9 +170,21 @@ impl<'a> Rules<'a> {
             || self.paths[other].iter().any(|path| self.names(one, *path));
         let by_name = self.history[other].call.paths() == self.paths[other];
         !silent
+            && !self.is_of_another(one, other)
             && self.related(one, other)
             && (is_told && (same_open || stable())
                 || of_names && by_name && !self.is_looking(other))
+    }
+
+    /// An open by a name that is believed has asked whether it leads there still, and has not been
+    /// told the attributes of the directory. ("Attributes of directories are believed.")
+    fn is_of_another(&self, one: usize, other: usize) -> bool {
+        match (self.history[one].call, self.history[other].call) {
+            (Call::Open { at, .. }, Call::Stat(dir)) => {
+                dir.dir.is_none() && at.dir == Some(dir.name)
+            }
+            _ => false,
+        }
     }
 
     /// The name that a refusal is about.

@@ -27,3 +27,4 @@ mod rename;
 mod small_writes;
 mod told;
 mod unlink;
+mod writeback;

@@ -27,6 +27,7 @@ mod lease;
 mod limits;
 mod lockers;
 mod locks;
+mod name_writeback;
 mod names;
 mod patience;
 mod privileges;

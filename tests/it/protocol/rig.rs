@@ -294,6 +294,7 @@ fn vfs_config(timeouts: Timeouts, write_window: usize, missing_names: MissingNam
         missing_names,
         max_inodes: usize::MAX,
         asks_who_searches: false,
+        writeback: false,
     }
 }
 
@@ -393,6 +394,19 @@ impl Mount {
         missing_names: MissingNames,
     ) -> Self {
         let config = vfs_config(timeouts, write_window, missing_names);
+        Self {
+            vfs: Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new()),
+            peer: Arc::clone(peer),
+            cred: Credential::machine(),
+        }
+    }
+
+    /// One whose changes are answered before the server knows of them.
+    pub(crate) fn ahead(client: &Arc<Client>, peer: &Arc<Peer>) -> Self {
+        let config = VfsConfig {
+            writeback: true,
+            ..vfs_config(default_timeouts(), 64 << 20, MissingNames::AskedFor)
+        };
         Self {
             vfs: Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new()),
             peer: Arc::clone(peer),

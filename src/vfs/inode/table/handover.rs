@@ -9,7 +9,7 @@
 //! that still leading there; and with it whether the kernel believes it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -243,6 +243,7 @@ impl InodeTable {
             count: AtomicUsize::new(inodes.len()),
             inodes,
             told,
+            promised: AtomicU64::new(0),
             elsewhere_count: AtomicUsize::new(elsewhere.len()),
             elsewhere: Mutex::new(elsewhere),
             root,

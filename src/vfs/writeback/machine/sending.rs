@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::{InFlightWrite, Lasting, Machine};
 use crate::vfs::writeback::segment::Segment;
-use crate::vfs::writeback::{Action, Fragment, RequestId, Stable};
+use crate::vfs::writeback::{Action, Chunks, Fragment, RequestId, Stable};
 
 /// The part of a file's window that may linger, as a divisor. What is written all over the
 /// file, with nobody waiting for it, goes so early that the server is kept at work.
@@ -97,6 +97,29 @@ impl<O: Clone + PartialEq> Machine<O> {
             return Some(write);
         }
         None
+    }
+
+    /// See [`Writeback::take_whole`](super::super::Writeback::take_whole).
+    pub(in crate::vfs::writeback) fn take_whole(
+        &mut self,
+        lasting: &mut Lasting,
+        most: usize,
+    ) -> Option<(RequestId, Chunks)> {
+        let is_all = |segment: &Segment<O>| {
+            self.queue.end() == Some(segment.end()) && segment.data.len() <= most
+        };
+        let alone = self.flights.is_empty() && self.retained.is_empty() && self.commit.is_none();
+        self.queue.get(0).filter(|first| alone && is_all(first))?;
+        let segment = self.queue.remove(0)?;
+        let id = lasting.next_tick();
+        let data = segment.data.chunks();
+        self.flights.push(InFlightWrite {
+            id,
+            request: id,
+            segment,
+            commit_id: None,
+        });
+        Some((RequestId(id), data))
     }
 
     /// What is due as well and goes along with `first`, taken out of the queue.

@@ -1,6 +1,6 @@
 //! What is believed of names, and of data that a server has lost.
 
-use super::super::history::{Answer, Call, How, Path};
+use super::super::history::{Answer, Call, How, Kind, Path, Seen};
 use super::{BELIEVED, MS, Told, at, data, file, open, rename, write};
 
 #[test]
@@ -73,6 +73,47 @@ fn nothing_replaces_the_directory_that_it_is_believed_to_lie_in() {
     Told::default()
         .done(1, Call::Mkdir(at(b'e')))
         .call(0, up(), full())
+        .is_wrong();
+}
+
+/// Seed 40217664 of the histories in memory.
+#[test]
+fn an_open_by_a_believed_name_tells_nothing_of_the_attributes_of_its_directory() {
+    let open = |create, fd| Call::Open {
+        at: Path {
+            dir: Some(b'd'),
+            name: b'f',
+        },
+        how: How {
+            create,
+            ..How::default()
+        },
+        fd,
+    };
+    let seen = |mode| {
+        Answer::Seen(Seen {
+            kind: Kind::Directory,
+            mode,
+            links: 2,
+            size: 0,
+        })
+    };
+    let opened = |later| {
+        Told::default()
+            .done(1, Call::Mkdir(at(b'd')))
+            .done(1, open(true, 1))
+            .done(0, Call::Chmod(at(b'd'), 0o640))
+            .later(later)
+            .done(1, open(false, 2))
+    };
+    let stat = || Call::Stat(at(b'd'));
+    opened(0).call(1, stat(), seen(0o755)).is_allowed();
+    opened(0).call(1, stat(), seen(0o640)).is_allowed();
+    opened(2 * BELIEVED).call(1, stat(), seen(0o755)).is_wrong();
+    // Who has been told of the change does not unsee it.
+    opened(0)
+        .call(1, stat(), seen(0o640))
+        .call(1, stat(), seen(0o755))
         .is_wrong();
 }
 

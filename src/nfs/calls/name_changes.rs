@@ -1,0 +1,396 @@
+//! Changes of one directory's names that were accepted before the server knows of them
+//! (`writeback`), several in a compound.
+//!
+//! They run in their order and stop at the first that fails, so that the directory is at every
+//! moment as it was here a while ago. A new file brings along what was done to it since: its
+//! data, if they are few, its attributes, its CLOSE. With EFS's sixteen operations a compound
+//! takes two such files, three directories, or twelve names that are removed.
+//!
+//! Redo rule: a new file is known by the verifier that was drawn for it when it was accepted, so
+//! its OPEN may run again. What else "exists already" or "is not there" when a compound runs a
+//! second time, with the session and its reply cache gone, was done by the first: the directory
+//! is one in which nobody else makes names, or else the change would not have been accepted.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::super::client::Client;
+use super::super::fore_channel::gate::Past;
+use super::super::proto::attrs::{Attributes, CHANGE_ONLY, NewAttributes, NewTime, number as n};
+use super::super::proto::compound::Compound;
+use super::super::proto::ops::{Claim, Create, Make, Op, PRESERVE_UNLINKED};
+use super::super::proto::reply::{NfsError, Reply, WriteResult};
+use super::super::proto::status::Status;
+use super::super::proto::types::{FileHandle, Stable, StateId};
+use super::super::session::slots::Class;
+use super::super::state::OpenState;
+use super::names::PrePost;
+use crate::rpc::auth::Credential;
+
+/// SEQUENCE, PUTFH and GETATTR of the directory in front, GETATTR behind.
+const AROUND: usize = 4;
+
+/// A new file, and what was done to it since.
+#[derive(Clone, Debug)]
+pub struct NewFile<'a> {
+    /// The open that it was made by, which the server does not know.
+    pub open: &'a Arc<OpenState>,
+    /// What that is to allow (OPEN4_SHARE_ACCESS_*).
+    pub access: u32,
+    /// Permission bits at creation.
+    pub mode: u32,
+    /// Drawn when it was accepted; by it an earlier sending is known.
+    pub verifier: [u8; 8],
+    /// All that was written to it, from its beginning; stable when it is answered.
+    pub data: &'a [Bytes],
+    /// What was set since, times at least if they have been told.
+    pub attrs: NewAttributes,
+    /// Nobody has it open any more.
+    pub closes: bool,
+}
+
+/// One change of a name.
+#[derive(Clone, Debug)]
+pub enum NameChange<'a> {
+    /// OPEN that creates.
+    File(&'a [u8], NewFile<'a>),
+    /// CREATE of a directory with these permission bits.
+    Directory(&'a [u8], u32),
+    /// CREATE of a symbolic link to the second.
+    Symlink(&'a [u8], &'a [u8]),
+    /// REMOVE.
+    Remove(&'a [u8]),
+    /// RENAME within the directory.
+    Rename(&'a [u8], &'a [u8]),
+}
+
+/// What became of a change.
+#[derive(Debug)]
+pub enum NameChanged {
+    /// A file is there.
+    File(FileMade),
+    /// A directory or a link is there.
+    Object(FileHandle, Option<Attributes>),
+    /// The name is gone, or another.
+    Done,
+}
+
+/// A new file as the server has it.
+#[derive(Debug)]
+pub struct FileMade {
+    /// Its handle.
+    pub handle: FileHandle,
+    /// What became of the data; `None` if it was not written.
+    pub written: Option<Result<WriteResult, NfsError>>,
+    /// What became of the attributes.
+    pub set: Result<(), NfsError>,
+    /// The open is closed.
+    pub closed: bool,
+    /// See [`OpenedFile::preserves_unlinked`](super::OpenedFile::preserves_unlinked).
+    pub preserves_unlinked: bool,
+}
+
+/// What became of several.
+#[derive(Debug)]
+pub struct NamesChanged {
+    /// Of each that was executed, the last of which may have failed. None of those behind it was.
+    pub each: Vec<Result<NameChanged, NfsError>>,
+    /// How the directory moved by all of them.
+    pub dir: PrePost,
+}
+
+impl NameChange<'_> {
+    /// Operations that it takes, where the directory is the current object; and whether it still
+    /// is afterwards.
+    fn operations(&self) -> (usize, bool) {
+        match self {
+            // OPEN, GETFH, SETATTR.
+            Self::File(_, file) => {
+                let more = usize::from(!file.data.is_empty()) + usize::from(file.closes);
+                (3 + more, false)
+            }
+            // CREATE, GETFH, GETATTR.
+            Self::Directory(..) | Self::Symlink(..) => (3, false),
+            Self::Remove(_) => (1, true),
+            // SAVEFH.
+            Self::Rename(..) => (2, true),
+        }
+    }
+}
+
+impl Client {
+    /// Makes the server know changes of the names in `dir`, in their order. One round trip. With
+    /// `again` an earlier sending may have done them.
+    ///
+    /// # Errors
+    /// The server's about the directory, and those of the transport: nothing was done then, as
+    /// far as is known. What is about a change is in the result. [`NfsError::Unfit`]: they are more
+    /// than a compound of this session takes.
+    pub async fn change_names(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &FileHandle,
+        changes: &[NameChange<'_>],
+        again: bool,
+    ) -> Result<NamesChanged, NfsError> {
+        if operations(changes) > self.session_info().max_ops as usize {
+            return Err(NfsError::Unfit("a session of fewer operations than before"));
+        }
+        if changes
+            .iter()
+            .any(|change| matches!(change, NameChange::File(..)))
+        {
+            self.close_queue.room_to_open().await;
+        }
+        let mut reply = self
+            .fore
+            .call_past(Past::Gate, cred, Class::Metadata, |c| {
+                c.once().put(dir).get_attrs(CHANGE_ONLY).then();
+                let mut current = true;
+                for change in changes {
+                    if !current {
+                        c.put(dir);
+                    }
+                    self.add_change(c, change);
+                    current = change.operations().1;
+                }
+                if !current {
+                    c.put(dir);
+                }
+                c.get_attrs(self.object());
+            })
+            .await?;
+        if again {
+            reply.set_redone();
+        }
+        reply.ok(Op::PutFh)?;
+        let before = reply.attrs()?.change;
+        let mut each = Vec::with_capacity(changes.len());
+        let mut current = true;
+        for change in changes {
+            let taken = match current {
+                true => Ok(()),
+                false => reply.ok(Op::PutFh).map(drop),
+            };
+            let changed = match taken {
+                Ok(()) => self.take_change(&mut reply, change),
+                Err(error) => Err(error),
+            };
+            current = change.operations().1;
+            let failed = changed.is_err() || is_partial(&changed);
+            let made_before = reply.redone() && changed.as_ref().is_err_and(is_done_before);
+            each.push(match made_before {
+                true => self.found_made(cred, dir, change).await,
+                false => changed,
+            });
+            if failed {
+                break;
+            }
+        }
+        let whole = reply.failed_at().is_none();
+        let after = match whole {
+            true if current => reply.attrs().ok(),
+            true => (reply.ok(Op::PutFh).and_then(|reply| reply.attrs())).ok(),
+            false => self.attrs_of_changed(cred, dir).await.ok(),
+        };
+        Ok(NamesChanged {
+            each,
+            dir: PrePost {
+                before: Some(before),
+                after,
+            },
+        })
+    }
+
+    fn add_change(&self, c: &mut Compound, change: &NameChange<'_>) {
+        match change {
+            NameChange::File(name, file) => {
+                let (at_creation, afterwards) = self.split_attrs(file);
+                let owner = file.open.owner.to_be_bytes();
+                c.open(
+                    self.open_owner(&owner),
+                    file.access,
+                    &Create::Exclusive(file.verifier, &at_creation),
+                    Claim::Name(name),
+                )
+                .get_handle();
+                if !file.data.is_empty() {
+                    c.write_fragment(StateId::CURRENT, 0, Stable::FileSync, file.data);
+                }
+                c.set_attrs(StateId::ANONYMOUS, &afterwards);
+                if file.closes {
+                    c.close(StateId::CURRENT);
+                }
+            }
+            NameChange::Directory(name, mode) => {
+                let new = NewAttributes {
+                    mode: Some(*mode),
+                    ..NewAttributes::default()
+                };
+                c.create(Make::Directory, name, &new)
+                    .get_handle()
+                    .get_attrs(self.object());
+            }
+            NameChange::Symlink(name, text) => {
+                let new = NewAttributes {
+                    mode: Some(0o777),
+                    ..NewAttributes::default()
+                };
+                c.create(Make::Symlink(text), name, &new)
+                    .get_handle()
+                    .get_attrs(self.object());
+            }
+            NameChange::Remove(name) => {
+                c.remove(name);
+            }
+            NameChange::Rename(from, to) => {
+                c.save().rename(from, to);
+            }
+        }
+    }
+
+    /// What is set by the OPEN, and what after the data: what was set by programs, what the
+    /// server cannot set together with the verifier, and the times, in which it may have kept
+    /// that (RFC 8881 §18.16.3).
+    fn split_attrs(&self, file: &NewFile<'_>) -> (NewAttributes, NewAttributes) {
+        let with_mode = self.fs().exclcreat.has(n::MODE);
+        let at_creation = NewAttributes {
+            mode: with_mode.then_some(file.mode),
+            ..NewAttributes::default()
+        };
+        let mut afterwards = file.attrs.clone();
+        if !with_mode {
+            afterwards.mode = afterwards.mode.or(Some(file.mode));
+        }
+        afterwards.atime = afterwards.atime.or(Some(NewTime::Server));
+        afterwards.mtime = afterwards.mtime.or(Some(NewTime::Server));
+        (at_creation, afterwards)
+    }
+
+    fn take_change(
+        &self,
+        reply: &mut Reply,
+        change: &NameChange<'_>,
+    ) -> Result<NameChanged, NfsError> {
+        match change {
+            NameChange::File(_, file) => self.take_file(reply, file).map(NameChanged::File),
+            NameChange::Directory(..) | NameChange::Symlink(..) => {
+                reply.created()?;
+                let handle = reply.handle()?;
+                Ok(NameChanged::Object(handle, reply.attrs().ok()))
+            }
+            NameChange::Remove(_) => reply.change(Op::Remove).map(|_| NameChanged::Done),
+            NameChange::Rename(..) => {
+                reply.ok(Op::SaveFh)?;
+                reply.renamed().map(|_| NameChanged::Done)
+            }
+        }
+    }
+
+    fn take_file(&self, reply: &mut Reply, file: &NewFile<'_>) -> Result<FileMade, NfsError> {
+        let opened = reply.open()?;
+        let handle = reply.handle()?;
+        file.open.opened(opened.stateid, file.access);
+        let written = (!file.data.is_empty()).then(|| reply.written());
+        if let Some(Ok(written)) = &written {
+            self.metrics.bytes_written(written.count.into());
+        }
+        let set = reply.attrs_set();
+        let closed = file.closes && reply.stateid(Op::Close).is_ok();
+        if closed {
+            self.opens.closed_along(file.open);
+        }
+        Ok(FileMade {
+            handle,
+            written,
+            set,
+            closed,
+            preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
+        })
+    }
+
+    /// What a change has come to that an earlier sending has made.
+    async fn found_made(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &FileHandle,
+        change: &NameChange<'_>,
+    ) -> Result<NameChanged, NfsError> {
+        let (NameChange::Directory(name, _) | NameChange::Symlink(name, _)) = change else {
+            return Ok(NameChanged::Done);
+        };
+        let mut reply = self
+            .fore
+            .call_past(Past::Gate, cred, Class::Metadata, |c| {
+                c.put(dir)
+                    .lookup(name)
+                    .get_handle()
+                    .get_attrs(self.object());
+            })
+            .await?;
+        reply.ok(Op::PutFh)?.ok(Op::Lookup)?;
+        Ok(NameChanged::Object(reply.handle()?, Some(reply.attrs()?)))
+    }
+
+    async fn attrs_of_changed(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &FileHandle,
+    ) -> Result<Attributes, NfsError> {
+        let mut reply = self
+            .fore
+            .call_past(Past::Gate, cred, Class::Metadata, |c| {
+                c.put(dir).get_attrs(self.object());
+            })
+            .await?;
+        reply.ok(Op::PutFh)?;
+        reply.attrs()
+    }
+
+    /// A change of the names in `dir` was accepted, of which the server is to know before it is
+    /// asked, or told, anything else about the directory.
+    pub fn shut_gate(&self, dir: &FileHandle) {
+        self.fore.gate.shut(dir);
+    }
+
+    /// So many of those were answered, or will never be sent.
+    pub fn open_gate(&self, dir: &FileHandle, answered: usize) {
+        self.fore.gate.open(dir, answered);
+    }
+
+    /// Sends the CLOSEs of a file that wait, and waits for them: its name is to be removed.
+    pub async fn close_before_removal(self: &Arc<Self>, file: &FileHandle, cred: &Credential) {
+        let all = usize::MAX;
+        drop(self.close_queue.close_in_front(Some(file), cred, all).await);
+    }
+}
+
+/// Operations of the compound for all of these.
+fn operations(changes: &[NameChange<'_>]) -> usize {
+    let each = changes.iter().map(|change| {
+        let (operations, stays) = change.operations();
+        // PUTFH of the directory behind it.
+        operations + usize::from(!stays)
+    });
+    AROUND + each.sum::<usize>()
+}
+
+/// A file that is there, of which something behind its OPEN was refused: nothing behind that was
+/// executed.
+fn is_partial(changed: &Result<NameChanged, NfsError>) -> bool {
+    match changed {
+        Ok(NameChanged::File(file)) => file.set.is_err() || matches!(&file.written, Some(Err(_))),
+        Ok(NameChanged::Object(_, attrs)) => attrs.is_none(),
+        Ok(NameChanged::Done) | Err(_) => false,
+    }
+}
+
+fn is_done_before(error: &NfsError) -> bool {
+    let done = [
+        (Op::Create, Status::EXIST),
+        (Op::Remove, Status::NOENT),
+        (Op::Rename, Status::NOENT),
+    ];
+    matches!(error, NfsError::Status(op, status) if done.contains(&(*op, *status)))
+}

@@ -1,0 +1,523 @@
+//! Changes of names that are answered before the server knows of them (`writeback`): which are
+//! accepted, and who waits for them.
+//!
+//! Accepted is what this host can answer for by itself: in a directory that is
+//! [private](crate::vfs::namespace::promised) to the caller, a file, a directory or a link by a
+//! name that is free, and the removal or the new name of what this host knows to be there. All
+//! else is asked of the server, and waits there for what was accepted before it
+//! ([`Gate`](crate::nfs) by its directory, a promised handle by its object). In what order
+//! they go, and when, says the [queue](crate::vfs::writeback::name_queue); how, `send_names`.
+//!
+//! What is refused later is told as an error of a write is: by the next fsync or close of the
+//! file, and by the next fsync of the directory; and it is logged with its path.
+//!
+//! Locks: the queue's is taken with no other but, under it, a file's. The list of refusals and the
+//! alarm have locks with which no other is taken.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Files;
+use super::write::now;
+use crate::nfs::proto::types::{FileType, Promise};
+use crate::nfs::state::OpenState;
+use crate::rpc::auth::Credential;
+use crate::vfs::inode::Inode;
+use crate::vfs::inode::dentry_cache::{DentryTarget, Name};
+use crate::vfs::namespace::names::NAME_MAX;
+use crate::vfs::types::{FileKind, Ino, Opened, VfsError, VfsResult};
+use crate::vfs::writeback::name_queue::{Config, NameQueue, Next, Queued, Ripe};
+
+/// The most changes that are ahead of the server. With more the caller waits, by being answered
+/// by the server itself.
+const MOST: usize = 4096;
+
+/// How long a change waits for company, and a new file for its data and its close. Nobody waits
+/// for it meanwhile, unless he asks for what it is about.
+const LINGER: Duration = Duration::from_millis(4);
+
+/// Operations that stand around the changes of a compound.
+const AROUND: usize = 4;
+
+/// Operations of the largest change: a file with its data and its close.
+const LARGEST: usize = 6;
+
+/// A change of a name that was answered and that the server has not.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) dir: Arc<Inode>,
+    pub(super) cred: Arc<Credential>,
+    pub(super) name: Name,
+    pub(super) what: What,
+    /// An earlier sending may have done it.
+    pub(super) again: bool,
+}
+
+/// What is done with the name.
+#[derive(Debug)]
+pub(super) enum What {
+    File(PromisedFile),
+    Directory {
+        inode: Arc<Inode>,
+        mode: u32,
+        promise: Promise,
+    },
+    Symlink {
+        inode: Arc<Inode>,
+        text: Bytes,
+        promise: Promise,
+    },
+    Remove {
+        victim: Arc<Inode>,
+    },
+    Rename {
+        to: Name,
+        moved: Arc<Inode>,
+        replaced: Option<Arc<Inode>>,
+    },
+}
+
+/// A file that the server has yet to make.
+#[derive(Debug)]
+pub(super) struct PromisedFile {
+    pub(super) inode: Arc<Inode>,
+    pub(super) open: Arc<OpenState>,
+    pub(super) access: u32,
+    pub(super) mode: u32,
+    pub(super) verifier: [u8; 8],
+    pub(super) promise: Promise,
+}
+
+/// What of a mount is ahead of the server.
+#[derive(Debug)]
+pub(super) struct NameWriteback {
+    is_on: bool,
+    pub(super) queue: Mutex<NameQueue<Accepted>>,
+    /// When the queue is looked at next.
+    alarm: Mutex<Option<Instant>>,
+    /// Something was answered.
+    pub(super) answered: Notify,
+    /// Errors that no fsync of the directory has told of.
+    refused: Mutex<BTreeMap<Ino, VfsError>>,
+}
+
+impl NameWriteback {
+    /// Nothing is ahead, and nothing ever is unless `is_on`.
+    pub(super) fn new(is_on: bool) -> Self {
+        Self {
+            is_on,
+            queue: Mutex::new(NameQueue::new(Config {
+                most: MOST,
+                linger: LINGER,
+                full: 2,
+            })),
+            alarm: Mutex::default(),
+            answered: Notify::new(),
+            refused: Mutex::default(),
+        }
+    }
+}
+
+impl Accepted {
+    /// Operations that it takes at the most.
+    fn operations(&self) -> usize {
+        match &self.what {
+            What::File(_) => LARGEST,
+            What::Directory { .. } | What::Symlink { .. } => 4,
+            What::Rename { .. } => 2,
+            What::Remove { .. } => 1,
+        }
+    }
+
+    /// So many links more the directory has with it.
+    pub(super) fn links(&self) -> i32 {
+        match &self.what {
+            What::Directory { .. } => 1,
+            What::Remove { victim } => -i32::from(victim.kind == FileKind::Directory),
+            _ => 0,
+        }
+    }
+
+    /// The objects that must be there before the server is told.
+    pub(super) fn needs(&self) -> impl Iterator<Item = &Arc<Inode>> {
+        let (first, second) = match &self.what {
+            What::File(_) | What::Directory { .. } | What::Symlink { .. } => (None, None),
+            What::Remove { victim } => (Some(victim), None),
+            What::Rename {
+                moved, replaced, ..
+            } => (Some(moved), replaced.as_ref()),
+        };
+        first.into_iter().chain(second)
+    }
+
+    /// More may come that is to go along with it.
+    fn grows(&self) -> bool {
+        match &self.what {
+            What::File(file) => {
+                let state = file.inode.opened();
+                state.is_some_and(|state| !state.lock().closes_along(&file.open))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Accepting.
+impl Files {
+    /// Changes of names, attributes and data are answered before the server knows of them.
+    pub(in crate::vfs) fn is_ahead_allowed(&self) -> bool {
+        self.names.is_on
+    }
+
+    fn has_room_ahead(&self) -> bool {
+        // The largest change and what stands around it is one request.
+        let fits = self.client.session_info().max_ops as usize >= AROUND + LARGEST;
+        self.names.is_on && fits && self.names.queue.lock().has_room()
+    }
+
+    /// O_CREAT of a name that is free in a private directory. `None`: the server is to be asked.
+    pub(in crate::vfs) fn promise_file(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        mode: u32,
+        (access, flags): (u32, i32),
+    ) -> Option<(Arc<Inode>, Opened)> {
+        let attrs = self.may_promise(cred, dir, name, (FileType::Regular, mode, 0))?;
+        let mut verifier = [0; 8];
+        getrandom::fill(&mut verifier).ok()?;
+        let name = Name::from(name);
+        let (inode, promise) = self.namespace.promise(dir, &name, &attrs);
+        let open = self
+            .client
+            .prepare_open(inode.handle.clone(), Arc::clone(cred));
+        {
+            let mut inner = self.file_state(&inode).lock();
+            inner.deferred_mut().made(attrs.uid);
+            inner.add_open(&open);
+        }
+        let opened = self.opened(&inode, Arc::clone(&open), (access, flags), None);
+        let file = PromisedFile {
+            inode: Arc::clone(&inode),
+            open,
+            access,
+            mode,
+            verifier,
+            promise,
+        };
+        self.accept_name(cred, dir, name, What::File(file));
+        Some((inode, opened))
+    }
+
+    /// mkdir(2) of the same.
+    pub(in crate::vfs) fn promise_directory(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        mode: u32,
+    ) -> Option<Arc<Inode>> {
+        let attrs = self.may_promise(cred, dir, name, (FileType::Directory, mode, 4096))?;
+        let name = Name::from(name);
+        let (inode, promise) = self.namespace.promise(dir, &name, &attrs);
+        self.namespace.promised_private(&inode, cred);
+        let what = What::Directory {
+            inode: Arc::clone(&inode),
+            mode,
+            promise,
+        };
+        self.accept_name(cred, dir, name, what);
+        Some(inode)
+    }
+
+    /// symlink(2) of the same.
+    pub(in crate::vfs) fn promise_symlink(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        text: &[u8],
+    ) -> Option<Arc<Inode>> {
+        let kind = (FileType::Symlink, 0o777, text.len() as u64);
+        let attrs = self.may_promise(cred, dir, name, kind)?;
+        let name = Name::from(name);
+        let (inode, promise) = self.namespace.promise(dir, &name, &attrs);
+        let text = Bytes::copy_from_slice(text);
+        let _ = inode.link.set(Box::new(text.clone()));
+        let what = What::Symlink {
+            inode: Arc::clone(&inode),
+            text,
+            promise,
+        };
+        self.accept_name(cred, dir, name, what);
+        Some(inode)
+    }
+
+    fn may_promise(
+        &self,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        what: (FileType, u32, u64),
+    ) -> Option<crate::nfs::proto::attrs::Attributes> {
+        if !self.has_room_ahead() || name.len() > NAME_MAX {
+            return None;
+        }
+        let maker = self.namespace.private_to(cred, dir)?;
+        let free = self.namespace.is_free(dir, name);
+        free.then(|| self.namespace.attributes_of_new(dir, &maker, what))?
+    }
+
+    fn accept_name(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: Name,
+        what: What,
+    ) {
+        self.client.shut_gate(&dir.handle);
+        let accepted = Accepted {
+            dir: Arc::clone(dir),
+            cred: Arc::clone(cred),
+            name,
+            what,
+            again: false,
+        };
+        self.names.queue.lock().accept(dir.ino, now(), accepted);
+        self.pump_names();
+    }
+
+    /// unlink(2) or rmdir(2) of what this host knows to be in a private directory. False: the
+    /// server is to be asked.
+    pub(in crate::vfs) fn accept_removal(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        of_directory: bool,
+    ) -> bool {
+        let Some(victim) = self.own(cred, dir, name) else {
+            return false;
+        };
+        let is_dir = victim.kind == FileKind::Directory;
+        if is_dir != of_directory || is_dir && !self.is_empty_and_private(cred, &victim) {
+            return false;
+        }
+        let name = Name::from(name);
+        let links = -i32::from(is_dir);
+        self.namespace
+            .accepted(dir, &name, DentryTarget::Negative, links);
+        match is_dir {
+            true => self.namespace.lost_dir(&victim),
+            false => victim.lost_a_name(),
+        }
+        self.accept_name(cred, dir, name, What::Remove { victim });
+        true
+    }
+
+    /// rename(2) within a private directory of what this host knows to be there.
+    pub(in crate::vfs) fn accept_rename(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        (from, to): (&[u8], &[u8]),
+    ) -> bool {
+        let Some(moved) = self.own(cred, dir, from) else {
+            return false;
+        };
+        let replaced = match self.namespace.is_free(dir, to) {
+            true => None,
+            false => match self.own(cred, dir, to) {
+                Some(replaced) => Some(replaced),
+                None => return false,
+            },
+        };
+        let is_file = |inode: &Arc<Inode>| inode.kind == FileKind::Regular;
+        let files = is_file(&moved) && replaced.as_ref().is_none_or(is_file);
+        if !files || from == to || to.len() > NAME_MAX {
+            return false;
+        }
+        let (from, to) = (Name::from(from), Name::from(to));
+        if let Some(replaced) = &replaced {
+            replaced.lost_a_name();
+        }
+        self.namespace
+            .accepted(dir, &from, DentryTarget::Negative, 0);
+        let target = DentryTarget::Inode(Arc::clone(&moved));
+        self.namespace.put_name(dir, Arc::clone(&to), target, None);
+        self.namespace.found_at(&moved, dir, Arc::clone(&to));
+        let what = What::Rename {
+            to,
+            moved,
+            replaced,
+        };
+        self.accept_name(cred, dir, from, what);
+        true
+    }
+
+    /// What a name in a private directory leads to, if nobody has it open and nothing else of it
+    /// has to be seen to before the name goes.
+    fn own(&self, cred: &Arc<Credential>, dir: &Arc<Inode>, name: &[u8]) -> Option<Arc<Inode>> {
+        if !self.has_room_ahead() {
+            return None;
+        }
+        self.namespace.private_to(cred, dir)?;
+        let inode = self.namespace.remembered_inode(dir, name)?;
+        let (is_one, is_ours) = {
+            let attr = inode.attr.lock();
+            let stat = attr.stat();
+            let links = if inode.kind == FileKind::Directory {
+                2
+            } else {
+                1
+            };
+            (stat.nlink <= links, !attr.is_over())
+        };
+        let is_open = inode
+            .opened()
+            .is_some_and(|file| file.lock().is_open_or_hidden());
+        let ours = is_ours && !inode.is_stale() && !is_open;
+        (ours && (is_one || inode.kind == FileKind::Directory)).then_some(inode)
+    }
+
+    fn is_empty_and_private(&self, cred: &Arc<Credential>, dir: &Arc<Inode>) -> bool {
+        self.namespace.private_to(cred, dir).is_some() && dir.names().lock().is_known_empty()
+    }
+}
+
+/// Waiting.
+impl Files {
+    /// Waits until the server knows of every change of a name that was accepted so far, or has
+    /// refused it.
+    pub(in crate::vfs) async fn settle_names(self: &Arc<Self>) {
+        if self.names.is_on {
+            let number = self.names.queue.lock().hurry();
+            self.pump_names();
+            self.names_until(|queue| queue.settled(number)).await;
+        }
+    }
+
+    /// The same of one directory.
+    pub(super) async fn settle_names_in(self: &Arc<Self>, dir: Ino) {
+        self.names.queue.lock().hurry();
+        self.pump_names();
+        self.names_until(|queue| queue.is_settled_in(dir)).await;
+    }
+
+    async fn names_until(&self, done: impl Fn(&NameQueue<Accepted>) -> bool) {
+        loop {
+            let answered = self.names.answered.notified();
+            tokio::pin!(answered);
+            answered.as_mut().enable();
+            if done(&self.names.queue.lock()) {
+                return;
+            }
+            answered.await;
+        }
+    }
+
+    /// Somebody waits for this object: what it waits for is not made to wait for company.
+    pub(super) fn hurry_names(self: &Arc<Self>, inode: &Inode) {
+        if inode.handle.is_undecided() {
+            self.names.queue.lock().hurry();
+            self.pump_names();
+        }
+    }
+
+    /// Changes of names that are ahead of the server.
+    pub(in crate::vfs) fn names_ahead(&self) -> usize {
+        self.names.queue.lock().len()
+    }
+
+    /// fsync(2) of a directory: everything accepted before is stable, or its error is told.
+    pub(in crate::vfs) async fn sync_directory(self: &Arc<Self>, dir: Ino) -> VfsResult<()> {
+        self.settle_all().await;
+        match self.names.refused.lock().remove(&dir) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until everything that was accepted is stable or has failed: names, then the data and
+    /// the attributes of all files.
+    pub(in crate::vfs) async fn settle_all(self: &Arc<Self>) {
+        if self.names.is_on {
+            self.before_end().await;
+            self.send_all_changes().await;
+        }
+    }
+
+    /// A change of a name in `dir` was refused after it had been answered.
+    pub(super) fn refused_late(&self, dir: Ino, error: VfsError) {
+        self.names.refused.lock().entry(dir).or_insert(error);
+    }
+}
+
+/// Sending: what, and when.
+impl Files {
+    /// Sends what is to be sent now.
+    pub(in crate::vfs) fn pump_names(self: &Arc<Self>) {
+        loop {
+            let most = (self.client.session_info().max_ops as usize).saturating_sub(AROUND);
+            let next =
+                (self.names.queue.lock()).next(now(), |waiting, ripe| fits(waiting, ripe, most));
+            match next {
+                Next::Send(batch) => self.send_names(batch),
+                Next::WakeAt(at) => return self.wake_names_at(Instant::from_std(at)),
+                Next::Nothing => return,
+            }
+        }
+    }
+
+    fn wake_names_at(self: &Arc<Self>, at: Instant) {
+        {
+            let mut alarm = self.names.alarm.lock();
+            if alarm.is_some_and(|set| set <= at) {
+                return;
+            }
+            *alarm = Some(at);
+        }
+        let files = Arc::downgrade(self);
+        self.metrics.tasks.restarted("wake_names", move || {
+            let files = files.clone();
+            async move {
+                tokio::time::sleep_until(at).await;
+                if let Some(files) = files.upgrade() {
+                    files.metrics.tasks.point("wake_names");
+                    files.names.alarm.lock().take_if(|set| *set == at);
+                    files.pump_names();
+                }
+            }
+        });
+    }
+}
+
+/// How many changes that wait in a directory go in one request.
+fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, most: usize) -> usize {
+    let Some(first) = waiting.front() else {
+        return 0;
+    };
+    if first.change.dir.handle.is_undecided() {
+        return 0;
+    }
+    let mut used = 0;
+    let alike = waiting.iter().take_while(|queued| {
+        let change = &queued.change;
+        used += change.operations();
+        let is_first = queued.number == first.number;
+        // What stands in front of it in the same request is not made yet.
+        let is_there = is_first || !change.needs().any(|inode| inode.handle.is_undecided());
+        *change.cred == *first.change.cred
+            && is_there
+            && (is_first || used <= most)
+            && (ripe.is(queued) || !change.grows())
+    });
+    alike.count()
+}

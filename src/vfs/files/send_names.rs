@@ -1,0 +1,401 @@
+//! Sending changes of names that were answered already ([`name_writeback`](super::name_writeback)),
+//! and what the server makes of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::Files;
+use super::deferred_setattr::new_attributes;
+use super::name_writeback::{Accepted, PromisedFile, What};
+use super::write::now;
+use crate::nfs::NfsError;
+use crate::nfs::calls::{FileMade, NameChange, NameChanged, NewFile};
+use crate::nfs::proto::attrs::{NewAttributes, NewTime};
+use crate::nfs::proto::status::Status;
+use crate::nfs::proto::types::NfsTime;
+use crate::quoting;
+use crate::vfs::inode::Inode;
+use crate::vfs::types::{FileKind, Timestamp, VfsError};
+use crate::vfs::writeback::name_queue::{Batch, Queued, Rested};
+use crate::vfs::writeback::{Chunks, RequestId};
+
+/// Data of a new file that go along with it, bytes.
+const ALONG: usize = 64 << 10;
+
+/// How long a directory is left alone whose server asks for that (DELAY, GRACE).
+const REST: Duration = Duration::from_millis(100);
+
+/// So many changes of a directory are being sent. If the task that does it dies, they are done with:
+/// what was promised is not kept.
+struct Sending {
+    files: Arc<Files>,
+    dir: Arc<Inode>,
+    left: usize,
+}
+
+/// What goes along with a change.
+#[derive(Default)]
+struct Along {
+    data: Option<(RequestId, Chunks)>,
+    /// Attributes that were set by programs.
+    changes: bool,
+    attrs: NewAttributes,
+    closes: bool,
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if self.left > 0 {
+            self.namespace_answered();
+            self.files.end_batch(&self.dir, self.left, Vec::new(), None);
+        }
+    }
+}
+
+impl Sending {
+    fn namespace_answered(&self) {
+        self.files.namespace.doubt(&self.dir);
+        self.files
+            .namespace
+            .answered(&self.dir, (self.left, 0), None);
+    }
+}
+
+impl Files {
+    pub(super) fn send_names(self: &Arc<Self>, batch: Batch<Accepted>) {
+        let Some(first) = batch.changes.first() else {
+            return;
+        };
+        debug_assert_eq!(first.change.dir.ino, batch.dir);
+        let sending = Sending {
+            files: Arc::clone(self),
+            dir: Arc::clone(&first.change.dir),
+            left: batch.changes.len(),
+        };
+        let files = Arc::clone(self);
+        tokio::spawn(async move {
+            let tasks = &files.metrics.tasks;
+            let sent = files.send_batch(sending, batch.changes);
+            if tasks.watched("send_names", sent).await.is_err() {
+                tracing::error!(
+                    "changes of names that were answered are lost: the task that was to send them has died"
+                );
+            }
+        });
+    }
+
+    async fn send_batch(self: &Arc<Self>, mut sending: Sending, all: Vec<Queued<Accepted>>) {
+        self.metrics.tasks.point("send_names");
+        let dir = Arc::clone(&sending.dir);
+        for queued in &all {
+            self.before_change(&queued.change).await;
+        }
+        let along: Vec<Along> = (all.iter())
+            .map(|queued| self.goes_along(&queued.change))
+            .collect();
+        let changes: Vec<NameChange<'_>> = (all.iter().zip(&along))
+            .map(|(queued, along)| change_of(&queued.change, along))
+            .collect();
+        let Some(first) = all.first() else {
+            return;
+        };
+        let again = all.iter().any(|queued| queued.change.again);
+        let cred = Arc::clone(&first.change.cred);
+        let changing = self.namespace.changing(&dir);
+        let sent = Instant::now();
+        let changed = self
+            .client
+            .change_names(&cred, &dir.handle, &changes, again)
+            .await;
+        drop(changes);
+        let (mut each, moved) = match changed {
+            Ok(changed) => (changed.each, Some(changed.dir)),
+            // Nothing was done, as far as is known, and nothing will be.
+            Err(error) => ((0..along.len()).map(|_| Err(error.clone())).collect(), None),
+        };
+        let (mut again, mut rests, mut links) = (Vec::new(), None, 0);
+        each.reverse();
+        for (mut queued, along) in all.into_iter().zip(along) {
+            let outcome = match each.pop() {
+                // Nothing behind one that is put off was executed.
+                Some(Err(error)) if is_put_off(&error) => {
+                    rests = Some(Rested(now() + REST));
+                    None
+                }
+                outcome => outcome,
+            };
+            match outcome {
+                Some(outcome) => {
+                    links += queued.change.links();
+                    self.take_outcome(queued.change, along, outcome, sent);
+                }
+                None => {
+                    self.give_back(&queued.change, along);
+                    queued.change.again |= moved.is_none();
+                    again.push(queued);
+                }
+            }
+        }
+        let done = std::mem::take(&mut sending.left) - again.len();
+        let moved = moved.as_ref().map(|moved| (moved, sent));
+        self.namespace.answered(&dir, (done, links), moved);
+        drop(changing);
+        self.end_batch(&dir, done, again, rests);
+    }
+
+    /// A batch has come to its end.
+    fn end_batch(
+        self: &Arc<Self>,
+        dir: &Arc<Inode>,
+        done: usize,
+        again: Vec<Queued<Accepted>>,
+        rests: Option<Rested>,
+    ) {
+        self.client.open_gate(&dir.handle, done);
+        self.names.queue.lock().done(dir.ino, again, rests);
+        self.names.answered.notify_waiters();
+        self.pump_names();
+    }
+
+    /// What has to be at the server before a name goes: the data of the file that it leads to,
+    /// which may not be found by then; and all names of a directory.
+    async fn before_change(self: &Arc<Self>, change: &Accepted) {
+        for inode in change.needs() {
+            match inode.kind {
+                FileKind::Directory => self.settle_names_in(inode.ino).await,
+                FileKind::Regular => {
+                    self.drain(inode).await;
+                    self.send_changes(inode).await;
+                }
+                _ => {}
+            }
+        }
+        let loses = match &change.what {
+            What::Remove { victim } => Some(victim),
+            What::Rename { replaced, .. } => replaced.as_ref(),
+            _ => None,
+        };
+        if let Some(file) = loses.filter(|file| file.handle.is_given()) {
+            self.client
+                .close_before_removal(&file.handle, &change.cred)
+                .await;
+        }
+    }
+
+    /// What was done to a new file since: it leaves now.
+    fn goes_along(&self, change: &Accepted) -> Along {
+        let What::File(file) = &change.what else {
+            return Along::default();
+        };
+        let mut inner = self.file_state(&file.inode).lock();
+        let data = inner.writeback_mut().take_whole(ALONG);
+        let is_whole = inner.writeback().is_idle()
+            || data
+                .as_ref()
+                .is_some_and(|(id, _)| inner.writeback().is_last(*id));
+        let changes = is_whole.then(|| inner.deferred_mut().leave_as(&file.open.cred));
+        let changes = changes.flatten();
+        let closes = is_whole && inner.take_closing(&file.open);
+        let (atime, mtime) = {
+            let attr = file.inode.attr.lock();
+            (attr.stat().atime, attr.stat().mtime)
+        };
+        let set = changes.as_ref().map(|change| new_attributes(&change.set));
+        let mut attrs = set.unwrap_or_default();
+        // What was shown of the times is made true.
+        attrs.atime = attrs.atime.or(Some(at(atime)));
+        attrs.mtime = attrs.mtime.or(Some(at(mtime)));
+        Along {
+            data,
+            changes: changes.is_some(),
+            attrs,
+            closes,
+        }
+    }
+
+    /// What was to go along with a change that was not executed goes with its next sending.
+    fn give_back(self: &Arc<Self>, change: &Accepted, along: Along) {
+        let What::File(file) = &change.what else {
+            return;
+        };
+        if let Some((id, _)) = along.data {
+            self.with_writeback(&file.inode, |inner| {
+                inner.writeback_mut().not_executed(id);
+            });
+        }
+        if along.changes {
+            self.changes_left(&file.inode, true);
+        }
+        if along.closes {
+            let mut inner = self.file_state(&file.inode).lock();
+            inner.close_again(&file.open);
+        }
+    }
+
+    fn take_outcome(
+        self: &Arc<Self>,
+        change: Accepted,
+        along: Along,
+        outcome: Result<NameChanged, NfsError>,
+        sent: Instant,
+    ) {
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => return self.was_refused(change, along, &error),
+        };
+        match (change.what, outcome) {
+            (What::File(file), NameChanged::File(made)) => self.file_made(file, along, made, sent),
+            (
+                What::Directory { inode, promise, .. } | What::Symlink { inode, promise, .. },
+                NameChanged::Object(handle, attrs),
+            ) => {
+                promise.keep(&handle);
+                let attrs = attrs.as_ref();
+                self.namespace.made_as_promised(&inode, attrs, sent);
+            }
+            (What::Remove { .. } | What::Rename { .. }, _) => {}
+            // It was made by an earlier sending, and its handle is not known.
+            (What::File(file), _) => file.promise.break_off(Status::STALE),
+            (What::Directory { promise, .. } | What::Symlink { promise, .. }, _) => {
+                promise.break_off(Status::STALE);
+            }
+        }
+    }
+
+    fn file_made(
+        self: &Arc<Self>,
+        file: PromisedFile,
+        along: Along,
+        made: FileMade,
+        sent: Instant,
+    ) {
+        let inode = &file.inode;
+        file.promise.keep(&made.handle);
+        self.namespace.made_as_promised(inode, None, sent);
+        self.set_preserved(inode, made.preserves_unlinked);
+        let mut is_whole = true;
+        if let Some((id, data)) = &along.data {
+            match made.written {
+                Some(Ok(written)) => {
+                    let len: usize = data.iter().map(Bytes::len).sum();
+                    is_whole = written.count as usize >= len;
+                    self.write_answered(inode, [(*id, written)].into_iter(), None);
+                }
+                // It goes by itself now, and tells its error then.
+                Some(Err(_)) | None => {
+                    is_whole = false;
+                    self.with_writeback(inode, |inner| inner.writeback_mut().not_executed(*id));
+                }
+            }
+        }
+        if along.changes {
+            let set = is_whole && made.set.is_ok();
+            self.changes_left(inode, !set);
+            if !set {
+                self.changes_wait(inode);
+            }
+        }
+        inode.attr.lock().overtaken(Instant::now());
+        self.file_state(inode).notify_waiters();
+        if along.closes && !made.closed {
+            let (files, open, inode) = (Arc::clone(self), file.open, Arc::clone(inode));
+            self.metrics.tasks.restarted("close_made", move || {
+                let (files, open, inode) = (files.clone(), open.clone(), inode.clone());
+                async move {
+                    files.drain(&inode).await;
+                    files.send_changes(&inode).await;
+                    files.client.close_soon(&open);
+                }
+            });
+        }
+        self.pump(&file.inode);
+    }
+
+    /// The server refuses what was answered: whoever asks for the object is told, and so are
+    /// fsync and close of the file, and fsync of the directory.
+    fn was_refused(self: &Arc<Self>, change: Accepted, along: Along, error: &NfsError) {
+        self.give_back(&change, along);
+        let Accepted {
+            dir, name, what, ..
+        } = change;
+        let cause = self.namespace.failed(error, &dir);
+        let did = match &what {
+            What::File(_) => "a new file",
+            What::Directory { .. } => "a new directory",
+            What::Symlink { .. } => "a new link",
+            What::Remove { .. } => "a removal",
+            What::Rename { .. } => "a rename",
+        };
+        tracing::error!(
+            dir = dir.ino,
+            "{did}, {}, was answered (writeback) and is refused by the server: {error}; fsync of its \
+             directory tells the error",
+            quoting::name(&*name),
+        );
+        self.metrics.set_last_error(error.to_string());
+        self.refused_late(dir.ino, cause.clone());
+        self.namespace.not_as_accepted(&dir, &name);
+        let status = error.status().unwrap_or(Status::IO);
+        match what {
+            What::File(file) => {
+                file.promise.break_off(status);
+                if self.file_state(&file.inode).lock().take_closing(&file.open) {
+                    self.client.close_soon(&file.open);
+                }
+                self.file_refused(&file.inode, cause);
+            }
+            What::Directory { promise, .. } | What::Symlink { promise, .. } => {
+                promise.break_off(status);
+            }
+            What::Remove { .. } => {}
+            What::Rename { to, .. } => self.namespace.not_as_accepted(&dir, &to),
+        }
+    }
+
+    fn file_refused(self: &Arc<Self>, inode: &Arc<Inode>, error: VfsError) {
+        inode.attr.lock().expire();
+        self.namespace.lose_pages(inode);
+        self.with_writeback(inode, |inner| {
+            inner.writeback_mut().errors_mut().record(error);
+        });
+        self.file_state(inode).notify_waiters();
+        self.pump(inode);
+    }
+}
+
+/// The change as the server is asked for it.
+fn change_of<'a>(change: &'a Accepted, along: &'a Along) -> NameChange<'a> {
+    let name = &*change.name;
+    match &change.what {
+        What::File(file) => NameChange::File(
+            name,
+            NewFile {
+                open: &file.open,
+                access: file.access,
+                mode: file.mode,
+                verifier: file.verifier,
+                data: along.data.as_ref().map_or(&[], |(_, data)| &data[..]),
+                attrs: along.attrs.clone(),
+                closes: along.closes,
+            },
+        ),
+        What::Directory { mode, .. } => NameChange::Directory(name, *mode),
+        What::Symlink { text, .. } => NameChange::Symlink(name, text),
+        What::Remove { .. } => NameChange::Remove(name),
+        What::Rename { to, .. } => NameChange::Rename(name, to),
+    }
+}
+
+fn is_put_off(error: &NfsError) -> bool {
+    matches!(error.status(), Some(Status::DELAY | Status::GRACE))
+}
+
+fn at(time: Timestamp) -> NewTime {
+    NewTime::At(NfsTime {
+        sec: time.sec,
+        nsec: time.nsec,
+    })
+}

@@ -1,0 +1,422 @@
+//! `writeback`: changes of names that are answered before the server knows of them, to the
+//! request and the millisecond; and what a server, a connection or another host does to them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use efs_fuse::vfs::types::{Errno, Ino, ROOT_INO, SetAttr, SetTime, Timestamp};
+
+use super::rig::{Mount, Open, connect, millis, once_at, seconds, within};
+use crate::peer::proto::{op, st};
+use crate::peer::{Action, Peer, PeerConfig};
+
+const EXCLUSIVE: i32 = libc::O_RDWR | libc::O_EXCL;
+
+async fn mounted(config: PeerConfig) -> Mount {
+    let peer = Peer::new(config);
+    Mount::ahead(&connect(&peer, "one").await, &peer)
+}
+
+/// A mount, and a directory in it that is this host's.
+async fn private() -> (Mount, Ino) {
+    let mount = mounted(PeerConfig::default()).await;
+    let dir = mount.mkdir(ROOT_INO, "d").await.expect("mkdir");
+    (mount, dir)
+}
+
+/// close(2): the RELEASE after it is waited for by nobody.
+async fn shut(mount: &Mount, file: Open) -> Result<(), Errno> {
+    let flushed = mount.flush(file).await;
+    tokio::spawn(mount.vfs.release(file.fh));
+    tokio::task::yield_now().await;
+    flushed
+}
+
+async fn settled(mount: &Mount) {
+    within(60, mount.vfs.fsyncdir(ROOT_INO))
+        .await
+        .expect("sync");
+}
+
+/// As tar does it.
+async fn unpack(mount: &Mount, dir: Ino, name: &str, data: &[u8]) -> Result<Open, Errno> {
+    let file = mount.create(dir, name, EXCLUSIVE).await?;
+    if !data.is_empty() {
+        mount.write(file, 0, data).await?;
+    }
+    let time = SetTime::At(Timestamp {
+        sec: 1_000_000_000,
+        nsec: 5,
+    });
+    let set = SetAttr {
+        mode: Some(0o600),
+        atime: Some(time),
+        mtime: Some(time),
+        ..SetAttr::default()
+    };
+    let vfs = &mount.vfs;
+    let (stat, _) = (vfs.setattr(&mount.cred, file.ino, Some(file.fh), set)).await?;
+    assert_eq!((stat.perm, stat.mtime.sec), (0o600, 1_000_000_000));
+    shut(mount, file).await?;
+    Ok(file)
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_of_a_private_directory_wait_for_no_answer_and_are_two_to_a_request() {
+    let (mount, dir) = private().await;
+    mount.peer.set_latency(Duration::from_secs(1));
+    let before = mount.peer.round_trips();
+    let start = tokio::time::Instant::now();
+    for number in 0..20 {
+        let name = format!("f{number}");
+        let file = unpack(&mount, dir, &name, name.as_bytes())
+            .await
+            .expect("a file");
+        let stat = mount.getattr(file.ino).await.expect("stat");
+        assert_eq!((stat.size, stat.nlink), (name.len() as u64, 1));
+        assert!(mount.lookup(dir, &name).await.expect("a name").is_some());
+    }
+    assert!(start.elapsed() < Duration::from_millis(20), "nobody waits");
+    settled(&mount).await;
+    let requests = mount.peer.round_trips() - before;
+    let fs = mount.peer.fs();
+    for number in 0..20 {
+        let path = format!("/d/f{number}");
+        assert_eq!(fs.read_file(&path).expect("data"), path[3..].as_bytes());
+        let stat = fs.stat(&path).expect("stat");
+        assert_eq!((stat.mode, stat.mtime.secs), (0o600, 1_000_000_000));
+    }
+    // The first went alone.
+    assert!(requests <= 12, "{requests} requests");
+    millis(2000).await;
+    assert_eq!(mount.peer.open_count(), 0, "all are closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn directories_below_a_private_one_are_private_and_there_before_what_is_in_them() {
+    let (mount, dir) = private().await;
+    mount.peer.set_latency(Duration::from_millis(100));
+    let mut at = dir;
+    for depth in 0..5 {
+        at = mount.mkdir(at, &format!("d{depth}")).await.expect("mkdir");
+        unpack(&mount, at, "file", b"data").await.expect("a file");
+    }
+    let vfs = &mount.vfs;
+    vfs.symlink(&mount.cred, at, b"link", b"target")
+        .await
+        .expect("symlink");
+    assert_eq!(mount.getattr(dir).await.expect("stat").nlink, 3);
+    assert_eq!(
+        mount.list(at, false).await.expect("names"),
+        ["file", "link"]
+    );
+    settled(&mount).await;
+    let fs = mount.peer.fs();
+    assert_eq!(
+        fs.read_file("/d/d0/d1/d2/d3/d4/file").expect("data"),
+        b"data"
+    );
+    assert_eq!(
+        fs.readlink("/d/d0/d1/d2/d3/d4/link").expect("a link"),
+        "target"
+    );
+    assert_eq!(mount.getattr(dir).await.expect("stat").nlink, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_directory_of_others_the_server_decides() {
+    let mount = mounted(PeerConfig::default()).await;
+    let fs = mount.peer.fs();
+    fs.mkdir("/theirs").expect("mkdir");
+    let theirs = mount.walk("theirs").await.expect("a directory");
+    let file = mount.create(theirs, "f", EXCLUSIVE).await.expect("create");
+    assert!(fs.exists("/theirs/f"), "at once");
+    mount.close(file).await.expect("close");
+    fs.write_file("/theirs/g", b"other").expect("write");
+    let found = mount.create(theirs, "g", EXCLUSIVE).await;
+    assert_eq!(found.map(drop), Err(Errno(libc::EEXIST)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_are_removed_and_renamed_in_order_and_many_to_a_request() {
+    let (mount, dir) = private().await;
+    for number in 0..24 {
+        unpack(&mount, dir, &format!("f{number}"), b"x")
+            .await
+            .expect("a file");
+    }
+    settled(&mount).await;
+    mount.peer.set_latency(Duration::from_secs(1));
+    let (before, start) = (mount.peer.round_trips(), tokio::time::Instant::now());
+    mount.rename((dir, "f0"), (dir, "g")).await.expect("rename");
+    mount
+        .rename((dir, "f1"), (dir, "g"))
+        .await
+        .expect("rename over");
+    for number in 2..24 {
+        mount
+            .unlink(dir, &format!("f{number}"))
+            .await
+            .expect("unlink");
+    }
+    assert_eq!(mount.unlink(dir, "f3").await, Err(Errno(libc::ENOENT)));
+    let waited = start.elapsed();
+    settled(&mount).await;
+    let requests = mount.peer.round_trips() - before;
+    assert_eq!(mount.peer.fs().list("/d").expect("names"), ["g"]);
+    // The second unlink of f3 is the server's to refuse, after all before it.
+    assert!(requests <= 6, "{requests} requests");
+    assert!(waited < Duration::from_secs(8), "{waited:?}");
+    mount.unlink(dir, "g").await.expect("unlink");
+    let vfs = &mount.vfs;
+    vfs.rmdir(&mount.cred, ROOT_INO, b"d").await.expect("rmdir");
+    settled(&mount).await;
+    assert!(!mount.peer.fs().exists("/d"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_comes_late_is_told_by_fsync_and_stops_nothing_else() {
+    let (mount, dir) = private().await;
+    let seen = AtomicUsize::new(0);
+    mount.peer.on_op(move |event| {
+        let third = event.op == op::OPEN && seen.fetch_add(1, Ordering::Relaxed) == 2;
+        match third {
+            true => Action::Fail(st::DQUOT),
+            false => Action::Pass,
+        }
+    });
+    let mut files = Vec::new();
+    for number in 0..6 {
+        let file = mount
+            .create(dir, &format!("f{number}"), EXCLUSIVE)
+            .await
+            .expect("create");
+        mount.write(file, 0, b"data").await.expect("write");
+        mount.flush(file).await.expect("close");
+        files.push(file);
+    }
+    millis(100).await;
+    let told = mount.vfs.fsyncdir(dir).await.map_err(Errno::from);
+    assert_eq!(told, Err(Errno(libc::EDQUOT)));
+    let again = mount.vfs.fsyncdir(dir).await.map_err(Errno::from);
+    assert_eq!(again, Ok(()), "once");
+    for (number, file) in files.into_iter().enumerate() {
+        let told = mount.fsync(file).await;
+        match number {
+            2 => assert_eq!(told, Err(Errno(libc::EDQUOT))),
+            _ => assert_eq!(told, Ok(()), "{number}"),
+        }
+        mount.release(file).await;
+    }
+    let names = mount.peer.fs().list("/d").expect("names");
+    assert_eq!(names, ["f0", "f1", "f3", "f4", "f5"]);
+    assert!(mount.lookup(dir, "f2").await.expect("the server").is_none());
+    within(60, mount.vfs.settled()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_another_host_has_made_meanwhile_is_neither_cut_nor_replaced() {
+    let (mount, dir) = private().await;
+    mount
+        .peer
+        .fs()
+        .write_file("/d/f1", b"theirs")
+        .expect("write");
+    for number in 0..3 {
+        let file = mount
+            .create(dir, &format!("f{number}"), libc::O_RDWR | libc::O_TRUNC)
+            .await;
+        let file = file.expect("create");
+        mount.write(file, 0, b"ours").await.expect("write");
+        shut(&mount, file).await.expect("close");
+    }
+    let told = within(60, mount.vfs.fsyncdir(dir))
+        .await
+        .map_err(Errno::from);
+    assert_eq!(told, Err(Errno(libc::EEXIST)));
+    let fs = mount.peer.fs();
+    assert_eq!(fs.read_file("/d/f1").expect("data"), b"theirs");
+    assert_eq!(
+        fs.read_file("/d/f2").expect("data"),
+        b"ours",
+        "what does not depend goes on"
+    );
+    // It is not private any more.
+    let file = mount.create(dir, "g", EXCLUSIVE).await.expect("create");
+    assert!(fs.exists("/d/g"));
+    mount.close(file).await.expect("close");
+}
+
+/// A directory with two files in it, one of which has been another and one of three.
+async fn in_one(mount: &Mount, dir: Ino, name: &str, number: usize) -> Result<(), Errno> {
+    let sub = mount.mkdir(dir, name).await?;
+    for file in ["a", "b", "c"] {
+        unpack(mount, sub, file, format!("{number}{file}").as_bytes()).await?;
+    }
+    mount.rename((sub, "a"), (sub, "z")).await?;
+    mount.unlink(sub, "b").await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_restarts_and_lines_that_break_have_everything_done_once() {
+    for fault in 0..6_u64 {
+        let (mount, dir) = private().await;
+        let peer = Arc::downgrade(&mount.peer);
+        let seen = AtomicUsize::new(0);
+        mount.peer.on_op(move |event| {
+            let about = matches!(event.op, op::OPEN | op::CREATE | op::REMOVE | op::RENAME);
+            if !about || seen.fetch_add(1, Ordering::Relaxed) % 5 != 3 {
+                return Action::Pass;
+            }
+            match fault {
+                0 => Action::DropConnectionBefore,
+                1 => Action::DropConnectionAfter,
+                2 => Action::Fail(st::DELAY),
+                3 => {
+                    peer.upgrade().expect("it lives").destroy_sessions();
+                    Action::DropConnectionAfter
+                }
+                4 if seen.load(Ordering::Relaxed) < 9 => {
+                    peer.upgrade().expect("it lives").crash_and_restart();
+                    Action::DropConnectionBefore
+                }
+                _ => Action::Pass,
+            }
+        });
+        let mut expected = Vec::new();
+        for number in 0..12 {
+            let name = format!("d{number:02}");
+            // When the first reply was lost with its session, nobody can say whose a move of the
+            // directory was that it would have told of: then it is private no more, and what the
+            // server says of a second sending counts (`nfs::calls`).
+            let done = in_one(&mount, dir, &name, number).await;
+            match done {
+                Ok(()) => expected.push(name),
+                Err(error) => {
+                    let doubtful = [libc::EEXIST, libc::ENOENT].contains(&error.raw());
+                    assert!(fault == 3 && doubtful, "fault {fault}: {error}");
+                    break;
+                }
+            }
+        }
+        let told = within(600, mount.vfs.fsyncdir(dir))
+            .await
+            .map_err(Errno::from);
+        assert_eq!(told, Ok(()), "fault {fault}");
+        mount.peer.clear_script();
+        let fs = mount.peer.fs();
+        let mut names = fs.list("/d").expect("names");
+        names.truncate(expected.len());
+        assert_eq!(names, expected, "fault {fault}");
+        for (number, name) in expected.iter().enumerate() {
+            let sub = format!("/d/{name}");
+            assert_eq!(
+                fs.list(&sub).expect("names"),
+                ["c", "z"],
+                "fault {fault}: {sub}"
+            );
+            let data = fs.read_file(&format!("{sub}/z")).expect("data");
+            assert_eq!(data, format!("{number}a").as_bytes());
+        }
+        within(600, mount.vfs.settled()).await;
+        assert_eq!(mount.peer.open_count(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_after_a_file_was_made_or_is_much_goes_by_itself() {
+    let (mount, dir) = private().await;
+    let much: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let file = mount.create(dir, "much", EXCLUSIVE).await.expect("create");
+    mount.write(file, 0, &much).await.expect("write");
+    shut(&mount, file).await.expect("close");
+    let slow = mount.create(dir, "slow", EXCLUSIVE).await.expect("create");
+    mount.write(slow, 0, b"one").await.expect("write");
+    millis(500).await;
+    assert_eq!(
+        mount.peer.fs().read_file("/d/slow").expect("data"),
+        b"one",
+        "within a second"
+    );
+    mount.write(slow, 3, b"two").await.expect("write");
+    assert_eq!(mount.read(slow, 0, 100).await.expect("data"), b"onetwo");
+    mount.fsync(slow).await.expect("fsync");
+    let fs = mount.peer.fs();
+    assert!(fs.read_file("/d/much").expect("data") == much);
+    assert_eq!(fs.read_file("/d/slow").expect("data"), b"onetwo");
+    mount.close(slow).await.expect("close");
+    let back = mount
+        .lookup(dir, "much")
+        .await
+        .expect("a name")
+        .expect("a file");
+    let file = mount.open(back.ino, libc::O_RDONLY).await.expect("open");
+    assert!(mount.read(file, 1_000_000, 4096).await.expect("data") == much[1_000_000..1_004_096]);
+    mount.close(file).await.expect("close");
+    seconds(1).await;
+    within(60, mount.vfs.settled()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_about_a_directory_is_answered_after_what_was_done_in_it() {
+    let (mount, dir) = private().await;
+    mount.peer.set_latency(Duration::from_millis(200));
+    for number in 0..10 {
+        unpack(&mount, dir, &format!("f{number}"), b"x")
+            .await
+            .expect("a file");
+    }
+    // A link is made by the server, in a directory of which it knows half.
+    let entry = mount
+        .lookup(dir, "f9")
+        .await
+        .expect("a name")
+        .expect("a file");
+    let vfs = &mount.vfs;
+    let linked = within(60, vfs.link(&mount.cred, entry.ino, dir, b"link")).await;
+    assert_eq!(linked.expect("link").stat.nlink, 2);
+    assert_eq!(mount.peer.fs().list("/d").expect("names").len(), 11);
+    let moved = within(60, mount.rename((dir, "f1"), (ROOT_INO, "f1"))).await;
+    assert_eq!(moved, Ok(()));
+    assert_eq!(mount.peer.fs().read_file("/f1").expect("data"), b"x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_of_few_operations_is_asked_and_one_without_the_current_stateid_gets_it_all() {
+    for few in [true, false] {
+        let config = PeerConfig {
+            max_ops: if few { 8 } else { 16 },
+            ..PeerConfig::default()
+        };
+        let mount = mounted(config).await;
+        let dir = mount.mkdir(ROOT_INO, "d").await.expect("mkdir");
+        if !few {
+            once_at(&mount.peer, op::WRITE, Action::Fail(st::BAD_STATEID));
+        }
+        for number in 0..7 {
+            unpack(&mount, dir, &format!("f{number}"), b"data")
+                .await
+                .expect("a file");
+            mount
+                .mkdir(dir, &format!("d{number}"))
+                .await
+                .expect("mkdir");
+        }
+        let told = within(60, mount.vfs.fsyncdir(dir))
+            .await
+            .map_err(Errno::from);
+        assert_eq!(told, Ok(()));
+        let fs = mount.peer.fs();
+        assert_eq!(fs.list("/d").expect("names").len(), 14);
+        for number in 0..7 {
+            assert_eq!(
+                fs.read_file(&format!("/d/f{number}")).expect("data"),
+                b"data"
+            );
+        }
+        assert!(mount.peer.max_ops_seen() <= if few { 8 } else { 16 });
+        within(60, mount.vfs.settled()).await;
+        assert_eq!(mount.peer.open_count(), 0);
+    }
+}
