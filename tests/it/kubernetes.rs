@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::host::{Host, Network, living};
 use crate::fixtures::mount::{COMMAND_LIMIT, DAEMON_END, EFS_FUSE, is_keeper, served_by, serves};
-use crate::fixtures::process::{Background, Finished, eventually};
+use crate::fixtures::process::{Background, Finished, eventually, run};
 
 /// What kubelet and the driver share on a node, and a volume in it.
 const KUBELET: &str = "/run/kubelet";
@@ -316,5 +316,35 @@ fn credentials_that_end_with_the_pod_are_not_taken_to_the_node() {
             "{options}: {}",
             done.stderr
         );
+    }
+}
+
+#[test]
+fn the_options_of_the_manifests_are_options_of_the_helper() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (helper, at) = (dir.path().join("mount.efs"), dir.path().join("at"));
+    std::os::unix::fs::symlink(EFS_FUSE, &helper).expect("symlink");
+    fs::create_dir(&at).expect("mkdir");
+    for name in ["static.yaml", "dynamic.yaml"] {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("deploy/kubernetes")
+            .join(name);
+        let text = fs::read_to_string(manifest).expect("read");
+        let options: Vec<_> = text
+            .lines()
+            .map(str::trim)
+            .skip_while(|line| *line != "mountOptions:")
+            .skip(1)
+            .map_while(|line| line.strip_prefix("- "))
+            .collect();
+        assert!(options.contains(&"nosuid"), "{name}: {options:?}");
+        assert!(options.contains(&"nodev"), "{name}: {options:?}");
+        // The driver adds tls, and writes everything in lower case.
+        let list = format!("tls,{}", options.join(",")).to_lowercase();
+        let mut command = Command::new(&helper);
+        command
+            .args(["fs-0123abcd:/".as_ref(), at.as_os_str()])
+            .args(["-f", "-o", &list]);
+        run(&mut command, COMMAND_LIMIT).expect_success(name);
     }
 }
