@@ -259,7 +259,7 @@ mod tests {
         unsafe {
             let mut request: libc::ifreq = std::mem::zeroed();
             for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-                *to = from.cast_signed();
+                *to = *from as libc::c_char;
             }
             request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
             let control = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);

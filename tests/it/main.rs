@@ -15,6 +15,7 @@ mod faults;
 mod fixtures;
 mod home;
 mod hostile;
+mod kubernetes;
 mod layers;
 mod lifecycle;
 mod lookalike;
