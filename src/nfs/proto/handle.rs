@@ -53,7 +53,7 @@ impl TryFrom<Bytes> for FileHandle {
 
 impl From<FileHandle> for Bytes {
     fn from(handle: FileHandle) -> Self {
-        Self::copy_from_slice(handle.as_bytes())
+        Self::copy_from_slice(handle.settled().as_bytes())
     }
 }
 
@@ -115,13 +115,15 @@ impl FileHandle {
         }
     }
 
-    /// The same handle, without the memory of having been promised.
+    /// The same handle, without the memory of having been promised. One that will never be given is
+    /// one that no server knows.
     #[must_use]
     pub fn settled(&self) -> Self {
         match &self.0 {
             Repr::Promised(promised) => match promised.outcome.get() {
                 Some(Ok(bytes)) => Self(Repr::Given(Arc::clone(bytes))),
-                Some(Err(_)) | None => self.clone(),
+                Some(Err(_)) => Self(Repr::Given(Arc::from([0_u8]))),
+                None => self.clone(),
             },
             Repr::Given(_) => self.clone(),
         }

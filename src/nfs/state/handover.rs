@@ -82,7 +82,7 @@ impl OpenState {
     pub(super) fn record_of(&self, inner: &Inner) -> OpenRecord {
         OpenRecord {
             owner: self.owner,
-            handle: self.handle.clone(),
+            handle: self.handle.settled(),
             cred: (*self.cred).clone(),
             stateid: inner.stateid,
             access: inner.access,

@@ -206,6 +206,7 @@ impl Files {
             file.is_some_and(|file| !file.lock().deferred().is_empty())
         };
         self.window.used() == 0
+            && self.names_ahead() == 0
             && !self.abandoned.any()
             && self.kept.is_empty()
             && !self.changed.lock().iter().any(waits)

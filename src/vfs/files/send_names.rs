@@ -206,8 +206,8 @@ impl Files {
         let set = changes.as_ref().map(|change| new_attributes(&change.set));
         let mut attrs = set.unwrap_or_default();
         // What was shown of the times is made true.
-        attrs.atime = attrs.atime.or(Some(at(atime)));
-        attrs.mtime = attrs.mtime.or(Some(at(mtime)));
+        attrs.atime = attrs.atime.or_else(|| Some(at(atime)));
+        attrs.mtime = attrs.mtime.or_else(|| Some(at(mtime)));
         Along {
             data,
             changes: changes.is_some(),

@@ -83,7 +83,7 @@ async fn files_of_a_private_directory_wait_for_no_answer_and_are_two_to_a_reques
     let fs = mount.peer.fs();
     for number in 0..20 {
         let path = format!("/d/f{number}");
-        assert_eq!(fs.read_file(&path).expect("data"), path[3..].as_bytes());
+        assert_eq!(fs.read_file(&path).expect("data"), &path.as_bytes()[3..]);
         let stat = fs.stat(&path).expect("stat");
         assert_eq!((stat.mode, stat.mtime.secs), (0o600, 1_000_000_000));
     }
@@ -419,4 +419,38 @@ async fn a_server_of_few_operations_is_asked_and_one_without_the_current_stateid
         within(60, mount.vfs.settled()).await;
         assert_eq!(mount.peer.open_count(), 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_process_goes_on_with_what_was_made_ahead_and_with_what_was_refused() {
+    let (mount, dir) = private().await;
+    let seen = AtomicUsize::new(0);
+    mount.peer.on_op(move |event| {
+        match event.op == op::OPEN && seen.fetch_add(1, Ordering::Relaxed) == 0 {
+            true => Action::Fail(st::DQUOT),
+            false => Action::Pass,
+        }
+    });
+    let refused = mount.create(dir, "a", EXCLUSIVE).await.expect("create");
+    let made = unpack(&mount, dir, "b", b"data").await.expect("a file");
+    let open = mount.create(dir, "c", EXCLUSIVE).await.expect("create");
+    mount.write(open, 0, b"one").await.expect("write");
+    let mount = mount.handed_over().await;
+    let fs = mount.peer.fs();
+    assert_eq!(fs.list("/d").expect("names"), ["b", "c"]);
+    assert_eq!(fs.read_file("/d/c").expect("data"), b"one");
+    mount.write(open, 3, b"two").await.expect("write");
+    mount.close(open).await.expect("close");
+    assert_eq!(fs.read_file("/d/c").expect("data"), b"onetwo");
+    let found = mount
+        .lookup(dir, "b")
+        .await
+        .expect("a name")
+        .expect("a file");
+    assert_eq!(found.ino, made.ino, "the kernel's number for it");
+    assert_eq!(mount.getattr(made.ino).await.expect("stat").size, 4);
+    let told = mount.flush(refused).await;
+    assert!(told.is_err(), "it was never made");
+    mount.release(refused).await;
+    within(60, mount.vfs.settled()).await;
 }

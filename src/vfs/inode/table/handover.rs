@@ -165,7 +165,7 @@ impl InodeTable {
             inodes.push(InodeRecord {
                 ino: inode.ino,
                 generation: inode.generation,
-                handle: inode.handle.clone(),
+                handle: inode.handle.settled(),
                 lookups,
                 attr,
                 stale: inode.is_stale(),
@@ -201,6 +201,10 @@ impl InodeTable {
         let mut places = Vec::with_capacity(records.len());
         let (mut all, mut untold) = (Vec::with_capacity(records.len()), Vec::new());
         let (inodes, told) = (ByNumber::default(), EvictionQueue::default());
+        #[expect(
+            clippy::mutable_key_type,
+            reason = "handles in the table are given, and do not change any more"
+        )]
         let mut elsewhere = HashMap::new();
         let longest = timeouts.dir_max.max(timeouts.reg_max);
         for record in records {
@@ -217,8 +221,8 @@ impl InodeTable {
             if inode.kind != FileKind::Directory {
                 told.push(inode.ino);
             }
-            if inode.is_elsewhere() {
-                elsewhere.insert(inode.handle.clone(), inode.ino);
+            if inode.is_elsewhere() || inode.was_promised() {
+                elsewhere.insert(inode.handle.settled(), inode.ino);
             }
             let lookups = wal.count(lookups);
             if (inodes.insert(inode.ino, Known { inode, lookups })).is_some() {
