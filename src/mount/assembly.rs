@@ -434,6 +434,7 @@ pub(super) fn vfs_config(options: &MountOptions) -> VfsConfig {
         },
         max_inodes: options.cache_inodes,
         asks_who_searches: !options.default_permissions,
+        close_to_open: options.close_to_open,
     }
 }
 

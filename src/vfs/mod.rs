@@ -32,7 +32,7 @@
 //! | rename | `rename` | the same |
 //! | getattr, setattr, readlink | `attr` | `namespace::attributes`, `files::deferred_setattr`, `files::privileges` |
 //! | access | `access` | `namespace::access` |
-//! | open, create | `open` | `files::opens`, `files::handle`, `files::inline_read` |
+//! | open, create | `open` | `files::opens`, `files::handle`, `files::inline_read`; with `nocto` `namespace::nocto`, `files::late_open` |
 //! | flush, fsync, release | `close` | `files::barrier`, `files::unlock` |
 //! | read | `read` | `files::read`, `file::ahead`, `file::readahead`, `files::revalidate` |
 //! | write | `write` | `files::accept`, `files::write`, `writeback`, `files::unanswered` |
@@ -99,6 +99,9 @@ pub struct VfsConfig {
     /// The kernel does not look who may search a directory (`nodefault_permissions`): a
     /// name is answered as the server allows its caller, each time.
     pub asks_who_searches: bool,
+    /// Each open asks the server. Without (`nocto`), one for reading asks nothing while what is
+    /// known of the file may be believed.
+    pub close_to_open: bool,
 }
 
 impl VfsConfig {
@@ -109,6 +112,7 @@ impl VfsConfig {
             missing_names: self.missing_names,
             max_inodes: self.max_inodes,
             asks_who_searches: self.asks_who_searches,
+            close_to_open: self.close_to_open,
         }
     }
 

@@ -68,6 +68,7 @@ impl Host {
             missing_names: MissingNames::AskedFor,
             max_inodes: usize::MAX,
             asks_who_searches: false,
+            close_to_open: true,
         };
         let vfs = Vfs::new(client, config, sent, metrics);
         Self { vfs, cred }

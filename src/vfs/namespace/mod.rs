@@ -14,6 +14,7 @@
 //! | what the kernel is answered for an inode | [`entry`] |
 //! | what is asked for together | [`access_pattern`], `keyed_mutex` |
 //! | what the server allows whom | [`access`] |
+//! | opens that ask nobody | `nocto` |
 //! | names that an open is on its way through | `reopen_guard` |
 //! | what the kernel is told and waits for, believes, and is asked to forget | `invalidation`, [`kernel_dentry`], `eviction` |
 //! | the space of a file system | `space` |
@@ -34,6 +35,7 @@ mod invalidation;
 pub(in crate::vfs) mod kernel_dentry;
 mod keyed_mutex;
 pub(in crate::vfs) mod names;
+mod nocto;
 mod reopen_guard;
 mod space;
 
@@ -68,6 +70,8 @@ pub(in crate::vfs) struct NamespaceConfig {
     pub(in crate::vfs) max_inodes: usize,
     /// Whether the server is asked who may search a directory.
     pub(in crate::vfs) asks_who_searches: bool,
+    /// Whether each open asks the server.
+    pub(in crate::vfs) close_to_open: bool,
 }
 
 /// See the module.

@@ -7,6 +7,7 @@
 mod abandoned;
 mod budget;
 mod closes;
+mod complete;
 mod connections;
 mod data;
 mod deferred_setattr;
@@ -28,6 +29,7 @@ mod limits;
 mod lockers;
 mod locks;
 mod names;
+mod nocto;
 mod patience;
 mod privileges;
 mod recovery;

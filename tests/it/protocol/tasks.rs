@@ -54,6 +54,7 @@ async fn mount() -> (Mount, Arc<Metrics>) {
         missing_names: MissingNames::AskedFor,
         max_inodes: usize::MAX,
         asks_who_searches: false,
+        close_to_open: true,
     };
     let mount = Mount {
         vfs: Vfs::new(rig.client, config, Instant::now(), Arc::clone(&metrics)),
