@@ -174,7 +174,8 @@ impl<'a> Rules<'a> {
             return false;
         };
         let changes = match this.call {
-            Call::Open { how, .. } => how.create,
+            // Without, it may have found the file there.
+            Call::Open { how, .. } => how.exclusive,
             Call::Mkdir(_)
             | Call::Rmdir(_)
             | Call::Unlink(_)
@@ -367,6 +368,10 @@ impl<'a> Rules<'a> {
         };
         let same = |number: usize| self.related(number, event);
         match (&this.call, &this.answer) {
+            // What is read through it may be as old as what is believed.
+            (Call::Open { .. }, Some(Answer::Done) | None) if self.is_unasked(event) => {
+                this.began.saturating_sub(self.names.max(self.attributes))
+            }
             (Call::List(_), Some(Answer::Listed(_))) if self.is_unasked_listing(event) => {
                 this.began.saturating_sub(self.names)
             }
