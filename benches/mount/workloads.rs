@@ -22,6 +22,8 @@ use crate::streams::{read_file, write_file};
 
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 const FILES_PER_DIRECTORY: usize = 50;
+/// Files that a request to a site has its server read.
+const SITE: usize = 300;
 
 struct Sizes {
     /// Files of the tree.
@@ -29,6 +31,8 @@ struct Sizes {
     /// Small files made in one directory.
     small: usize,
     appends: usize,
+    /// Requests to a site.
+    requests: usize,
     stream: u64,
 }
 
@@ -47,6 +51,7 @@ pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result
             tree: 200,
             small: 200,
             appends: 50,
+            requests: 10,
             stream: 128 << 20,
         }
     } else {
@@ -54,6 +59,7 @@ pub(crate) fn measure(report: &mut Report, parent: &Path, quick: bool) -> Result
             tree: 2_000,
             small: 1_000,
             appends: 200,
+            requests: 50,
             stream: 1 << 30,
         }
     };
@@ -129,7 +135,9 @@ fn all(server: SocketAddr, sizes: &Sizes) -> Result<Vec<Outcome>> {
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
         };
     let (tree, small) = (sizes.tree, sizes.small);
-    let again = |mount: Mount| mount.end().and_then(|_| Mount::new(server));
+    let again_with =
+        |mount: Mount, options: &[&str]| mount.end().and_then(|_| Mount::with(server, options));
+    let again = |mount: Mount| again_with(mount, &[]);
     let list: &dyn Fn(&Path) -> Result<()> =
         &|root| run(Command::new("ls").arg("-lR").arg(root.join("tree")));
     let read_all: &dyn Fn(&Path) -> Result<()> = &|root| read_tree(&root.join("tree"));
@@ -143,6 +151,10 @@ fn all(server: SocketAddr, sizes: &Sizes) -> Result<Vec<Outcome>> {
     mount = again(mount)?;
     timed(&mount, "read all of them, cold".into(), tree, read_all)?;
     timed(&mount, "read all of them, warm".into(), tree, read_all)?;
+    mount = again_with(mount, &["profile=ci"])?;
+    let how = "read all of them with profile=ci";
+    timed(&mount, format!("{how}, cold"), tree, read_all)?;
+    timed(&mount, format!("{how}, warm"), tree, read_all)?;
     timed(&mount, "rm -r of them".into(), tree, &|root| {
         run(Command::new("rm").arg("-r").arg(root.join("tree")))
     })?;
@@ -160,6 +172,16 @@ fn all(server: SocketAddr, sizes: &Sizes) -> Result<Vec<Outcome>> {
         sizes.appends,
         &|root| append(&root.join("log"), sizes.appends),
     )?;
+    make_site(&mount.path().join("site"))?;
+    let requests = sizes.requests;
+    for (how, options) in [("", &[][..]), (" with profile=web", &["profile=web"])] {
+        mount = again_with(mount, options)?;
+        let name = format!("{requests} requests to a site of {SITE} files{how}");
+        timed(&mount, name, requests * SITE, &|root| {
+            (0..requests).try_for_each(|_| read_site(&root.join("site")))
+        })?;
+    }
+    mount = again(mount)?;
     let mib = (sizes.stream >> 20) as usize;
     timed(&mount, format!("write {mib} MiB and fsync"), mib, &|root| {
         write_file(&root.join("stream"), sizes.stream).map(drop)
@@ -202,6 +224,29 @@ fn read_tree(root: &Path) -> Result<()> {
                 .and_then(|mut file| file.read_to_end(&mut content))
                 .context("read")?;
         }
+    }
+    Ok(())
+}
+
+fn site(root: &Path) -> impl Iterator<Item = PathBuf> {
+    (0..SITE).map(move |n| root.join(format!("d{}/f{n}.php", n % 30)))
+}
+
+fn make_site(root: &Path) -> Result<()> {
+    for (n, file) in site(root).enumerate() {
+        let dir = file.parent().ok_or("a file without a directory")?;
+        fs::create_dir_all(dir).context("mkdir")?;
+        fs::write(file, vec![0x44; 500 + n * 37 % 9000]).context("write")?;
+    }
+    Ok(())
+}
+
+/// As an interpreter does: each file is looked at, opened, read, closed.
+fn read_site(root: &Path) -> Result<()> {
+    go_on()?;
+    for file in site(root) {
+        fs::metadata(&file).context("stat")?;
+        fs::read(&file).context("read")?;
     }
     Ok(())
 }

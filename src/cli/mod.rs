@@ -17,6 +17,7 @@ mod mount;
 mod mount_efs;
 mod names;
 pub mod option_list;
+mod option_profiles;
 mod option_value;
 pub mod options;
 mod options_foreign;

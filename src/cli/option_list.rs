@@ -5,10 +5,11 @@
 //! [`MountOptions`], checked against each other. An option given twice counts
 //! as its last, and of two that contradict each other the later counts, as with mount(8):
 //! lines of fstab are extended by the command line. An error are those that mean
-//! different things at the same time.
+//! different things at the same time. A profile is read as the options that it stands for.
 
 use std::time::Duration;
 
+use super::option_profiles;
 use super::option_value as value;
 use super::options::{Meaning, OptionSpec, Value, all};
 use crate::mount::options::{CacheTimes, MountOptions, NameCache};
@@ -147,7 +148,15 @@ pub fn read<S: AsRef<str>>(lists: &[S], sloppy: bool) -> Result<Read, OptionErro
                             .ignored
                             .push(format!("option {name} has no effect: {why}"));
                     }
+                    let members = match name {
+                        // One that there is not is malformed, as `mean` finds.
+                        "profile" => option_profiles::members(&value).unwrap_or_default(),
+                        _ => &[],
+                    };
                     found.typed.push(Typed { spec, value });
+                    found
+                        .typed
+                        .extend(members.iter().filter_map(|one| typed(one)));
                 }
                 Err(OptionError::Unsupported { name, why, .. }) if sloppy && may_pass(spec) => {
                     found
@@ -170,6 +179,14 @@ pub fn read<S: AsRef<str>>(lists: &[S], sloppy: bool) -> Result<Read, OptionErro
         }
     }
     Ok(found)
+}
+
+/// An option of the table, as it is written.
+fn typed(written: &str) -> Option<Typed> {
+    let (name, value) = written.split_once('=').unwrap_or((written, ""));
+    let value = value.to_owned();
+    let spec = all().find(|spec| spec.name == name)?;
+    Some(Typed { spec, value })
 }
 
 /// Whether `sloppy` may make a warning of what is refused.

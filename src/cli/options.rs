@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use Value::{Allowed, Needed, No};
 
+use super::option_profiles;
 use super::option_value as value;
 use super::options_foreign::FOREIGN;
 use crate::mount::options::{
@@ -593,6 +594,14 @@ pub static TABLE: &[OptionSpec] = &[
             Ok(())
         },
     ),
+    flag("cto", "every open asks the server (default)", |o| {
+        o.close_to_open = true;
+    }),
+    flag(
+        "nocto",
+        "opens for reading ask nothing while the file's attributes are believed",
+        |o| o.close_to_open = false,
+    ),
     set(
         "cache_names",
         "N",
@@ -610,6 +619,13 @@ pub static TABLE: &[OptionSpec] = &[
             o.cache_inodes = value::number(text, 1, 1 << 40)?;
             Ok(())
         },
+    ),
+    // Sets of what is here and above.
+    set(
+        "profile",
+        "ci|db|home|ml|web",
+        "options for what the volume is used for; later options win (see README)",
+        |_, text| option_profiles::members(text).map(drop),
     ),
     // The daemon.
     OptionSpec {

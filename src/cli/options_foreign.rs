@@ -56,7 +56,6 @@ pub(super) static FOREIGN: &[OptionSpec] = &[
     tolerated("v4", No),
     tolerated("v4.1", No),
     tolerated("tcp", No),
-    tolerated("cto", No),
     tolerated("noacl", No),
     tolerated("acl", No),
     tolerated("fg", No),
@@ -110,7 +109,6 @@ pub(super) static FOREIGN: &[OptionSpec] = &[
         "nordirplus",
         "listings bring attributes along where they are used",
     ),
-    vain("nocto", "close-to-open consistency is always kept"),
     vain("fsc", "there is no cache on local disk"),
     vain(
         "migration",

@@ -438,6 +438,7 @@ pub(super) fn vfs_config(options: &MountOptions) -> VfsConfig {
         max_inodes: options.cache_inodes,
         asks_who_searches: !options.default_permissions,
         writeback: options.writeback,
+        close_to_open: options.close_to_open,
     }
 }
 

@@ -162,6 +162,9 @@ pub struct MountOptions {
     pub cache_times: CacheTimes,
     /// `lookupcache=`; `None` with `noac`.
     pub name_cache: NameCache,
+    /// `cto`: each open asks the server. Without (`nocto`), one for reading asks nothing while
+    /// what is known of the file may be believed.
+    pub close_to_open: bool,
     /// `cache_names=`: names remembered, found and missing ones.
     pub cache_names: u64,
     /// `cache_inodes=`: files that the kernel may hold before it is asked to
@@ -292,6 +295,7 @@ impl Default for MountOptions {
             wsize: MAX_IO,
             cache_times: CacheTimes::DEFAULT,
             name_cache: NameCache::All,
+            close_to_open: true,
             cache_names: 100_000,
             cache_inodes: 100_000,
             locks: LocksOf::Server.into(),

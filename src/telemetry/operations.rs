@@ -135,6 +135,8 @@ named! {
         Dir = "dir",
         /// What the server allows whom.
         Access = "access",
+        /// Opens for which nobody was asked (`nocto`).
+        Open = "open",
     }
 }
 

@@ -32,7 +32,7 @@
 //! | rename | `rename` | the same |
 //! | getattr, setattr, readlink | `attr` | `namespace::attributes`, `files::deferred_setattr`, `files::privileges` |
 //! | access | `access` | `namespace::access` |
-//! | open, create | `open` | `files::opens`, `files::handle`, `files::inline_read` |
+//! | open, create | `open` | `files::opens`, `files::handle`, `files::inline_read`; with `nocto` `namespace::nocto`, `files::late_open` |
 //! | flush, fsync, release | `close` | `files::barrier`, `files::unlock` |
 //! | read | `read` | `files::read`, `file::ahead`, `file::readahead`, `files::revalidate` |
 //! | write | `write` | `files::accept`, `files::write`, `writeback`, `files::unanswered` |
@@ -101,6 +101,9 @@ pub struct VfsConfig {
     pub asks_who_searches: bool,
     /// This host's changes are answered before the server knows of them (`writeback`).
     pub writeback: bool,
+    /// Each open asks the server. Without (`nocto`), one for reading asks nothing while what is
+    /// known of the file may be believed.
+    pub close_to_open: bool,
 }
 
 impl VfsConfig {
@@ -111,6 +114,7 @@ impl VfsConfig {
             missing_names: self.missing_names,
             max_inodes: self.max_inodes,
             asks_who_searches: self.asks_who_searches,
+            close_to_open: self.close_to_open,
         }
     }
 

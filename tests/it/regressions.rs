@@ -69,6 +69,7 @@ impl Host {
             max_inodes: usize::MAX,
             asks_who_searches: false,
             writeback: false,
+            close_to_open: true,
         };
         let vfs = Vfs::new(client, config, sent, metrics);
         Self { vfs, cred }

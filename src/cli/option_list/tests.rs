@@ -32,6 +32,48 @@ fn nothing_given_means_the_defaults() {
 }
 
 #[test]
+fn a_later_option_wins_over_a_profile_and_a_later_profile_over_an_option() {
+    let web = taken("profile=web");
+    assert_eq!(web.name_cache, NameCache::Complete);
+    assert!(!web.close_to_open);
+    let times = |o: &MountOptions| {
+        (
+            o.cache_times.reg_min.as_secs(),
+            o.cache_times.reg_max.as_secs(),
+        )
+    };
+    assert_eq!(times(&web), (10, 30));
+    let other = taken("profile=web,cto,acregmax=300");
+    assert!(other.close_to_open);
+    assert_eq!(times(&other), (10, 300));
+    assert_eq!(other.name_cache, NameCache::Complete, "the rest stays");
+    assert_eq!(times(&taken("acregmax=300,profile=web")), (10, 30));
+    assert_eq!(times(&taken("profile=web,acregmax=2")), (2, 2));
+    assert_eq!(times(&taken("profile=web,noac")), (0, 0));
+    assert!(taken("profile=web,profile=db").close_to_open);
+}
+
+#[test]
+fn a_profile_is_written_with_all_that_it_stands_for_and_read_again_as_the_same() {
+    let typed = read(&["profile=web,cto"], false).unwrap().typed;
+    let written: Vec<_> = typed.iter().map(Typed::written).collect();
+    assert_eq!(
+        written[..3],
+        ["profile=web", "nocto", "lookupcache=complete"]
+    );
+    assert_eq!(written.last().map(String::as_str), Some("cto"));
+    let again = read(&[written.join(",")], false).unwrap().typed;
+    assert_eq!(mean(&again).unwrap(), mean(&typed).unwrap());
+}
+
+#[test]
+fn a_profile_that_there_is_not_is_told_with_those_that_there_are() {
+    let why = wrong("profile=wbe", "expected one of ci, db, home, ml, web");
+    assert_eq!(why.to_string().lines().count(), 1);
+    wrong("profile", "profile=ci|db|home|ml|web");
+}
+
+#[test]
 fn every_supported_option_reaches_its_field() {
     let o = taken(
         "ro,nodev,nosuid,noexec,noatime,allow_other,nodefault_permissions,port=12049,region=eu-west-1,notls,\
@@ -297,7 +339,7 @@ fn what_is_copied_from_other_machines_is_taken_as_it_is_meant() {
         "fg",
         "bg",
         "nordirplus",
-        "nocto",
+        "cto",
         "fsc",
         "nofsc",
         "nonempty",
@@ -321,7 +363,7 @@ fn what_is_copied_from_other_machines_is_taken_as_it_is_meant() {
 
 #[test]
 fn who_may_count_on_what_has_no_effect_is_told_why() {
-    for name in ["bg", "nordirplus", "nocto", "fsc", "migration"] {
+    for name in ["bg", "nordirplus", "fsc", "migration"] {
         let found = read(&[name], false).unwrap_or_else(|why| panic!("{why}"));
         let start = format!("option {name} has no effect: ");
         assert!(found.ignored[0].starts_with(&start), "{:?}", found.ignored);

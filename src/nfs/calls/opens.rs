@@ -19,9 +19,11 @@ use crate::rpc::caller;
 /// Operations of a compound with an OPEN in it, SEQUENCE among them, at most.
 pub(super) const OPEN_OPS: usize = 10;
 
-/// A READ of a file's beginning that goes along with its OPEN.
+/// A READ of a file that goes along with its OPEN, of its beginning as a rule.
 #[derive(Clone, Copy, Debug)]
 pub struct InlineRead {
+    /// Of the first byte.
+    pub offset: u64,
     /// Bytes.
     pub count: u32,
     /// Not if this is still the file's change attribute: its data are known.
@@ -35,7 +37,7 @@ pub enum BehindOpen {
     Nothing,
     /// The file is cut to nothing.
     Truncate,
-    /// The beginning of the file is read. The compound is not kept for a replay: a
+    /// Some of the file is read. The compound is not kept for a replay: a
     /// second OPEN of the same owner only moves the stateid.
     Read(InlineRead),
 }
@@ -143,7 +145,7 @@ impl Client {
                 if let Some(change) = inline.unless {
                     c.differs_from(change);
                 }
-                c.read(stateid, 0, inline.count);
+                c.read(stateid, inline.offset, inline.count);
             }
         });
         let Some((preserves_unlinked, mut reply)) = opened.await? else {

@@ -176,7 +176,13 @@ impl OpenState {
         self.inner.lock().stateid
     }
 
-    /// What the open allows (OPEN4_SHARE_ACCESS_*).
+    /// The server has told of it.
+    pub fn is_at_server(&self) -> bool {
+        self.exact().is_some()
+    }
+
+    /// What the open allows (OPEN4_SHARE_ACCESS_*); nothing, as long as the server does not
+    /// know of it.
     pub fn access(&self) -> u32 {
         self.inner.lock().access
     }
@@ -187,7 +193,7 @@ impl OpenState {
     }
 
     /// The open is closed, or lost and its handles are dead.
-    pub(super) fn is_dead(&self) -> bool {
+    pub fn is_dead(&self) -> bool {
         self.inner.lock().dead
     }
 

@@ -24,7 +24,7 @@ use super::inline_read::{FileVersion, UNREAD};
 use super::origin::Origin;
 use super::pages::{FileAt, LateCut, Moves, Pages};
 use super::silly_name::SillyName;
-use crate::nfs::proto::ops::ACCESS_WRITE;
+use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::state::OpenState;
 use crate::nfs::state::locks::LockState;
 use crate::rpc::auth::Credential;
@@ -502,6 +502,33 @@ impl<D> FileInner<D> {
         !self.opens.iter().all(closes) || self.silly.is_some() || self.hiding || self.replacing > 0
     }
 
+    /// One more user of an open that is in the table. False if it is not (any more).
+    pub(in crate::vfs) fn use_again(&mut self, open: &Arc<OpenState>) -> bool {
+        let mut opens = self.opens.iter_mut();
+        let shared = opens.find(|shared| Arc::ptr_eq(&shared.open, open));
+        shared.is_some_and(|shared| {
+            shared.users += 1;
+            true
+        })
+    }
+
+    /// The opens that do not allow reading at the server (yet), each with one more user.
+    pub(in crate::vfs) fn use_unread(&mut self) -> Vec<Arc<OpenState>> {
+        let opens = self.opens.iter_mut();
+        let unknown = opens.filter(|shared| shared.open.access() & ACCESS_READ == 0);
+        unknown
+            .map(|shared| {
+                shared.users += 1;
+                Arc::clone(&shared.open)
+            })
+            .collect()
+    }
+
+    /// The server knows of every open, and so keeps the file for each if it has promised that.
+    fn is_known_to_be_open(&self) -> bool {
+        (self.opens.iter()).all(|shared| shared.open.is_at_server())
+    }
+
     /// One user less, who was the owner of this lock state or of none. `None` if the open is
     /// in the table no more.
     pub(in crate::vfs) fn leave(
@@ -604,11 +631,12 @@ impl<D> FileInner<D> {
 impl<D> FileInner<D> {
     /// Begins to take a name from the file, to be ended as the result says. It is hidden
     /// if the file is open here, has no hidden name yet, and the server does not promise to keep
-    /// it; also if it was being hidden for the same request by a process that was killed
+    /// it (or does not know of each open that it is to be kept for); also if it was being hidden for the same request by a process that was killed
     /// (`again`), although the file was closed since: what that has made is found in no other way.
     /// `None` while another is being hidden.
     pub(in crate::vfs) fn begin_loss(&mut self, again: bool) -> Option<NameLoss> {
-        if !(self.is_open() || again) || self.preserved || self.silly.is_some() {
+        let preserved = self.preserved && self.is_known_to_be_open();
+        if !(self.is_open() || again) || preserved || self.silly.is_some() {
             self.removing += 1;
             return Some(NameLoss::Removed);
         }

@@ -17,6 +17,7 @@
 //! | getattr | attributes, then all data there | [`Files::before_getattr`] |
 //! | access | attributes | [`Files::before_access`] |
 //! | setattr | attributes | [`Files::before_setattr`] |
+//! | setattr of mode or owner | opens that the server is to know of before | `late_open` |
 //! | setattr of a size | then stable | [`Files::before_cut`] |
 //! | setattr of times | then stable | [`Files::before_times`] |
 //! | open | published; with O_TRUNC stable before | [`Files::before_open`] |

@@ -31,7 +31,21 @@ impl Files {
         let file = FileAt { change, moves };
         let kept = inner.has_pages_of(file, |pages| attr.explains(pages));
         let unless = kept.then_some(change);
-        Some((InlineRead { count, unless }, inner.version(attr.foreign())))
+        let inline = InlineRead {
+            offset: 0,
+            count,
+            unless,
+        };
+        Some((inline, inner.version(attr.foreign())))
+    }
+
+    /// The kernel has pages of the file as it is known, or there is nothing to have pages of.
+    pub(in crate::vfs) fn has_pages(&self, inode: &Inode) -> bool {
+        let inner = self.file_state(inode).lock();
+        let attr = inode.attr.lock();
+        let (change, moves) = (attr.change(), inner.moves(attr.foreign()));
+        attr.stat().size == 0
+            || inner.has_pages_of(FileAt { change, moves }, |pages| attr.explains(pages))
     }
 
     /// The handle is gone: whether what came along with its OPEN was wanted counts for the next.

@@ -283,6 +283,7 @@ impl Files {
         match self.client.open_by_handle(request).await {
             Ok(None) => Ok(()),
             Ok(Some(opened)) => {
+                self.set_preserved(&handle.inode, opened.preserves_unlinked);
                 self.namespace.learn(&handle.inode, &opened.attrs, sent);
                 Ok(())
             }

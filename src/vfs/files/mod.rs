@@ -11,6 +11,7 @@
 //! | **what is waited for before a request goes** | [`barrier`] |
 //! | one open(2), and what it was told of write errors | [`handle`] |
 //! | opens at the server, which handles share | `opens`, [`kept_open`] |
+//! | opens that it learns of later | `late_open` |
 //! | taking data in, and when there is room | [`accept`], `window` |
 //! | sending data: the shell of the write-back | [`mod@write`], `unanswered` |
 //! | changes of names that are answered before the server knows (`writeback`) | `name_writeback`, `send_names` |
@@ -37,6 +38,7 @@ pub(in crate::vfs) mod handover;
 mod hidden;
 mod inline_read;
 pub(in crate::vfs) mod kept_open;
+mod late_open;
 pub(in crate::vfs) mod lock;
 pub(in crate::vfs) mod logged;
 mod name_writeback;

@@ -148,11 +148,13 @@ impl Files {
         let mut empty = 0;
         loop {
             let want = (offset + size - at).min(rsize) as u32;
-            let read = self
-                .client
-                .read(open, at, want)
-                .await
-                .map_err(|error| self.namespace.failed(&error, &handle.inode))?;
+            let read = match self.open_late(handle, at, want).await? {
+                Some(read) => read,
+                None => {
+                    let read = self.client.read(open, at, want).await;
+                    read.map_err(|error| self.namespace.failed(&error, &handle.inode))?
+                }
+            };
             at += read.data.len() as u64;
             let done = read.eof || at == offset + size;
             if done && joined.is_none() {

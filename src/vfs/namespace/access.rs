@@ -6,6 +6,9 @@
 //! one that came with the answer: chmod, chown and a new ACL move that, wherever
 //! they are done. By what may be searched names are answered from the caches
 //! ([`Namespace::may_search`]). Owned by the cache's own locks; nothing else is locked with it.
+//!
+//! With `nocto` it is remembered beside that for whom the server has opened a file for reading
+//! ([`Namespace::may_read`]).
 
 use std::sync::Arc;
 
@@ -13,6 +16,7 @@ use moka::sync::Cache as Bounded;
 use tokio::time::Instant;
 
 use super::Namespace;
+use crate::nfs::proto::attrs::Attributes;
 use crate::nfs::proto::ops;
 use crate::rpc::auth::Credential;
 use crate::telemetry::Cache;
@@ -21,6 +25,10 @@ use crate::vfs::types::{Errno, FileKind, Ino, Timestamp, VfsResult};
 
 /// Bytes that all answers may take.
 const MOST: u64 = 4 << 20;
+
+/// Beside the bits of ACCESS: OPEN for reading. The server grants that also to who may but
+/// execute a file, of whom ACCESS says that he may not read it.
+const OPENED: u32 = 1 << 31;
 
 /// Whose answer about what. A number that comes back means another object, of
 /// another generation.
@@ -40,7 +48,29 @@ struct Answer {
     ctime: Timestamp,
 }
 
+impl Question {
+    fn of(inode: &Inode, who: Arc<Credential>) -> Self {
+        Self {
+            ino: inode.ino,
+            generation: inode.generation,
+            who,
+        }
+    }
+}
+
 impl Answer {
+    /// What came along with these attributes.
+    fn new(asked: u32, granted: u32, attrs: &Attributes) -> Self {
+        Self {
+            asked,
+            granted,
+            ctime: Timestamp {
+                sec: attrs.ctime.sec,
+                nsec: attrs.ctime.nsec,
+            },
+        }
+    }
+
     /// Both, about the same state of the object.
     fn join(self, other: Self) -> Self {
         Self {
@@ -86,11 +116,7 @@ impl Namespace {
         if wanted == 0 {
             return Ok(());
         }
-        let question = Question {
-            ino: inode.ino,
-            generation: inode.generation,
-            who: Arc::clone(cred),
-        };
+        let question = Question::of(inode, Arc::clone(cred));
         let known = self.access.0.get(&question);
         let known = known.filter(|known| believed_at(inode) == Some(known.ctime));
         let good = known.filter(|known| known.asked & wanted == wanted);
@@ -121,11 +147,7 @@ impl Namespace {
         let Some(inode) = self.inodes.get(dir) else {
             return false;
         };
-        let question = Question {
-            ino: dir,
-            generation: inode.generation,
-            who: who(),
-        };
+        let question = Question::of(&inode, who());
         let known = self.access.0.get(&question);
         known.is_some_and(|known| {
             believed_at(&inode) == Some(known.ctime) && known.granted & ops::CAN_LOOKUP != 0
@@ -175,21 +197,41 @@ impl Namespace {
         if let Some(attrs) = attrs {
             self.learn(inode, &attrs, sent);
             // Unless attributes that are newer than the answer were known already.
-            let ctime = Timestamp {
-                sec: attrs.ctime.sec,
-                nsec: attrs.ctime.nsec,
-            };
-            let new = Answer {
-                asked: wanted,
-                granted,
-                ctime,
-            };
-            let all = known.filter(|known| known.ctime == ctime);
-            self.access
-                .0
-                .insert(question, all.map_or(new, |all| new.join(all)));
+            self.remember(question, known, Answer::new(wanted, granted, &attrs));
         }
         Ok(granted)
+    }
+
+    fn remember(&self, question: Question, known: Option<Answer>, new: Answer) {
+        let all = known.filter(|known| known.ctime == new.ctime);
+        self.access
+            .0
+            .insert(question, all.map_or(new, |all| new.join(all)));
+    }
+
+    /// The server has opened the file for reading by this user, and these attributes came along.
+    pub(in crate::vfs) fn opened_to_read(
+        &self,
+        cred: &Arc<Credential>,
+        inode: &Inode,
+        attrs: &Attributes,
+    ) {
+        if self.asks_at_open() {
+            return;
+        }
+        let question = Question::of(inode, Arc::clone(cred));
+        let known = self.access.0.get(&question);
+        self.remember(question, known, Answer::new(OPENED, OPENED, attrs));
+    }
+
+    /// Whether the server has said, of the file as it is known here, that this user may read it.
+    /// That he may not is never known so: then the server is to say it.
+    pub(super) fn may_read(&self, cred: &Arc<Credential>, inode: &Inode) -> bool {
+        let known = self.access.0.get(&Question::of(inode, Arc::clone(cred)));
+        let ctime = inode.attr.lock().stat().ctime;
+        known.is_some_and(|known| {
+            known.ctime == ctime && known.granted & (OPENED | ops::CAN_READ) != 0
+        })
     }
 }
 

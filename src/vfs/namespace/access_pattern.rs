@@ -348,6 +348,9 @@ impl Namespace {
     /// The kernel asks for the attributes of a directory that was listed meanwhile, which has
     /// moved its time of access.
     pub(in crate::vfs) fn is_listed_since(&self, ino: Ino) -> bool {
+        if !self.asks_at_open() {
+            return false;
+        }
         let dir = self.inodes.get(ino);
         dir.is_some_and(|dir| dir.kind == FileKind::Directory && dir.names().lock().was_listed())
     }

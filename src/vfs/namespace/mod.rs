@@ -15,6 +15,7 @@
 //! | what is asked for together | [`access_pattern`], `keyed_mutex` |
 //! | what the server allows whom | [`access`] |
 //! | what is private to this host, and not made yet (`writeback`) | [`promised`] |
+//! | opens that ask nobody | `nocto` |
 //! | names that an open is on its way through | `reopen_guard` |
 //! | what the kernel is told and waits for, believes, and is asked to forget | `invalidation`, [`kernel_dentry`], `eviction` |
 //! | the space of a file system | `space` |
@@ -35,6 +36,7 @@ mod invalidation;
 pub(in crate::vfs) mod kernel_dentry;
 mod keyed_mutex;
 pub(in crate::vfs) mod names;
+mod nocto;
 pub(in crate::vfs) mod promised;
 mod reopen_guard;
 mod space;
@@ -70,6 +72,8 @@ pub(in crate::vfs) struct NamespaceConfig {
     pub(in crate::vfs) max_inodes: usize,
     /// Whether the server is asked who may search a directory.
     pub(in crate::vfs) asks_who_searches: bool,
+    /// Whether each open asks the server.
+    pub(in crate::vfs) close_to_open: bool,
 }
 
 /// See the module.

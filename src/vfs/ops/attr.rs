@@ -124,6 +124,9 @@ impl Vfs {
             return Ok((stat, Duration::ZERO));
         }
         self.files.before_setattr(&inode).await;
+        if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
+            self.files.before_permissions(&inode).await;
+        }
         let (set, rights) = Files::split_off_rights(&inode, cred, set);
         let new = new_attributes(&set);
         let (mut open, mut joined) = (None, None);

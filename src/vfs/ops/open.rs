@@ -12,6 +12,7 @@ use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::proto::reply::ReadResult;
 use crate::nfs::proto::status::Status;
 use crate::rpc::auth::Credential;
+use crate::telemetry::Cache;
 use crate::vfs::Vfs;
 use crate::vfs::file::inline_read::FileVersion;
 use crate::vfs::files::handle::access_of;
@@ -42,10 +43,56 @@ impl Vfs {
         ino: Ino,
         flags: i32,
     ) -> VfsResult<Opened> {
-        match self.files.opened_before(flags) {
-            Some((_, opened)) => Ok(opened),
-            None => self.open_checked(cred, ino, flags, true).await,
+        if let Some((_, opened)) = self.files.opened_before(flags) {
+            return Ok(opened);
         }
+        if !self.namespace.asks_at_open() {
+            let opened = Box::pin(self.open_unasked(cred, ino, flags)).await?;
+            self.metrics.cache(Cache::Open, opened.is_some());
+            if let Some(opened) = opened {
+                return Ok(opened);
+            }
+        }
+        self.open_checked(cred, ino, flags, true).await
+    }
+
+    /// With `nocto`: a handle on a file of which enough is known, for who reads it. The server
+    /// learns of it when something needs that (`files::late_open`). `None`: it is to be
+    /// asked.
+    async fn open_unasked(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        ino: Ino,
+        flags: i32,
+    ) -> VfsResult<Option<Opened>> {
+        // O_DIRECT is for who wants what the server has now.
+        if access_of(flags) != ACCESS_READ || flags & (libc::O_TRUNC | libc::O_DIRECT) != 0 {
+            return Ok(None);
+        }
+        let inode = self.namespace.inode(ino)?;
+        let is_believed = || self.namespace.believes_open(cred, &inode);
+        // Where there are no pages, the OPEN brings along what is read next.
+        let is_known = inode.kind == FileKind::Regular
+            && (is_believed()
+                || self.files.has_pages(&inode)
+                    && self.namespace.confirms_open(cred, &inode).await);
+        if !is_known {
+            return Ok(None);
+        }
+        self.files.before_open(&inode, false).await;
+        let open = self.files.join(&inode, cred).await;
+        self.namespace.nothing_to_tell(inode.ino).await;
+        // The file may have lost a name while that was waited for.
+        if open.is_dead() || !is_believed() {
+            self.files.leave(&inode, &open).await;
+            return Ok(None);
+        }
+        Ok(Some(self.files.opened(
+            &inode,
+            open,
+            (ACCESS_READ, flags),
+            None,
+        )))
     }
 
     /// The same for a file that this very open has found by asking for its name,
@@ -84,6 +131,10 @@ impl Vfs {
         let inode = &kept.inode;
         self.files.before_open(inode, false).await;
         self.namespace.learn_at_open(inode, &kept.attrs, kept.sent);
+        if access_of(flags) & ACCESS_READ != 0 {
+            self.namespace
+                .opened_to_read(&kept.open.cred, inode, &kept.attrs);
+        }
         self.namespace.nothing_to_tell(inode.ino).await;
         let open = Arc::clone(&kept.open);
         Ok(self
@@ -145,6 +196,9 @@ impl Vfs {
                 Err(self.leads_elsewhere(place).into())
             }
             Ok(Some(opened)) => {
+                if share & ACCESS_READ != 0 {
+                    self.namespace.opened_to_read(cred, &inode, &opened.attrs);
+                }
                 let came = self.opened_at(&inode, opened, inline, truncate, sent).await;
                 Ok(self.files.opened(&inode, open, (access, flags), came))
             }
@@ -249,6 +303,9 @@ impl Vfs {
         let target = DentryTarget::Inode(Arc::clone(&inode));
         self.namespace.named(&dir, name, &file.dir, target, sent);
         self.namespace.nothing_to_tell(inode.ino).await;
+        if access & ACCESS_READ != 0 {
+            self.namespace.opened_to_read(cred, &inode, &file.attrs);
+        }
         self.files.created(&inode, &file);
         let opened = self.files.opened(&inode, file.open, (access, flags), None);
         let is_cut = matches!(how, HowToOpen::Truncate) && !file.is_new;

@@ -67,7 +67,7 @@ impl fmt::Debug for Path {
     }
 }
 
-/// How a file is opened; always for reading and writing.
+/// How a file is opened; for reading and writing, unless it says otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct How {
     pub(super) create: bool,
@@ -76,6 +76,9 @@ pub(super) struct How {
     pub(super) append: bool,
     /// O_DIRECT.
     pub(super) direct: bool,
+    /// O_RDONLY.
+    #[serde(default)]
+    pub(super) reads: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -100,6 +100,8 @@ struct Search<'a> {
     learnt: Vec<bool>,
     /// Of each event, whether something has changed on its way meanwhile.
     overtaken: Vec<bool>,
+    /// Of each event, whether it is an open that nobody need have been asked for.
+    unasked: Vec<bool>,
     volatile: bool,
     torn: bool,
     tried: HashSet<u64>,
@@ -216,6 +218,9 @@ impl<'a> Search<'a> {
             learnt: vec![false; history.len()],
             overtaken: (0..history.len())
                 .map(|event| rules.is_overtaken(event))
+                .collect(),
+            unasked: (0..history.len())
+                .map(|event| rules.is_unasked(event))
                 .collect(),
             volatile: rules.volatile,
             torn: rules.torn,
@@ -493,6 +498,7 @@ impl<'a> Search<'a> {
             ended: this.ended,
             at,
             direct: is_direct(self.history, this),
+            unasked: self.unasked[event],
             waits: matches!(this.call, Call::Chmod(..))
                 && self
                     .pieces

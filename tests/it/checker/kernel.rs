@@ -2,21 +2,24 @@
 //! operations that the kernel would ask the vfs for. After ESTALE the path is walked once
 //! more, and every name is asked for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use efs_fuse::nfs::Client;
 use efs_fuse::rpc::caller::{self, Caller};
 use efs_fuse::vfs::Timeouts;
 use efs_fuse::vfs::types::{
-    Entry, Errno, FileKind, Ino, LockRange, Lookup, ROOT_INO, SetAttr, Stat, VfsResult, Waiting,
-    WriteFlags,
+    Entry, Errno, FileKind, Ino, LockRange, Lookup, Opened, ROOT_INO, SetAttr, Stat, VfsResult,
+    Waiting, WriteFlags,
 };
 use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::history::{Answer, Call, Fd, How, Kind, Name, Path, Seen, Token};
-use crate::protocol::rig::{Mount, Open};
+use super::pages::Pages;
+use crate::peer::Peer;
+use crate::protocol::rig::{self, Mount, Open};
 
 /// Bytes of a slot: the token, four times.
 pub(super) const SLOT: usize = 16;
@@ -34,6 +37,10 @@ pub(super) struct Kernel {
     /// Of each directory its `i_rwsem`: what changes its names does so alone, and nobody asks
     /// for one meanwhile.
     dirs: Mutex<HashMap<Ino, Arc<RwLock<()>>>>,
+    /// With `nocto`.
+    pages: Option<Arc<Pages>>,
+    /// Files that are read past them.
+    direct: Mutex<HashSet<u64>>,
 }
 
 type Said = Result<Answer, i32>;
@@ -98,7 +105,58 @@ impl Kernel {
             calls: Arc::default(),
             files: Mutex::default(),
             dirs: Mutex::default(),
+            pages: None,
+            direct: Mutex::default(),
         }
+    }
+
+    /// One with `nocto`, which keeps pages.
+    pub(super) fn nocto(client: Arc<Client>, peer: &Arc<Peer>, timeouts: Timeouts) -> Self {
+        let pages = Arc::new(Pages::default());
+        let mount = Mount::behaving(&client, peer, rig::nocto(timeouts));
+        mount.vfs.set_kernel(Arc::clone(&pages) as _);
+        Self {
+            pages: Some(pages),
+            ..Self::new(mount)
+        }
+    }
+
+    /// This host changes the file.
+    fn changes(&self, ino: Ino) {
+        if let Some(pages) = &self.pages {
+            pages.forget(ino);
+        }
+    }
+
+    /// What the answer to an open says of its pages.
+    fn takes(&self, ino: Ino, opened: Opened) -> Open {
+        if !opened.keep_cache {
+            self.changes(ino);
+        }
+        if opened.direct_io {
+            self.direct.lock().insert(opened.fh);
+        }
+        Open { ino, fh: opened.fh }
+    }
+
+    /// READ, unless there are pages.
+    async fn read(&self, open: Open) -> Result<Vec<u8>, i32> {
+        let all = (SLOTS * SLOT) as u32;
+        let mount = self.mount();
+        let Some(pages) = &self.pages else {
+            return errno(mount.read(open, 0, all).await);
+        };
+        if self.direct.lock().contains(&open.fh) {
+            pages.forget(open.ino);
+            return errno(mount.read(open, 0, all).await);
+        }
+        let (state, known) = pages.get(open.ino);
+        if let Some(data) = known {
+            return Ok(data);
+        }
+        let data = errno(mount.read(open, 0, all).await)?;
+        pages.fill(open.ino, state, &data);
+        Ok(data)
     }
 
     fn dir(&self, dir: Ino) -> Arc<RwLock<()>> {
@@ -123,7 +181,15 @@ impl Kernel {
         };
         let mount = self.mount.lock().take().expect("nobody else replaces it");
         let mount = Arc::into_inner(mount).expect("nobody calls");
-        let mount = mount.left().await.taken_over(timeouts).await;
+        let estate = mount.left().await;
+        let mount = match &self.pages {
+            None => estate.taken_over(timeouts).await,
+            Some(pages) => {
+                let (mount, _) = estate.taken_over_as(rig::nocto(timeouts)).await;
+                mount.vfs.set_kernel(Arc::clone(pages) as _);
+                mount
+            }
+        };
         *self.mount.lock() = Some(Arc::new(mount));
         true
     }
@@ -187,7 +253,7 @@ impl Kernel {
                             .await,
                     )?;
                 }
-                let mut data = errno(mount.read(open, 0, (SLOTS * SLOT) as u32).await)?;
+                let mut data = self.read(open).await?;
                 // Nor is more shown than the size that is known.
                 if let Some((stat, _)) = mount.vfs.getattr_cached(open.ino, None) {
                     data.truncate(usize::try_from(stat.size).unwrap_or(usize::MAX));
@@ -239,7 +305,10 @@ impl Kernel {
             ..SetAttr::default()
         };
         let mount = self.mount();
-        errno(mount.vfs.setattr(&mount.cred, ino, fh, set).await).map(drop)
+        self.changes(ino);
+        let cut = mount.vfs.setattr(&mount.cred, ino, fh, set).await;
+        self.changes(ino);
+        errno(cut).map(drop)
     }
 
     async fn write(&self, open: Open, at: u64, token: Token, flags: i32) -> Said {
@@ -250,7 +319,10 @@ impl Kernel {
         let data = Bytes::from(filled(token));
         let mount = self.mount();
         let vfs = &mount.vfs;
-        let written = errno(vfs.write(open.fh, at, data, flags).await)?;
+        self.changes(open.ino);
+        let written = vfs.write(open.fh, at, data, flags).await;
+        self.changes(open.ino);
+        let written = errno(written)?;
         assert_eq!(written as usize, SLOT, "a buffered write is whole");
         Ok(Answer::Done)
     }
@@ -505,16 +577,24 @@ impl Walk<'_> {
     }
 
     async fn open_found(&self, ino: Ino, flags: i32) -> Result<Open, i32> {
-        if !self.again {
-            return errno(self.mount.open(ino, flags).await);
-        }
         let (vfs, cred) = (&self.mount.vfs, &self.mount.cred);
-        let opened = errno(vfs.open_found(cred, ino, flags, self.thread).await)?;
-        Ok(Open { ino, fh: opened.fh })
+        let opened = match self.again {
+            false => vfs.open(cred, ino, flags).await,
+            true => vfs.open_found(cred, ino, flags, self.thread).await,
+        };
+        if flags & libc::O_TRUNC != 0 {
+            self.kernel.changes(ino);
+        }
+        Ok(self.kernel.takes(ino, errno(opened)?))
     }
 
     async fn open(&self, at: Path, how: How, fd: Fd) -> Result<(), i32> {
-        let mut flags = libc::O_RDWR | libc::O_NOFOLLOW;
+        let mut flags = libc::O_NOFOLLOW
+            | if how.reads {
+                libc::O_RDONLY
+            } else {
+                libc::O_RDWR
+            };
         for (set, flag) in [
             (how.truncate, libc::O_TRUNC),
             (how.append, libc::O_APPEND),
@@ -541,7 +621,11 @@ impl Walk<'_> {
                     self.open_found(entry.ino, flags & !libc::O_EXCL).await?
                 }
             },
-            None if how.create => errno(self.mount.create(dir, &name(at), flags).await)?,
+            None if how.create => {
+                let made = errno(self.mount.create(dir, &name(at), flags).await)?;
+                self.kernel.changes(made.ino);
+                made
+            }
             None => return Err(libc::ENOENT),
         };
         self.kernel.files.lock().insert(fd, opened);

@@ -5,7 +5,8 @@
 //! Each request comes late by chance, so that what is sent together arrives in every
 //! order. Processes are killed in the middle of calls; connections break before and after the
 //! server has done what it was asked; sessions are lost, and the server starts anew. A mount is
-//! handed over to another process, at a moment in which nobody calls.
+//! handed over to another process, at a moment in which nobody calls. A third of the hosts is mounted
+//! with `nocto`, and keeps pages as the kernel does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,7 +24,7 @@ use super::plan::{Chance, Plan, THEMES};
 use super::rules::Rules;
 use crate::peer::proto::op;
 use crate::peer::{Action, Peer, PeerConfig};
-use crate::protocol::rig::{Mount, join_all};
+use crate::protocol::rig::{Mount, connect, join_all};
 
 const HOSTS: u8 = 3;
 
@@ -41,12 +42,14 @@ pub(super) struct Run {
     names: Time,
     attributes: Time,
     volatile: bool,
+    nocto: Vec<u8>,
 }
 
 impl Run {
     pub(super) fn judge(&self) -> Verdict {
         let mut rules = Rules::new(&self.history, self.names, self.attributes);
         rules.volatile = self.volatile;
+        rules.nocto.clone_from(&self.nocto);
         judge(&self.history, &rules)
     }
 }
@@ -111,10 +114,16 @@ pub(super) async fn run(seed: u64) -> Run {
         dir_min: believed,
         dir_max: believed,
     };
+    // A number of their own: what else a seed gives does not depend on it.
+    let mut which = Chance(seed ^ 0x006e_6f63_746f);
+    let nocto: Vec<u8> = (0..HOSTS).filter(|_| which.one_in(3)).collect();
     let mut hosts = Vec::new();
-    for name in ["one", "two", "three"] {
-        let mount = Mount::of(&peer, name, timeouts).await;
-        hosts.push(Arc::new(Kernel::new(mount)));
+    for (number, name) in (0..HOSTS).zip(["one", "two", "three"]) {
+        let kernel = match nocto.contains(&number) {
+            true => Kernel::nocto(connect(&peer, name).await, &peer, timeouts),
+            false => Kernel::new(Mount::of(&peer, name, timeouts).await),
+        };
+        hosts.push(Arc::new(kernel));
     }
     let world = Arc::new(World {
         seed,
@@ -132,6 +141,7 @@ pub(super) async fn run(seed: u64) -> Run {
     let work = (0..processes).map(|number| {
         let (host, number) = ((number % u64::from(HOSTS)) as u8, number as u16 + 1);
         let plan = Plan::new(theme, host, number, chance.split(), false);
+        let plan = plan.reading(nocto.contains(&host));
         let process = Process {
             world: Arc::clone(&world),
             kernel: Arc::clone(&world.hosts[usize::from(host)]),
@@ -167,6 +177,7 @@ pub(super) async fn run(seed: u64) -> Run {
         names: longest,
         attributes: longest,
         volatile: !lost.is_empty(),
+        nocto,
     }
 }
 

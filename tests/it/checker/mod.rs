@@ -7,7 +7,7 @@
 //! the rule book allows all of it ([`judge`], [`state`], [`rules`]).
 //!
 //! - [`plan`]: what a process does next
-//! - [`memory`], [`kernel`]: histories on the scripted server, each from its seed
+//! - [`memory`], [`kernel`], [`pages`]: histories on the scripted server, each from its seed
 //! - [`judged`]: the judge, rule by rule
 //! - [`real`], [`round`], [`worker`]: histories of processes on real mounts, or on those of
 //!   another client
@@ -19,6 +19,7 @@ mod judge;
 mod judged;
 mod kernel;
 mod memory;
+mod pages;
 mod plan;
 mod real;
 mod round;

@@ -58,6 +58,7 @@ struct Held {
     name: Name,
     locked: bool,
     append: bool,
+    reads: bool,
 }
 
 /// A process: what it has open, and its chance.
@@ -70,6 +71,8 @@ pub(super) struct Plan {
     held: Vec<Held>,
     /// Files are opened with O_DIRECT at times.
     direct: bool,
+    /// Files are opened with O_RDONLY at times.
+    reads: bool,
 }
 
 /// Files a process has open at the same time.
@@ -85,7 +88,13 @@ impl Plan {
             number: u32::from(process) * 10_000,
             held: Vec::new(),
             direct,
+            reads: false,
         }
+    }
+
+    /// The same, that opens files for reading alone at times.
+    pub(super) fn reading(self, reads: bool) -> Self {
+        Self { reads, ..self }
     }
 
     fn token(&mut self) -> Token {
@@ -119,6 +128,7 @@ impl Plan {
                 name: at.name,
                 locked: false,
                 append: how.append,
+                reads: how.reads,
             }),
             // close(2) leaves nothing open, whatever it says.
             Call::Close(fd) => self.held.retain(|held| held.fd != fd),
@@ -193,12 +203,14 @@ impl Plan {
         }
         let at = if anywhere { self.path() } else { self.file() };
         let create = !self.chance.one_in(3);
+        let reads = self.reads && self.chance.one_in(2);
         let how = How {
             create,
             exclusive: create && self.chance.one_in(3),
-            truncate: self.chance.one_in(4),
+            truncate: self.chance.one_in(4) && !reads,
             append: false,
             direct: self.direct && self.chance.one_in(3),
+            reads,
         };
         let fd = self.token();
         Call::Open { at, how, fd }
@@ -212,9 +224,20 @@ impl Plan {
     }
 
     fn with_open(&mut self) -> Call {
-        let Some(Held { fd, name, .. }) = self.pick() else {
+        let Some(Held {
+            fd, name, reads, ..
+        }) = self.pick()
+        else {
             return self.opens(self.theme == Theme::All);
         };
+        if reads {
+            return match self.chance.below(8) {
+                0..4 => Call::Read(fd),
+                4 => Call::Fstat(fd),
+                5..7 => Call::Close(fd),
+                _ => Call::Chmod(Path { dir: None, name }, self.mode()),
+            };
+        }
         match self.chance.below(18) {
             0..5 => Call::Write {
                 fd,
@@ -258,12 +281,13 @@ impl Plan {
             (false, true) => self.with_open(),
             (false, false) => Call::Lock {
                 fd,
-                exclusive: !self.chance.one_in(3),
+                exclusive: !self.chance.one_in(3) && !held.reads,
             },
             (true, _) => match self.chance.below(4) {
                 0 => Call::Unlock(fd),
                 1 => Call::Read(fd),
                 2 => Call::Close(fd),
+                _ if held.reads => Call::Read(fd),
                 _ => Call::Write {
                     fd,
                     slot: self.chance.below(3) as u8,
@@ -285,6 +309,7 @@ impl Plan {
             let how = How {
                 create: append,
                 append,
+                reads: self.reads && !append,
                 ..How::default()
             };
             let fd = self.token();

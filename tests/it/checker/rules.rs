@@ -22,6 +22,8 @@ pub(super) struct Rules<'a> {
     /// The path that each event is about, with those of descriptors.
     paths: Vec<Vec<Path>>,
     opens: Vec<Option<usize>>,
+    /// Hosts with `nocto`.
+    pub(super) nocto: Vec<u8>,
 }
 
 impl<'a> Rules<'a> {
@@ -53,7 +55,22 @@ impl<'a> Rules<'a> {
             is_asked_for: false,
             paths,
             opens,
+            nocto: Vec::new(),
         }
+    }
+
+    /// An open for which nobody need have been asked: what is known of the name and of the file is
+    /// believed for the cache times. ("With `nocto`")
+    pub(super) fn is_unasked(&self, event: usize) -> bool {
+        let this = &self.history[event];
+        let reads = matches!(this.call, Call::Open { how, .. } if how.reads);
+        reads && self.nocto.contains(&this.host)
+    }
+
+    /// The same of a listing.
+    fn is_unasked_listing(&self, event: usize) -> bool {
+        let this = &self.history[event];
+        matches!(this.call, Call::List(_)) && self.nocto.contains(&this.host)
     }
 
     /// Two calls of one host that are about the same: there the second never knows less
@@ -151,8 +168,31 @@ impl<'a> Rules<'a> {
         refused && self.opens[event].is_none_or(|open| open == event)
     }
 
+    /// What this host has done to the names of a directory a listing shows that asks nobody.
+    fn changes_listed(&self, one: usize, listing: usize) -> bool {
+        let (this, Call::List(dir)) = (&self.history[one], self.history[listing].call) else {
+            return false;
+        };
+        let changes = match this.call {
+            // Without, it may have found the file there.
+            Call::Open { how, .. } => how.exclusive,
+            Call::Mkdir(_)
+            | Call::Rmdir(_)
+            | Call::Unlink(_)
+            | Call::Symlink(..)
+            | Call::Link(..)
+            | Call::Rename { .. } => true,
+            _ => false,
+        };
+        let is_there = |path: &Path| path.dir == dir;
+        changes && this.answer == Some(Answer::Done) && this.call.paths().iter().any(is_there)
+    }
+
     /// What one call has told its host, or changed, another may not be behind.
     pub(super) fn informs(&self, one: usize, other: usize) -> bool {
+        if self.is_unasked_listing(other) {
+            return self.changes_listed(one, other);
+        }
         if self.is_refused_for_a_name(other) {
             // Which of two names the refusal is about is not always known.
             let about = self.refused_name(other);
@@ -162,6 +202,7 @@ impl<'a> Rules<'a> {
             self.history[one].call,
             Call::Fsync(_) | Call::Close(_) | Call::Unlock(_)
         );
+        let silent = silent || self.is_unasked(one) || self.is_unasked_listing(one);
         // What is refused tells of names at most, and of no attributes.
         let is_told = !matches!(self.history[one].answer, Some(Answer::Refused(_)));
         let same_open = self.opens[one].is_some() && self.opens[one] == self.opens[other];
@@ -209,6 +250,9 @@ impl<'a> Rules<'a> {
     /// directory's, whatever it is called.
     pub(super) fn names(&self, event: usize, at: Path) -> bool {
         let this = &self.history[event];
+        if self.is_unasked(event) {
+            return false;
+        }
         let by_name = matches!(
             this.call,
             Call::Mkdir(_)
@@ -336,6 +380,13 @@ impl<'a> Rules<'a> {
         };
         let same = |number: usize| self.related(number, event);
         match (&this.call, &this.answer) {
+            // What is read through it may be as old as what is believed.
+            (Call::Open { .. }, Some(Answer::Done) | None) if self.is_unasked(event) => {
+                this.began.saturating_sub(self.names.max(self.attributes))
+            }
+            (Call::List(_), Some(Answer::Listed(_))) if self.is_unasked_listing(event) => {
+                this.began.saturating_sub(self.names)
+            }
             // "A directory is asked for when it is opened."
             (Call::List(_), Some(Answer::Listed(_))) => this.began,
             (Call::Stat(_), Some(Answer::Seen(seen))) => {
@@ -380,8 +431,10 @@ impl<'a> Rules<'a> {
                 && other.call.fd() == this.call.fd()
                 && other.ended < this.began
         });
-        let asked = locks.map(|lock| lock.began).max();
-        let asked = asked.unwrap_or(0).max(self.history[open].began);
-        oldest.max(asked)
+        let asked = locks.map(|lock| lock.began).max().unwrap_or(0);
+        match self.is_unasked(open) {
+            true => oldest.max(asked),
+            false => oldest.max(asked).max(self.history[open].began),
+        }
     }
 }

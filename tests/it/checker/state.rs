@@ -151,6 +151,8 @@ pub(super) struct Caller<'a> {
     pub(super) direct: bool,
     /// A change of attributes may be sent later: the file is not published.
     pub(super) waits: bool,
+    /// An open that the server need not know of.
+    pub(super) unasked: bool,
 }
 
 /// A change that may be made now, or the errors that are right instead.
@@ -320,6 +322,12 @@ impl State {
                     _ => self.cut(node, by),
                 }
             }
+            Call::Open { fd, .. } if self.believed(by).is_some() => {
+                let mut next = self.clone();
+                next.fds.extend(self.believed(by).map(|node| (fd, node)));
+                next.made.retain(|made| *made != fd);
+                Ok(next)
+            }
             Call::Open { at, how, fd } => {
                 let dir = self.directory(by.at[0])?;
                 let there = self
@@ -362,6 +370,13 @@ impl State {
                 unreachable!("changes nothing")
             }
         }
+    }
+
+    /// The file that the walk of an open has led to, for which nobody is asked: whether it is there
+    /// is found out when the server is.
+    fn believed(&self, by: &Caller<'_>) -> Option<NodeId> {
+        let node = by.at.get(1)?.ok()?;
+        (by.unasked && self.nodes[node].kind == Kind::File).then_some(node)
     }
 
     /// The file that the walk of an open has led to, and that has gone to another name since:

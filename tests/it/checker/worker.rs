@@ -184,7 +184,7 @@ fn open(path: &FilePath, how: How) -> io::Result<File> {
     let flags = flags.iter().filter(|(set, _)| *set);
     OpenOptions::new()
         .read(true)
-        .write(true)
+        .write(!how.reads)
         .mode(0o644)
         .custom_flags(flags.map(|(_, flag)| flag).sum())
         .open(path)

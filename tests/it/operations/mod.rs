@@ -22,6 +22,7 @@ mod interrupts;
 mod locks;
 mod mapping;
 mod names;
+mod nocto;
 mod remade;
 mod rename;
 mod small_writes;

@@ -7,6 +7,7 @@
 mod abandoned;
 mod budget;
 mod closes;
+mod complete;
 mod connections;
 mod data;
 mod deferred_setattr;
@@ -29,6 +30,7 @@ mod lockers;
 mod locks;
 mod name_writeback;
 mod names;
+mod nocto;
 mod patience;
 mod privileges;
 mod recovery;

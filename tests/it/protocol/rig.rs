@@ -295,6 +295,15 @@ fn vfs_config(timeouts: Timeouts, write_window: usize, missing_names: MissingNam
         max_inodes: usize::MAX,
         asks_who_searches: false,
         writeback: false,
+        close_to_open: true,
+    }
+}
+
+/// A mount with `nocto`.
+pub(crate) fn nocto(timeouts: Timeouts) -> VfsConfig {
+    VfsConfig {
+        close_to_open: false,
+        ..vfs_config(timeouts, 64 << 20, MissingNames::AskedFor)
     }
 }
 
@@ -335,14 +344,19 @@ impl Estate {
 
     /// The same, and what it counts.
     pub(crate) async fn taken_over_with(&self, timeouts: Timeouts) -> (Mount, Arc<Metrics>) {
+        let config = vfs_config(timeouts, 64 << 20, MissingNames::AskedFor);
+        self.taken_over_as(config).await
+    }
+
+    /// The same by one that behaves so.
+    pub(crate) async fn taken_over_as(&self, behaviour: VfsConfig) -> (Mount, Arc<Metrics>) {
         let state = rmp_serde::from_slice(&self.client).expect("it is read");
         let config = client_config("nobody asks for this one");
         let metrics = Metrics::new();
         let client =
             Client::take_over(self.peer.connector(), config, Arc::clone(&metrics), state).await;
         let (client, taken) = client.expect("the server goes on with it");
-        let config = vfs_config(timeouts, 64 << 20, MissingNames::AskedFor);
-        let vfs = Vfs::take_over(client, config, Arc::clone(&metrics), self.vfs(), taken);
+        let vfs = Vfs::take_over(client, behaviour, Arc::clone(&metrics), self.vfs(), taken);
         let mount = Mount {
             vfs: vfs.expect("the state is whole"),
             peer: Arc::clone(&self.peer),
@@ -393,7 +407,15 @@ impl Mount {
         write_window: usize,
         missing_names: MissingNames,
     ) -> Self {
-        let config = vfs_config(timeouts, write_window, missing_names);
+        Self::behaving(
+            client,
+            peer,
+            vfs_config(timeouts, write_window, missing_names),
+        )
+    }
+
+    /// The same, that behaves so.
+    pub(crate) fn behaving(client: &Arc<Client>, peer: &Arc<Peer>, config: VfsConfig) -> Self {
         Self {
             vfs: Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new()),
             peer: Arc::clone(peer),

@@ -55,6 +55,7 @@ async fn mount() -> (Mount, Arc<Metrics>) {
         max_inodes: usize::MAX,
         asks_who_searches: false,
         writeback: false,
+        close_to_open: true,
     };
     let mount = Mount {
         vfs: Vfs::new(rig.client, config, Instant::now(), Arc::clone(&metrics)),
