@@ -326,6 +326,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_ahead_of_the_server_is_not_in_the_log_of_a_crash() {
+        let refused = found("host:/", "writeback,takeover=crash");
+        assert!(refused.is_err_and(|failure| failure.to_string().contains("do not go together")));
+        for options in ["writeback,takeover", "writeback,takeover=crash,nowriteback"] {
+            assert!(found("host:/", options).is_ok(), "{options}");
+        }
+    }
+
+    #[test]
     fn a_malformed_device_is_a_usage_error() {
         for device in ["", ":/x", "::1:/x", "a b"] {
             assert!(

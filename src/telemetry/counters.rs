@@ -87,11 +87,13 @@ pub struct Gauges {
     pub closes_pending: Gauge,
     /// Bytes accepted by `write(2)` and not yet answered by the server.
     pub window_bytes: Gauge,
+    /// Changes of names that were answered and that the server has not (`writeback`).
+    pub names_ahead: Gauge,
 }
 
 impl Gauges {
     /// Name and value of each gauge, in the order of the snapshot.
-    pub fn read(&self) -> [(&'static str, i64); 9] {
+    pub fn read(&self) -> [(&'static str, i64); 10] {
         [
             ("fuse_in_flight", self.fuse_in_flight.get()),
             ("rpc_in_flight", self.rpc_in_flight.get()),
@@ -102,6 +104,7 @@ impl Gauges {
             ("inodes", self.inodes.get()),
             ("closes_pending", self.closes_pending.get()),
             ("window_bytes", self.window_bytes.get()),
+            ("names_ahead", self.names_ahead.get()),
         ]
     }
 }

@@ -202,6 +202,7 @@ fn explain(name: &str) -> &'static str {
         "open_dirs" => "Open directory handles the kernel holds.",
         "inodes" => "Inodes in the inode table.",
         "window_bytes" => "Bytes accepted by write(2) and not yet answered by the server.",
+        "names_ahead" => "Changes of names answered (writeback) that the server does not know yet.",
         _ => "See the documentation.",
     }
 }

@@ -81,6 +81,8 @@ pub enum NameChanged {
 pub struct FileMade {
     /// Its handle.
     pub handle: FileHandle,
+    /// The state of its open.
+    stateid: StateId,
     /// What became of the data; `None` if it was not written.
     pub written: Option<Result<WriteResult, NfsError>>,
     /// What became of the attributes.
@@ -291,18 +293,15 @@ impl Client {
     fn take_file(&self, reply: &mut Reply, file: &NewFile<'_>) -> Result<FileMade, NfsError> {
         let opened = reply.open()?;
         let handle = reply.handle()?;
-        file.open.opened(opened.stateid, file.access);
         let written = (!file.data.is_empty()).then(|| reply.written());
         if let Some(Ok(written)) = &written {
             self.metrics.bytes_written(written.count.into());
         }
         let set = reply.attrs_set();
         let closed = file.closes && reply.stateid(Op::Close).is_ok();
-        if closed {
-            self.opens.closed_along(file.open);
-        }
         Ok(FileMade {
             handle,
+            stateid: opened.stateid,
             written,
             set,
             closed,
@@ -346,6 +345,15 @@ impl Client {
             .await?;
         reply.ok(Op::PutFh)?;
         reply.attrs()
+    }
+
+    /// The open of a file that was made knows its state, or that it is closed. To be called right
+    /// before its handle is given: with the one and without the other nothing can be asked.
+    pub fn opened_as_made(&self, open: &OpenState, access: u32, made: &FileMade) {
+        match made.closed {
+            true => self.opens.closed_along(open),
+            false => drop(open.opened(made.stateid, access)),
+        }
     }
 
     /// A change of the names in `dir` was accepted, of which the server is to know before it is

@@ -135,8 +135,8 @@ impl Files {
         if let Some(error) = self.untold_error(handle) {
             tracing::error!(
                 ino = handle.inode.ino,
-                "data written through a mapping after the last close were lost, and nobody \
-                 was left to be told: {error}"
+                "data written through a mapping after the last close, or before it with writeback, \
+                 were lost, and nobody was left to be told: {error}"
             );
         }
     }

@@ -291,6 +291,7 @@ impl Files {
             again: false,
         };
         self.names.queue.lock().accept(dir.ino, now(), accepted);
+        self.metrics.gauges.names_ahead.inc();
         self.pump_names();
     }
 

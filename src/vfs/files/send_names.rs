@@ -155,6 +155,7 @@ impl Files {
         rests: Option<Rested>,
     ) {
         self.client.open_gate(&dir.handle, done);
+        self.metrics.gauges.names_ahead.sub(done as u64);
         self.names.queue.lock().done(dir.ino, again, rests);
         self.names.answered.notify_waiters();
         self.pump_names();
@@ -273,6 +274,7 @@ impl Files {
         sent: Instant,
     ) {
         let inode = &file.inode;
+        self.client.opened_as_made(&file.open, file.access, &made);
         file.promise.keep(&made.handle);
         self.namespace.made_as_promised(inode, None, sent);
         self.set_preserved(inode, made.preserves_unlinked);

@@ -117,13 +117,14 @@ fn inodes_are_forgotten_when_their_files_are_gone() {
 
 /// What counts work in progress. `inodes` is not among them: the kernel keeps
 /// those it may use again.
-const IN_PROGRESS: [&str; 6] = [
+const IN_PROGRESS: [&str; 7] = [
     "fuse_in_flight",
     "rpc_in_flight",
     "slots_in_use",
     "open_files",
     "open_dirs",
     "window_bytes",
+    "names_ahead",
 ];
 
 /// Closing is done in the background (RELEASE): a moment is allowed.
