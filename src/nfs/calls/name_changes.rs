@@ -100,6 +100,8 @@ pub struct NamesChanged {
     pub each: Vec<Result<NameChanged, NfsError>>,
     /// How the directory moved by all of them.
     pub dir: PrePost,
+    /// An earlier sending may have done them: also those that were not executed now.
+    pub redone: bool,
 }
 
 impl NameChange<'_> {
@@ -202,6 +204,7 @@ impl Client {
                 before: Some(before),
                 after,
             },
+            redone: reply.redone(),
         })
     }
 

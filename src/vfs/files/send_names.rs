@@ -111,10 +111,13 @@ impl Files {
             .change_names(&cred, &dir.handle, &changes, again)
             .await;
         drop(changes);
-        let (mut each, moved) = match changed {
-            Ok(changed) => (changed.each, Some(changed.dir)),
+        let (mut each, moved, redone) = match changed {
+            Ok(changed) => (changed.each, Some(changed.dir), changed.redone),
             // Nothing was done, as far as is known, and nothing will be.
-            Err(error) => ((0..along.len()).map(|_| Err(error.clone())).collect(), None),
+            Err(error) => {
+                let each = (0..along.len()).map(|_| Err(error.clone())).collect();
+                (each, None, false)
+            }
         };
         let (mut again, mut rests, mut links) = (Vec::new(), None, 0);
         each.reverse();
@@ -134,7 +137,7 @@ impl Files {
                 }
                 None => {
                     self.give_back(&queued.change, along);
-                    queued.change.again |= moved.is_none();
+                    queued.change.again |= redone;
                     again.push(queued);
                 }
             }

@@ -624,3 +624,36 @@ proptest! {
 fn cases() -> u32 {
     u32::try_from(setting("EFS_FUSE_WRITEBACK_CASES", 200)).expect("a number")
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_request_has_done_whose_reply_and_session_were_lost_is_refused_to_nobody() {
+    for about in [op::REMOVE, op::CREATE] {
+        let (mount, dir) = private().await;
+        for number in 0..4 {
+            let name = format!("f{number}");
+            unpack(&mount, dir, &name, b"x").await.expect("a file");
+        }
+        settled(&mount).await;
+        let peer = Arc::downgrade(&mount.peer);
+        let seen = AtomicUsize::new(0);
+        mount.peer.on_op(move |event| {
+            if event.op != about || seen.fetch_add(1, Ordering::Relaxed) > 0 {
+                return Action::Pass;
+            }
+            peer.upgrade().expect("it lives").destroy_sessions();
+            Action::DropConnectionAfter
+        });
+        for number in 0..3 {
+            let name = |kind: &str| format!("{kind}{number}");
+            match about {
+                op::REMOVE => mount.unlink(dir, &name("f")).await.expect("unlink"),
+                _ => drop(mount.mkdir(dir, &name("d")).await.expect("mkdir")),
+            }
+        }
+        let told = within(600, mount.vfs.fsyncdir(dir)).await;
+        assert_eq!(told.map_err(Errno::from), Ok(()), "{about}");
+        let names = mount.peer.fs().list("/d").expect("names").len();
+        assert_eq!(names, if about == op::REMOVE { 1 } else { 7 });
+        within(600, mount.vfs.settled()).await;
+    }
+}
