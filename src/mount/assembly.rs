@@ -25,7 +25,7 @@ use super::owner::Owner;
 use super::publish::publish;
 use super::registry::Registry;
 use super::signals::Shutdown;
-use super::{checks, memory, upgrade, watchdog};
+use super::{checks, rest, upgrade, watchdog};
 use crate::background::{Died, Tasks};
 use crate::efs::ServerConnector;
 use crate::fuse::{
@@ -51,6 +51,9 @@ const LAST_BREATH: Duration = Duration::from_secs(2);
 const KERNEL_READ_AHEAD_KIB: u32 = 8 << 10;
 /// The same by us, where the kernel cannot be told.
 const OWN_READ_AHEAD: u64 = 8 << 20;
+
+/// A mount whose daemon nobody follows has none.
+static NO_LOG: Wal = Wal::off();
 
 /// A mount that is being served, and what it is made of.
 pub(super) struct Served {
@@ -252,10 +255,9 @@ async fn serve(served: &Served, ready: Ready, shutdown: &Shutdown) -> Result<(),
         quoting::name(&request.device.spec),
         quoting::path(&request.mountpoint)
     );
-    if let Err(why) = memory::give_back_text() {
-        tracing::debug!(%why, "the text of the start stays in memory");
-    }
     let lifeline = served.lifeline.as_ref();
+    let wal = lifeline.map_or(&NO_LOG, Lifeline::wal);
+    rest::start(running, metrics, wal);
     // From here on, and not before: whoever waits for the mount has been told that it is there.
     let survives = lifeline.is_some_and(|lifeline| survive(lifeline, running, &metrics.tasks));
     let guard = survives.then_some(DieOfPanic);

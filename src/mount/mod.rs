@@ -36,6 +36,7 @@ pub mod process;
 mod publish;
 pub mod registry;
 pub mod remount;
+mod rest;
 pub mod signals;
 pub mod unmount;
 pub mod upgrade;

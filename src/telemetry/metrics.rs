@@ -137,6 +137,12 @@ impl Metrics {
             .record(ok, elapsed);
     }
 
+    /// FUSE requests that were answered; not the probes of our own.
+    pub fn fuse_requests(&self) -> u64 {
+        let operations = self.fuse.iter().filter_map(OnceLock::get);
+        operations.map(|operation| operation.latency.count()).sum()
+    }
+
     /// Counts bytes of file data that READ brought from the server.
     pub fn bytes_read(&self, n: u64) {
         self.bytes_read.add(n);

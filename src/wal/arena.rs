@@ -13,6 +13,8 @@ use super::map::{ARENA, Map};
 
 /// The smallest block is of so many bytes, as a power of two.
 const SMALLEST: u32 = 6;
+/// So much is kept for the next blocks when all are free.
+const KEPT: usize = 8 << 20;
 /// The sizes of blocks: 64 bytes to 16 MiB.
 const SIZES: usize = 19;
 
@@ -76,6 +78,14 @@ impl Arena {
         self.shared.blocks.lock().used as u64
     }
 
+    /// Gives back what is kept for the next blocks, if all are free.
+    pub(super) fn rest(&self) {
+        let blocks = self.shared.blocks.lock();
+        if blocks.used == 0 {
+            self.shared.map.give_back(ARENA.start..ARENA.start + KEPT);
+        }
+    }
+
     /// A copy of `data`; `None` if there is no room.
     pub(super) fn copy(&self, data: &[u8]) -> Option<Bytes> {
         let size = size_of(data.len());
@@ -112,8 +122,6 @@ impl Shared {
     }
 
     fn give_back(&self, at: usize, size: usize) {
-        /// So much is kept for the next ones.
-        const KEPT: usize = 8 << 20;
         let mut blocks = self.blocks.lock();
         blocks.used -= bytes_of(size);
         if blocks.used > 0 {
@@ -170,6 +178,27 @@ mod tests {
         }
         drop(parts);
         assert_eq!(wal.used().1, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_rest_gives_back_what_is_free_and_nothing_that_is_used() -> std::io::Result<()> {
+        let wal = Wal::create(4 << 20)?;
+        let taken = || {
+            let memory = wal.memory().expect("there is a log").metadata();
+            memory.map(|of| std::os::unix::fs::MetadataExt::blocks(&of) * 512)
+        };
+        let data = wal.copy(&[7; 1 << 20]).expect("room");
+        wal.rest();
+        assert!(data.iter().all(|byte| *byte == 7) && taken()? >= 1 << 20);
+        drop(data);
+        assert!(taken()? >= 1 << 20, "kept for the next");
+        wal.rest();
+        assert!(taken()? < 1 << 20);
+        assert!(
+            wal.copy(&[9; 1 << 20])
+                .is_some_and(|again| again.iter().all(|byte| *byte == 9))
+        );
         Ok(())
     }
 

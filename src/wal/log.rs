@@ -147,7 +147,7 @@ impl Log {
         written.live += head.size();
         let replaced = self.is_at(&mut written, (table, key), at);
         written.live -= replaced.map_or(0, Head::size);
-        self.tidy(&mut written);
+        self.tidy(&mut written, MUCH);
     }
 
     pub(super) fn remove(&self, table: Table, key: u64) {
@@ -170,7 +170,7 @@ impl Log {
             return self.broken("its log is full");
         }
         self.append(&mut written, head);
-        self.tidy(&mut written);
+        self.tidy(&mut written, MUCH);
     }
 
     /// The head of the entry there.
@@ -231,12 +231,22 @@ impl Log {
         self.map.publish(header::END, written.end as u64);
     }
 
-    /// Copies the records to the other segment, if a fifth of this one is of no use.
-    fn tidy(&self, written: &mut Written) {
+    /// Leaves less that is of no use than would be worth while when much is put.
+    pub(super) fn rest(&self) {
+        const SOME: usize = 64 << 10;
+        let mut written = self.written.lock();
+        if !written.broken {
+            self.tidy(&mut written, SOME);
+        }
+    }
+
+    /// Copies the records to the other segment, if a fifth of this one and `least` bytes are of no
+    /// use.
+    fn tidy(&self, written: &mut Written, least: usize) {
         let used = written.end - SEGMENTS[written.segment].start;
         let useless = used - written.live;
         // So that for each byte that is written no more than four are copied.
-        if useless < MUCH || useless < written.live / 4 {
+        if useless < least || useless < written.live / 4 {
             return;
         }
         let other = 1 - written.segment;

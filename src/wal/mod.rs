@@ -272,6 +272,14 @@ impl Wal {
         self.0.as_ref()?.arena.copy(data)
     }
 
+    /// Gives back the memory that is of no use now; for a time in which little is put.
+    pub fn rest(&self) {
+        if let Some(inner) = &self.0 {
+            inner.log.rest();
+            inner.arena.rest();
+        }
+    }
+
     /// Where these bytes lie, if they are a part of a copy of [`Wal::copy`].
     pub fn place_of(&self, data: &Bytes) -> Option<Place> {
         let at = self.0.as_ref()?.map.offset_of(data)?;

@@ -178,6 +178,7 @@ mod tests {
     enum Change {
         Put(u64, Vec<u8>),
         Remove(u64),
+        Rest,
     }
 
     fn change() -> impl Strategy<Value = Change> {
@@ -185,6 +186,7 @@ mod tests {
         prop_oneof![
             3 => (0..20u64, value).prop_map(|(key, value)| Change::Put(key, value)),
             1 => (0..20u64).prop_map(Change::Remove),
+            1 => Just(Change::Rest),
         ]
     }
 
@@ -204,6 +206,7 @@ mod tests {
                         wal.remove(Table::Inode, key);
                         model.remove(&key);
                     }
+                    Change::Rest => wal.rest(),
                 }
             }
             let read: Vec<(u64, Vec<u8>)> = read(&wal)?.table(Table::Inode)?;
@@ -250,6 +253,24 @@ mod tests {
         let survived = read(&wal)?;
         assert_eq!(survived.table::<String>(Table::Place)?.len(), 100);
         assert_eq!(survived.table::<Vec<u8>>(Table::Inode)?.len(), 7);
+        Ok(())
+    }
+
+    #[test]
+    fn a_log_that_rests_keeps_its_records_and_gives_the_rest_back() -> Result<(), Unreadable> {
+        let wal = Wal::create(0)?;
+        for turn in 0..5_000u64 {
+            wal.put(Table::Inode, turn % 7, &vec![7u8; 100]);
+        }
+        let memory = wal.memory().expect("it is on");
+        use std::os::unix::fs::MetadataExt;
+        let before = memory.metadata()?.blocks() * 512;
+        wal.rest();
+        let after = memory.metadata()?.blocks() * 512;
+        assert!(before > 400 << 10 && after < 200 << 10, "{before} {after}");
+        assert_eq!(read(&wal)?.table::<Vec<u8>>(Table::Inode)?.len(), 7);
+        wal.put(Table::Inode, 9, &b"behind".to_vec());
+        assert_eq!(read(&wal)?.table::<Vec<u8>>(Table::Inode)?.len(), 8);
         Ok(())
     }
 

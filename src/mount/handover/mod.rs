@@ -229,6 +229,11 @@ impl Lifeline {
         self.link.ready()
     }
 
+    /// The log that whoever follows reads.
+    pub fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
     /// Whether another daemon finds in the log all that it has to know.
     fn has_log(&self) -> bool {
         self.wal.is_on()

@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::crashes::Crashes;
 use super::machine::{Action, Crash, Event, Hopeless, Machine, Program};
 use super::{DIED, Died, MESSAGE, REASON, SOCKET, Slot};
-use crate::mount::harden;
+use crate::mount::{harden, memory};
 use crate::quoting;
 use crate::telemetry::log;
 use crate::wal::clock;
@@ -280,6 +280,8 @@ impl Keeper {
             return;
         }
         self.has_served = true;
+        // What comes next may be days away; it is read again then.
+        let _ = memory::give_back_program();
         // SAFETY: static strings; what cannot be done is left as it is.
         unsafe {
             libc::chdir(c"/".as_ptr());

@@ -20,6 +20,7 @@ struct Told {
     volatile: bool,
     torn: bool,
     is_asked_for: bool,
+    kernels: Vec<u8>,
 }
 
 impl Told {
@@ -81,6 +82,12 @@ impl Told {
         self
     }
 
+    /// This host has the kernel's client.
+    fn kernels(mut self, host: u8) -> Self {
+        self.kernels.push(host);
+        self
+    }
+
     /// Others, of whom nothing is told, ask for the plot all the time.
     fn beside_others(mut self) -> Self {
         self.is_asked_for = true;
@@ -92,6 +99,7 @@ impl Told {
         rules.volatile = self.volatile;
         rules.torn = self.torn;
         rules.is_asked_for = self.is_asked_for;
+        rules.kernels.clone_from(&self.kernels);
         judge(&self.events, &rules)
     }
 

@@ -156,6 +156,7 @@ impl Run {
             let unclear = [
                 is_ganeshas,
                 is_skipped,
+                is_told_late,
                 is_walked_twice,
                 is_onto_its_directory,
             ];
@@ -174,6 +175,7 @@ impl Run {
             // A mount that asks for the plot of one table asks for those beside it as well,
             // and for all when its root is listed.
             rules.is_asked_for = true;
+            rules.kernels = kernels();
             judge(history, &rules)
         })
     }
@@ -246,15 +248,29 @@ fn is_believed_of_renamed(history: &[Event], event: &Event) -> bool {
         })
 }
 
-/// The kernel's client does not send a change of size to what it believes the size to be.
-/// `EFS_FUSE_CHECKER_KERNELS`: the hosts that are of it, by their number, with commas.
-fn is_skipped(event: &Event) -> bool {
+/// `EFS_FUSE_CHECKER_KERNELS`: the hosts that have the kernel's client, by their number, with
+/// commas.
+fn kernels() -> Vec<u8> {
     let kernels = std::env::var("EFS_FUSE_CHECKER_KERNELS").unwrap_or_default();
+    let hosts = kernels.split(',').filter(|host| !host.is_empty());
+    hosts
+        .map(|host| host.parse().expect("EFS_FUSE_CHECKER_KERNELS: numbers"))
+        .collect()
+}
+
+/// The kernel's client does not send a change of size to what it believes the size to be.
+fn is_skipped(event: &Event) -> bool {
     matches!(event.call, Call::Truncate(_) | Call::Ftruncate(_))
         && event.answer == Some(Answer::Done)
-        && kernels
-            .split(',')
-            .any(|host| host == event.host.to_string())
+        && kernels().contains(&event.host)
+}
+
+/// The kernel's client makes a file where it believes none to be as with O_EXCL, and says so if there is
+/// one by then.
+fn is_told_late(event: &Event) -> bool {
+    matches!(event.call, Call::Open { how, .. } if how.create)
+        && event.answer == Some(Answer::Refused(libc::EEXIST))
+        && kernels().contains(&event.host)
 }
 
 /// Whether rename(2) has found two names of one file and done nothing, it does not say: where

@@ -24,6 +24,8 @@ pub(super) struct Rules<'a> {
     opens: Vec<Option<usize>>,
     /// Hosts with `nocto`.
     pub(super) nocto: Vec<u8>,
+    /// Hosts with the kernel's client.
+    pub(super) kernels: Vec<u8>,
 }
 
 impl<'a> Rules<'a> {
@@ -56,6 +58,7 @@ impl<'a> Rules<'a> {
             paths,
             opens,
             nocto: Vec::new(),
+            kernels: Vec::new(),
         }
     }
 
@@ -67,7 +70,15 @@ impl<'a> Rules<'a> {
         reads && self.nocto.contains(&this.host)
     }
 
-    /// The same of a listing.
+    /// An open that has perhaps gone to the file by its handle (CLAIM_FH), as the kernel's client
+    /// opens what it believes a name to lead to: the name was not asked for.
+    fn is_by_handle(&self, event: usize) -> bool {
+        let this = &self.history[event];
+        let may = matches!(this.call, Call::Open { how, .. } if !(how.create && how.exclusive));
+        may && self.kernels.contains(&this.host)
+    }
+
+    /// A listing for which nobody need have been asked.
     fn is_unasked_listing(&self, event: usize) -> bool {
         let this = &self.history[event];
         matches!(this.call, Call::List(_)) && self.nocto.contains(&this.host)
@@ -250,7 +261,7 @@ impl<'a> Rules<'a> {
     /// directory's, whatever it is called.
     pub(super) fn names(&self, event: usize, at: Path) -> bool {
         let this = &self.history[event];
-        if self.is_unasked(event) {
+        if self.is_unasked(event) || self.is_by_handle(event) {
             return false;
         }
         let by_name = matches!(

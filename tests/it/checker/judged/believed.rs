@@ -118,6 +118,40 @@ fn an_open_by_a_believed_name_tells_nothing_of_the_attributes_of_its_directory()
 }
 
 #[test]
+fn the_kernels_client_opens_what_it_believes_a_name_to_lead_to_and_is_told_nothing_of_the_name() {
+    let cuts = |fd| Call::Open {
+        at: at(b'a'),
+        how: How {
+            truncate: true,
+            ..How::default()
+        },
+        fd,
+    };
+    let replaced = |told: Told, later| {
+        told.done(0, open(1))
+            .done(0, Call::Link(at(b'a'), at(b'b')))
+            .done(1, open(2))
+            .done(0, Call::Symlink(at(b'c'), 9))
+            .done(0, rename(b'c', b'a'))
+            .later(later)
+            // Both go to the file, which has the other name.
+            .done(1, cuts(3))
+            .done(1, cuts(4))
+    };
+    let kernel = || Told::default().kernels(1);
+    replaced(kernel(), 0).is_allowed();
+    replaced(kernel(), 2 * BELIEVED).is_wrong();
+    replaced(Told::default(), 2 * BELIEVED).is_wrong();
+    // Another host has to be told, when it asks.
+    let told = |told: Told| {
+        replaced(told, 0)
+            .call(1, Call::Readlink(at(b'a')), Answer::Text(9))
+            .done(1, open(5))
+    };
+    told(Told::default()).is_wrong();
+}
+
+#[test]
 fn whoever_asks_for_a_directory_confirms_what_is_missing_in_it_for_all_of_his_host() {
     let missing = || Answer::Refused(libc::ENOENT);
     let stat = || Call::Stat(at(b'a'));
