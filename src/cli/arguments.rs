@@ -26,6 +26,8 @@ pub(super) enum Command {
     Mount(Mount),
     /// Flush, unmount and wait until the daemon is gone
     Umount(Umount),
+    /// Wait until all that was done in a mount is stable at the server
+    Sync(Sync),
     /// Show what a mount has done: operations, round trips, latencies
     Stats(Stats),
     /// Show what is mounted, and how it is doing
@@ -184,6 +186,13 @@ fn age(text: &str) -> Result<Duration, String> {
     };
     let number: u32 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
     Ok(Duration::from_secs(u64::from(number) * unit))
+}
+
+/// `efs-fuse sync`
+#[derive(Debug, Args)]
+pub(super) struct Sync {
+    /// Where it is mounted
+    pub(super) mountpoint: PathBuf,
 }
 
 /// `efs-fuse log-level`

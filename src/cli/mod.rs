@@ -26,6 +26,7 @@ mod rm;
 mod running;
 mod stats;
 mod status;
+mod sync;
 mod take_over;
 mod tree;
 mod umount;
@@ -74,6 +75,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Mount(arguments) => mount::run(&arguments.into()),
         Command::Umount(arguments) => umount::run(&arguments),
+        Command::Sync(arguments) => sync::run(&arguments),
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Du(arguments) => du::run(&arguments),

@@ -23,7 +23,7 @@ const MAX_STATUS: u64 = 256 << 10;
 
 /// What a daemon may say of itself in `status`; who it is and what it serves is known
 /// better.
-const SAID: [&str; 11] = [
+const SAID: [&str; 12] = [
     "server",
     "since",
     "session",
@@ -34,6 +34,7 @@ const SAID: [&str; 11] = [
     "caches",
     "write_window",
     "tasks",
+    "late_errors",
     "last_error",
 ];
 /// Users whose daemons are asked at the same time.
@@ -114,6 +115,13 @@ impl Running {
                 _ => Err(quoting::plain(&why.to_string())),
             },
         }
+    }
+
+    /// The same of what takes as long as it takes, as the server may be away.
+    pub(super) fn ask_for_ever(&self, command: &str) -> Result<Value, Failure> {
+        let year = Duration::from_secs(365 * 86_400);
+        let request = json!({"cmd": command});
+        self.request_until(&request, Instant::now() + year, control::MAX_REPLY)
     }
 
     fn request_until(
@@ -201,6 +209,7 @@ impl Running {
             "takeover": null,
             "caches": {},
             "write_window": null,
+            "late_errors": null,
             "last_error": null,
         });
         if let Some(entry) = self.daemon.as_ref().and_then(Found::written) {

@@ -4,8 +4,10 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use super::assembly::Served;
 use super::handover::Lifeline;
@@ -15,8 +17,9 @@ use crate::nfs::Client;
 use crate::privilege;
 use crate::quoting;
 use crate::rpc::Channel;
+use crate::telemetry::log::utc;
 use crate::telemetry::{Metrics, control, serve};
-use crate::vfs::Vfs;
+use crate::vfs::{LateError, Vfs};
 
 /// Makes the mount known to `stats` and `status`, as long as what is returned
 /// lives.
@@ -61,6 +64,7 @@ pub(super) fn publish(
     let answers = control::Answers {
         status,
         upgrade: Some(upgrade),
+        sync: Some(sync(Arc::clone(&served.vfs), Arc::clone(metrics))),
     };
     let control = control::serve(registration.socket(), Arc::clone(metrics), answers)?;
     Ok(Published {
@@ -105,6 +109,37 @@ fn serve_metrics(
     }
 }
 
+/// `efs-fuse sync`: what has failed meanwhile is in the answer.
+fn sync(vfs: Arc<Vfs>, metrics: Arc<Metrics>) -> control::SyncFn {
+    Arc::new(move || {
+        let (answer, outcome) = oneshot::channel();
+        let vfs = Arc::clone(&vfs);
+        metrics.tasks.harmless("a sync", async move {
+            let (before, _) = vfs.late_errors();
+            vfs.sync().await;
+            let (_, mut errors) = vfs.late_errors();
+            errors.retain(|error| error.number > before);
+            // Who asked may be gone.
+            let _ = answer.send(json!({ "errors": shown(&errors) }));
+        });
+        outcome
+    })
+}
+
+fn shown(errors: &[LateError]) -> Value {
+    let each = errors.iter().map(|error| {
+        let since = error.at.duration_since(SystemTime::UNIX_EPOCH);
+        json!({
+            "at": utc(since.unwrap_or_default().as_secs()),
+            "path": error.path,
+            "what": error.what,
+            "error": error.error,
+            "times": error.times,
+        })
+    });
+    each.collect()
+}
+
 /// What `efs-fuse status` shows of who takes over from this daemon, and of those before it.
 fn takeover(served: &Served) -> impl Fn() -> Value + Send + Sync + use<> {
     let keeper = served.lifeline.as_ref().and_then(Lifeline::keeper);
@@ -143,7 +178,7 @@ fn security(connector: &ServerConnector) -> (Value, Value) {
             "version": agreed.version,
             "cipher": agreed.cipher,
             "certificates_made": shown.as_ref().map(|shown| shown.certificates),
-            "certificate_made_at": shown.map(|shown| crate::telemetry::log::utc(shown.made)),
+            "certificate_made_at": shown.map(|shown| utc(shown.made)),
         })
     });
     let settings = connector.asked().1;
@@ -196,6 +231,7 @@ fn status(
     let session = client.session_info();
     let (window, limit) = vfs.write_window();
     let stats = metrics.snapshot();
+    let late = vfs.late_errors();
     json!({
         "mountpoint": mountpoint.display().to_string(),
         "device": device,
@@ -218,6 +254,7 @@ fn status(
         "caches": stats["cache"],
         "write_window": { "bytes": window, "limit": limit },
         "tasks": metrics.tasks.snapshot(),
+        "late_errors": { "count": late.0, "last": shown(&late.1) },
         "last_error": stats["last_error"],
     })
 }

@@ -10,6 +10,7 @@
 //! | `{"cmd":"buckets"}` | [`Metrics::snapshot_with_buckets`] |
 //! | `{"cmd":"reset"}` | the last snapshot; the counters start again at zero |
 //! | `{"cmd":"log","filter":"..."}` | `{"filter":"..."}`: what is logged from now on; without `filter`, what is logged now |
+//! | `{"cmd":"sync"}` | what the sync function given to [`serve`] returns, when all that was accepted is stable |
 //! | `{"cmd":"upgrade",...}` | what the upgrade function given to [`serve`] returns; nothing, if the process ends |
 //! | anything else | `{"error":"..."}` |
 //!
@@ -50,6 +51,9 @@ pub type StatusFn = Arc<dyn Fn() -> Value + Send + Sync>;
 /// another ends without one.
 pub type UpgradeFn = Arc<dyn Fn(&Value) -> oneshot::Receiver<Value> + Send + Sync>;
 
+/// Begins a sync. The answer comes when it is over, which may be never.
+pub type SyncFn = Arc<dyn Fn() -> oneshot::Receiver<Value> + Send + Sync>;
+
 /// What a mount answers for itself.
 #[derive(Clone)]
 pub struct Answers {
@@ -57,6 +61,8 @@ pub struct Answers {
     pub status: StatusFn,
     /// `upgrade`, if the mount knows it.
     pub upgrade: Option<UpgradeFn>,
+    /// `sync`, if the mount knows it.
+    pub sync: Option<SyncFn>,
 }
 
 /// The running server. Dropping it ends the task and removes the socket.
@@ -167,6 +173,12 @@ async fn answer(line: &[u8], metrics: &Metrics, answers: &Answers) -> Value {
                 .await
                 .unwrap_or_else(|_| json!({"error": "the mount is at its end"})),
             None => json!({"error": "this mount cannot be handed over"}),
+        },
+        Some("sync") => match &answers.sync {
+            Some(sync) => sync()
+                .await
+                .unwrap_or_else(|_| json!({"error": "the mount is at its end"})),
+            None => json!({"error": "this mount knows no sync"}),
         },
         Some("log") => {
             let filter = match request["filter"].as_str() {
@@ -322,6 +334,7 @@ mod tests {
         Answers {
             status: Arc::new(move || json!({"session": {"state": state}})),
             upgrade: None,
+            sync: None,
         }
     }
 

@@ -71,6 +71,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::dirs::Dirs;
+pub use self::files::late_errors::LateError;
 use self::files::{Files, FilesConfig};
 pub use self::inode::attr::{Timeouts, kind_of};
 pub use self::namespace::kernel_dentry::DentryState;
@@ -177,6 +178,12 @@ impl Vfs {
                 files.server_restarted();
             }
         });
+        let weak = Arc::downgrade(&files);
+        client.on_waiting(move || {
+            if let Some(files) = weak.upgrade() {
+                files.hurry_all_names();
+            }
+        });
         Arc::new(Self {
             namespace,
             files,
@@ -199,6 +206,19 @@ impl Vfs {
     /// Bytes accepted and not yet safe at the server, and the limit.
     pub fn write_window(&self) -> (usize, usize) {
         self.files.write_window()
+    }
+
+    /// How many errors have come when whoever had asked was answered already, and the last of
+    /// them, the oldest first.
+    pub fn late_errors(&self) -> (u64, Vec<LateError>) {
+        self.files.late_errors()
+    }
+
+    /// Waits until everything that was accepted so far, of whichever file, is stable at the server
+    /// or has failed ([`Vfs::late_errors`]). What the kernel has not written back it knows nothing
+    /// of: syncfs(2) comes first.
+    pub async fn sync(&self) {
+        self.files.sync_all().await;
     }
 
     /// Bytes that are read ahead for all handles together, here or on their way, and the

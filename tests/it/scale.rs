@@ -40,6 +40,14 @@ fn data(mount: &Mount) -> u64 {
     of_status(mount, "RssAnon:") + of_status(mount, "RssShmem:")
 }
 
+/// Memory of a process, where it shares pages with others its part of them, bytes.
+fn proportional(pid: i32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.and_then(|kib| kib.parse::<u64>().ok()).expect("Pss") * 1024
+}
+
 fn fill(world: &World, files: u64) {
     for dir in 0..files.div_ceil(OF_EACH) {
         let path = world.behind(format!("tree/{dir:06}"));
@@ -217,4 +225,24 @@ fn a_huge_directory_is_listed_in_linear_time_and_little_memory() {
     assert_eq!(seen, files);
     assert!(cost <= files / 1000 + 5, "{cost} round trips");
     assert!(more <= 40 * MIB, "{} MiB more", more / MIB);
+}
+
+#[test]
+fn a_mount_that_nobody_uses_gives_back_what_only_its_work_needed() {
+    let world = World::with(|request| request.option("takeover=crash"));
+    let (daemon, keeper) = (world.mount.pid(), world.mount.keeper());
+    let taken = || proportional(daemon) + proportional(keeper);
+    fs::write(world.path("large"), vec![7; 30 * MIB as usize]).expect("write");
+    for number in 0..100 {
+        fs::write(world.path(format!("small{number}")), b"text").expect("write");
+    }
+    let busy = taken();
+    // A release build takes 9.5 MiB, and is to take 14 at the most; this one has more text.
+    let rested = || (taken() <= 16 * MIB).then_some(());
+    let limit = Duration::from_secs(30);
+    assert!(eventually(limit, rested).is_some(), "{} bytes", taken());
+    println!("{busy} bytes at work, {} at rest", taken());
+    assert!(busy - taken() >= 4 * MIB);
+    assert_eq!(fs::read(world.path("small7")).expect("read"), b"text");
+    assert!(fs::read(world.path("large")).is_ok_and(|all| all == vec![7; 30 * MIB as usize]));
 }

@@ -365,6 +365,17 @@ impl Client {
         self.fore.gate.shut(dir);
     }
 
+    /// Has this called whenever a request begins to wait for such changes. Only the first one given
+    /// is kept.
+    pub fn on_waiting(&self, hurry: impl Fn() + Send + Sync + 'static) {
+        self.fore.gate.on_waiting(hurry);
+    }
+
+    /// Requests wait for the changes of this directory. Who accepts more has them wait for ever.
+    pub fn is_awaited(&self, dir: &FileHandle) -> bool {
+        self.fore.gate.is_awaited(dir)
+    }
+
     /// So many of those were answered, or will never be sent.
     pub fn open_gate(&self, dir: &FileHandle, answered: usize) {
         self.fore.gate.open(dir, answered);

@@ -4,8 +4,12 @@
 //! Whoever asks about such a directory would be told what is not true here any more, and whoever
 //! changes it would overtake what was done before. So a request that names one waits, whatever it
 //! is and whoever has made it, until nothing of that directory is under way. Only the changes
-//! themselves go past ([`Past::Gate`]).
+//! themselves go past ([`Past::Gate`]). Whoever waits is not made to wait for company
+//! ([`Gate::hurry`]), and not for changes without end: nothing more is accepted for a directory that
+//! somebody waits for ([`Gate::is_awaited`]).
 
+use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
@@ -22,14 +26,48 @@ pub(in crate::nfs) enum Past {
     Nothing,
 }
 
+/// Called when somebody begins to wait.
+type Hurry = Box<dyn Fn() + Send + Sync>;
+
 /// See the module. Its lock is taken alone.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(in crate::nfs) struct Gate {
-    /// Directories in `shut`, without asking the lock.
+    /// Directories that are shut, without asking the lock.
     count: AtomicUsize,
-    /// Each directory, and how many changes of it the server has not answered.
-    shut: Mutex<Vec<(FileHandle, usize)>>,
+    known: Mutex<Known>,
     opened: Notify,
+    hurry: OnceLock<Hurry>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Each directory that is ahead, and how many changes of it the server has not answered.
+    shut: Vec<(FileHandle, usize)>,
+    /// What is waited for: once for each request that does.
+    awaited: Vec<FileHandle>,
+}
+
+/// Somebody waits for these objects, as long as it lives.
+struct Waiting<'a> {
+    gate: &'a Gate,
+    named: &'a [FileHandle],
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let awaited = &mut self.gate.known.lock().awaited;
+        for handle in self.named {
+            if let Some(at) = awaited.iter().position(|awaited| awaited == handle) {
+                awaited.swap_remove(at);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Gate").field(&self.known).finish()
+    }
 }
 
 impl Gate {
@@ -40,7 +78,7 @@ impl Gate {
 
     /// A change of this directory was accepted.
     pub(in crate::nfs) fn shut(&self, dir: &FileHandle) {
-        let mut shut = self.shut.lock();
+        let shut = &mut self.known.lock().shut;
         match shut.iter_mut().find(|(known, _)| known == dir) {
             Some((_, changes)) => *changes += 1,
             None => shut.push((dir.clone(), 1)),
@@ -50,7 +88,8 @@ impl Gate {
 
     /// So many changes of it were answered, or will never be sent.
     pub(in crate::nfs) fn open(&self, dir: &FileHandle, answered: usize) {
-        let mut shut = self.shut.lock();
+        let mut known = self.known.lock();
+        let shut = &mut known.shut;
         if let Some(at) = shut.iter().position(|(known, _)| known == dir) {
             let changes = &mut shut[at].1;
             *changes = changes.saturating_sub(answered);
@@ -59,12 +98,35 @@ impl Gate {
             }
         }
         self.count.store(shut.len(), Ordering::Release);
-        drop(shut);
+        drop(known);
         self.opened.notify_waiters();
+    }
+
+    /// Has this called whenever somebody begins to wait. Only the first one given is kept.
+    pub(in crate::nfs) fn on_waiting(&self, hurry: impl Fn() + Send + Sync + 'static) {
+        let _ = self.hurry.set(Box::new(hurry));
+    }
+
+    /// Somebody waits for what was accepted and not sent yet.
+    pub(super) fn hurry(&self) {
+        if let Some(hurry) = self.hurry.get() {
+            hurry();
+        }
+    }
+
+    /// Requests wait for what is under way in this directory.
+    pub(in crate::nfs) fn is_awaited(&self, dir: &FileHandle) -> bool {
+        self.is_shut() && self.known.lock().awaited.contains(dir)
     }
 
     /// Waits until none of these objects is a directory that is shut.
     pub(super) async fn passes(&self, named: &[FileHandle]) {
+        if !self.stops(named) {
+            return;
+        }
+        self.known.lock().awaited.extend_from_slice(named);
+        let _waiting = Waiting { gate: self, named };
+        self.hurry();
         loop {
             let opened = self.opened.notified();
             tokio::pin!(opened);
@@ -78,7 +140,7 @@ impl Gate {
 
     /// One of these objects is a directory that is shut.
     pub(super) fn stops(&self, named: &[FileHandle]) -> bool {
-        let shut = self.shut.lock();
+        let shut = &self.known.lock().shut;
         named
             .iter()
             .any(|handle| shut.iter().any(|(dir, _)| dir == handle))
@@ -117,6 +179,29 @@ mod tests {
         tokio::join!(waiting, opening);
         gate.open(&handle(2), 5);
         assert!(!gate.is_shut() && !gate.stops(&[handle(2)]));
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_known_until_he_is_gone_and_hurries_what_he_waits_for() {
+        let gate = Gate::default();
+        let hurried = std::sync::Arc::new(AtomicUsize::new(0));
+        let count = std::sync::Arc::clone(&hurried);
+        gate.on_waiting(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        gate.shut(&handle(1));
+        gate.passes(&[handle(2)]).await;
+        assert_eq!(hurried.load(Ordering::Relaxed), 0, "nobody waits");
+        let one = [handle(1)];
+        {
+            let waiting = gate.passes(&one);
+            tokio::pin!(waiting);
+            let now = std::time::Duration::ZERO;
+            assert!(tokio::time::timeout(now, waiting.as_mut()).await.is_err());
+            assert!(gate.is_awaited(&handle(1)) && !gate.is_awaited(&handle(2)));
+            assert_eq!(hurried.load(Ordering::Relaxed), 1);
+        }
+        assert!(!gate.is_awaited(&handle(1)), "he has given up");
     }
 
     #[tokio::test]

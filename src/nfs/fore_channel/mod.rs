@@ -222,6 +222,7 @@ impl ForeChannel {
     async fn out_of_the_way(&self, past: Past, compound: &Compound) -> Result<(), NfsError> {
         let made = async {
             if let Some(handle) = compound.awaits() {
+                self.gate.hurry();
                 let refused = |status| NfsError::Status(Op::PutFh, status);
                 handle.given().await.map_err(refused)?;
             }

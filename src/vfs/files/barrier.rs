@@ -30,6 +30,7 @@
 //! | write | attributes | [`Files::before_write`] |
 //! | a synchronous write | what it overlaps there | [`Files::before_sync_write`] |
 //! | the end of the mount | all files stable | [`Files::before_end`] |
+//! | `efs-fuse sync` | all names, files and attributes stable, changes of killed callers ended | [`Files::sync_all`] |
 //! | a hand-over to another process | then attributes of all files | [`Files::before_hand_over`] |
 //!
 //! No lock is held while anything is waited for. What was answered already is sent whether or not
@@ -192,6 +193,13 @@ impl Files {
         for inode in self.window.busy() {
             self.drain(&inode).await;
         }
+    }
+
+    /// Everything that was accepted is to be stable.
+    pub(in crate::vfs) async fn sync_all(self: &Arc<Self>) {
+        self.abandoned.ended().await;
+        self.before_end().await;
+        self.send_all_changes().await;
     }
 
     /// Another process is about to go on with the mount.

@@ -83,6 +83,8 @@ impl Files {
             let (files, inode) = (Arc::clone(&files), Arc::clone(&inode));
             async move {
                 tokio::time::sleep(TOGETHER).await;
+                // They go with the request that makes the file, and nobody hurries that.
+                let _ = inode.handle.given().await;
                 files.send_changes(&inode).await;
                 let mut changed = files.changed.lock();
                 // One: it may be there again for what was changed since.
@@ -115,6 +117,7 @@ impl Files {
 
     async fn send_waiting(self: &Arc<Self>, inode: &Arc<Inode>, file: &FileState) {
         // Upon which they go with the request that makes the file, if that is yet to be sent, ...
+        self.hurry_names(inode);
         if inode.handle.given().await.is_err() {
             tracing::debug!(ino = inode.ino, "the file of these changes was refused");
         }
@@ -163,6 +166,7 @@ impl Files {
     pub(super) fn changes_answered(&self, inode: &Arc<Inode>, set: Result<(), NfsError>) {
         if let Err(error) = set {
             let error = self.namespace.failed(&error, inode);
+            self.failed_late(inode, "attributes", &error);
             self.changes_left(inode, false);
             let mut inner = self.file_state(inode).lock();
             inner.writeback_mut().errors_mut().record(error.clone());

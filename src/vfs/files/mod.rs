@@ -38,6 +38,7 @@ pub(in crate::vfs) mod handover;
 mod hidden;
 mod inline_read;
 pub(in crate::vfs) mod kept_open;
+pub(in crate::vfs) mod late_errors;
 mod late_open;
 pub(in crate::vfs) mod lock;
 pub(in crate::vfs) mod logged;
@@ -62,6 +63,7 @@ use parking_lot::Mutex;
 
 use self::handle::OpenHandle;
 use self::kept_open::Kept;
+use self::late_errors::LateErrors;
 use self::logged::Inherited;
 use self::name_writeback::NameWriteback;
 use self::silly::Silly;
@@ -154,6 +156,7 @@ pub(in crate::vfs) struct Files {
     inline_reads: Budget,
     kept: Kept,
     names: NameWriteback,
+    late: LateErrors,
     abandoned: Arc<Abandoned>,
     metrics: Arc<Metrics>,
 }
@@ -201,6 +204,7 @@ impl Files {
             inline_reads: Budget::default(),
             kept: Kept::default(),
             names: NameWriteback::new(config.writeback),
+            late: LateErrors::default(),
             abandoned: Arc::default(),
             namespace,
             metrics,

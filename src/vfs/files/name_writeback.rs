@@ -11,10 +11,10 @@
 //! What is refused later is told as an error of a write is: by the next fsync or close of the
 //! file, and by the next fsync of the directory; and it is logged with its path.
 //!
-//! Locks: the queue's is taken with no other but, under it, a file's. The list of refusals and the
-//! alarm have locks with which no other is taken.
+//! Locks: the queue's is taken with no other but, under it, a file's. The alarm has a lock with
+//! which no other is taken.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Files;
+use super::send_names::ALONG;
 use super::write::now;
 use crate::nfs::proto::types::{FileType, Promise};
 use crate::nfs::state::OpenState;
@@ -31,16 +32,22 @@ use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::{DentryTarget, Name};
 use crate::vfs::namespace::names::NAME_MAX;
-use crate::vfs::types::{FileKind, Ino, Opened, VfsError, VfsResult};
+use crate::vfs::types::{FileKind, Ino, Opened, VfsResult};
 use crate::vfs::writeback::name_queue::{Config, NameQueue, Next, Queued, Ripe};
 
 /// The most changes that are ahead of the server. With more the caller waits, by being answered
 /// by the server itself.
 const MOST: usize = 4096;
 
-/// How long a change waits for company, and a new file for its data and its close. Nobody waits
-/// for it meanwhile, unless he asks for what it is about.
+/// How long a change waits for company. Whoever asks for what it is about hurries it.
 const LINGER: Duration = Duration::from_millis(4);
+
+/// How long a new file waits for its data and its close; not as long if it has more data than go
+/// along with it.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// With so many in its directory no file waits for its close.
+const CROWD: usize = 64;
 
 /// Operations that stand around the changes of a compound.
 const AROUND: usize = 4;
@@ -103,8 +110,6 @@ pub(super) struct NameWriteback {
     alarm: Mutex<Option<Instant>>,
     /// Something was answered.
     pub(super) answered: Notify,
-    /// Errors that no fsync of the directory has told of.
-    refused: Mutex<BTreeMap<Ino, VfsError>>,
 }
 
 impl NameWriteback {
@@ -116,10 +121,11 @@ impl NameWriteback {
                 most: MOST,
                 linger: LINGER,
                 full: 2,
+                patience: PATIENCE,
+                crowd: CROWD,
             })),
             alarm: Mutex::default(),
             answered: Notify::new(),
-            refused: Mutex::default(),
         }
     }
 }
@@ -161,7 +167,10 @@ impl Accepted {
         match &self.what {
             What::File(file) => {
                 let state = file.inode.opened();
-                state.is_some_and(|state| !state.lock().closes_along(&file.open))
+                state.is_some_and(|state| {
+                    let state = state.lock();
+                    !state.closes_along(&file.open) && state.writeback().bytes() <= ALONG
+                })
             }
             _ => false,
         }
@@ -179,6 +188,11 @@ impl Files {
         // The largest change and what stands around it is one request.
         let fits = self.client.session_info().max_ops as usize >= AROUND + LARGEST;
         self.names.is_on && fits && self.names.queue.lock().has_room()
+    }
+
+    /// The same of names in a directory, for which nobody waits.
+    fn has_room_in(&self, dir: &Inode) -> bool {
+        self.has_room_ahead() && !self.client.is_awaited(&dir.handle)
     }
 
     /// O_CREAT of a name that is free in a private directory. `None`: the server is to be asked.
@@ -267,7 +281,7 @@ impl Files {
         name: &[u8],
         what: (FileType, u32, u64),
     ) -> Option<crate::nfs::proto::attrs::Attributes> {
-        if !self.has_room_ahead() || name.len() > NAME_MAX {
+        if !self.has_room_in(dir) || name.len() > NAME_MAX {
             return None;
         }
         let maker = self.namespace.private_to(cred, dir)?;
@@ -290,7 +304,14 @@ impl Files {
             what,
             again: false,
         };
-        self.names.queue.lock().accept(dir.ino, now(), accepted);
+        {
+            let mut queue = self.names.queue.lock();
+            queue.accept(dir.ino, now(), accepted);
+            // Who has come to wait in between has hurried what was there.
+            if self.client.is_awaited(&dir.handle) {
+                queue.hurry();
+            }
+        }
         self.metrics.gauges.names_ahead.inc();
         self.pump_names();
     }
@@ -366,7 +387,7 @@ impl Files {
     /// What a name in a private directory leads to, if nobody has it open and nothing else of it
     /// has to be seen to before the name goes.
     fn own(&self, cred: &Arc<Credential>, dir: &Arc<Inode>, name: &[u8]) -> Option<Arc<Inode>> {
-        if !self.has_room_ahead() {
+        if !self.has_room_in(dir) {
             return None;
         }
         self.namespace.private_to(cred, dir)?;
@@ -432,6 +453,14 @@ impl Files {
         }
     }
 
+    /// Somebody waits for changes that were accepted.
+    pub(in crate::vfs) fn hurry_all_names(self: &Arc<Self>) {
+        if self.names.is_on {
+            self.names.queue.lock().hurry();
+            self.pump_names();
+        }
+    }
+
     /// Changes of names that are ahead of the server.
     pub(in crate::vfs) fn names_ahead(&self) -> usize {
         self.names.queue.lock().len()
@@ -440,7 +469,7 @@ impl Files {
     /// fsync(2) of a directory: everything accepted before is stable, or its error is told.
     pub(in crate::vfs) async fn sync_directory(self: &Arc<Self>, dir: Ino) -> VfsResult<()> {
         self.settle_all().await;
-        match self.names.refused.lock().remove(&dir) {
+        match self.late.take(dir) {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -453,11 +482,6 @@ impl Files {
             self.before_end().await;
             self.send_all_changes().await;
         }
-    }
-
-    /// A change of a name in `dir` was refused after it had been answered.
-    pub(super) fn refused_late(&self, dir: Ino, error: VfsError) {
-        self.names.refused.lock().entry(dir).or_insert(error);
     }
 }
 

@@ -16,14 +16,13 @@ use crate::nfs::calls::{FileMade, NameChange, NameChanged, NewFile};
 use crate::nfs::proto::attrs::{NewAttributes, NewTime};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::NfsTime;
-use crate::quoting;
 use crate::vfs::inode::Inode;
 use crate::vfs::types::{FileKind, Timestamp, VfsError};
 use crate::vfs::writeback::name_queue::{Batch, Queued, Rested};
 use crate::vfs::writeback::{Chunks, RequestId};
 
 /// Data of a new file that go along with it, bytes.
-const ALONG: usize = 64 << 10;
+pub(super) const ALONG: usize = 64 << 10;
 
 /// How long a directory is left alone whose server asks for that (DELAY, GRACE).
 const REST: Duration = Duration::from_millis(100);
@@ -328,20 +327,19 @@ impl Files {
         } = change;
         let cause = self.namespace.failed(error, &dir);
         let did = match &what {
-            What::File(_) => "a new file",
-            What::Directory { .. } => "a new directory",
-            What::Symlink { .. } => "a new link",
-            What::Remove { .. } => "a removal",
-            What::Rename { .. } => "a rename",
+            What::File(_) => "new file",
+            What::Directory { .. } => "new directory",
+            What::Symlink { .. } => "new link",
+            What::Remove { .. } => "removal",
+            What::Rename { .. } => "rename",
         };
         tracing::error!(
-            dir = dir.ino,
-            "{did}, {}, was answered (writeback) and is refused by the server: {error}; fsync of its \
+            "the {did} {} was answered (writeback) and is refused by the server: {error}; fsync of its \
              directory tells the error",
-            quoting::name(&*name),
+            dir.path_of(&name),
         );
         self.metrics.set_last_error(error.to_string());
-        self.refused_late(dir.ino, cause.clone());
+        self.refused_late(&dir, &name, did, &cause);
         self.namespace.not_as_accepted(&dir, &name);
         let status = error.status().unwrap_or(Status::IO);
         match what {

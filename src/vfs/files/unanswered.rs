@@ -96,6 +96,7 @@ impl Unanswered {
         files.namespace.lose_pages(inode);
         let found = "the task that was to write it has died";
         let error = VfsError::found(found, Some(inode.ino));
+        files.failed_late(inode, "data", &error);
         files.with_writeback(inode, |inner| match &self.owed {
             Owed::Writes(ids) => ids
                 .iter()

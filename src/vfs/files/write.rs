@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::Files;
 use super::deferred_setattr::new_attributes;
+use super::send_names::ALONG;
 use super::unanswered::Unanswered;
 use crate::nfs::NfsError;
 use crate::nfs::calls::Epilogue;
@@ -61,6 +62,9 @@ impl Files {
     pub(in crate::vfs) fn pump(self: &Arc<Self>, inode: &Arc<Inode>) {
         // What is written to it goes along with it, or after it.
         if inode.handle.is_undecided() {
+            if self.file_state(inode).lock().writeback().bytes() > ALONG {
+                self.pump_names();
+            }
             return;
         }
         loop {
@@ -276,6 +280,7 @@ impl Files {
         // kernel has pages that no server will ever have.
         inode.attr.lock().expire();
         self.namespace.lose_pages(inode);
+        self.failed_late(inode, "data", &error);
         self.with_writeback(inode, |inner| inner.writeback_mut().failed(id, error));
     }
 
@@ -299,6 +304,7 @@ impl Files {
             Err(error) => {
                 let error = self.namespace.failed(&error, inode);
                 self.namespace.lose_pages(inode);
+                self.failed_late(inode, "data", &error);
                 self.with_writeback(inode, |inner| {
                     inner.writeback_mut().commit_failed(id, error)
                 });

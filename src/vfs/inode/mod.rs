@@ -21,6 +21,7 @@ mod eviction_queue;
 mod file_attr;
 mod kernel_dentry;
 pub(super) mod name_hash;
+mod path;
 pub(super) mod table;
 
 use std::sync::Arc;

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::fixtures::mount::MountRequest;
-use crate::fixtures::process::eventually;
+use crate::fixtures::mount::{EFS_FUSE, MountRequest};
+use crate::fixtures::process::{self, Finished, eventually};
 use crate::fixtures::{World, noise};
 
 fn ahead() -> World {
@@ -176,5 +176,48 @@ fn a_mount_that_ends_leaves_nothing_behind() {
     for number in 0..200 {
         let data = fs::read_to_string(server.export().join(format!("dir/f{number}")));
         assert_eq!(data.expect("read"), format!("{number}"));
+    }
+}
+
+fn efs_fuse_sync(at: &Path) -> Finished {
+    let mut command = Command::new(EFS_FUSE);
+    command.arg("sync").arg(at);
+    process::run(&mut command, Duration::from_secs(60))
+}
+
+#[test]
+fn the_command_sync_waits_until_all_that_was_accepted_is_at_the_server_with_the_option_and_without()
+{
+    for option in ["writeback", "nowriteback"] {
+        let world = World::with(|request| request.option(option));
+        fs::create_dir(world.path("dir")).expect("mkdir");
+        let mut open = Vec::new();
+        for number in 0..40 {
+            let mut file = File::create(world.path(format!("dir/f{number}"))).expect("create");
+            file.write_all(format!("{number}").as_bytes())
+                .expect("write");
+            open.push(file);
+        }
+        efs_fuse_sync(world.mount.path()).expect_success("sync");
+        for number in 0..40 {
+            let data = fs::read_to_string(world.behind(format!("dir/f{number}")));
+            assert_eq!(data.expect("read"), format!("{number}"), "{option}");
+        }
+        let status = world.mount.status();
+        assert_eq!(status["late_errors"]["count"], 0);
+    }
+}
+
+#[test]
+fn the_command_sync_says_what_is_no_mount_in_one_line() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    for path in [
+        dir.path().to_owned(),
+        dir.path().join("none"),
+        "/proc".into(),
+    ] {
+        let done = efs_fuse_sync(&path);
+        assert_eq!(done.code(), 1, "{}", done.stderr);
+        assert_eq!(done.stderr.trim_end().lines().count(), 1, "{}", done.stderr);
     }
 }

@@ -205,6 +205,9 @@ async fn a_refusal_that_comes_late_is_told_by_fsync_and_stops_nothing_else() {
     assert_eq!(told, Err(Errno(libc::EDQUOT)));
     let again = mount.vfs.fsyncdir(dir).await.map_err(Errno::from);
     assert_eq!(again, Ok(()), "once");
+    let (count, late) = mount.vfs.late_errors();
+    assert_eq!((&*late[0].path, late[0].what), ("/d/f2", "new file"));
+    assert!(count >= 1 && late[0].error.contains("quota"), "{late:?}");
     for (number, file) in files.into_iter().enumerate() {
         let told = mount.fsync(file).await;
         match number {
@@ -217,6 +220,89 @@ async fn a_refusal_that_comes_late_is_told_by_fsync_and_stops_nothing_else() {
     assert_eq!(names, ["f0", "f1", "f3", "f4", "f5"]);
     assert!(mount.lookup(dir, "f2").await.expect("the server").is_none());
     within(60, mount.vfs.settled()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn data_of_a_closed_file_that_are_refused_are_told_by_fsync_of_its_directory_and_shown() {
+    let (mount, dir) = private().await;
+    mount.peer.on_op(|event| match event.op == op::WRITE {
+        true => Action::Fail(st::NOSPC),
+        false => Action::Pass,
+    });
+    let file = mount.create(dir, "large", EXCLUSIVE).await.expect("create");
+    for part in 0..4 {
+        let written = mount.write(file, part << 16, &[7; 1 << 16]).await;
+        written.expect("accepted");
+    }
+    assert_eq!(shut(&mount, file).await, Ok(()), "close waits for nothing");
+    let told = within(60, mount.vfs.fsyncdir(dir)).await;
+    assert_eq!(told.map_err(Errno::from), Err(Errno(libc::ENOSPC)));
+    let again = within(60, mount.vfs.fsyncdir(dir)).await;
+    assert_eq!(again.map_err(Errno::from), Ok(()), "once");
+    let (count, late) = mount.vfs.late_errors();
+    let is_it =
+        |error: &efs_fuse::vfs::LateError| (&*error.path, error.what) == ("/d/large", "data");
+    assert!(count >= 1 && late.iter().all(is_it), "{late:?}");
+}
+
+/// A change that this host does not answer for by itself: of a directory with a mode whose bits
+/// servers are free to drop.
+async fn asks(mount: &Mount, dir: Ino, name: &str) {
+    let (vfs, name) = (&mount.vfs, name.as_bytes());
+    vfs.mkdir(&mount.cred, dir, name, 0o2755)
+        .await
+        .expect("mkdir");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_file_keeps_nobody_who_asks_the_server_and_no_more_than_go_in_a_crowd() {
+    let (mount, dir) = private().await;
+    let start = tokio::time::Instant::now();
+    let open = mount.create(dir, "open", EXCLUSIVE).await.expect("create");
+    within(60, asks(&mount, dir, "asked")).await;
+    assert!(
+        mount.peer.fs().exists("/d/open"),
+        "after what is in front of it"
+    );
+    assert!(start.elapsed() < Duration::from_millis(100), "hurried");
+    mount.close(open).await.expect("close");
+    settled(&mount).await;
+    // Those behind a file that stays open wait for it, and not long.
+    let open = mount.create(dir, "log", EXCLUSIVE).await.expect("create");
+    unpack(&mount, dir, "behind", b"x").await.expect("a file");
+    millis(100).await;
+    assert!(!mount.peer.fs().exists("/d/behind"));
+    millis(200).await;
+    assert!(mount.peer.fs().exists("/d/log") && mount.peer.fs().exists("/d/behind"));
+    // Data that do not go along are not kept back.
+    let large = mount.create(dir, "large", EXCLUSIVE).await.expect("create");
+    mount.write(large, 0, &[7; 1 << 17]).await.expect("write");
+    millis(100).await;
+    assert!(mount.peer.fs().exists("/d/large"));
+    mount.close(large).await.expect("close");
+    mount.close(open).await.expect("close");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_about_a_directory_is_answered_however_many_changes_come_meanwhile() {
+    let (mount, dir) = private().await;
+    mount.peer.set_latency(Duration::from_millis(5));
+    let mount = Arc::new(mount);
+    let maker = Arc::clone(&mount);
+    let making = tokio::spawn(async move {
+        for number in 0.. {
+            let name = format!("f{number}");
+            unpack(&maker, dir, &name, b"x").await.expect("a file");
+            millis(1).await;
+        }
+    });
+    millis(50).await;
+    for turn in 0..5 {
+        within(2, asks(&mount, dir, &format!("asked{turn}"))).await;
+    }
+    making.abort();
+    let _ = making.await;
+    settled(&mount).await;
 }
 
 #[tokio::test(start_paused = true)]

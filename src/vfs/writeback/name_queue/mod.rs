@@ -11,7 +11,9 @@
 //! - Each accepted change ends once: [done](NameQueue::done), or given back to be sent again in
 //!   its place, before all that were accepted after it.
 //! - A change waits for company for [`Config::linger`] at most, and not at all when as many wait
-//!   as go in a request, or somebody [waits](NameQueue::hurry) for it.
+//!   as go in a request, or somebody [waits](NameQueue::hurry) for it. One to which more may come
+//!   that is to go along with it waits for that for [`Config::patience`] at most, and while fewer than
+//!   [`Config::crowd`] wait with it.
 //! - There are at most [`Config::most`] changes, and none of one directory while it is told to
 //!   [rest](Rested), until it is due again.
 
@@ -29,6 +31,10 @@ pub(in crate::vfs) struct Config {
     pub(in crate::vfs) linger: Duration,
     /// So many in a directory are a request.
     pub(in crate::vfs) full: usize,
+    /// How long a change waits for what is to go along with it.
+    pub(in crate::vfs) patience: Duration,
+    /// So many in a directory do not wait for what the first of them waits for.
+    pub(in crate::vfs) crowd: usize,
 }
 
 /// Names a change, in the order of acceptance.
@@ -66,18 +72,19 @@ pub(in crate::vfs) enum Next<C> {
     Nothing,
 }
 
-/// Which changes have waited for long enough.
+/// Which changes of a directory have waited for long enough for what is to go along with them.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::vfs) struct Ripe {
     now: Instant,
-    linger: Duration,
+    patience: Duration,
     hurried: Number,
+    is_crowded: bool,
 }
 
 impl Ripe {
-    /// This one has, or somebody waits for it.
+    /// This one has, or somebody waits for it, or too many others do.
     pub(in crate::vfs) fn is<C>(self, queued: &Queued<C>) -> bool {
-        queued.number <= self.hurried || queued.since + self.linger <= self.now
+        self.is_crowded || queued.number <= self.hurried || queued.since + self.patience <= self.now
     }
 }
 
@@ -200,22 +207,24 @@ impl<C> NameQueue<C> {
         mut fits: impl FnMut(&VecDeque<Queued<C>>, Ripe) -> usize,
     ) -> Next<C> {
         let mut wake: Option<Instant> = None;
-        let ripe = Ripe {
-            now,
-            linger: self.config.linger,
-            hurried: self.hurried,
-        };
+        let config = self.config;
         for (&ino, dir) in &mut self.dirs {
-            let Some(due) = dir.due(&self.config, self.hurried) else {
+            let Some(due) = dir.due(&config, self.hurried) else {
                 continue;
             };
             if due > now {
                 wake = Some(wake.map_or(due, |wake| wake.min(due)));
                 continue;
             }
+            let ripe = Ripe {
+                now,
+                patience: config.patience,
+                hurried: self.hurried,
+                is_crowded: dir.waiting.len() >= config.crowd,
+            };
             let fits = fits(&dir.waiting, ripe).min(dir.waiting.len());
             if fits == 0 {
-                let ripens = dir.waiting.front().map(|first| first.since + ripe.linger);
+                let ripens = (dir.waiting.front()).map(|first| first.since + config.patience);
                 let ripens = ripens.filter(|at| *at > now);
                 wake = wake.into_iter().chain(ripens).min();
                 continue;

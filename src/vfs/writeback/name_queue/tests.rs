@@ -11,6 +11,8 @@ fn config() -> Config {
         most: 8,
         linger: 3 * MS,
         full: 2,
+        patience: 7 * MS,
+        crowd: 4,
     }
 }
 
@@ -50,11 +52,27 @@ fn what_is_not_ripe_yet_is_looked_at_again_when_it_is() {
     let mut queue = NameQueue::new(config());
     queue.accept(1, t0, 'a');
     queue.accept(1, t0 + MS, 'b');
-    let ripe = |waiting: &VecDeque<Queued<char>>, ripe: Ripe| {
-        waiting.iter().take_while(|queued| ripe.is(queued)).count()
-    };
-    assert!(matches!(queue.next(t0 + MS, ripe), Next::WakeAt(at) if at == t0 + 3 * MS));
-    assert_eq!(sent(queue.next(t0 + 3 * MS, ripe)).changes.len(), 1);
+    assert!(matches!(queue.next(t0 + MS, ripe), Next::WakeAt(at) if at == t0 + 7 * MS));
+    assert_eq!(sent(queue.next(t0 + 7 * MS, ripe)).changes.len(), 1);
+}
+
+fn ripe(waiting: &VecDeque<Queued<char>>, ripe: Ripe) -> usize {
+    waiting.iter().take_while(|queued| ripe.is(queued)).count()
+}
+
+#[test]
+fn a_crowd_does_not_wait_for_what_its_first_waits_for_and_nor_does_who_is_waited_for() {
+    let t0 = Instant::now();
+    let mut queue = NameQueue::new(config());
+    for change in ['a', 'b', 'c'] {
+        queue.accept(1, t0, change);
+    }
+    assert!(matches!(queue.next(t0, ripe), Next::WakeAt(_)));
+    queue.accept(1, t0, 'd');
+    assert_eq!(sent(queue.next(t0, ripe)).changes.len(), 4);
+    queue.accept(2, t0, 'e');
+    queue.hurry();
+    assert_eq!(sent(queue.next(t0, ripe)).changes.len(), 1);
 }
 
 #[test]
