@@ -58,14 +58,44 @@ fn every_excluded_case_has_its_reason() {
     }
 }
 
+/// What is different with `writeback`, by its rules: the start of the case, and why.
+const AHEAD: [(&str, &str); 6] = [
+    (
+        "rename::preserve_metadata_",
+        "what the server allocates for a link or a directory is known once it has made it",
+    ),
+    ("rename::unchanged_ctime_failed", CTIME),
+    ("open::exists_no_update", CTIME),
+    ("chmod::failed_chmod_unchanged_ctime", CTIME),
+    ("chown::failed_chown_unchanged_ctime", CTIME),
+    ("link::unchanged_ctime_fails", CTIME),
+];
+
+const CTIME: &str =
+    "times of directories, and ctime, become the server's when it hears of the change";
+
 #[test]
 fn pjdfstest_finds_nothing_that_is_ours() {
+    let bad = pjdfstest("nowriteback");
+    assert_eq!(bad, [""; 0]);
+}
+
+#[test]
+fn pjdfstest_finds_with_writeback_what_its_rules_say_and_nothing_else() {
+    let mut bad = pjdfstest("writeback");
+    bad.retain(|case| !AHEAD.iter().any(|(start, _)| case.starts_with(start)));
+    assert_eq!(bad, [""; 0]);
+}
+
+/// The cases that fail, or pass unexpectedly.
+fn pjdfstest(option: &str) -> Vec<String> {
     let program = needs::tool("pjdfstest");
     let server = Server::start(ServerOptions {
         caching: true,
         ..ServerOptions::default()
     });
     let mount = MountRequest::of(&server)
+        .option(option)
         .time_limit(Duration::from_secs(600))
         .mount();
     let world = World { mount, server };
@@ -91,20 +121,18 @@ fn pjdfstest_finds_nothing_that_is_ours() {
         .find(|line| line.starts_with("Summary"));
     let summary = summary.unwrap_or_else(|| panic!("pjdfstest did not finish: {done:?}"));
     println!("{summary} in {:?}", done.took);
-    let bad: Vec<_> = done
-        .stdout
-        .split_inclusive('\n')
+    let bad: Vec<_> = (done.stdout.lines())
         .filter(|line| line.contains("FAILED") || line.contains("UNEXPECTEDLY"))
+        .map(str::to_owned)
         .collect();
-    assert!(
-        done.status.success() && bad.is_empty(),
-        "{summary}\n{}\nall of it:\n{}",
-        bad.concat(),
-        done.stdout
-    );
+    if !bad.is_empty() {
+        println!("{}", done.stdout);
+    }
+    assert!(done.status.success() || !bad.is_empty(), "{done:?}");
     // A run that filtered everything out would pass as well.
     let passed: u64 = number_before(summary, "passed");
     assert!(passed >= 350, "only {passed} cases ran: {summary}");
+    bad
 }
 
 fn number_before(summary: &str, word: &str) -> u64 {

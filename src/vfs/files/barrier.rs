@@ -13,7 +13,8 @@
 //! | operation | waits for | function |
 //! |---|---|---|
 //! | unlink, rmdir, rename | attributes of all files | [`Files::before_removal`] |
-//! | link, rename (what is moved) | published; data linger no more | [`Files::before_naming`] |
+//! | link, rename (what is moved) | published; data linger no more; of a directory, with `writeback`, all of everything | [`Files::before_naming`] |
+//! | rmdir, rename (what is replaced) | names in it at the server, which is to say whether it is empty | [`Files::before_removal_of_directory`] |
 //! | getattr | attributes, then all data there | [`Files::before_getattr`] |
 //! | access | attributes | [`Files::before_access`] |
 //! | setattr | attributes | [`Files::before_setattr`] |
@@ -43,6 +44,7 @@ use super::Files;
 use super::handle::OpenHandle;
 use crate::vfs::file::origin::Origin;
 use crate::vfs::inode::{FileInner, Inode};
+use crate::vfs::types::FileKind;
 use crate::vfs::writeback::{RangeTicket, Writeback};
 
 impl Files {
@@ -52,8 +54,12 @@ impl Files {
         self.send_all_changes().await;
     }
 
-    /// The file is about to get a name: what has it is what programs have made of it.
+    /// The object is about to get a name: what has it is what programs have made of it. Of a
+    /// directory that is all that was done below it, wherever that is by now.
     pub(in crate::vfs) async fn before_naming(self: &Arc<Self>, inode: &Arc<Inode>) {
+        if inode.kind == FileKind::Directory {
+            return self.settle_all().await;
+        }
         self.end_linger(inode);
         self.publish(inode).await;
     }
@@ -122,10 +128,20 @@ impl Files {
         self.before_sync(inode).await;
     }
 
-    /// A directory is about to be removed: its names that are ahead of the server go first.
-    pub(in crate::vfs) async fn before_removal_of_directory(self: &Arc<Self>, inode: &Arc<Inode>) {
-        if self.is_ahead_allowed() && inode.is_ahead() {
-            self.settle_names_in(inode.ino).await;
+    /// What may be a directory is about to be removed or replaced, where it is not known which one
+    /// (`None`) perhaps any: its names that are ahead of the server go first, as the server is to say
+    /// whether it is empty. The kernel has it locked, so no more come.
+    pub(in crate::vfs) async fn before_removal_of_directory(
+        self: &Arc<Self>,
+        inode: Option<&Arc<Inode>>,
+    ) {
+        match inode {
+            _ if !self.is_ahead_allowed() => {}
+            None => self.settle_names().await,
+            Some(inode) if inode.kind == FileKind::Directory && inode.is_ahead() => {
+                self.settle_names_in(inode.ino).await;
+            }
+            Some(_) => {}
         }
     }
 

@@ -32,7 +32,7 @@ use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::{DentryTarget, Name};
 use crate::vfs::namespace::names::NAME_MAX;
-use crate::vfs::types::{FileKind, Ino, Opened, VfsResult};
+use crate::vfs::types::{FileKind, Ino, Opened, Timestamp, VfsResult};
 use crate::vfs::writeback::name_queue::{Config, NameQueue, Next, Queued, Ripe};
 
 /// The most changes that are ahead of the server. With more the caller waits, by being answered
@@ -375,6 +375,8 @@ impl Files {
         let target = DentryTarget::Inode(Arc::clone(&moved));
         self.namespace.put_name(dir, Arc::clone(&to), target, None);
         self.namespace.found_at(&moved, dir, Arc::clone(&to));
+        let changed = (Timestamp::now(), Instant::now());
+        moved.attr.lock().touch_itself(changed.0, changed.1);
         let what = What::Rename {
             to,
             moved,

@@ -366,6 +366,12 @@ impl AttrState {
         self.changed = now;
     }
 
+    /// The same of the object itself, and not of what is in it.
+    pub(in crate::vfs) fn touch_itself(&mut self, at: Timestamp, now: Instant) {
+        self.stat.ctime = at;
+        self.changed = now;
+    }
+
     /// A change of ours was answered `now`, and nothing was said of what it came to.
     pub(in crate::vfs) fn overtaken(&mut self, now: Instant) {
         self.changed = now;

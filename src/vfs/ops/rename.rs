@@ -64,13 +64,20 @@ impl Vfs {
         }
         self.files.before_removal().await;
         let source = self.namespace.remembered_inode(&from, name);
-        if let Some(source) = &source {
+        match &source {
             // What has the new name is what programs have made of it.
-            self.files.before_naming(source).await;
+            Some(source) => self.files.before_naming(source).await,
+            // It may be a directory.
+            None => self.files.settle_all().await,
         }
         let (from, to) = ((&from, name), (&to, new_name));
         let _changing_to = self.namespace.let_opens_pass(to.0, new_name).await;
         let victim = self.files.who_is(cred, to.0, new_name).await?;
+        if victim.is_some() {
+            (self.files)
+                .before_removal_of_directory(victim.as_ref())
+                .await;
+        }
         let same = matches!((&source, &victim), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
         let replaced = victim.as_ref().filter(|_| !same);
         let (removing, hidden) = self.take_target(cred, to, replaced).await?;

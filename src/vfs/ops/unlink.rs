@@ -85,9 +85,9 @@ impl Vfs {
         }
         self.files.before_removal().await;
         let mut victim = self.namespace.remembered_inode(&dir, name);
-        if let Some(victim) = &victim {
-            self.files.before_removal_of_directory(victim).await;
-        }
+        (self.files)
+            .before_removal_of_directory(victim.as_ref())
+            .await;
         let mut waited = false;
         loop {
             let changing = self.namespace.changing(&dir);

@@ -245,6 +245,57 @@ async fn data_of_a_closed_file_that_are_refused_are_told_by_fsync_of_its_directo
     assert!(count >= 1 && late.iter().all(is_it), "{late:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_directory_with_names_that_the_server_does_not_know_is_neither_replaced_nor_removed() {
+    for replaces in [true, false] {
+        let (mount, dir) = private().await;
+        let empty = mount.mkdir(dir, "empty").await.expect("mkdir");
+        let full = mount.mkdir(dir, "full").await.expect("mkdir");
+        settled(&mount).await;
+        mount.peer.set_latency(Duration::from_millis(200));
+        // Its maker has it open: it is not sent yet.
+        let file = mount.create(full, "file", EXCLUSIVE).await.expect("create");
+        let refused = match replaces {
+            true => within(60, mount.rename((dir, "empty"), (dir, "full"))).await,
+            false => {
+                let removed = within(60, mount.vfs.rmdir(&mount.cred, dir, b"full")).await;
+                removed.map_err(Errno::from)
+            }
+        };
+        assert_eq!(refused, Err(Errno(libc::ENOTEMPTY)), "{replaces}");
+        mount.close(file).await.expect("close");
+        settled(&mount).await;
+        assert!(mount.peer.fs().exists("/d/full/file"));
+        assert_eq!(mount.vfs.late_errors().0, 0);
+        assert!(mount.getattr(empty).await.is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_gets_its_name_has_all_that_was_made_in_it_with_its_data() {
+    let (mount, dir) = private().await;
+    mount.peer.set_latency(Duration::from_millis(50));
+    let built = mount.mkdir(dir, "building").await.expect("mkdir");
+    let mut at = built;
+    for depth in 0..3 {
+        unpack(&mount, at, "file", &[7; 100_000])
+            .await
+            .expect("a file");
+        at = mount.mkdir(at, &format!("d{depth}")).await.expect("mkdir");
+    }
+    let renamed = within(60, mount.rename((dir, "building"), (ROOT_INO, "built"))).await;
+    assert_eq!(renamed, Ok(()));
+    // As another host sees it who waits for the name.
+    for path in ["/built/file", "/built/d0/file", "/built/d0/d1/file"] {
+        let data = mount.peer.fs().read_file(path).expect(path);
+        assert_eq!(data, [7; 100_000], "{path}");
+    }
+    assert!(mount.peer.fs().exists("/built/d0/d1/d2"));
+    let moved = within(60, mount.rename((ROOT_INO, "built"), (dir, "again"))).await;
+    assert_eq!(moved, Ok(()));
+    assert_eq!(mount.getattr(built).await.expect("stat").nlink, 3);
+}
+
 /// A change that this host does not answer for by itself: of a directory with a mode whose bits
 /// servers are free to drop.
 async fn asks(mount: &Mount, dir: Ino, name: &str) {
