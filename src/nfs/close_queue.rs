@@ -193,14 +193,16 @@ impl CloseQueue {
         cred: &Credential,
         ops: usize,
     ) -> Prologue {
-        let mut front = Prologue::of(self, Vec::new());
-        let Some(file) = file else { return front };
+        let Some(file) = file else {
+            return Prologue::of(self, Vec::new());
+        };
         let mut closes = self.inner.lock().take(|one| one.open.handle == *file);
         let room = self.max_ops().saturating_sub(ops) / OPS_EACH;
         let alike = |one: &mut PendingClose| *one.open.cred == *cred;
-        front.closes = closes.extract_if(.., alike).collect();
-        closes.extend(front.closes.drain(room.min(front.closes.len())..));
+        let mut along: Vec<_> = closes.extract_if(.., alike).collect();
+        closes.extend(along.drain(room.min(along.len())..));
         self.send_apart(closes);
+        let front = Prologue::of(self, along);
         self.until(|inner| {
             let mut sent = inner.sent.iter().filter(|open| open.handle == *file);
             sent.all(|open| front.holds(open))
@@ -226,19 +228,25 @@ impl CloseQueue {
     }
 
     /// Runs a compound with CLOSEs in front of it. If one of those is refused, the
-    /// rest has not run: it does, without them.
+    /// rest has not run: it does, without them. Nor do they wait with it for changes of names:
+    /// those may wait for them.
     pub(super) async fn call_behind(
         self: &Arc<Self>,
-        mut front: Prologue,
+        front: Prologue,
         cred: &Credential,
         build: impl Fn(&mut Compound) + Send + Sync,
     ) -> Result<Reply, NfsError> {
         let reply = self
             .fore
-            .call(cred, Class::Metadata, |c| {
-                front.add(c);
-                build(c);
-            })
+            .call_giving_way(
+                cred,
+                Class::Metadata,
+                |c| {
+                    front.add(c);
+                    build(c);
+                },
+                || self.send_apart(front.take()),
+            )
             .await;
         let mut reply = match reply {
             Ok(reply) => reply,
@@ -247,7 +255,7 @@ impl CloseQueue {
                 return Err(error);
             }
         };
-        if self.closed_in_front(&mut front, &mut reply) {
+        if self.closed_in_front(&front, &mut reply) {
             return Ok(reply);
         }
         self.fore.call(cred, Class::Metadata, build).await
@@ -255,9 +263,9 @@ impl CloseQueue {
 
     /// Takes the CLOSEs in front off a reply. False if one was refused, and what
     /// stood behind it did not run for that reason.
-    fn closed_in_front(self: &Arc<Self>, front: &mut Prologue, reply: &mut Reply) -> bool {
+    fn closed_in_front(self: &Arc<Self>, front: &Prologue, reply: &mut Reply) -> bool {
         let mut closes = front.take();
-        if *front.sendings.get_mut() > 1 || reply.is_kept() {
+        if front.sendings.load(Ordering::Relaxed) > 1 || reply.is_kept() {
             // The last sending was without them, and who knows of the first.
             self.send_apart(closes);
             return true;
@@ -420,17 +428,19 @@ impl CloseQueue {
 /// who was to send that request died, it sends them by themselves: others wait for
 /// them.
 pub(super) struct Prologue {
-    closes: Vec<PendingClose>,
+    /// Its lock is taken alone, or under the queue's.
+    closes: Mutex<Vec<PendingClose>>,
     sendings: AtomicUsize,
     queue: Weak<CloseQueue>,
 }
 
 impl Drop for Prologue {
     fn drop(&mut self) {
-        if !self.closes.is_empty()
+        let closes = self.take();
+        if !closes.is_empty()
             && let Some(queue) = self.queue.upgrade()
         {
-            queue.send_apart(self.take());
+            queue.send_apart(closes);
         }
     }
 }
@@ -438,14 +448,14 @@ impl Drop for Prologue {
 impl Prologue {
     fn of(queue: &Arc<CloseQueue>, closes: Vec<PendingClose>) -> Self {
         Self {
-            closes,
+            closes: Mutex::new(closes),
             sendings: AtomicUsize::new(0),
             queue: Arc::downgrade(queue),
         }
     }
 
-    fn take(&mut self) -> Vec<PendingClose> {
-        std::mem::take(&mut self.closes)
+    fn take(&self) -> Vec<PendingClose> {
+        std::mem::take(&mut *self.closes.lock())
     }
 
     /// Adds them, in the first sending of the compound.
@@ -453,7 +463,7 @@ impl Prologue {
         if self.sendings.fetch_add(1, Ordering::Relaxed) > 0 {
             return;
         }
-        for close in &self.closes {
+        for close in &*self.closes.lock() {
             let stateid = close.open.exact().unwrap_or(close.stateid);
             compound.put(&close.open.handle).close(stateid);
         }
@@ -461,7 +471,8 @@ impl Prologue {
     }
 
     fn holds(&self, open: &Arc<OpenState>) -> bool {
-        self.closes.iter().any(|one| Arc::ptr_eq(&one.open, open))
+        let closes = self.closes.lock();
+        closes.iter().any(|one| Arc::ptr_eq(&one.open, open))
     }
 }
 

@@ -138,12 +138,35 @@ impl ForeChannel {
     }
 
     /// The same of a request that is, or is not, one of the changes that others wait for.
-    pub(super) async fn call_past(
+    pub(super) fn call_past(
         &self,
         past: Past,
         cred: &Credential,
         class: Class,
         build: impl Fn(&mut Compound) + Send,
+    ) -> impl Future<Output = Result<Reply, NfsError>> + Send {
+        self.run(past, cred, class, build, || ())
+    }
+
+    /// The same of a request that has with it what such changes may wait for: if it has to wait for
+    /// them, `give_way` is called first, which lets go of that.
+    pub(super) fn call_giving_way(
+        &self,
+        cred: &Credential,
+        class: Class,
+        build: impl Fn(&mut Compound) + Send,
+        give_way: impl Fn() + Send,
+    ) -> impl Future<Output = Result<Reply, NfsError>> + Send {
+        self.run(Past::Nothing, cred, class, build, give_way)
+    }
+
+    async fn run(
+        &self,
+        past: Past,
+        cred: &Credential,
+        class: Class,
+        build: impl Fn(&mut Compound) + Send,
+        give_way: impl Fn() + Send,
     ) -> Result<Reply, NfsError> {
         let mut redone = false;
         let mut recording = None;
@@ -159,6 +182,7 @@ impl ForeChannel {
             let compound = self.compound(&session, cred, &build);
             if self.is_in_the_way(past, &compound) {
                 session.release(slot.id, false);
+                give_way();
                 self.out_of_the_way(past, &compound).await?;
                 continue;
             }

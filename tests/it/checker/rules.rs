@@ -228,13 +228,19 @@ impl<'a> Rules<'a> {
                 || of_names && by_name && !self.is_looking(other))
     }
 
-    /// An open by a name that is believed has asked whether it leads there still, and has not been
-    /// told the attributes of the directory. ("Attributes of directories are believed.")
+    /// A call by a name that is believed is about the object, and has not been told the attributes of
+    /// the directory, whether it has asked where the name leads or not. ("Attributes of directories
+    /// are believed.")
     fn is_of_another(&self, one: usize, other: usize) -> bool {
         match (self.history[one].call, self.history[other].call) {
-            (Call::Open { at, .. }, Call::Stat(dir)) => {
-                dir.dir.is_none() && at.dir == Some(dir.name)
-            }
+            (
+                Call::Open { at, .. }
+                | Call::Chmod(at, _)
+                | Call::Truncate(at)
+                | Call::Stat(at)
+                | Call::Readlink(at),
+                Call::Stat(dir),
+            ) => dir.dir.is_none() && at.dir == Some(dir.name),
             _ => false,
         }
     }

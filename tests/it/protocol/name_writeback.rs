@@ -296,6 +296,38 @@ async fn a_directory_that_gets_its_name_has_all_that_was_made_in_it_with_its_dat
     assert_eq!(mount.getattr(built).await.expect("stat").nlink, 3);
 }
 
+/// PostgreSQL writes a file anew, renames it over the old one and opens it (durable_rename).
+#[tokio::test(start_paused = true)]
+async fn an_open_that_waits_for_a_change_does_not_keep_the_close_that_the_change_waits_for() {
+    let (mount, dir) = private().await;
+    for name in ["old", "new", "other"] {
+        unpack(&mount, dir, name, name.as_bytes())
+            .await
+            .expect("a file");
+    }
+    settled(&mount).await;
+    millis(1000).await;
+    let at = async |name: &str| {
+        let entry = mount.lookup(dir, name).await.expect("the server");
+        entry.expect("it is there").ino
+    };
+    let (old, other) = (at("old").await, at("other").await);
+    let file = mount.open(old, libc::O_RDONLY).await.expect("open");
+    // Its CLOSE waits for company, which the next OPEN is.
+    mount.close(file).await.expect("close");
+    mount
+        .rename((dir, "new"), (dir, "old"))
+        .await
+        .expect("rename");
+    let opened = within(10, mount.open(other, libc::O_RDWR))
+        .await
+        .expect("open");
+    assert_eq!(mount.peer.fs().read_file("/d/old").expect("data"), b"new");
+    mount.close(opened).await.expect("close");
+    within(10, mount.vfs.settled()).await;
+    assert_eq!(mount.peer.open_count(), 0);
+}
+
 /// A change that this host does not answer for by itself: of a directory with a mode whose bits
 /// servers are free to drop.
 async fn asks(mount: &Mount, dir: Ino, name: &str) {
