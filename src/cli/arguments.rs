@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::exit::{self, Failure};
 use super::options;
+use crate::telemetry::serve::Address;
 
 /// `efs-fuse COMMAND ...`
 #[derive(Debug, Parser)]
@@ -30,6 +31,8 @@ pub(super) enum Command {
     Stats(Stats),
     /// Show what is mounted, and how it is doing
     Status(Status),
+    /// Show the numbers of all mounts to Prometheus
+    Metrics(Metrics),
     /// Walk the way of a mount step by step and say what is wrong
     Doctor(Doctor),
     /// Measure a directory tree, over NFS and without a mount
@@ -207,6 +210,15 @@ pub(super) struct Status {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// `efs-fuse metrics`
+#[derive(Debug, Args)]
+pub(super) struct Metrics {
+    /// Serve them at PORT (of 127.0.0.1), ADDRESS:PORT or /SOCKET, until a signal ends it;
+    /// left out, they are printed once
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) listen: Option<Address>,
 }
 
 /// `efs-fuse upgrade`

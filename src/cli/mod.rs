@@ -13,6 +13,7 @@ pub mod exit;
 mod format;
 mod generate;
 mod log_level;
+mod metrics;
 mod mount;
 mod mount_efs;
 mod names;
@@ -76,6 +77,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Metrics(arguments) => metrics::run(&arguments),
         Command::Du(arguments) => du::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),

@@ -15,6 +15,7 @@ use crate::mount::place;
 use crate::quoting;
 use crate::telemetry::control;
 use crate::telemetry::log::utc;
+use crate::telemetry::prometheus::{Answer, Shown};
 
 /// A daemon answers from memory; one that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,8 +24,9 @@ const MAX_STATUS: u64 = 256 << 10;
 
 /// What a daemon may say of itself in `status`; who it is and what it serves is known
 /// better.
-const SAID: [&str; 11] = [
+const SAID: [&str; 12] = [
     "server",
+    "version",
     "since",
     "session",
     "connections",
@@ -38,6 +40,8 @@ const SAID: [&str; 11] = [
 ];
 /// Users whose daemons are asked at the same time.
 const AT_ONCE: usize = 16;
+/// Mounts that are asked for their numbers at the same time, each by a thread that waits.
+const ASKED_AT_ONCE: usize = 256;
 
 /// One of our mounts.
 #[derive(Debug)]
@@ -64,11 +68,46 @@ impl Running {
 
     /// All mounts of ours in the mount table, one per place.
     pub(super) fn all() -> Result<Vec<Self>, Failure> {
-        let table = read_table()?;
-        let visible = table
-            .ours()
-            .filter(|mount| table.at(&mount.mountpoint) == Some(mount));
-        Ok(visible.map(Self::new).collect())
+        Ok(visible()?.iter().map(Self::new).collect())
+    }
+
+    /// The numbers and the state of all mounts whose daemons this user may ask, as they are
+    /// shown to Prometheus. All are asked at the same time, and none is waited for after
+    /// `patience`: what a daemon does that hangs is its mount's business alone.
+    pub(super) fn numbers(patience: Duration) -> Result<Vec<Shown>, Failure> {
+        let deadline = Instant::now() + patience;
+        let own = effective_user();
+        let mut mounts = visible()?;
+        mounts.retain(|mount| own == 0 || mount.user() == Some(own));
+        let mut shown = Vec::new();
+        for some in mounts.chunks(ASKED_AT_ONCE) {
+            std::thread::scope(|scope| {
+                let asking: Vec<_> = some
+                    .iter()
+                    .map(|mount| scope.spawn(move || Self::shown(mount, deadline)))
+                    .collect();
+                shown.extend(asking.into_iter().filter_map(|asked| asked.join().ok()));
+            });
+        }
+        Ok(shown)
+    }
+
+    /// Whether a daemon lives is asked here too: of one in a container that takes time.
+    fn shown(mount: &Mount, deadline: Instant) -> Shown {
+        let begun = Instant::now();
+        let running = Self::new(mount);
+        let ask = |command: &str, limit| {
+            let request = json!({"cmd": command});
+            running.request_until(&request, deadline, limit).ok()
+        };
+        let answer = ask("status", MAX_STATUS)
+            .and_then(|status| Some((status, ask("buckets", control::MAX_REPLY)?)));
+        Shown {
+            mountpoint: mount.mountpoint.to_string_lossy().into_owned(),
+            device: mount.source.clone(),
+            took: begun.elapsed(),
+            answer: answer.map(|(status, numbers)| Answer { numbers, status }),
+        }
     }
 
     /// The mount of ours at `path`; anything else is a usage error.
@@ -191,6 +230,7 @@ impl Running {
             "device": self.device,
             "user": self.user,
             "server": null,
+            "version": null,
             "since": null,
             "pid": self.daemon.as_ref().and_then(Found::pid),
             "options": [],
@@ -226,6 +266,15 @@ impl Running {
         }
         status
     }
+}
+
+/// The mounts of ours that are not below another one, one per place.
+fn visible() -> Result<Vec<Mount>, Failure> {
+    let table = read_table()?;
+    let visible = table
+        .ours()
+        .filter(|mount| table.at(&mount.mountpoint) == Some(mount));
+    Ok(visible.cloned().collect())
 }
 
 fn read_table() -> Result<MountTable, Failure> {
