@@ -134,10 +134,10 @@ fn an_address_that_is_wrong_or_taken_is_one_line_with_cause_and_remedy() {
     for (address, status, because) in [
         ("nowhere", 1, "expected PORT, ADDRESS:PORT or the path"),
         ("127.0.0.1:99999", 1, "expected PORT"),
-        (&taken, 2, "Address already in use"),
-        ("192.0.2.1:9400", 2, "Cannot assign requested address"),
+        (&taken, 2, "address already in use"),
+        ("192.0.2.1:9400", 2, "cannot assign requested address"),
         (file, 2, "is there already"),
-        ("/nonexistent/socket", 2, "No such file or directory"),
+        ("/nonexistent/socket", 2, "no such file or directory"),
     ] {
         let mut command = Command::new(EFS_FUSE);
         command.args(["metrics", "--listen", address]);
