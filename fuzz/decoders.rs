@@ -172,7 +172,8 @@ pub(super) fn metrics_page(data: &[u8]) {
         answer: Some(Answer { numbers, status }),
     }]);
     for line in page.lines() {
-        let is_heading = line.starts_with("# HELP efs_fuse_") || line.starts_with("# TYPE efs_fuse_");
+        let is_heading =
+            line.starts_with("# HELP efs_fuse_") || line.starts_with("# TYPE efs_fuse_");
         let is_sample = line.starts_with("efs_fuse_") && line.contains("{mountpoint=\"/v\"");
         assert!(is_heading || is_sample, "{line}");
     }

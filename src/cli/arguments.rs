@@ -205,8 +205,9 @@ pub(super) struct LogLevel {
 /// `efs-fuse status`
 #[derive(Debug, Args)]
 pub(super) struct Status {
-    /// Where it is mounted; all mounts if left out
-    pub(super) mountpoint: Option<PathBuf>,
+    /// Where it is mounted: one is shown in words, several or all (if left out) as a table
+    #[arg(value_name = "MOUNTPOINT")]
+    pub(super) mountpoints: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

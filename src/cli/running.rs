@@ -56,6 +56,26 @@ pub(super) struct Running {
     daemon: Option<Found>,
 }
 
+/// Why a daemon does not answer.
+enum Unanswered {
+    /// There is none.
+    Gone,
+    /// The mount is another user's, who alone may ask, and root.
+    Foreign,
+    /// It took too long.
+    Silent,
+    Failed(io::Error),
+}
+
+/// Whose a mount of this user is, as one says it.
+pub(super) fn owner(user: Option<u32>) -> String {
+    match user {
+        Some(0) => "root's".to_owned(),
+        Some(user) => format!("user {user}'s"),
+        None => "another user's".to_owned(),
+    }
+}
+
 impl Running {
     fn new(mount: &Mount) -> Self {
         Self {
@@ -161,23 +181,52 @@ impl Running {
         deadline: Instant,
         limit: u64,
     ) -> Result<Value, Failure> {
-        let shown = quoting::path(&self.mountpoint);
-        let what = format!("asking the daemon of {shown}");
+        let asked = self.try_request(request, deadline, limit);
+        asked.map_err(|why| self.unanswered(&why))
+    }
+
+    fn try_request(
+        &self,
+        request: &Value,
+        deadline: Instant,
+        limit: u64,
+    ) -> Result<Value, Unanswered> {
         let Some(daemon) = &self.daemon else {
-            let remedy = format!("efs-fuse umount --lazy {shown}");
-            return Err(Failure::system(what, "it is gone, or it is another user's").remedy(remedy));
+            let own = effective_user();
+            let is_ours = own == 0 || self.user.is_none_or(|user| user == own);
+            return Err(match is_ours {
+                true => Unanswered::Gone,
+                false => Unanswered::Foreign,
+            });
         };
         let answer = daemon.ask(request, deadline, limit);
         answer.map_err(|why| match why.kind() {
-            io::ErrorKind::PermissionDenied => {
-                Failure::system(what, "permission denied").remedy("as root")
-            }
-            io::ErrorKind::TimedOut => Failure::system(
-                what,
-                format_args!("no answer within {} s", PATIENCE.as_secs()),
-            ),
-            _ => Failure::system(what, quoting::plain(&why.to_string())),
+            io::ErrorKind::PermissionDenied => Unanswered::Foreign,
+            io::ErrorKind::TimedOut => Unanswered::Silent,
+            _ => Unanswered::Failed(why),
         })
+    }
+
+    /// In words, and with what can be done. That a mount is another's is no reason to
+    /// unmount it.
+    fn unanswered(&self, why: &Unanswered) -> Failure {
+        let shown = quoting::path(&self.mountpoint);
+        let what = format!("asking the daemon of {shown}");
+        match why {
+            Unanswered::Gone => {
+                let remedy = format!("efs-fuse umount --lazy {shown}");
+                Failure::system(what, "it is gone").remedy(remedy)
+            }
+            Unanswered::Foreign => {
+                let whose = owner(self.user);
+                Failure::system(what, format_args!("the mount is {whose}")).remedy("as root")
+            }
+            Unanswered::Silent => {
+                let silent = format!("no answer within {} s", PATIENCE.as_secs());
+                Failure::system(what, silent)
+            }
+            Unanswered::Failed(why) => Failure::system(what, quoting::plain(&why.to_string())),
+        }
     }
 
     /// All of these as [`status`](Self::status) shows them, in the same order. The daemons of
@@ -234,6 +283,7 @@ impl Running {
             "since": null,
             "pid": self.daemon.as_ref().and_then(Found::pid),
             "options": [],
+            "daemon": "answers",
             "session": null,
             "connections": [],
             "tls": null,
@@ -249,7 +299,7 @@ impl Running {
             status["pid"] = json!(entry.pid);
             status["options"] = json!(entry.options);
         }
-        match self.request_until(&json!({"cmd": "status"}), deadline, MAX_STATUS) {
+        match self.try_request(&json!({"cmd": "status"}), deadline, MAX_STATUS) {
             Ok(said) => {
                 for key in SAID {
                     if let Some(value) = said.get(key) {
@@ -258,11 +308,19 @@ impl Running {
                 }
             }
             Err(_) if self.daemon.as_ref().is_some_and(Found::is_taking_over) => {
+                status["daemon"] = json!("taking over");
                 status["takeover"] = json!({"state": "taking over"});
                 let error = "its daemon has ended, and its keeper starts another";
                 status["last_error"] = json!(error);
             }
-            Err(failure) => status["last_error"] = json!(failure.to_string()),
+            Err(why) => {
+                status["daemon"] = json!(match why {
+                    Unanswered::Gone => "gone",
+                    Unanswered::Foreign => "not ours",
+                    Unanswered::Silent | Unanswered::Failed(_) => "silent",
+                });
+                status["last_error"] = json!(self.unanswered(&why).to_string());
+            }
         }
         status
     }
@@ -299,6 +357,29 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_of_root_is_said_to_be_root_s_and_not_to_be_unmounted() {
+        let mut mount = Running {
+            mountpoint: "/volumes".into(),
+            device: "h:/".to_owned(),
+            user: Some(0),
+            daemon: None,
+        };
+        let told = mount.unanswered(&Unanswered::Foreign).to_string();
+        assert_eq!(
+            told,
+            "asking the daemon of /volumes failed: the mount is root's. Try: as root"
+        );
+        mount.user = Some(1000);
+        let told = mount.unanswered(&Unanswered::Foreign).to_string();
+        assert!(told.contains("user 1000's"), "{told}");
+        let gone = mount.unanswered(&Unanswered::Gone).to_string();
+        assert!(
+            gone.ends_with("it is gone. Try: efs-fuse umount --lazy /volumes"),
+            "{gone}"
+        );
+    }
+
+    #[test]
     fn a_mount_without_daemon_still_has_every_key() {
         let dead = Running {
             mountpoint: "/volumes".into(),
@@ -312,6 +393,8 @@ mod tests {
             "device",
             "user",
             "server",
+            "version",
+            "daemon",
             "since",
             "options",
             "session",

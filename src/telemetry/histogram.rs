@@ -227,7 +227,15 @@ mod tests {
 
     #[test]
     fn counts_that_somebody_made_up_overflow_nowhere() {
-        let pairs = json!([[0, u64::MAX], [0, u64::MAX], [7, 3], [1u64 << 60, u64::MAX], [1], "x", [2, -1]]);
+        let pairs = json!([
+            [0, u64::MAX],
+            [0, u64::MAX],
+            [7, 3],
+            [1u64 << 60, u64::MAX],
+            [1],
+            "x",
+            [2, -1]
+        ]);
         let counts = Counts::from_json(pairs.as_array().expect("a list"));
         assert!(counts.total() > u64::MAX / 1000);
         assert_eq!(counts.below(3) - counts.0[0], 3);

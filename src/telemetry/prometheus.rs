@@ -267,12 +267,7 @@ impl OfMount<'_> {
         }
         if let Some(pause) = takeover["pause_ms"].as_f64() {
             let help = "How long requests waited at the last of them.";
-            self.one(
-                "takeover_pause_seconds",
-                Kind::Gauge,
-                help,
-                pause / 1000.0,
-            );
+            self.one("takeover_pause_seconds", Kind::Gauge, help, pause / 1000.0);
         }
     }
 

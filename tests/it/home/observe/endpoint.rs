@@ -174,7 +174,11 @@ fn a_socket_is_replaced_after_a_kill_and_goes_with_an_orderly_end() {
     assert!(socket.exists());
     let mut second = start();
     second.signal(libc::SIGINT);
-    assert!(second.wait(Duration::from_secs(2)).is_some_and(|end| end.success()));
+    assert!(
+        second
+            .wait(Duration::from_secs(2))
+            .is_some_and(|end| end.success())
+    );
     assert!(!socket.exists());
 }
 
@@ -193,9 +197,8 @@ fn a_user_is_shown_the_own_mounts_and_root_all() {
         let lines = page.lines().filter(|line| line.starts_with("efs_fuse_up{"));
         lines.map(str::to_owned).collect::<BTreeSet<_>>()
     };
-    let line = |place: &std::path::Path| {
-        format!("efs_fuse_up{{mountpoint=\"{}\"}} 1", place.display())
-    };
+    let line =
+        |place: &std::path::Path| format!("efs_fuse_up{{mountpoint=\"{}\"}} 1", place.display());
     assert_eq!(up(0), BTreeSet::from([line(&roots), line(&alices)]));
     assert_eq!(up(ALICE), BTreeSet::from([line(&alices)]));
 }
