@@ -6,6 +6,7 @@
 
 mod arguments;
 mod completion;
+mod defaults;
 mod doctor;
 mod du;
 mod efs_utils_conf;

@@ -87,7 +87,7 @@ fn metrics_are_served_and_promtool_finds_nothing_wrong() {
 }
 
 #[test]
-fn the_dashboard_asks_only_for_metrics_that_exist() {
+fn the_dashboard_and_the_alerts_ask_only_for_metrics_that_exist() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let socket = dir.path().join("metrics");
     let world = World::with(|request| request.option(&format!("metrics={}", socket.display())));
@@ -99,13 +99,27 @@ fn the_dashboard_asks_only_for_metrics_that_exist() {
     let mut page = String::new();
     stream.read_to_string(&mut page).expect("reply");
     let dashboard = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/grafana-dashboard.json");
-    let text = fs::read_to_string(dashboard).expect("the dashboard");
+    let mut text = fs::read_to_string(dashboard).expect("the dashboard");
+    assert!(
+        text.contains("label_values(efs_fuse_mount_info{instance=~"),
+        "a mount to choose"
+    );
     let parsed: Value = serde_json::from_str(&text).expect("JSON");
     assert!(
         parsed["panels"]
             .as_array()
             .is_some_and(|panels| panels.len() >= 8)
     );
+    for query in text
+        .lines()
+        .filter(|line| line.trim_start().starts_with("\"expr\""))
+    {
+        assert!(query.contains("mountpoint=~\\\"$mountpoint\\\""), "{query}");
+    }
+    let alerts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/alerts.yaml");
+    let alerts = fs::read_to_string(alerts).expect("the alerts");
+    let queries = alerts.lines().filter(|line| !line.contains("takeovers"));
+    text.extend(queries);
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let names = text
         .match_indices("efs_fuse_")
