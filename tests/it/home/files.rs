@@ -87,7 +87,7 @@ fn groff_finds_nothing_wrong_with_the_man_pages() {
     let pages = fs::read_dir(dir.path()).expect("readdir").flatten();
     let mut names = Vec::new();
     for page in pages.map(|page| page.path()) {
-        let mut command = Command::new("groff");
+        let mut command = Command::new(needs::tool("groff"));
         command.args(["-man", "-Tutf8", "-ww", "-P-c"]).arg(&page);
         let done = run(&mut command, LIMIT).expect_success("groff");
         assert!(
