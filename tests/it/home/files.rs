@@ -88,7 +88,9 @@ fn groff_finds_nothing_wrong_with_the_man_pages() {
     let mut names = Vec::new();
     for page in pages.map(|page| page.path()) {
         let mut command = Command::new(needs::tool("groff"));
-        command.args(["-man", "-Tutf8", "-ww", "-P-c"]).arg(&page);
+        command
+            .args(["-man", "-Tutf8", "-ww", "-P-cbou"])
+            .arg(&page);
         let done = run(&mut command, LIMIT).expect_success("groff");
         assert!(
             done.stderr.is_empty(),
