@@ -4,6 +4,8 @@
 
 mod answers;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use efs_fuse::cli::option_list;
 use efs_fuse::efs::Device;
@@ -14,7 +16,8 @@ use efs_fuse::nfs::proto::reply::Reply;
 use efs_fuse::quoting;
 use efs_fuse::rpc::call;
 use efs_fuse::rpc::record::RecordReader;
-use efs_fuse::telemetry::{control, serve};
+use efs_fuse::telemetry::control;
+use efs_fuse::telemetry::prometheus::{self, Answer, Shown};
 use efs_fuse::xdr::Decoder;
 
 #[allow(unused_imports)]
@@ -156,10 +159,24 @@ pub(super) fn control_answer(data: &[u8]) {
     }
 }
 
-/// The head of a request for metrics.
-pub(super) fn metrics_request(data: &[u8]) {
-    let asked = serve::requested(data);
-    assert!(asked == serve::HttpRequest::Garbage || data.starts_with(b"GET "));
+/// What a daemon answers, on the page of metrics of all mounts: it makes no line of its own.
+pub(super) fn metrics_page(data: &[u8]) {
+    let Ok(answer) = control::parse(data) else {
+        return;
+    };
+    let (numbers, status) = (answer["numbers"].clone(), answer["status"].clone());
+    let page = prometheus::render(&[Shown {
+        mountpoint: "/v".to_owned(),
+        device: "h:/".to_owned(),
+        took: Duration::ZERO,
+        answer: Some(Answer { numbers, status }),
+    }]);
+    for line in page.lines() {
+        let is_heading =
+            line.starts_with("# HELP efs_fuse_") || line.starts_with("# TYPE efs_fuse_");
+        let is_sample = line.starts_with("efs_fuse_") && line.contains("{mountpoint=\"/v\"");
+        assert!(is_heading || is_sample, "{line}");
+    }
 }
 
 /// A name, and text, as they are shown.

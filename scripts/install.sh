@@ -2,7 +2,7 @@
 # install.sh [install|uninstall] [--from FILE|--source] [--root DIR]
 #
 # Installs efs-fuse on Debian, Ubuntu, Amazon Linux 2023 and RHEL-likes:
-# program, mount helper, systemd unit, man pages, completions.
+# program, mount helper, systemd units, man pages, completions.
 #
 #   --from FILE    a package (.deb, .rpm) or the program itself
 #   --source       builds it from the source this script lies in (needs cargo)
@@ -51,7 +51,7 @@ done
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "must be root (sudo $0)"
 sbin=$root/usr/sbin
 units=$root/usr/lib/systemd/system
-man=$root/usr/share/man/man8
+man=$root/usr/share/man
 [ ! -d "$root/lib/systemd/system" ] || [ -L "$root/lib" ] || units=$root/lib/systemd/system
 
 reload() {
@@ -89,13 +89,16 @@ packaged() {
 
 uninstall() {
     if [ -z "$root" ] && [ -d /run/systemd/system ]; then
+        systemctl disable --now efs-fuse-metrics.service 2>/dev/null || true
         systemctl stop 'efs-fuse@*.service' 2>/dev/null || true
     fi
     if packaged; then
         if have dpkg; then dpkg --remove efs-fuse; else rpm -e efs-fuse; fi
     else
         rm -f "$sbin/efs-fuse" "$sbin/mount.efs-fuse" "$sbin/mount.fuse.efs-fuse" \
-            "$units/efs-fuse@.service" "$man"/efs-fuse.8 "$man"/efs-fuse-*.8 "$man"/mount.efs-fuse.8 \
+            "$units/efs-fuse@.service" "$units/efs-fuse-metrics.service" \
+            "$man"/man8/efs-fuse.8 "$man"/man8/efs-fuse-*.8 "$man"/man8/efs-fuse@.service.8 \
+            "$man"/man8/mount.efs-fuse.8 "$man"/man5/efs-fuse.conf.5 \
             "$root/usr/share/bash-completion/completions/efs-fuse" \
             "$root/usr/share/zsh/site-functions/_efs-fuse" \
             "$root/usr/share/fish/vendor_completions.d/efs-fuse.fish"
@@ -125,15 +128,17 @@ install_program() {
     put 755 "$program" "$sbin/efs-fuse"
     link efs-fuse "$sbin/mount.efs-fuse"
     link efs-fuse "$sbin/mount.fuse.efs-fuse"
-    unit=$here/../systemd/efs-fuse@.service
-    [ -f "$unit" ] || unit=$here/efs-fuse@.service
-    [ ! -f "$unit" ] || put 644 "$unit" "$units/efs-fuse@.service"
+    for name in efs-fuse@.service efs-fuse-metrics.service; do
+        unit=$here/../systemd/$name
+        [ -f "$unit" ] || unit=$here/$name
+        [ ! -f "$unit" ] || put 644 "$unit" "$units/$name"
+    done
     made=$(mktemp -d)
     trap 'rm -rf "$made"' EXIT
     "$program" generate man "$made/man"
     "$program" generate completions "$made/completions"
-    for page in "$made"/man/*.8; do
-        put 644 "$page" "$man/$(basename "$page")"
+    for page in "$made"/man/*.[58]; do
+        put 644 "$page" "$man/man${page##*.}/$(basename "$page")"
     done
     put 644 "$made/completions/efs-fuse.bash" "$root/usr/share/bash-completion/completions/efs-fuse"
     put 644 "$made/completions/_efs-fuse" "$root/usr/share/zsh/site-functions/_efs-fuse"

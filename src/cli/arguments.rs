@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 use super::exit::{self, Failure};
 use super::options;
+use crate::telemetry::serve::Address;
 
 /// `efs-fuse COMMAND ...`
 #[derive(Debug, Parser)]
@@ -32,6 +33,8 @@ pub(super) enum Command {
     Stats(Stats),
     /// Show what is mounted, and how it is doing
     Status(Status),
+    /// Show the numbers of all mounts to Prometheus
+    Metrics(Metrics),
     /// Walk the way of a mount step by step and say what is wrong
     Doctor(Doctor),
     /// Measure a directory tree, over NFS and without a mount
@@ -73,6 +76,7 @@ pub(super) struct Mount {
     /// HOST[:/dir], [IPV6][:/dir], fs-ID[:/dir] or an EFS DNS name
     pub(super) device: String,
     /// The directory to mount on
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(super) mountpoint: PathBuf,
     /// Mount options, separated by commas
     #[arg(short, long, value_name = "OPTIONS")]
@@ -82,7 +86,7 @@ pub(super) struct Mount {
     pub(super) foreground: bool,
     /// Mount in this mount namespace, such as /proc/1/ns/mnt: for a service that has
     /// one of its own
-    #[arg(long, value_name = "PATH", requires = "foreground")]
+    #[arg(long, value_name = "PATH", requires = "foreground", value_hint = ValueHint::FilePath)]
     pub(super) mount_namespace: Option<PathBuf>,
     /// Ignore mount options that are unknown or refused
     #[arg(short)]
@@ -93,6 +97,7 @@ pub(super) struct Mount {
 #[derive(Debug, Args)]
 pub(super) struct Umount {
     /// Where it is mounted
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(super) mountpoint: PathBuf,
     /// Fail pending calls first: for a dead server
     #[arg(long, short, conflicts_with = "lazy")]
@@ -106,6 +111,7 @@ pub(super) struct Umount {
 #[derive(Debug, Args)]
 pub(super) struct Stats {
     /// Where it is mounted
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(super) mountpoint: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -133,6 +139,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Args)]
 pub(super) struct Tree {
     /// HOST:/dir, fs-ID:/dir, or a path in a mount of ours (beginning with / or .)
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(super) target: OsString,
     /// Mount options, separated by commas; those of the mount, for a path
     #[arg(short, value_name = "OPTIONS")]
@@ -199,6 +206,7 @@ pub(super) struct Sync {
 #[derive(Debug, Args)]
 pub(super) struct LogLevel {
     /// Where it is mounted
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(super) mountpoint: PathBuf,
     /// error, warn, info, debug, trace, or directives as in RUST_LOG; left
     /// out, the present one is shown
@@ -211,18 +219,28 @@ pub(super) struct LogLevel {
 /// `efs-fuse status`
 #[derive(Debug, Args)]
 pub(super) struct Status {
-    /// Where it is mounted; all mounts if left out
-    pub(super) mountpoint: Option<PathBuf>,
+    /// Where it is mounted: one is shown in words, several or all (if left out) as a table
+    #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
+    pub(super) mountpoints: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// `efs-fuse metrics`
+#[derive(Debug, Args)]
+pub(super) struct Metrics {
+    /// Serve them at PORT (of 127.0.0.1), ADDRESS:PORT or /SOCKET, until a signal ends it;
+    /// left out, they are printed once
+    #[arg(long, value_name = "ADDRESS", value_hint = ValueHint::FilePath)]
+    pub(super) listen: Option<Address>,
 }
 
 /// `efs-fuse upgrade`
 #[derive(Debug, Args)]
 pub(super) struct Upgrade {
     /// Where it is mounted
-    #[arg(required_unless_present = "all")]
+    #[arg(required_unless_present = "all", value_hint = ValueHint::DirPath)]
     pub(super) mountpoint: Option<PathBuf>,
     /// All mounts
     #[arg(long, conflicts_with = "mountpoint")]
@@ -233,6 +251,7 @@ pub(super) struct Upgrade {
 #[derive(Debug, Args)]
 pub(super) struct TakeOver {
     /// Where it is mounted
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(super) mountpoint: PathBuf,
     /// Why another program could not take over
     pub(super) failed: Option<String>,
@@ -269,6 +288,7 @@ pub(super) struct Helper {
     /// HOST[:/dir], [IPV6][:/dir], fs-ID[:/dir] or an EFS DNS name
     pub(super) device: String,
     /// The directory to mount on
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(super) mountpoint: PathBuf,
     /// Mount options, separated by commas
     #[arg(short, long, value_name = "OPTIONS")]

@@ -1,16 +1,20 @@
-//! Completion for bash, made from the command line as clap knows it and from the table of
-//! mount options.
+//! Completion, made from the command line as clap knows it and from the table of mount
+//! options.
 //!
-//! clap's own script for bash completes nothing behind a subcommand (clap-rs/clap#6421), and
-//! knows neither what is a directory nor what stands behind `-o`. Those for zsh and fish
-//! are clap's.
+//! clap's own script for bash completes nothing behind a subcommand (clap-rs/clap#6421), so
+//! the whole is ours. Those for zsh and fish ([`others`]) are clap's, and complete what it
+//! does not know: what stands behind `-o`, and what is a directory.
 
-use clap::{Arg, ArgAction, Command};
+mod others;
+
+use clap::{Arg, ArgAction, Command, ValueHint};
 
 use super::options::{TABLE, Value};
 
-/// Arguments that are a directory, or a path in one.
-const DIRECTORIES: [&str; 2] = ["mountpoint", "target"];
+pub(super) use others::{fish, zsh};
+
+/// Mount options whose value is a path.
+const PATHS: [&str; 5] = ["cafile", "jwtpath", "log", "netns", "metrics"];
 /// Levels of a log, as `log-level` takes them.
 const LEVELS: &str = "error warn info debug trace";
 
@@ -28,10 +32,7 @@ pub(super) fn bash(whole: &Command) -> String {
         if !valued.is_empty() {
             cases.push_str(&format!("        valued='{}'\n", valued.join(" ")));
         }
-        let paths = command
-            .get_arguments()
-            .any(|argument| DIRECTORIES.contains(&argument.get_id().as_str()));
-        if paths {
+        if takes_directory(command) {
             cases.push_str("        paths=yes\n");
         }
         if command.get_name() == "log-level" {
@@ -49,18 +50,33 @@ pub(super) fn bash(whole: &Command) -> String {
             _ => ("", ""),
         };
         options.push(format!("{}{equals}", spec.name));
-        // What is written in small letters is to be written so.
-        if values.contains('|') && values.bytes().all(|c| c.is_ascii_lowercase() || c == b'|') {
-            let values = values.replace('|', " ");
+        if let Some(values) = choices_of(values) {
+            let values = values.join(" ");
             choices.push_str(&format!("    {}) echo '{values}' ;;\n", spec.name));
         }
     }
+    let paths = PATHS.map(|name| format!("{name}=*")).join(" | ");
     TEMPLATE
+        .replace("@PATHS@", &paths)
         .replace("@COMMANDS@", &names.join(" "))
         .replace("@GENERAL@", &flags(&whole).join(" "))
         .replace("@CASES@\n", &cases)
         .replace("@OPTIONS@", &options.join(" "))
         .replace("@CHOICES@\n", &choices)
+}
+
+/// Whether one of its arguments is a directory.
+fn takes_directory(command: &Command) -> bool {
+    let mut arguments = command.get_arguments();
+    arguments.any(|one| one.is_positional() && one.get_value_hint() == ValueHint::DirPath)
+}
+
+/// The values of an option that has these for its placeholder, if they can be counted: what
+/// is written in small letters is to be written so.
+fn choices_of(placeholder: &str) -> Option<Vec<&str>> {
+    let small = |c: u8| c.is_ascii_lowercase() || c == b'|';
+    let counted = placeholder.contains('|') && placeholder.bytes().all(small);
+    counted.then(|| placeholder.split('|').collect())
 }
 
 /// `-o`, `--options`, …
@@ -105,7 +121,7 @@ _efs_fuse_options() {
     # What is in front of the last option in the word that bash replaces.
     local kept=${cur%"${cur##*,}"}
     case $last in
-    cafile=* | jwtpath=* | log=* | netns=* | metrics=*) compopt -o default ;;
+    @PATHS@) compopt -o default ;;
     *=*)
         name=${last%%=*} value=${last#*=}
         while IFS= read -r word; do
@@ -153,7 +169,7 @@ _efs_fuse() {
     *" $previous "*)
         case $previous in
         -o | --options) _efs_fuse_options "$current" ;;
-        --mount-namespace) compopt -o default ;;
+        --mount-namespace | --listen) compopt -o default ;;
         esac
         return
         ;;
@@ -194,6 +210,7 @@ mod tests {
         }
         assert!(!script.contains("take-over") && !script.contains("keeper"));
         for left in [
+            "@PATHS@",
             "@CASES@",
             "@OPTIONS@",
             "@CHOICES@",

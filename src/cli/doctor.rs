@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::arguments::Doctor;
+use super::defaults;
 use super::exit::{self, Failure};
 use super::mount::{find_device, read_lists};
 use super::probe;
@@ -81,7 +82,9 @@ impl Report {
 }
 
 pub(super) fn run(asked: &Doctor) -> Result<(), Failure> {
-    let (options, _) = read_lists(&asked.options, false)?;
+    let lists = defaults::before(&asked.options)?;
+    let added = lists[..lists.len() - asked.options.len()].join(",");
+    let (options, _) = read_lists(&lists, false)?;
     let device = find_device(&asked.device, &options)?;
     let failed = |what: &str, why: std::io::Error| Failure::system(what, why);
     launch::confine(&device, &options.server)?;
@@ -89,7 +92,7 @@ pub(super) fn run(asked: &Doctor) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|why| failed("starting the runtime", why))?;
-    let report = runtime.block_on(examine(&device, &options, asked.probe));
+    let report = runtime.block_on(examine(&device, &options, &added, asked.probe));
     // A resolver may hang in it.
     runtime.shutdown_background();
     exit::print(&match asked.json {
@@ -102,9 +105,13 @@ pub(super) fn run(asked: &Doctor) -> Result<(), Failure> {
     }
 }
 
-async fn examine(device: &Device, options: &MountOptions, probed: bool) -> Report {
+/// `added`: the options that come from the file of defaults.
+async fn examine(device: &Device, options: &MountOptions, added: &str, probed: bool) -> Report {
     let connector = Arc::new(ServerConnector::new(device.clone(), options.server.clone()));
     let mut report = Report::default();
+    if !added.is_empty() {
+        report.good("defaults", format!("{added} (of {})", defaults::PATH));
+    }
     // Its end is in the report.
     let _ = walk(&mut report, device, options, &connector, probed).await;
     for warning in connector.take_warnings() {

@@ -38,9 +38,33 @@ pub(super) fn micros(us: f64) -> String {
     }
 }
 
+/// A time that has passed, coarser the longer it is.
+pub(super) fn age(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours) {
+        (0, 0) if minutes == 0 => format!("{seconds} s"),
+        (0, 0) => format!("{minutes} min"),
+        (0, _) => format!("{hours} h {minutes:02} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
 /// Columns as wide as their widest cell, the first to the left, the others to
 /// the right.
 pub(super) fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    aligned(head, rows, |column| column > 0)
+}
+
+/// The same, all to the left: for words.
+pub(super) fn list(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    aligned(head, rows, |_| false)
+}
+
+fn aligned(
+    head: &[&str],
+    rows: impl Iterator<Item = Vec<String>>,
+    to_the_right: impl Fn(usize) -> bool,
+) -> String {
     let mut lines = vec![head.iter().map(|&cell| cell.to_owned()).collect::<Vec<_>>()];
     lines.extend(rows);
     let width = |column: usize| {
@@ -50,13 +74,12 @@ pub(super) fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> S
     let widths: Vec<_> = (0..head.len()).map(width).collect();
     let mut text = String::new();
     for line in &lines {
-        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
-            text.push_str(&if column == 0 {
-                format!("{cell:<width$}")
-            } else {
-                format!("  {cell:>width$}")
-            });
-        }
+        let cells = line.iter().zip(&widths).enumerate();
+        let cells = cells.map(|(column, (cell, width))| match to_the_right(column) {
+            true => format!("{cell:>width$}"),
+            false => format!("{cell:<width$}"),
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
     text
@@ -76,6 +99,23 @@ mod tests {
         assert_eq!(micros(12.4), "12 us");
         assert_eq!(micros(2_500.0), "2.5 ms");
         assert_eq!(micros(3_000_000.0), "3.0 s");
+    }
+
+    #[test]
+    fn ages_are_told_in_one_or_two_units() {
+        assert_eq!(age(59), "59 s");
+        assert_eq!(age(3599), "59 min");
+        assert_eq!(age(3660), "1 h 01 min");
+        assert_eq!(age(90_000), "1 d 1 h");
+    }
+
+    #[test]
+    fn words_stand_to_the_left_and_no_line_ends_with_blanks() {
+        let rows = [vec!["a".to_owned(), "up".to_owned()]];
+        assert_eq!(
+            list(&["mount", "state"], rows.into_iter()),
+            "mount  state\na      up\n"
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod arguments;
 mod completion;
+mod defaults;
 mod doctor;
 mod du;
 mod efs_utils_conf;
@@ -13,6 +14,7 @@ pub mod exit;
 mod format;
 mod generate;
 mod log_level;
+mod metrics;
 mod mount;
 mod mount_efs;
 mod names;
@@ -78,6 +80,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Sync(arguments) => sync::run(&arguments),
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Metrics(arguments) => metrics::run(&arguments),
         Command::Du(arguments) => du::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),

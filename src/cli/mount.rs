@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::arguments::{Helper, Mount};
+use super::defaults;
 use super::exit::{self, Failure};
 use super::mount_efs;
 use super::option_list::{self, OptionError, Typed};
@@ -117,7 +118,9 @@ struct Wanted {
 
 /// Reads the options and the device.
 fn wanted(asked: &MountCommand) -> Result<Asked, Failure> {
-    let (options, typed) = read_lists(&asked.options, asked.sloppy)?;
+    let lists = defaults::before(&asked.options)?;
+    let remarks = remarks_of(&lists, &asked.options);
+    let (options, typed) = read_lists(&lists, asked.sloppy)?;
     if options.remount {
         return Ok(Asked::Remount(Box::new(options), typed));
     }
@@ -127,13 +130,14 @@ fn wanted(asked: &MountCommand) -> Result<Asked, Failure> {
             options,
             typed,
             device,
-            remarks: Remarks::default(),
+            remarks,
         })));
     }
     let written = mount_efs::with_slash(&asked.device);
     let device = parse_device(&written)?;
-    let added = mount_efs::added(&device, &asked.options, &options)?;
-    let lists = [added.options, asked.options.clone()].concat();
+    let mut added = mount_efs::added(&device, &lists, &options)?;
+    added.remarks.notes.extend(remarks.notes);
+    let lists = [added.options, lists].concat();
     // What is unknown in it was said above.
     let read = option_list::read(&lists, asked.sloppy).map_err(wrong_options)?;
     let options = option_list::mean(&read.typed).map_err(wrong_options)?;
@@ -144,6 +148,17 @@ fn wanted(asked: &MountCommand) -> Result<Asked, Failure> {
         device,
         remarks: added.remarks,
     })))
+}
+
+/// What the log is told of the options that nobody has written for this mount.
+fn remarks_of(all: &[String], own: &[String]) -> Remarks {
+    let added = &all[..all.len() - own.len()];
+    let mut remarks = Remarks::default();
+    if !added.is_empty() {
+        let note = format!("options of {}: {}", defaults::PATH, added.join(","));
+        remarks.notes.push(note);
+    }
+    remarks
 }
 
 /// Whether the same is mounted there already, and lives.

@@ -15,6 +15,7 @@ use crate::mount::place;
 use crate::quoting;
 use crate::telemetry::control;
 use crate::telemetry::log::utc;
+use crate::telemetry::prometheus::{Answer, Shown};
 
 /// A daemon answers from memory; one that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,6 +26,7 @@ const MAX_STATUS: u64 = 256 << 10;
 /// better.
 const SAID: [&str; 12] = [
     "server",
+    "version",
     "since",
     "session",
     "connections",
@@ -39,6 +41,8 @@ const SAID: [&str; 12] = [
 ];
 /// Users whose daemons are asked at the same time.
 const AT_ONCE: usize = 16;
+/// Mounts that are asked for their numbers at the same time, each by a thread that waits.
+const ASKED_AT_ONCE: usize = 256;
 
 /// One of our mounts.
 #[derive(Debug)]
@@ -53,6 +57,26 @@ pub(super) struct Running {
     daemon: Option<Found>,
 }
 
+/// Why a daemon does not answer.
+enum Unanswered {
+    /// There is none.
+    Gone,
+    /// The mount is another user's, who alone may ask, and root.
+    Foreign,
+    /// It took too long.
+    Silent,
+    Failed(io::Error),
+}
+
+/// Whose a mount of this user is, as one says it.
+pub(super) fn owner(user: Option<u32>) -> String {
+    match user {
+        Some(0) => "root's".to_owned(),
+        Some(user) => format!("user {user}'s"),
+        None => "another user's".to_owned(),
+    }
+}
+
 impl Running {
     fn new(mount: &Mount) -> Self {
         Self {
@@ -65,11 +89,46 @@ impl Running {
 
     /// All mounts of ours in the mount table, one per place.
     pub(super) fn all() -> Result<Vec<Self>, Failure> {
-        let table = read_table()?;
-        let visible = table
-            .ours()
-            .filter(|mount| table.at(&mount.mountpoint) == Some(mount));
-        Ok(visible.map(Self::new).collect())
+        Ok(visible()?.iter().map(Self::new).collect())
+    }
+
+    /// The numbers and the state of all mounts whose daemons this user may ask, as they are
+    /// shown to Prometheus. All are asked at the same time, and none is waited for after
+    /// `patience`: what a daemon does that hangs is its mount's business alone.
+    pub(super) fn numbers(patience: Duration) -> Result<Vec<Shown>, Failure> {
+        let deadline = Instant::now() + patience;
+        let own = effective_user();
+        let mut mounts = visible()?;
+        mounts.retain(|mount| own == 0 || mount.user() == Some(own));
+        let mut shown = Vec::new();
+        for some in mounts.chunks(ASKED_AT_ONCE) {
+            std::thread::scope(|scope| {
+                let asking: Vec<_> = some
+                    .iter()
+                    .map(|mount| scope.spawn(move || Self::shown(mount, deadline)))
+                    .collect();
+                shown.extend(asking.into_iter().filter_map(|asked| asked.join().ok()));
+            });
+        }
+        Ok(shown)
+    }
+
+    /// Whether a daemon lives is asked here too: of one in a container that takes time.
+    fn shown(mount: &Mount, deadline: Instant) -> Shown {
+        let begun = Instant::now();
+        let running = Self::new(mount);
+        let ask = |command: &str, limit| {
+            let request = json!({"cmd": command});
+            running.request_until(&request, deadline, limit).ok()
+        };
+        let answer = ask("status", MAX_STATUS)
+            .and_then(|status| Some((status, ask("buckets", control::MAX_REPLY)?)));
+        Shown {
+            mountpoint: mount.mountpoint.to_string_lossy().into_owned(),
+            device: mount.source.clone(),
+            took: begun.elapsed(),
+            answer: answer.map(|(status, numbers)| Answer { numbers, status }),
+        }
     }
 
     /// The mount of ours at `path`; anything else is a usage error.
@@ -130,23 +189,52 @@ impl Running {
         deadline: Instant,
         limit: u64,
     ) -> Result<Value, Failure> {
-        let shown = quoting::path(&self.mountpoint);
-        let what = format!("asking the daemon of {shown}");
+        let asked = self.try_request(request, deadline, limit);
+        asked.map_err(|why| self.unanswered(&why))
+    }
+
+    fn try_request(
+        &self,
+        request: &Value,
+        deadline: Instant,
+        limit: u64,
+    ) -> Result<Value, Unanswered> {
         let Some(daemon) = &self.daemon else {
-            let remedy = format!("efs-fuse umount --lazy {shown}");
-            return Err(Failure::system(what, "it is gone, or it is another user's").remedy(remedy));
+            let own = effective_user();
+            let is_ours = own == 0 || self.user.is_none_or(|user| user == own);
+            return Err(match is_ours {
+                true => Unanswered::Gone,
+                false => Unanswered::Foreign,
+            });
         };
         let answer = daemon.ask(request, deadline, limit);
         answer.map_err(|why| match why.kind() {
-            io::ErrorKind::PermissionDenied => {
-                Failure::system(what, "permission denied").remedy("as root")
-            }
-            io::ErrorKind::TimedOut => Failure::system(
-                what,
-                format_args!("no answer within {} s", PATIENCE.as_secs()),
-            ),
-            _ => Failure::system(what, quoting::plain(&why.to_string())),
+            io::ErrorKind::PermissionDenied => Unanswered::Foreign,
+            io::ErrorKind::TimedOut => Unanswered::Silent,
+            _ => Unanswered::Failed(why),
         })
+    }
+
+    /// In words, and with what can be done. That a mount is another's is no reason to
+    /// unmount it.
+    fn unanswered(&self, why: &Unanswered) -> Failure {
+        let shown = quoting::path(&self.mountpoint);
+        let what = format!("asking the daemon of {shown}");
+        match why {
+            Unanswered::Gone => {
+                let remedy = format!("efs-fuse umount --lazy {shown}");
+                Failure::system(what, "it is gone").remedy(remedy)
+            }
+            Unanswered::Foreign => {
+                let whose = owner(self.user);
+                Failure::system(what, format_args!("the mount is {whose}")).remedy("as root")
+            }
+            Unanswered::Silent => {
+                let silent = format!("no answer within {} s", PATIENCE.as_secs());
+                Failure::system(what, silent)
+            }
+            Unanswered::Failed(why) => Failure::system(what, quoting::plain(&why.to_string())),
+        }
     }
 
     /// All of these as [`status`](Self::status) shows them, in the same order. The daemons of
@@ -199,9 +287,11 @@ impl Running {
             "device": self.device,
             "user": self.user,
             "server": null,
+            "version": null,
             "since": null,
             "pid": self.daemon.as_ref().and_then(Found::pid),
             "options": [],
+            "daemon": "answers",
             "session": null,
             "connections": [],
             "tls": null,
@@ -218,7 +308,7 @@ impl Running {
             status["pid"] = json!(entry.pid);
             status["options"] = json!(entry.options);
         }
-        match self.request_until(&json!({"cmd": "status"}), deadline, MAX_STATUS) {
+        match self.try_request(&json!({"cmd": "status"}), deadline, MAX_STATUS) {
             Ok(said) => {
                 for key in SAID {
                     if let Some(value) = said.get(key) {
@@ -227,14 +317,31 @@ impl Running {
                 }
             }
             Err(_) if self.daemon.as_ref().is_some_and(Found::is_taking_over) => {
+                status["daemon"] = json!("taking over");
                 status["takeover"] = json!({"state": "taking over"});
                 let error = "its daemon has ended, and its keeper starts another";
                 status["last_error"] = json!(error);
             }
-            Err(failure) => status["last_error"] = json!(failure.to_string()),
+            Err(why) => {
+                status["daemon"] = json!(match why {
+                    Unanswered::Gone => "gone",
+                    Unanswered::Foreign => "not ours",
+                    Unanswered::Silent | Unanswered::Failed(_) => "silent",
+                });
+                status["last_error"] = json!(self.unanswered(&why).to_string());
+            }
         }
         status
     }
+}
+
+/// The mounts of ours that are not below another one, one per place.
+fn visible() -> Result<Vec<Mount>, Failure> {
+    let table = read_table()?;
+    let visible = table
+        .ours()
+        .filter(|mount| table.at(&mount.mountpoint) == Some(mount));
+    Ok(visible.cloned().collect())
 }
 
 fn read_table() -> Result<MountTable, Failure> {
@@ -259,6 +366,29 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_of_root_is_said_to_be_root_s_and_not_to_be_unmounted() {
+        let mut mount = Running {
+            mountpoint: "/volumes".into(),
+            device: "h:/".to_owned(),
+            user: Some(0),
+            daemon: None,
+        };
+        let told = mount.unanswered(&Unanswered::Foreign).to_string();
+        assert_eq!(
+            told,
+            "asking the daemon of /volumes failed: the mount is root's. Try: as root"
+        );
+        mount.user = Some(1000);
+        let told = mount.unanswered(&Unanswered::Foreign).to_string();
+        assert!(told.contains("user 1000's"), "{told}");
+        let gone = mount.unanswered(&Unanswered::Gone).to_string();
+        assert!(
+            gone.ends_with("it is gone. Try: efs-fuse umount --lazy /volumes"),
+            "{gone}"
+        );
+    }
+
+    #[test]
     fn a_mount_without_daemon_still_has_every_key() {
         let dead = Running {
             mountpoint: "/volumes".into(),
@@ -272,6 +402,8 @@ mod tests {
             "device",
             "user",
             "server",
+            "version",
+            "daemon",
             "since",
             "options",
             "session",

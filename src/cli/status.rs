@@ -1,97 +1,113 @@
-//! `efs-fuse status`.
+//! `efs-fuse status`: one mount in words, several as a table.
+
+mod words;
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use super::arguments::Status;
 use super::exit::{self, Failure};
-use super::running::Running;
+use super::format::{age, bytes, list};
+use super::running::{Running, owner};
 use crate::quoting;
 
 pub(super) fn run(asked: &Status) -> Result<(), Failure> {
-    let running = match &asked.mountpoint {
-        Some(path) => vec![Running::at(path)?],
-        None => Running::all()?,
+    let running = match asked.mountpoints.as_slice() {
+        [] => Running::all()?,
+        some => {
+            let found = some.iter().map(|path| Running::at(path));
+            found.collect::<Result<_, _>>()?
+        }
     };
     let mounts = Running::statuses(&running);
-    exit::print(&if asked.json {
-        format!("{}\n", json!({"mounts": mounts}))
-    } else if mounts.is_empty() {
-        "nothing is mounted\n".to_owned()
-    } else {
-        mounts.iter().map(show).collect::<Vec<_>>().join("\n")
-    })
+    exit::print(
+        &match (asked.json, asked.mountpoints.as_slice(), mounts.as_slice()) {
+            (true, ..) => format!("{}\n", json!({"mounts": mounts})),
+            (false, [_], [mount]) => words::of(mount),
+            (false, _, []) => "nothing is mounted\n".to_owned(),
+            (false, ..) => table(&mounts),
+        },
+    )
 }
 
-/// A heading, then one line per thing that is known, nested objects flat.
-fn show(mount: &Value) -> String {
-    let text = |key: &str| quoting::name(mount[key].as_str().unwrap_or("?")).to_string();
-    let mut shown = format!("{} on {}\n", text("device"), text("mountpoint"));
-    let Some(fields) = mount.as_object() else {
-        return shown;
-    };
-    for (key, value) in fields {
-        let value = match key.as_str() {
-            "device" | "mountpoint" => None,
-            "takeover" => takeover(value),
-            _ => flat(value),
+/// A line for each mount, and below them what each of those in trouble has met last.
+fn table(mounts: &[Value]) -> String {
+    let rows = mounts.iter().map(|mount| {
+        let writes = &mount["write_window"];
+        let (waiting, limit) = (writes["bytes"].as_u64(), writes["limit"].as_u64());
+        let writes = match (waiting, limit) {
+            (Some(waiting), Some(limit)) => format!("{} of {}", bytes(waiting), bytes(limit)),
+            _ => "-".to_owned(),
         };
-        if let Some(value) = value {
-            shown.push_str(&format!("  {:<14} {value}\n", words(key)));
-        }
+        vec![
+            name(&mount["device"]),
+            name(&mount["mountpoint"]),
+            state(mount),
+            since(mount).map_or_else(|| "-".to_owned(), age),
+            text(&mount["server"]).unwrap_or_else(|| "-".to_owned()),
+            writes,
+        ]
+    });
+    let head = [
+        "device",
+        "mounted on",
+        "state",
+        "for",
+        "server",
+        "writes on their way",
+    ];
+    let mut shown = list(&head, rows);
+    let troubled = mounts.iter().filter_map(|mount| {
+        // What is another's is no trouble, and its state says it.
+        let error = text(&mount["last_error"]).filter(|_| mount["daemon"] != "not ours")?;
+        Some(format!("{}: {error}\n", name(&mount["mountpoint"])))
+    });
+    let troubled: Vec<_> = troubled.collect();
+    if !troubled.is_empty() {
+        shown.push_str("\nlast errors\n");
+        shown.extend(troubled);
     }
     shown
 }
 
-/// Who takes over, and which take-overs there were.
-fn takeover(value: &Value) -> Option<String> {
-    let Some(generation) = value["generation"].as_u64() else {
-        return value["state"].as_str().map(quoting::plain);
-    };
-    let times = |kind: &str| value["takeovers"][kind].as_u64().unwrap_or_default();
-    let text = |key: &str| value[key].as_str().map(quoting::plain);
-    let possible = match (text("why_not"), value["survives"] == true) {
-        (Some(why), _) => format!("no: {why}"),
-        (None, true) => "after a crash and by upgrade".to_owned(),
-        (None, false) => "by upgrade".to_owned(),
-    };
-    let mut shown = format!(
-        "{possible}; generation {generation}: {} planned, {} after a crash",
-        times("planned"),
-        times("crash")
-    );
-    if let Some(pause) = value["pause_ms"].as_f64() {
-        shown.push_str(&format!("; last pause {pause:.0} ms"));
-    }
-    for why in [text("died"), text("failed")].into_iter().flatten() {
-        shown.push_str(&format!(": {why}"));
-    }
-    Some(shown)
-}
-
-/// A value on one line; `None` if there is nothing in it.
-fn flat(value: &Value) -> Option<String> {
-    match value {
-        Value::Null => None,
-        Value::String(text) => Some(quoting::plain(text)),
-        Value::Array(items) => joined(items.iter().filter_map(flat), "; "),
-        Value::Object(fields) => {
-            let fields = fields
-                .iter()
-                .filter_map(|(key, value)| Some(format!("{} {}", words(key), flat(value)?)));
-            joined(fields, ", ")
+/// How a mount is doing, in a word or some.
+fn state(mount: &Value) -> String {
+    match mount["daemon"].as_str() {
+        Some("gone") => return "dead: its daemon is gone".to_owned(),
+        Some("silent") => return "its daemon does not answer".to_owned(),
+        Some("taking over") => return "taking over".to_owned(),
+        Some("not ours") => {
+            let user = mount["user"].as_u64().and_then(|user| user.try_into().ok());
+            return format!("{}, who alone may ask", owner(user));
         }
-        other => Some(other.to_string()),
+        _ => {}
+    }
+    let link = &mount["connections"][0];
+    if link["responding"] == false {
+        let silent = link["silent_s"].as_f64().unwrap_or_default();
+        return format!("waiting for the server, {}", age(silent as u64));
+    }
+    match text(&mount["session"]["state"]) {
+        Some(state) => state,
+        None => "unknown".to_owned(),
     }
 }
 
-/// A key as words. Keys too are the daemon's, which may be anybody's.
-fn words(key: &str) -> String {
-    quoting::plain(&key.replace('_', " "))
+/// How long ago it was mounted, in seconds.
+fn since(mount: &Value) -> Option<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
+    Some(now.saturating_sub(mount["since"].as_u64()?))
 }
 
-fn joined(parts: impl Iterator<Item = String>, between: &str) -> Option<String> {
-    let parts: Vec<_> = parts.collect();
-    (!parts.is_empty()).then(|| parts.join(between))
+/// A device or path, as `ls` would show it.
+fn name(value: &Value) -> String {
+    quoting::name(value.as_str().unwrap_or("?")).to_string()
+}
+
+/// What a daemon says, which may be anybody's.
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(quoting::plain)
 }
 
 #[cfg(test)]
@@ -99,54 +115,67 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mount_is_shown_with_what_is_known_of_it() {
-        let text = show(&json!({
-            "mountpoint": "/volumes",
-            "device": "h:/",
-            "session": {"state": "up", "lease_s": 90, "in_use": 2},
-            "connections": [{"peer": "h:2049"}, {"peer": "h:2049"}],
-            "tls": null,
-            "caches": {},
-        }));
-        assert!(text.starts_with("h:/ on /volumes\n"), "{text}");
-        assert!(text.contains("in use 2, lease s 90, state up"), "{text}");
-        assert!(text.contains("peer h:2049; peer h:2049"), "{text}");
-        assert!(!text.contains("tls") && !text.contains("caches"), "{text}");
-    }
-
-    #[test]
-    fn take_overs_are_one_line_with_how_often_how_long_and_why() {
-        let line = takeover(&json!({
-            "generation": 3, "keeper": 7, "why_not": null, "survives": true, "pause_ms": 312.4,
-            "takeovers": {"planned": 2, "crash": 1}, "failed": null,
-            "died": "the daemon before was ended by signal 9",
-        }));
+    fn several_mounts_are_a_table_with_a_line_each_and_their_last_errors() {
+        let well = json!({
+            "mountpoint": "/volumes", "device": "fs-1:/", "daemon": "answers", "server": "h:2049",
+            "session": {"state": "up"}, "connections": [{"responding": true}],
+            "since": 1, "write_window": {"bytes": 1024, "limit": 67_108_864},
+        });
+        let waiting = json!({
+            "mountpoint": "/waiting", "device": "fs-2:/", "daemon": "answers",
+            "session": {"state": "up"}, "connections": [{"responding": false, "silent_s": 12.5}],
+            "last_error": "the server went away",
+        });
+        let gone = json!({"mountpoint": "/gone", "device": "h:/", "daemon": "gone", "last_error": "it is gone"});
+        let foreign = json!({
+            "mountpoint": "/roots", "device": "h:/r", "daemon": "not ours", "user": 0,
+            "last_error": "the mount is root's",
+        });
+        let shown = table(&[well, waiting, gone, foreign]);
+        let lines: Vec<_> = shown.lines().collect();
+        assert!(lines[0].starts_with("device  mounted on  state"), "{shown}");
+        assert!(lines[1].starts_with("fs-1:/  /volumes    up "), "{shown}");
+        assert!(lines[1].ends_with("h:2049  1.0 KiB of 64.0 MiB"), "{shown}");
+        assert!(lines[2].contains("waiting for the server, 12 s"), "{shown}");
+        assert!(lines[3].contains("dead: its daemon is gone"), "{shown}");
+        assert!(lines[4].contains("root's, who alone may ask"), "{shown}");
         assert_eq!(
-            line.as_deref(),
-            Some(
-                "after a crash and by upgrade; generation 3: 2 planned, 1 after a crash; last \
-                 pause 312 ms: the daemon before was ended by signal 9"
-            )
+            lines[5..],
+            [
+                "",
+                "last errors",
+                "/waiting: the server went away",
+                "/gone: it is gone"
+            ]
         );
-        let line = takeover(&json!({"state": "taking over"}));
-        assert_eq!(line.as_deref(), Some("taking over"));
-        assert_eq!(takeover(&Value::Null), None);
     }
 
     #[test]
     fn nothing_that_is_shown_makes_a_line_of_its_own() {
-        let text = show(&json!({
+        let odd = json!({
             "mountpoint": "/a\nh:/ on /b",
             "device": "h:/\u{1b}[2J",
             "server": "x\nh:/ on /b",
-            "tls": {"\r\nkey\u{202e}": ["\u{9b}2J"]},
-        }));
-        assert_eq!(text.lines().count(), 3, "{text}");
-        let harmless = |c: char| c == '\n' || !(c.is_control() || c == '\u{202e}');
-        assert!(text.chars().all(harmless), "{text:?}");
-        assert!(
-            text.starts_with("'h:/'$'\\033''[2J' on '/a'$'\\n''h:/ on /b'\n"),
-            "{text}"
-        );
+            "session": {"state": "up\nno"},
+            "tls": {"version": "\u{9b}2J\n", "cipher": "\r\nkey\u{202e}"},
+            "tasks": [{"name": "a\nb", "died": 1, "last": "c\nd"}],
+            "options": ["x=\n"],
+        });
+        for (shown, lines) in [(table(std::slice::from_ref(&odd)), 2), (words::of(&odd), 5)] {
+            assert_eq!(shown.lines().count(), lines, "{shown}");
+            let harmless = |c: char| c == '\n' || !(c.is_control() || c == '\u{202e}');
+            assert!(shown.chars().all(harmless), "{shown:?}");
+        }
+        for odd in [
+            json!({}),
+            json!({"session": 3, "connections": {}, "takeover": [], "caches": 1}),
+        ] {
+            assert_eq!(table(std::slice::from_ref(&odd)).lines().count(), 2);
+            assert!(
+                words::of(&odd).starts_with("? on ?: "),
+                "{}",
+                words::of(&odd)
+            );
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::arguments::Tree;
+use super::defaults;
 use super::exit::{self, Failure};
 use super::format::{bytes, count};
 use super::mount::{find_device, read_lists};
@@ -52,7 +53,7 @@ impl TreeTarget {
             .target
             .to_str()
             .ok_or_else(|| Failure::usage("reading the device", "it is not UTF-8"))?;
-        Self::of_device(device, &asked.options, Vec::new())
+        Self::of_device(device, &defaults::before(&asked.options)?, Vec::new())
     }
 
     fn of_device(

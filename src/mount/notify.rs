@@ -12,6 +12,11 @@ pub fn ready() {
     tell("READY=1\nSTATUS=mounted");
 }
 
+/// Tells the service manager that metrics are served.
+pub fn serving() {
+    tell("READY=1\nSTATUS=serving metrics");
+}
+
 /// Tells the service manager's watchdog that this process is well.
 pub fn alive() {
     tell("WATCHDOG=1");

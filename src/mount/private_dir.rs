@@ -183,7 +183,12 @@ impl PrivateDir {
     }
 
     fn open(&self, name: &CStr, flags: i32) -> io::Result<File> {
-        let flags = flags | libc::O_NOFOLLOW | libc::O_NOCTTY;
+        // openat2(2) takes no other flag beside O_PATH.
+        let further = match flags & libc::O_PATH {
+            0 => libc::O_NOFOLLOW | libc::O_NOCTTY,
+            _ => libc::O_NOFOLLOW,
+        };
+        let flags = flags | further;
         match self.strange {
             true => open_within(&self.file, name, flags),
             false => open_at(self.file.as_raw_fd(), name, flags, 0),

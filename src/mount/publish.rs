@@ -4,20 +4,21 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::assembly::Served;
+use super::endpoint;
 use super::handover::Lifeline;
 use super::registry::{Entry, Registration, Registry};
 use crate::efs::ServerConnector;
 use crate::nfs::Client;
-use crate::privilege;
 use crate::quoting;
 use crate::rpc::Channel;
 use crate::telemetry::log::utc;
+use crate::telemetry::prometheus::{self, Answer, Shown};
 use crate::telemetry::{Metrics, control, serve};
 use crate::vfs::{LateError, Vfs};
 
@@ -81,19 +82,10 @@ fn serve_metrics(
     metrics: Arc<Metrics>,
     status: &control::StatusFn,
 ) -> Option<serve::Endpoint> {
-    let registry = Registry::of_user();
-    let is_ours = |path: &Path, socket: &_| registry.has_claimed(path, socket);
-    match privilege::binding(|| serve::bind(address, is_ours)) {
+    match endpoint::bound(address) {
         Ok(bound) => {
-            if let Some((path, socket)) = bound.socket()
-                && let Err(why) = registry.claim(path, socket)
-            {
-                tracing::warn!(
-                    "should this daemon be killed, {} is in the way of the next one: {why}",
-                    quoting::path(path)
-                );
-            }
-            let endpoint = bound.serve(metrics, Arc::clone(status));
+            let tasks = Arc::clone(&metrics.tasks);
+            let endpoint = bound.serve(&tasks, page(metrics, Arc::clone(status)));
             tracing::info!("metrics at {}", endpoint.address());
             Some(endpoint)
         }
@@ -138,6 +130,25 @@ fn shown(errors: &[LateError]) -> Value {
         })
     });
     each.collect()
+}
+
+/// The metrics of this mount alone, as they are when they are asked for.
+fn page(metrics: Arc<Metrics>, status: control::StatusFn) -> serve::PageFn {
+    Arc::new(move || {
+        let begun = Instant::now();
+        let status = status();
+        let text = |key: &str| status[key].as_str().unwrap_or_default().to_owned();
+        let shown = Shown {
+            mountpoint: text("mountpoint"),
+            device: text("device"),
+            answer: Some(Answer {
+                numbers: metrics.snapshot_with_buckets(),
+                status,
+            }),
+            took: begun.elapsed(),
+        };
+        Box::pin(std::future::ready(prometheus::render(&[shown])))
+    })
 }
 
 /// What `efs-fuse status` shows of who takes over from this daemon, and of those before it.
@@ -236,6 +247,7 @@ fn status(
         "mountpoint": mountpoint.display().to_string(),
         "device": device,
         "server": server,
+        "version": env!("CARGO_PKG_VERSION"),
         "since": since,
         "session": {
             "state": session.state,

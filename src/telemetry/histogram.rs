@@ -9,6 +9,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use serde_json::Value;
+
 /// log2 of the number of parts a power of two is cut into.
 const SUB_BITS: u32 = 4;
 const SUB: usize = 1 << SUB_BITS;
@@ -125,7 +127,21 @@ impl Counts {
     pub fn from_sparse(sparse: impl IntoIterator<Item = (usize, u64)>) -> Self {
         let mut counts = Self::default();
         for (index, count) in sparse {
-            counts.0[index.min(BUCKETS - 1)] += count;
+            let sum = &mut counts.0[index.min(BUCKETS - 1)];
+            *sum = sum.saturating_add(count);
+        }
+        counts
+    }
+
+    /// The same from JSON, `[[bucket, count], ...]`, which may be anybody's: what is no such
+    /// pair is left out, and no sum of what is kept overflows.
+    pub fn from_json(sparse: &[Value]) -> Self {
+        let mut counts = Self::from_sparse(sparse.iter().filter_map(|pair| {
+            let index = usize::try_from(pair[0].as_u64()?).ok()?;
+            Some((index, pair[1].as_u64()?))
+        }));
+        for count in counts.0.iter_mut() {
+            *count = (*count).min(u64::MAX / BUCKETS as u64);
         }
         counts
     }
@@ -205,7 +221,25 @@ fn middle_of(index: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn counts_that_somebody_made_up_overflow_nowhere() {
+        let pairs = json!([
+            [0, u64::MAX],
+            [0, u64::MAX],
+            [7, 3],
+            [1u64 << 60, u64::MAX],
+            [1],
+            "x",
+            [2, -1]
+        ]);
+        let counts = Counts::from_json(pairs.as_array().expect("a list"));
+        assert!(counts.total() > u64::MAX / 1000);
+        assert_eq!(counts.below(3) - counts.0[0], 3);
+    }
 
     #[test]
     fn every_value_is_within_one_32nd_of_the_middle_of_its_bucket() {

@@ -243,28 +243,6 @@ impl Metrics {
         snapshot
     }
 
-    /// The counters that have no operation, by name.
-    pub(super) fn totals(&self) -> [(&'static str, u64); 8] {
-        [
-            ("round_trips", self.round_trips.get()),
-            ("read_bytes", self.bytes_read.get()),
-            ("written_bytes", self.bytes_written.get()),
-            ("reconnects", self.reconnects.get()),
-            ("recoveries", self.recoveries.get()),
-            ("interrupts", self.interrupts.get()),
-            ("names_left_out", self.names_left_out.get()),
-            ("slow_operations", self.slow.seen.get()),
-        ]
-    }
-
-    /// Hits and misses of each cache.
-    pub(super) fn cache_counts(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
-        Cache::ALL.iter().map(|cache| {
-            let ratio = &self.caches[*cache as usize];
-            (cache.name(), ratio.hits.get(), ratio.misses.get())
-        })
-    }
-
     /// Sets everything but the gauges back to zero. Events counted while it
     /// runs may survive in one number and not in another.
     pub fn reset(&self) {

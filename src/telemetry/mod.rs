@@ -9,6 +9,7 @@
 
 pub mod control;
 pub mod counters;
+mod exposition;
 mod harmless;
 pub mod histogram;
 pub mod line_limit;

@@ -1,41 +1,52 @@
-//! The Prometheus endpoint (`-o metrics=`): HTTP on a TCP address or a UNIX
-//! socket, `GET /metrics` and nothing else.
+//! The Prometheus endpoint, of a mount (`-o metrics=`) or of a machine (`efs-fuse
+//! metrics`): HTTP on a TCP address or a UNIX socket, `GET /metrics` and nothing else.
 //!
 //! Whoever connects is a stranger: requests, times and the number of clients
 //! are bounded, and what is served holds no secret. Nobody keeps others out by
 //! connecting and sending nothing: where there is no room, the one goes that has
-//! sent no request for the longest time.
+//! sent no request for the longest time. What is HTTP and what is not is hyper's to say.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fs::Metadata;
 use std::io;
 use std::net::SocketAddr;
-
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use super::control::StatusFn;
-use super::{Metrics, prometheus, unixsocket};
+use super::{prometheus, unixsocket};
+use crate::background::Tasks;
 use crate::quoting;
 
-/// The longest request head.
+/// The longest request head: hyper takes no smaller limit.
 const MAX_REQUEST: usize = 8 << 10;
 /// Clients served at once.
 const MAX_CLIENTS: usize = 32;
-/// How long a client may take from its connection to the end of its request.
+/// How long a client may take from its connection to the end of its request's head.
 const HEAD_TIME: Duration = Duration::from_secs(2);
-/// How long it may take for all.
-const CLIENT_TIME: Duration = Duration::from_secs(5);
+/// How long it may take for all, the making of the page included.
+pub const CLIENT_TIME: Duration = Duration::from_secs(5);
 /// How long it is left in peace, however many others come: a request that is sent with the
 /// connection is answered in less.
 const PEACE: Duration = Duration::from_millis(50);
+
+/// Makes the page: at once, or within less than [`CLIENT_TIME`].
+pub type PageFn = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync>;
 
 /// Where the endpoint listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,15 +163,15 @@ impl Bound {
         }
     }
 
-    /// Serves in a task of the current runtime.
-    pub fn serve(self, metrics: Arc<Metrics>, status: StatusFn) -> Endpoint {
+    /// Serves the page in a task of the current runtime.
+    pub fn serve(self, tasks: &Arc<Tasks>, page: PageFn) -> Endpoint {
         let listener = Arc::new(self.listener);
-        let tasks = Arc::clone(&metrics.tasks);
+        let of_clients = Arc::clone(tasks);
         let task = tasks.restarted("metrics", move || {
             accept(
                 Arc::clone(&listener),
-                Arc::clone(&metrics),
-                Arc::clone(&status),
+                Arc::clone(&of_clients),
+                Arc::clone(&page),
             )
         });
         Endpoint {
@@ -212,7 +223,7 @@ impl Clients {
     }
 
     /// Serves one more.
-    fn serve<C>(&mut self, client: C, metrics: &Arc<Metrics>, status: &StatusFn)
+    fn serve<C>(&mut self, client: C, tasks: &Arc<Tasks>, page: &PageFn)
     where
         C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -223,11 +234,10 @@ impl Clients {
             idle: Arc::clone(&idle),
             end,
         });
-        let (tasks, ended) = (Arc::clone(&metrics.tasks), Arc::clone(&self.ended));
-        let (metrics, status) = (Arc::clone(metrics), Arc::clone(status));
+        let (page, ended) = (Arc::clone(page), Arc::clone(&self.ended));
         tasks.harmless("a client of metrics", async move {
             tokio::select! {
-                () = answer(client, &metrics, &status, &idle) => {}
+                () = answer(client, &page, &idle) => {}
                 _ = &mut told => {}
             }
             drop(told);
@@ -236,17 +246,18 @@ impl Clients {
     }
 }
 
-async fn accept(listener: Arc<Listener>, metrics: Arc<Metrics>, status: StatusFn) {
+async fn accept(listener: Arc<Listener>, tasks: Arc<Tasks>, page: PageFn) {
     let mut clients = Clients::default();
     loop {
         clients.room().await;
-        metrics.tasks.point("metrics");
-        let accepted = match &*listener {
-            Listener::Tcp(listener) => (listener.accept().await)
-                .map(|(client, _)| clients.serve(client, &metrics, &status)),
-            Listener::Unix(listener) => (listener.accept().await)
-                .map(|(client, _)| clients.serve(client, &metrics, &status)),
-        };
+        tasks.point("metrics");
+        let accepted =
+            match &*listener {
+                Listener::Tcp(listener) => (listener.accept().await)
+                    .map(|(client, _)| clients.serve(client, &tasks, &page)),
+                Listener::Unix(listener) => (listener.accept().await)
+                    .map(|(client, _)| clients.serve(client, &tasks, &page)),
+            };
         if let Err(why) = accepted {
             // Out of descriptors, most likely: try again when some are back.
             tracing::debug!(%why, "cannot accept a metrics client");
@@ -255,32 +266,22 @@ async fn accept(listener: Arc<Listener>, metrics: Arc<Metrics>, status: StatusFn
     }
 }
 
-async fn answer(
-    mut client: impl AsyncRead + AsyncWrite + Unpin,
-    metrics: &Metrics,
-    status: &StatusFn,
-    idle: &AtomicBool,
-) {
-    let exchange = async {
-        let head = timeout(HEAD_TIME, read_head(&mut client)).await??;
+/// Reads one request and answers it.
+async fn answer(client: impl AsyncRead + AsyncWrite + Unpin, page: &PageFn, idle: &AtomicBool) {
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
         idle.store(false, Relaxed);
-        let page;
-        let (line, kind, body) = match requested(&head) {
-            HttpRequest::Metrics => {
-                page = prometheus::render(metrics, &status());
-                ("200 OK", prometheus::CONTENT_TYPE, page.as_str())
-            }
-            HttpRequest::Nothing => ("404 Not Found", "text/plain", "GET /metrics\n"),
-            HttpRequest::Garbage => ("400 Bad Request", "text/plain", "GET /metrics\n"),
-        };
-        let head = format!(
-            "HTTP/1.1 {line}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-            body.len()
-        );
-        client.write_all(head.as_bytes()).await?;
-        client.write_all(body.as_bytes()).await?;
-        client.shutdown().await
-    };
+        async move {
+            let (method, path) = (request.method(), request.uri().path());
+            Ok::<_, Infallible>(respond(method, path, page).await)
+        }
+    });
+    let exchange = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(MAX_REQUEST)
+        // Each scrape connects anew: who stays would only take somebody's room.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(client), service);
     match timeout(CLIENT_TIME, exchange).await {
         Ok(Ok(())) => {}
         // It went away or dawdled: its own business.
@@ -288,55 +289,51 @@ async fn answer(
     }
 }
 
-/// Everything up to the empty line, or up to the limit.
-async fn read_head(client: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
-    let mut head = Vec::with_capacity(512);
-    while head.len() < MAX_REQUEST && !head.windows(4).any(|end| end == b"\r\n\r\n") {
-        if client.read_buf(&mut head).await? == 0 {
-            break;
+async fn respond(method: &Method, path: &str, page: &PageFn) -> Response<Full<Bytes>> {
+    let is_there = path == "/metrics";
+    let is_read = [Method::GET, Method::HEAD].contains(method);
+    let (status, header, body) = match (is_there, is_read) {
+        (true, true) => {
+            let header = (CONTENT_TYPE, prometheus::CONTENT_TYPE);
+            (StatusCode::OK, header, page().await)
         }
-    }
-    Ok(head)
+        (true, false) => {
+            let header = (ALLOW, "GET, HEAD");
+            (StatusCode::METHOD_NOT_ALLOWED, header, HINT.to_owned())
+        }
+        (false, _) => {
+            let header = (CONTENT_TYPE, "text/plain");
+            (StatusCode::NOT_FOUND, header, HINT.to_owned())
+        }
+    };
+    response(status, header, body)
 }
 
-/// What a request is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HttpRequest {
-    /// The page.
-    Metrics,
-    /// Something that is not here.
-    Nothing,
-    /// No GET of HTTP.
-    Garbage,
-}
+/// What is there to be asked for.
+const HINT: &str = "GET /metrics\n";
 
-/// What the head of a request asks for.
-pub fn requested(head: &[u8]) -> HttpRequest {
-    let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let mut words = line.split(|&byte| byte == b' ');
-    match (words.next(), words.next(), words.next()) {
-        (Some(b"GET"), Some(path), Some(version)) if version.starts_with(b"HTTP/1.") => {
-            let path = path.split(|&byte| byte == b'?').next();
-            if path == Some(b"/metrics") {
-                HttpRequest::Metrics
-            } else {
-                HttpRequest::Nothing
-            }
-        }
-        _ => HttpRequest::Garbage,
-    }
+fn response(
+    status: StatusCode,
+    (name, value): (HeaderName, &'static str),
+    body: String,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let value = http::HeaderValue::from_static(value);
+    response.headers_mut().insert(name, value);
+    response
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpStream, UnixStream};
 
     use super::*;
 
     fn serve(address: &Address) -> io::Result<Endpoint> {
-        let status: StatusFn = Arc::new(|| json!({"session": {"state": "up"}}));
-        Ok(bind(address, |_, _| true)?.serve(Metrics::new(), status))
+        let page: PageFn = Arc::new(|| Box::pin(async { "efs_fuse_up 1\n".to_owned() }));
+        Ok(bind(address, |_, _| true)?.serve(&Tasks::telling(Arc::default()), page))
     }
 
     async fn exchange(
@@ -376,14 +373,20 @@ mod tests {
         };
         for (request, expected) in [
             (
-                "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
-                "efs_fuse_session_up 1",
+                "GET /metrics?x=1 HTTP/1.1\r\nHost: x\r\n\r\n",
+                "\r\n\r\nefs_fuse_up 1\n",
             ),
+            ("HEAD /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 200"),
             ("GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 404"),
-            ("POST /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 400"),
+            ("POST /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 405"),
+            ("GET /metrics\r\n\r\n", "HTTP/1.1 400"),
         ] {
             let reply = exchange(TcpStream::connect(address).await?, request.as_bytes()).await?;
             assert!(reply.contains(expected), "{reply}");
+            assert_eq!(
+                reply.starts_with("HTTP/1.1 405"),
+                reply.contains("GET, HEAD")
+            );
         }
         Ok(())
     }
@@ -400,7 +403,7 @@ mod tests {
             b"GET /metrics HTTP/1.0\r\n\r\n",
         )
         .await?;
-        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        assert!(reply.starts_with("HTTP/1.0 200"), "{reply}");
         drop(endpoint);
         assert!(!path.exists());
         // Nor is another that was put there removed with it.
@@ -445,8 +448,9 @@ mod tests {
         let Address::Tcp(address) = *endpoint.address() else {
             unreachable!("bound to TCP");
         };
-        let reply = exchange(TcpStream::connect(address).await?, &vec![b'x'; MAX_REQUEST]).await?;
-        assert!(reply.starts_with("HTTP/1.1 400"), "{reply}");
+        let endless = vec![b'x'; MAX_REQUEST];
+        let reply = exchange(TcpStream::connect(address).await?, &endless).await?;
+        assert!(reply.starts_with("HTTP/1.1 431"), "{reply}");
         Ok(())
     }
 }

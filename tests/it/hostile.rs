@@ -75,7 +75,7 @@ const TARGETS: [(&str, Decode); 21] = [
     ("efs_answer", decoders::efs_answer),
     ("http_answer", decoders::http_answer),
     ("instance_metadata", decoders::instance_metadata),
-    ("metrics_request", decoders::metrics_request),
+    ("metrics_page", decoders::metrics_page),
     ("options", decoders::options),
     ("readdir", decoders::readdir),
     ("records", decoders::records),
@@ -239,10 +239,11 @@ fn damaged_registry_entries_and_control_answers_are_refused() {
 }
 
 #[test]
-fn damaged_requests_for_metrics_and_names_are_harmless() {
+fn damaged_numbers_of_a_mount_and_names_are_harmless() {
     torment(
-        decoders::metrics_request,
-        b"GET /metrics?x HTTP/1.1\r\nHost: x\r\n\r\n",
+        decoders::metrics_page,
+        br#"{"numbers":{"round_trips":7,"buckets":{"fuse_ops":{"read":[[12,3],[80,1]]}}},
+            "status":{"server":"h:1","session":{"state":"up"},"connections":[{"state":"up"}]}}"#,
     );
     torment(
         decoders::shown,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use serde_json::Value;
 
-use super::super::format::{bytes, count, micros};
+use super::super::format::{age, bytes, count, micros};
 use super::rates::{Operation, Rates, whole};
 use crate::quoting;
 use crate::telemetry::log::utc;
@@ -75,15 +75,6 @@ pub(super) fn bar(part: f64, whole: f64, width: usize) -> String {
         "█".repeat(full),
         "░".repeat(width - full)
     )
-}
-
-fn age(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours) {
-        (0, 0) => format!("{minutes} min"),
-        (0, _) => format!("{hours} h {minutes:02} min"),
-        _ => format!("{days} d {hours} h"),
-    }
 }
 
 /// The screen, line by line; `size` is columns and rows.

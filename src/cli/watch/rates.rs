@@ -30,11 +30,7 @@ impl Sample {
 
     fn histogram(&self, kind: &str, name: &str) -> Counts {
         let pairs = self.numbers["buckets"][kind][name].as_array();
-        let pairs = pairs.into_iter().flatten().filter_map(|pair| {
-            let index = usize::try_from(pair[0].as_u64()?).ok()?;
-            Some((index, pair[1].as_u64()?))
-        });
-        Counts::from_sparse(pairs)
+        pairs.map_or_else(Counts::default, |pairs| Counts::from_json(pairs))
     }
 }
 

@@ -87,7 +87,7 @@ impl Dying {
             COMMAND_LIMIT,
         );
         let shown = shown.expect_success("status").stdout;
-        assert!(shown.contains(&format!("name {task}")), "{shown}");
+        assert!(shown.contains(&format!("{task} died ")), "{shown}");
     }
 }
 

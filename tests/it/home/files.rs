@@ -15,12 +15,18 @@ fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The unit, with the program under test in the place of the installed one. By a link:
-/// a unit cannot name every path that a checkout may have.
+/// The unit that mounts, with the program under test in the place of the installed one. By a
+/// link: a unit cannot name every path that a checkout may have.
 fn unit(dir: &Path) -> PathBuf {
-    let text = fs::read_to_string(shipped("systemd/efs-fuse@.service")).expect("the unit");
-    let at = dir.join("efs-fuse@volumes.service");
+    unit_as(dir, "efs-fuse@.service", "efs-fuse@volumes.service")
+}
+
+/// A unit that is shipped as `shipped_as`, to be verified as `name`.
+fn unit_as(dir: &Path, shipped_as: &str, name: &str) -> PathBuf {
+    let text = fs::read_to_string(shipped("systemd").join(shipped_as)).expect("the unit");
+    let at = dir.join(name);
     let program = dir.join("efs-fuse");
+    let _ = fs::remove_file(&program);
     std::os::unix::fs::symlink(EFS_FUSE, &program).expect("symlink");
     let program = program.to_str().expect("a path in UTF-8");
     fs::write(&at, text.replace("/usr/sbin/efs-fuse", program)).expect("write");
@@ -32,7 +38,9 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let mount = dir.path().join("volumes.mount");
     fs::copy(shipped("systemd/volumes.mount"), &mount).expect("copy");
-    for unit in [unit(dir.path()), mount] {
+    let metrics = "efs-fuse-metrics.service";
+    let metrics = unit_as(dir.path(), metrics, metrics);
+    for unit in [unit(dir.path()), metrics, mount] {
         let mut command = Command::new("systemd-analyze");
         let done = run(command.args(["verify", "--man=no"]).arg(&unit), LIMIT);
         // Unknown keys only warn, with status 0.
@@ -56,6 +64,81 @@ fn the_exposure_of_the_unit_is_at_most_three_and_a_half() {
         .args(["security", "--offline=yes", "--no-pager", "--threshold=35"])
         .arg(unit(dir.path()));
     run(&mut command, LIMIT).expect_success("systemd-analyze security");
+}
+
+/// It is for no device and mounts nothing.
+#[test]
+fn the_exposure_of_the_metrics_unit_is_at_most_three() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let name = "efs-fuse-metrics.service";
+    let mut command = Command::new("systemd-analyze");
+    command
+        .args(["security", "--offline=yes", "--no-pager", "--threshold=30"])
+        .arg(unit_as(dir.path(), name, name));
+    run(&mut command, LIMIT).expect_success("systemd-analyze security");
+}
+
+#[test]
+fn groff_finds_nothing_wrong_with_the_man_pages() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut command = Command::new(EFS_FUSE);
+    command.args(["generate", "man"]).arg(dir.path());
+    run(&mut command, LIMIT).expect_success("generate man");
+    let pages = fs::read_dir(dir.path()).expect("readdir").flatten();
+    let mut names = Vec::new();
+    for page in pages.map(|page| page.path()) {
+        let mut command = Command::new(needs::tool("groff"));
+        command
+            .args(["-man", "-Tutf8", "-ww", "-P-cbou"])
+            .arg(&page);
+        let done = run(&mut command, LIMIT).expect_success("groff");
+        assert!(
+            done.stderr.is_empty(),
+            "{}: {}",
+            page.display(),
+            done.stderr
+        );
+        assert!(done.stdout.contains("SYNOPSIS"), "{}", done.stdout);
+        names.extend(
+            page.file_name()
+                .map(|name| name.to_string_lossy().into_owned()),
+        );
+    }
+    for name in [
+        "efs-fuse.8",
+        "efs-fuse-mount.8",
+        "efs-fuse@.service.8",
+        "efs-fuse.conf.5",
+    ] {
+        assert!(names.iter().any(|found| found == name), "{names:?}");
+    }
+}
+
+#[test]
+fn the_alerts_are_rules_that_prometheus_takes_and_fire_when_they_should() {
+    let promtool = |arguments: [&str; 2], file: &str| {
+        let mut command = Command::new(needs::tool("promtool"));
+        command.args(arguments).arg(shipped(file));
+        run(&mut command, LIMIT).expect_success("promtool")
+    };
+    promtool(["check", "rules"], "scripts/alerts.yaml");
+    promtool(["test", "rules"], "scripts/alerts-test.yaml");
+    let text = |name| fs::read_to_string(shipped(name)).expect("a file");
+    let (alerts, tests) = (
+        text("scripts/alerts.yaml"),
+        text("scripts/alerts-test.yaml"),
+    );
+    let alerts = alerts
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let alerts: Vec<_> = alerts.collect();
+    assert!(alerts.len() >= 8, "{alerts:?}");
+    for alert in alerts {
+        assert!(
+            tests.contains(&format!("alertname=\"{alert}\"")),
+            "{alert} is not tested"
+        );
+    }
 }
 
 #[test]
@@ -351,11 +434,14 @@ fn installing_below_a_directory_twice_changes_nothing_and_uninstalling_leaves_no
             .join("usr/share/man/man8/efs-fuse-mount.8")
             .exists()
     );
-    assert!(
-        root.path()
-            .join("usr/lib/systemd/system/efs-fuse@.service")
-            .exists()
-    );
+    for file in [
+        "lib/systemd/system/efs-fuse@.service",
+        "lib/systemd/system/efs-fuse-metrics.service",
+        "share/man/man8/efs-fuse@.service.8",
+        "share/man/man5/efs-fuse.conf.5",
+    ] {
+        assert!(root.path().join("usr").join(file).exists(), "{file}");
+    }
     assert!(install(&from).stdout.contains("nothing to do"));
     install(&["uninstall"]);
     let mut left = Command::new("find");

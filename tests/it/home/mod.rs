@@ -2,6 +2,7 @@
 //! seen of a running mount. What needs a booted system is in `scripts/boot-test`.
 
 mod completion;
+mod defaults;
 mod files;
 mod helper;
 mod namespace;

@@ -1,5 +1,7 @@
 //! What can be seen of a running mount: metrics, logs, the live screen.
 
+mod endpoint;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -31,33 +33,17 @@ fn get(address: &str) -> String {
     reply
 }
 
+/// The value of a metric that has no label but the mount point.
 fn sample(page: &str, name: &str) -> f64 {
+    let start = format!("{name}{{mountpoint=");
     page.lines()
-        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        .filter(|line| line.starts_with(&start))
+        .find_map(|line| line.rsplit_once(' ')?.1.parse().ok())
         .unwrap_or_else(|| panic!("no {name} in\n{page}"))
 }
 
-#[test]
-fn metrics_are_served_and_promtool_finds_nothing_wrong() {
-    let address = format!("127.0.0.1:{}", port::free([127, 0, 0, 1].into()));
-    let world = World::with(|request| request.option(&format!("metrics={address}")));
-    fs::write(world.path("file"), noise(1, 300_000)).expect("write");
-    fs::read(world.path("file")).expect("read");
-    fs::metadata(world.path("missing")).expect_err("missing");
-    let reply = get(&address);
-    let (head, page) = reply.split_once("\r\n\r\n").expect("a head");
-    assert!(
-        head.contains("Content-Type: text/plain; version=0.0.4"),
-        "{head}"
-    );
-    let round_trips = world.mount.stat("/round_trips") as f64;
-    let shown = sample(page, "efs_fuse_round_trips_total");
-    assert!(
-        shown > 0.0 && shown <= round_trips,
-        "{shown} of {round_trips}"
-    );
-    assert_eq!(sample(page, "efs_fuse_written_bytes_total"), 300_000.0);
-    assert_eq!(sample(page, "efs_fuse_session_up"), 1.0);
+/// The page is what Prometheus takes, and promtool finds nothing to say about it.
+fn promtool(page: &str) {
     let mut promtool = Command::new(needs::tool("promtool"))
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -77,7 +63,31 @@ fn metrics_are_served_and_promtool_finds_nothing_wrong() {
 }
 
 #[test]
-fn the_dashboard_asks_only_for_metrics_that_exist() {
+fn metrics_are_served_and_promtool_finds_nothing_wrong() {
+    let address = format!("127.0.0.1:{}", port::free([127, 0, 0, 1].into()));
+    let world = World::with(|request| request.option(&format!("metrics={address}")));
+    fs::write(world.path("file"), noise(1, 300_000)).expect("write");
+    fs::read(world.path("file")).expect("read");
+    fs::metadata(world.path("missing")).expect_err("missing");
+    let reply = get(&address);
+    let (head, page) = reply.split_once("\r\n\r\n").expect("a head");
+    assert!(
+        head.contains("content-type: text/plain; version=0.0.4"),
+        "{head}"
+    );
+    let round_trips = world.mount.stat("/round_trips") as f64;
+    let shown = sample(page, "efs_fuse_round_trips_total");
+    assert!(
+        shown > 0.0 && shown <= round_trips,
+        "{shown} of {round_trips}"
+    );
+    assert_eq!(sample(page, "efs_fuse_written_bytes_total"), 300_000.0);
+    assert_eq!(sample(page, "efs_fuse_session_up"), 1.0);
+    promtool(page);
+}
+
+#[test]
+fn the_dashboard_and_the_alerts_ask_only_for_metrics_that_exist() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let socket = dir.path().join("metrics");
     let world = World::with(|request| request.option(&format!("metrics={}", socket.display())));
@@ -89,13 +99,27 @@ fn the_dashboard_asks_only_for_metrics_that_exist() {
     let mut page = String::new();
     stream.read_to_string(&mut page).expect("reply");
     let dashboard = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/grafana-dashboard.json");
-    let text = fs::read_to_string(dashboard).expect("the dashboard");
+    let mut text = fs::read_to_string(dashboard).expect("the dashboard");
+    assert!(
+        text.contains("label_values(efs_fuse_mount_info{instance=~"),
+        "a mount to choose"
+    );
     let parsed: Value = serde_json::from_str(&text).expect("JSON");
     assert!(
         parsed["panels"]
             .as_array()
             .is_some_and(|panels| panels.len() >= 8)
     );
+    for query in text
+        .lines()
+        .filter(|line| line.trim_start().starts_with("\"expr\""))
+    {
+        assert!(query.contains("mountpoint=~\\\"$mountpoint\\\""), "{query}");
+    }
+    let alerts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/alerts.yaml");
+    let alerts = fs::read_to_string(alerts).expect("the alerts");
+    let queries = alerts.lines().filter(|line| !line.contains("takeovers"));
+    text.extend(queries);
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let names = text
         .match_indices("efs_fuse_")
