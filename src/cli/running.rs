@@ -24,7 +24,7 @@ const MAX_STATUS: u64 = 256 << 10;
 
 /// What a daemon may say of itself in `status`; who it is and what it serves is known
 /// better.
-const SAID: [&str; 12] = [
+const SAID: [&str; 13] = [
     "server",
     "version",
     "since",

@@ -102,7 +102,8 @@ fn since(mount: &Value) -> Option<u64> {
 
 /// A device or path, as `ls` would show it.
 fn name(value: &Value) -> String {
-    quoting::name(value.as_str().unwrap_or("?")).to_string()
+    let shown = value.as_str().map(|name| quoting::name(name).to_string());
+    shown.unwrap_or_else(|| "?".to_owned())
 }
 
 /// What a daemon says, which may be anybody's.

@@ -22,7 +22,7 @@ pub(super) fn run(asked: &Sync) -> Result<(), Failure> {
     let answer = running.ask_for_ever("sync")?;
     let errors = answer["errors"].as_array().map_or(&[][..], Vec::as_slice);
     if !errors.is_empty() {
-        let each: Vec<_> = errors.iter().map(line).collect();
+        let each: Vec<_> = errors.iter().map(late_error).collect();
         let why = format!(
             "what was answered is not at the server: {}",
             each.join("; ")
@@ -43,7 +43,7 @@ fn sync_kernel(mountpoint: &Path) -> io::Result<()> {
 }
 
 /// One that came late, in words.
-pub(super) fn line(error: &Value) -> String {
+pub(super) fn late_error(error: &Value) -> String {
     let text = |key: &str| quoting::plain(error[key].as_str().unwrap_or("?"));
     let times = match error["times"].as_u64() {
         Some(times) if times > 1 => format!(" ({times} times)"),
@@ -66,8 +66,8 @@ mod tests {
     #[test]
     fn an_error_is_a_line_whatever_is_in_its_path() {
         let error = json!({"what": "data", "path": "/a\nb", "error": "no space", "times": 3});
-        assert!(!line(&error).contains('\n'));
-        assert!(line(&error).ends_with(": no space (3 times)"));
-        assert!(line(&json!({})).contains('?'));
+        assert!(!late_error(&error).contains('\n'));
+        assert!(late_error(&error).ends_with(": no space (3 times)"));
+        assert!(late_error(&json!({})).contains('?'));
     }
 }

@@ -118,6 +118,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "sync",
+        &[(
+            "Wait until all that was unpacked is at the server (-o writeback), and hear what is not",
+            "efs-fuse sync /volumes",
+        )],
+    ),
+    (
         "log-level",
         &[
             (

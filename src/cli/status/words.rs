@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::super::format::{age, bytes, count};
+use super::super::sync::late_error;
 use super::{name, since, state, text};
 use crate::quoting;
 use crate::telemetry::log::utc;
@@ -28,6 +29,22 @@ pub(super) fn of(mount: &Value) -> String {
         if let Some(line) = line {
             shown.push_str(&format!("  {label:<10} {line}\n"));
         }
+    }
+    shown.push_str(&late_errors(&mount["late_errors"]));
+    shown
+}
+
+/// What was answered and failed later, a line each.
+fn late_errors(late: &Value) -> String {
+    let last = late["last"].as_array().map_or(&[][..], Vec::as_slice);
+    if last.is_empty() {
+        return String::new();
+    }
+    let count = late["count"].as_u64().unwrap_or_default();
+    let mut shown = format!("  answered, and failed later: {}\n", number(count, "error"));
+    for error in last {
+        let at = text(&error["at"]).unwrap_or_else(|| "?".to_owned());
+        shown.push_str(&format!("    {at}  {}\n", late_error(error)));
     }
     shown
 }
@@ -234,6 +251,23 @@ mod tests {
             !shown.contains("takeover") && !shown.contains("last error"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn errors_that_came_late_are_a_line_each_with_their_paths() {
+        let error =
+            json!({"at": "then", "path": "/a/b", "what": "data", "error": "no space", "times": 2});
+        let shown = late_errors(&json!({"count": 2, "last": [error]}));
+        assert!(
+            shown.starts_with("  answered, and failed later: 2 errors\n"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("then  data of /a/b: no space (2 times)"),
+            "{shown}"
+        );
+        assert_eq!(late_errors(&json!({"count": 0, "last": []})), "");
+        assert_eq!(late_errors(&Value::Null), "");
     }
 
     #[test]
