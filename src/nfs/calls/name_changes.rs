@@ -7,7 +7,9 @@
 //! takes two such files, three directories, or twelve names that are removed.
 //!
 //! Redo rule: a new file is known by the verifier that was drawn for it when it was accepted, so
-//! its OPEN may run again. What else "exists already" or "is not there" when a compound runs a
+//! its OPEN may run again. Where a server keeps that in the times of the file (RFC 8881 §18.16.3), and
+//! those were set before its reply was lost, it is known by them: both, to the nanosecond, and its
+//! size; one of them is this host's clock, unless a program has set both. What else "exists already" or "is not there" when a compound runs a
 //! second time, with the session and its reply cache gone, was done by the first: the directory
 //! is one in which nobody else makes names, or else the change would not have been accepted.
 
@@ -184,9 +186,15 @@ impl Client {
             current = change.operations().1;
             let failed = changed.is_err() || is_partial(&changed);
             let made_before = reply.redone() && changed.as_ref().is_err_and(is_done_before);
-            each.push(match made_before {
-                true => self.found_made(cred, dir, change).await,
-                false => changed,
+            each.push(match (changed, change) {
+                (_, _) if made_before => self.found_made(cred, dir, change).await,
+                (Err(refused), NameChange::File(name, file))
+                    if reply.redone() && is_there(&refused) =>
+                {
+                    let found = self.found_file(cred, dir, name, file).await;
+                    found.unwrap_or(Err(refused))
+                }
+                (changed, _) => changed,
             });
             if failed {
                 break;
@@ -335,6 +343,67 @@ impl Client {
         Ok(NameChanged::Object(reply.handle()?, Some(reply.attrs()?)))
     }
 
+    /// The file of this name, if it is the one that an earlier sending has made: its data were
+    /// stable before its times were set. They are written again all the same, should they be fewer
+    /// than were sent. `None`: it is another's.
+    async fn found_file(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &FileHandle,
+        name: &[u8],
+        file: &NewFile<'_>,
+    ) -> Option<Result<NameChanged, NfsError>> {
+        let mut reply = self
+            .fore
+            .call_past(Past::Gate, cred, Class::Metadata, |c| {
+                c.put(dir)
+                    .lookup(name)
+                    .get_handle()
+                    .get_attrs(self.object());
+            })
+            .await
+            .ok()?;
+        reply.ok(Op::PutFh).ok()?.ok(Op::Lookup).ok()?;
+        let (handle, attrs) = (reply.handle().ok()?, reply.attrs().ok()?);
+        if !self.is_made(file, &attrs) {
+            return None;
+        }
+        let opened = self
+            .fore
+            .call_past(Past::Gate, cred, Class::Metadata, |c| {
+                c.put(&handle).once().open(
+                    self.open_owner(&file.open.owner.to_be_bytes()),
+                    file.access,
+                    &Create::No,
+                    Claim::Handle,
+                );
+            })
+            .await;
+        let opened = opened.and_then(|mut reply| {
+            reply.ok(Op::PutFh)?;
+            reply.open()
+        });
+        Some(opened.map(|opened| {
+            NameChanged::File(FileMade {
+                handle,
+                stateid: opened.stateid,
+                written: None,
+                set: Ok(()),
+                closed: false,
+                preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
+            })
+        }))
+    }
+
+    /// A file with these attributes is the one that was made with this request.
+    fn is_made(&self, file: &NewFile<'_>, attrs: &Attributes) -> bool {
+        let (_, set) = self.split_attrs(file);
+        let len: usize = file.data.iter().map(Bytes::len).sum();
+        let size = set.size.unwrap_or(len as u64);
+        let is = |set: Option<NewTime>, time| set == Some(NewTime::At(time));
+        attrs.size == size && is(set.atime, attrs.atime) && is(set.mtime, attrs.mtime)
+    }
+
     async fn attrs_of_changed(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -406,6 +475,11 @@ fn is_partial(changed: &Result<NameChanged, NfsError>) -> bool {
         Ok(NameChanged::Object(_, attrs)) => attrs.is_none(),
         Ok(NameChanged::Done) | Err(_) => false,
     }
+}
+
+/// A new file is refused because its name leads to one.
+fn is_there(error: &NfsError) -> bool {
+    matches!(error, NfsError::Status(Op::Open, Status::EXIST))
 }
 
 fn is_done_before(error: &NfsError) -> bool {

@@ -54,6 +54,8 @@ pub(crate) struct PeerConfig {
     /// EXCLUSIVE creates keep their verifier in atime and mtime, and attrset
     /// says so (as ganesha does).
     pub(crate) exclusive_in_times: bool,
+    /// And no longer, once those were set.
+    pub(crate) exclusive_until_times: bool,
     /// READDIR stops after this many entries.
     pub(crate) readdir_page_entries: u32,
     /// READDIR lists the first of each under the name of the second.
@@ -104,6 +106,7 @@ impl Default for PeerConfig {
             atomic_cinfo: false,
             kills_privileges: true,
             exclusive_in_times: false,
+            exclusive_until_times: false,
             readdir_page_entries: u32::MAX,
             disguised: Vec::new(),
             cookie_bits: 63,

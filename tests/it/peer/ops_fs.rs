@@ -283,6 +283,9 @@ impl Server {
         set: &SetAttrs,
         may_size: bool,
     ) -> Result<(), Status> {
+        if self.cfg.exclusive_until_times && (set.atime.is_some() || set.mtime.is_some()) {
+            self.fs.node_mut(id)?.create_verf = None;
+        }
         let node = self.fs.node(id)?;
         let root = cred.uid == 0;
         let owner = root || cred.uid == node.uid;

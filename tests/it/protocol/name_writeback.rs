@@ -296,6 +296,66 @@ async fn a_directory_that_gets_its_name_has_all_that_was_made_in_it_with_its_dat
     assert_eq!(mount.getattr(built).await.expect("stat").nlink, 3);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_times_were_set_before_its_reply_and_session_were_lost_is_known_again() {
+    for theirs in [false, true] {
+        let mount = mounted(PeerConfig {
+            exclusive_in_times: true,
+            exclusive_until_times: true,
+            ..PeerConfig::default()
+        })
+        .await;
+        let dir = mount.mkdir(ROOT_INO, "d").await.expect("mkdir");
+        let peer = Arc::downgrade(&mount.peer);
+        let seen = AtomicUsize::new(0);
+        mount.peer.on_op(move |event| {
+            if event.op != op::OPEN || seen.fetch_add(1, Ordering::Relaxed) > 0 {
+                return Action::Pass;
+            }
+            peer.upgrade().expect("it lives").destroy_sessions();
+            match theirs {
+                // It was not executed, and another host makes the name meanwhile.
+                true => {
+                    let peer = peer.upgrade().expect("it lives");
+                    peer.fs().write_file("/d/f0", b"theirs").expect("write");
+                    Action::DropConnectionBefore
+                }
+                false => Action::DropConnectionAfter,
+            }
+        });
+        for number in 0..5 {
+            let name = format!("f{number}");
+            unpack(&mount, dir, &name, name.as_bytes())
+                .await
+                .expect("a file");
+        }
+        let told = within(600, mount.vfs.fsyncdir(dir)).await;
+        let fs = mount.peer.fs();
+        for number in usize::from(theirs)..5 {
+            let path = format!("/d/f{number}");
+            assert_eq!(fs.read_file(&path).expect("data"), &path.as_bytes()[3..]);
+            let stat = fs.stat(&path).expect("stat");
+            assert_eq!(
+                (stat.mode, stat.mtime.secs),
+                (0o600, 1_000_000_000),
+                "{path}"
+            );
+        }
+        match theirs {
+            true => {
+                assert_eq!(told.map_err(Errno::from), Err(Errno(libc::EEXIST)));
+                assert_eq!(fs.read_file("/d/f0").expect("data"), b"theirs");
+            }
+            false => {
+                assert_eq!(told.map_err(Errno::from), Ok(()));
+                assert_eq!(mount.vfs.late_errors().0, 0);
+            }
+        }
+        within(600, mount.vfs.settled()).await;
+        assert_eq!(mount.peer.open_count(), 0, "all are closed");
+    }
+}
+
 /// PostgreSQL writes a file anew, renames it over the old one and opens it (durable_rename).
 #[tokio::test(start_paused = true)]
 async fn an_open_that_waits_for_a_change_does_not_keep_the_close_that_the_change_waits_for() {
