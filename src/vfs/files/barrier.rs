@@ -113,7 +113,8 @@ impl Files {
     /// but after a sync or a lock; the release goes on with it.
     pub(in crate::vfs) async fn before_close(self: &Arc<Self>, handle: &OpenHandle) {
         if !self.is_ahead_allowed() || handle.locking.was_used() {
-            self.before_publishing(&handle.inode).await;
+            // With its locks it is an unlock, which is about whatever was done before.
+            self.before_sync(&handle.inode).await;
         }
     }
 
