@@ -52,9 +52,6 @@ const KERNEL_READ_AHEAD_KIB: u32 = 8 << 10;
 /// The same by us, where the kernel cannot be told.
 const OWN_READ_AHEAD: u64 = 8 << 20;
 
-/// A mount whose daemon nobody follows has none.
-static NO_LOG: Wal = Wal::off();
-
 /// A mount that is being served, and what it is made of.
 pub(super) struct Served {
     pub(super) request: MountRequest,
@@ -256,7 +253,7 @@ async fn serve(served: &Served, ready: Ready, shutdown: &Shutdown) -> Result<(),
         quoting::path(&request.mountpoint)
     );
     let lifeline = served.lifeline.as_ref();
-    let wal = lifeline.map_or(&NO_LOG, Lifeline::wal);
+    let wal = lifeline.map_or_else(Wal::off, |lifeline| lifeline.wal().clone());
     rest::start(running, metrics, wal);
     // From here on, and not before: whoever waits for the mount has been told that it is there.
     let survives = lifeline.is_some_and(|lifeline| survive(lifeline, running, &metrics.tasks));

@@ -104,11 +104,14 @@ fn serve_metrics(
 /// `efs-fuse sync`: what has failed meanwhile is in the answer.
 fn sync(vfs: Arc<Vfs>, metrics: Arc<Metrics>) -> control::SyncFn {
     Arc::new(move || {
-        let (answer, outcome) = oneshot::channel();
+        let (mut answer, outcome) = oneshot::channel();
         let vfs = Arc::clone(&vfs);
         metrics.tasks.harmless("a sync", async move {
             let (before, _) = vfs.late_errors();
-            vfs.sync().await;
+            tokio::select! {
+                () = vfs.sync() => {}
+                () = answer.closed() => return,
+            }
             let (_, mut errors) = vfs.late_errors();
             errors.retain(|error| error.number > before);
             // Who asked may be gone.

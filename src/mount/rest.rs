@@ -36,8 +36,8 @@ impl Idleness {
 }
 
 /// Has the daemon rest when it may, for as long as it serves.
-pub(super) fn start(running: &Arc<Running>, metrics: &Arc<Metrics>, wal: &Wal) {
-    let (running, of, wal) = (Arc::downgrade(running), Arc::clone(metrics), wal.clone());
+pub(super) fn start(running: &Arc<Running>, metrics: &Arc<Metrics>, wal: Wal) {
+    let (running, of) = (Arc::downgrade(running), Arc::clone(metrics));
     metrics.tasks.restarted("rest", move || {
         let (running, of, wal) = (running.clone(), Arc::clone(&of), wal.clone());
         async move {

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
@@ -41,6 +41,9 @@ const MAX_REQUEST: u64 = 4 << 10;
 pub const MAX_REPLY: u64 = 4 << 20;
 /// Clients served at once; the next ones wait in the listen queue.
 const MAX_CLIENTS: usize = 8;
+/// Of those, so many may wait for a sync, which lasts as long as the server is away; the others are
+/// answered from memory.
+const MAX_SYNCS: usize = 4;
 /// How long a client may take for one request or for reading one answer.
 const CLIENT_TIME: Duration = Duration::from_secs(5);
 
@@ -51,7 +54,8 @@ pub type StatusFn = Arc<dyn Fn() -> Value + Send + Sync>;
 /// another ends without one.
 pub type UpgradeFn = Arc<dyn Fn(&Value) -> oneshot::Receiver<Value> + Send + Sync>;
 
-/// Begins a sync. The answer comes when it is over, which may be never.
+/// Begins a sync. The answer comes when it is over, which may be never; nobody waits for it any more
+/// when its receiver is dropped.
 pub type SyncFn = Arc<dyn Fn() -> oneshot::Receiver<Value> + Send + Sync>;
 
 /// What a mount answers for itself.
@@ -109,6 +113,7 @@ pub fn serve(path: &Path, metrics: Arc<Metrics>, answers: Answers) -> io::Result
 
 async fn accept(listener: Arc<UnixListener>, metrics: Arc<Metrics>, answers: Answers) {
     let room = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let syncs = Arc::new(Semaphore::new(MAX_SYNCS));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
             return;
@@ -117,9 +122,10 @@ async fn accept(listener: Arc<UnixListener>, metrics: Arc<Metrics>, answers: Ans
         match listener.accept().await {
             Ok((client, _)) => {
                 let (metrics, answers) = (Arc::clone(&metrics), answers.clone());
+                let syncs = Arc::clone(&syncs);
                 let tasks = Arc::clone(&metrics.tasks);
                 tasks.harmless("a client of control", async move {
-                    if let Err(why) = serve_client(client, &metrics, &answers).await {
+                    if let Err(why) = serve_client(client, &metrics, &answers, &syncs).await {
                         tracing::debug!(%why, "a control client went away");
                     }
                     drop(permit);
@@ -134,7 +140,12 @@ async fn accept(listener: Arc<UnixListener>, metrics: Arc<Metrics>, answers: Ans
     }
 }
 
-async fn serve_client(client: UnixStream, metrics: &Metrics, answers: &Answers) -> io::Result<()> {
+async fn serve_client(
+    client: UnixStream,
+    metrics: &Metrics,
+    answers: &Answers,
+    syncs: &Semaphore,
+) -> io::Result<()> {
     let (reader, mut writer) = client.into_split();
     let mut reader = tokio::io::BufReader::new(reader);
     let mut line = Vec::new();
@@ -146,7 +157,11 @@ async fn serve_client(client: UnixStream, metrics: &Metrics, answers: &Answers) 
         }
         let complete = line.ends_with(b"\n");
         let answer = if complete || line.len() < MAX_REQUEST as usize {
-            answer(&line, metrics, answers).await
+            tokio::select! {
+                biased;
+                answer = answer(&line, metrics, answers, syncs) => answer,
+                () = has_left(&mut reader) => return Ok(()),
+            }
         } else {
             json!({"error": format!("a request is at most {MAX_REQUEST} bytes")})
         };
@@ -159,7 +174,14 @@ async fn serve_client(client: UnixStream, metrics: &Metrics, answers: &Answers) 
     }
 }
 
-async fn answer(line: &[u8], metrics: &Metrics, answers: &Answers) -> Value {
+/// Waits until the client has hung up. What it sends meanwhile is its next request.
+async fn has_left(reader: &mut (impl AsyncBufRead + Unpin)) {
+    if matches!(reader.fill_buf().await, Ok(more) if !more.is_empty()) {
+        std::future::pending().await
+    }
+}
+
+async fn answer(line: &[u8], metrics: &Metrics, answers: &Answers, syncs: &Semaphore) -> Value {
     let request: Value = match serde_json::from_slice(line) {
         Ok(request) => request,
         Err(why) => return json!({"error": format!("not a JSON request: {why}")}),
@@ -174,11 +196,14 @@ async fn answer(line: &[u8], metrics: &Metrics, answers: &Answers) -> Value {
                 .unwrap_or_else(|_| json!({"error": "the mount is at its end"})),
             None => json!({"error": "this mount cannot be handed over"}),
         },
-        Some("sync") => match &answers.sync {
-            Some(sync) => sync()
+        Some("sync") => match (&answers.sync, syncs.try_acquire()) {
+            (Some(sync), Ok(_one)) => sync()
                 .await
                 .unwrap_or_else(|_| json!({"error": "the mount is at its end"})),
-            None => json!({"error": "this mount knows no sync"}),
+            (Some(_), Err(_)) => {
+                json!({"error": format!("{MAX_SYNCS} others wait for a sync already")})
+            }
+            (None, _) => json!({"error": "this mount knows no sync"}),
         },
         Some("log") => {
             let filter = match request["filter"].as_str() {
@@ -399,6 +424,48 @@ mod tests {
         rude.read_to_string(&mut reply).await?;
         assert!(reply.contains("at most"), "{reply}");
         assert_eq!(ask_async(&fixture.path, "stats").await?["round_trips"], 0);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn syncs_that_wait_leave_room_for_others_and_end_with_who_waits() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("s");
+        let waiting: Arc<std::sync::Mutex<Vec<oneshot::Sender<Value>>>> = Arc::default();
+        let begun = Arc::clone(&waiting);
+        let sync: SyncFn = Arc::new(move || {
+            let (answer, outcome) = oneshot::channel();
+            begun.lock().expect("a list").push(answer);
+            outcome
+        });
+        let of_syncs = Answers {
+            sync: Some(sync),
+            ..answers("up")
+        };
+        let _server = serve(&path, Metrics::new(), of_syncs)?;
+        let mut clients = Vec::new();
+        for _ in 0..MAX_SYNCS {
+            let mut client = UnixStream::connect(&path).await?;
+            client.write_all(b"{\"cmd\":\"sync\"}\n").await?;
+            clients.push(client);
+        }
+        while waiting.lock().expect("a list").len() < MAX_SYNCS {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let refused = ask_async(&path, "sync").await;
+        assert!(refused.is_err_and(|why| why.to_string().contains("already")));
+        assert!(ask_async(&path, "status").await.is_ok());
+        drop(clients);
+        let ends = || {
+            waiting
+                .lock()
+                .expect("a list")
+                .iter()
+                .all(|one| one.is_closed())
+        };
+        while !ends() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         Ok(())
     }
 

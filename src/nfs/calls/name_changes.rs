@@ -9,8 +9,8 @@
 //! Redo rule: a new file is known by the verifier that was drawn for it when it was accepted, so
 //! its OPEN may run again. Where a server keeps that in the times of the file (RFC 8881 §18.16.3), and
 //! those were set before its reply was lost, it is known by them: both, to the nanosecond, and its
-//! size; one of them is this host's clock, unless a program has set both. What else "exists already" or "is not there" when a compound runs a
-//! second time, with the session and its reply cache gone, was done by the first: the directory
+//! size; one of them is this host's clock, unless a program has set both. What else "exists
+//! already" or "is not there" when a compound runs a second time, with the session and its reply cache gone, was done by the first: the directory
 //! is one in which nobody else makes names, or else the change would not have been accepted.
 
 use std::sync::Arc;
@@ -330,6 +330,17 @@ impl Client {
         let (NameChange::Directory(name, _) | NameChange::Symlink(name, _)) = change else {
             return Ok(NameChanged::Done);
         };
+        let (handle, attrs) = self.look_up_made(cred, dir, name).await?;
+        Ok(NameChanged::Object(handle, Some(attrs)))
+    }
+
+    /// What a name leads to that an earlier sending may have made.
+    async fn look_up_made(
+        self: &Arc<Self>,
+        cred: &Arc<Credential>,
+        dir: &FileHandle,
+        name: &[u8],
+    ) -> Result<(FileHandle, Attributes), NfsError> {
         let mut reply = self
             .fore
             .call_past(Past::Gate, cred, Class::Metadata, |c| {
@@ -340,12 +351,11 @@ impl Client {
             })
             .await?;
         reply.ok(Op::PutFh)?.ok(Op::Lookup)?;
-        Ok(NameChanged::Object(reply.handle()?, Some(reply.attrs()?)))
+        Ok((reply.handle()?, reply.attrs()?))
     }
 
-    /// The file of this name, if it is the one that an earlier sending has made: its data were
-    /// stable before its times were set. They are written again all the same, should they be fewer
-    /// than were sent. `None`: it is another's.
+    /// The file of this name, if it is the one that an earlier sending has made; its data are said
+    /// not to be written, and are written again. `None`: it is another's.
     async fn found_file(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
@@ -353,18 +363,7 @@ impl Client {
         name: &[u8],
         file: &NewFile<'_>,
     ) -> Option<Result<NameChanged, NfsError>> {
-        let mut reply = self
-            .fore
-            .call_past(Past::Gate, cred, Class::Metadata, |c| {
-                c.put(dir)
-                    .lookup(name)
-                    .get_handle()
-                    .get_attrs(self.object());
-            })
-            .await
-            .ok()?;
-        reply.ok(Op::PutFh).ok()?.ok(Op::Lookup).ok()?;
-        let (handle, attrs) = (reply.handle().ok()?, reply.attrs().ok()?);
+        let (handle, attrs) = self.look_up_made(cred, dir, name).await.ok()?;
         if !self.is_made(file, &attrs) {
             return None;
         }

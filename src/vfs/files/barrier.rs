@@ -215,14 +215,19 @@ impl Files {
     /// Everything that was accepted is to be stable.
     pub(in crate::vfs) async fn sync_all(self: &Arc<Self>) {
         self.abandoned.ended().await;
+        self.settle_everything().await;
+    }
+
+    /// Waits until everything that was accepted is stable or has failed: names, then the data and
+    /// the attributes of all files.
+    pub(super) async fn settle_everything(self: &Arc<Self>) {
         self.before_end().await;
         self.send_all_changes().await;
     }
 
     /// Another process is about to go on with the mount.
     pub(in crate::vfs) async fn before_hand_over(self: &Arc<Self>) {
-        self.before_end().await;
-        self.send_all_changes().await;
+        self.settle_everything().await;
     }
 
     /// Nothing is on its way that the other process would not know of.

@@ -7,7 +7,7 @@
 //! them with their paths for as long as the mount lives: that a program has not asked for its error
 //! must not mean that nobody hears of it.
 //!
-//! The lock is taken under a file's, and no other is taken under it.
+//! The lock is taken with no other.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

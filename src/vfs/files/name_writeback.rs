@@ -477,12 +477,10 @@ impl Files {
         }
     }
 
-    /// Waits until everything that was accepted is stable or has failed: names, then the data and
-    /// the attributes of all files.
+    /// With `writeback`, waits until everything that was accepted is stable or has failed.
     pub(in crate::vfs) async fn settle_all(self: &Arc<Self>) {
         if self.names.is_on {
-            self.before_end().await;
-            self.send_all_changes().await;
+            self.settle_everything().await;
         }
     }
 }
