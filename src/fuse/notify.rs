@@ -416,25 +416,29 @@ impl KernelCache for Notify {
         state.sending.contains_key(&ino) || state.queued.contains(&Stale::Inode(ino))
     }
 
+    /// One on whose sending the thread dies is queued again by it, and so taken out once more.
     fn settle(&self, ino: Ino) {
         let stale = Stale::Inode(ino);
         let mut state = self.state.lock();
-        if !state.frozen && state.queued.remove(&stale) {
-            state.order.retain(|other| *other != stale);
-            // It is being told from here on, without a moment between.
-            state.begin(ino);
-            let size = state.sizes.remove(&ino);
-            self.count(&state);
-            drop(state);
-            let sent = SentGuard { queue: self, ino };
-            if let Some((kernel, _calling)) = self.direct() {
-                let _ = tell(&*kernel, ino, size);
+        loop {
+            if !state.frozen && state.queued.remove(&stale) {
+                state.order.retain(|other| *other != stale);
+                // It is being told from here on, without a moment between.
+                state.begin(ino);
+                let size = state.sizes.remove(&ino);
+                self.count(&state);
+                drop(state);
+                let sent = SentGuard { queue: self, ino };
+                if let Some((kernel, _calling)) = self.direct() {
+                    let _ = tell(&*kernel, ino, size);
+                }
+                drop(sent);
+                state = self.state.lock();
+            } else if state.sending.contains_key(&ino) {
+                self.sent.wait(&mut state);
+            } else {
+                return;
             }
-            drop(sent);
-            state = self.state.lock();
-        }
-        while state.sending.contains_key(&ino) {
-            self.sent.wait(&mut state);
         }
     }
 
@@ -648,6 +652,8 @@ mod tests {
     struct Deadly {
         sent: mpsc::Sender<(Ino, Vec<u8>)>,
         rest: Mutex<u32>,
+        /// The first waits for the end of this.
+        go: Mutex<Option<mpsc::Receiver<()>>>,
     }
 
     impl Kernel for Deadly {
@@ -660,6 +666,9 @@ mod tests {
         }
 
         fn inval_entry(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
+            if let Some(go) = self.go.lock().take() {
+                let _ = go.recv_timeout(SOON);
+            }
             let mut rest = self.rest.lock();
             if *rest > 0 {
                 *rest -= 1;
@@ -678,8 +687,11 @@ mod tests {
     fn an_invalidation_on_which_the_thread_dies_is_sent_again_and_nobody_waits_for_ever() {
         let (sent, seen) = mpsc::channel();
         let (queue, tasks) = (Notify::new(), Tasks::new());
-        let rest = Mutex::new(3);
-        let kernel = Arc::new(Deadly { sent, rest });
+        let kernel = Arc::new(Deadly {
+            sent,
+            rest: Mutex::new(3),
+            go: Mutex::default(),
+        });
         queue.connect_to(kernel, Arc::clone(&tasks)).unwrap();
         queue.inval_inode(5);
         queue.inval_entry(1, b"name");
@@ -688,6 +700,34 @@ mod tests {
         assert_eq!(all, [(1, b"name".to_vec()), (5, vec![])]);
         queue.settle(5);
         assert_eq!(tasks.deaths("notify"), 3);
+        queue.close();
+    }
+
+    #[test]
+    fn who_waits_for_an_invalidation_goes_on_when_it_was_sent_and_not_when_its_thread_has_died() {
+        let (sent, seen) = mpsc::channel();
+        let (go_on, go) = mpsc::channel::<()>();
+        let (queue, tasks) = (Notify::new(), Tasks::new());
+        let kernel = Arc::new(Deadly {
+            sent,
+            rest: Mutex::new(1),
+            go: Mutex::new(Some(go)),
+        });
+        queue.connect_to(kernel, tasks).unwrap();
+        queue.inval_inode(5);
+        while queue.state.lock().sending.is_empty() {
+            thread::yield_now();
+        }
+        let settling = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.settle(5))
+        };
+        thread::sleep(Duration::from_millis(50));
+        assert!(!settling.is_finished());
+        drop(go_on);
+        settling.join().unwrap();
+        assert!(!queue.is_telling(5), "an open is answered from here on");
+        assert_eq!(seen.try_recv().unwrap(), (5, vec![]));
         queue.close();
     }
 

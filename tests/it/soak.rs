@@ -252,6 +252,14 @@ fn shared(run: &Run, root: &Path, host: usize) -> Result<u64, String> {
         log = open("log")?;
         let end = told("stat", log.metadata())?.len();
         let line = format!("{:<10} {host} {mine:<8}\n", value + 1);
+        // Whoever held the lock before has synced his line: a shorter log is one that was
+        // seen as it is no more, a longer one has somebody's late write.
+        let expected = value * line.len() as u64;
+        if end != expected {
+            return Err(format!(
+                "the log of {value} lines has {end} bytes, not {expected}"
+            ));
+        }
         let append = synced(host, || {
             log.write_all_at(line.as_bytes(), end)?;
             log.sync_all()
@@ -615,7 +623,10 @@ fn main(seconds: u64, seed: u64) {
         panic!("{wrong}");
     }
     let rows = database.check();
-    check_shared(&export, &counted);
+    if let Err(why) = check_shared(&export, &counted) {
+        tell(&logs, &server);
+        panic!("{why}");
+    }
     let died = mounts[DYING].status()["tasks"].clone();
     assert!(
         died.as_array().is_some_and(|tasks| tasks.len() > 2),
@@ -672,7 +683,8 @@ fn main(seconds: u64, seed: u64) {
     show(&text);
 }
 
-/// The end of what daemons and server said, for whoever has to find out.
+/// The end of what daemons and server said, for whoever has to find out; all of it is
+/// kept in `EFS_FUSE_SOAK_LOGS`, if that is set (`EFS_FUSE_OPTIONS=debug` has every call).
 fn tell(logs: &[tempfile::NamedTempFile], server: &Server) {
     const LINES: usize = 60;
     let daemons = logs
@@ -681,6 +693,9 @@ fn tell(logs: &[tempfile::NamedTempFile], server: &Server) {
     for (who, said) in daemons.chain([server.log()]).enumerate() {
         let lines: Vec<&str> = said.lines().collect();
         let from = lines.len().saturating_sub(LINES);
+        if let Some(dir) = std::env::var_os("EFS_FUSE_SOAK_LOGS") {
+            fs::write(Path::new(&dir).join(format!("log.{who}")), &said).expect("kept log");
+        }
         show(&format!(
             "\nsoak: log of {}:\n{}\n",
             if who < HOSTS {
@@ -694,28 +709,38 @@ fn tell(logs: &[tempfile::NamedTempFile], server: &Server) {
 }
 
 /// The counter is the sum, and the log has every value once, in order, by who says so.
-fn check_shared(export: &Path, counted: &[u64]) {
+fn check_shared(export: &Path, counted: &[u64]) -> Result<(), String> {
     let total: u64 = counted.iter().sum();
-    let counter = fs::read_to_string(export.join("counter")).expect("counter");
-    assert_eq!(counter.trim(), total.to_string(), "the counter");
-    let log = fs::read_to_string(export.join("log")).expect("log");
-    let mut by = vec![0; counted.len()];
-    for (index, line) in log.lines().enumerate() {
-        let words: Vec<u64> = line
-            .split_whitespace()
-            .map(|word| {
-                word.parse()
-                    .unwrap_or_else(|_| panic!("line {index}: {line:?}"))
-            })
-            .collect();
-        let [value, host, mine] = words[..] else {
-            panic!("line {index}: {line:?}");
-        };
-        assert_eq!(value, index as u64 + 1, "the log has each value once");
-        assert_eq!(mine, by[host as usize], "each host's lines in its order");
-        by[host as usize] += 1;
+    let counter = told("counter", fs::read_to_string(export.join("counter")))?;
+    if counter.trim() != total.to_string() {
+        return Err(format!("the counter says {counter:?}, not {total}"));
     }
-    assert_eq!(by, counted, "nobody's line is missing");
+    let log = told("log", fs::read_to_string(export.join("log")))?;
+    let lines: Vec<&str> = log.lines().collect();
+    let mut by = vec![0; counted.len()];
+    for (index, line) in lines.iter().enumerate() {
+        let words = line.split_whitespace().map(str::parse);
+        let words: Vec<usize> = words.collect::<Result<_, _>>().unwrap_or_default();
+        let is_next = match words[..] {
+            [value, host, mine] if host < by.len() => {
+                by[host] += 1;
+                value == index + 1 && mine as u64 + 1 == by[host]
+            }
+            _ => false,
+        };
+        if !is_next {
+            let around = &lines[index.saturating_sub(3)..lines.len().min(index + 4)];
+            return Err(format!(
+                "line {} of the log, of {}, is not what was synced: {around:#?}",
+                index + 1,
+                lines.len()
+            ));
+        }
+    }
+    match by == counted {
+        true => Ok(()),
+        false => Err(format!("lines of hosts {by:?}, not {counted:?}")),
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //!   each so many milliseconds, on average; the rules are the same
 
 mod breaks;
+mod kernel_client;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use self::breaks::Place;
+use self::kernel_client::{is_unclear, kernels, with_hidden_targets, without_zeros};
 use super::history::{Answer, Call, Event, Time};
 use super::judge::{Verdict, judge};
 use super::plan::{Chance, THEMES};
@@ -148,19 +150,16 @@ impl Run {
 
     fn judge(&self, mut round: Round, belief: Belief) -> Verdict {
         let lost = self.lost.lock().clone();
+        let kernels = kernels();
+        with_hidden_targets(&mut round.history, &kernels);
         let (began, ended) = (round.began, round.ended);
         let believed: Vec<_> = (round.history.iter())
             .map(|event| is_believed_of_renamed(&round.history, event))
             .collect();
         for (event, believed) in round.history.iter_mut().zip(believed) {
-            let unclear = [
-                is_ganeshas,
-                is_skipped,
-                is_told_late,
-                is_walked_twice,
-                is_onto_its_directory,
-            ];
-            if believed || unclear.iter().any(|is_so| is_so(event)) {
+            let unclear = [is_ganeshas, is_walked_twice, is_onto_its_directory];
+            let unclear = unclear.iter().any(|is_so| is_so(event));
+            if believed || unclear || is_unclear(event, &kernels) {
                 event.answer = None;
             }
             let (from, to) = (began + event.began, began + event.ended);
@@ -176,11 +175,11 @@ impl Run {
                 // A mount that asks for the plot of one table asks for those beside it as well,
                 // and for all when its root is listed.
                 rules.is_asked_for = true;
-                rules.kernels = kernels();
+                rules.kernels.clone_from(&kernels);
                 judge(history, &rules)
             })
         };
-        let shortened = without_zeros(&round.history);
+        let shortened = without_zeros(&round.history, &kernels);
         match judge(round.history) {
             Verdict::Wrong(why) => match shortened.map(judge) {
                 Some(Verdict::Wrong(_)) | None => Verdict::Wrong(why),
@@ -256,53 +255,6 @@ fn is_believed_of_renamed(history: &[Event], event: &Event) -> bool {
             }
             _ => false,
         })
-}
-
-/// `EFS_FUSE_CHECKER_KERNELS`: the hosts that have the kernel's client, by their number, with
-/// commas.
-fn kernels() -> Vec<u8> {
-    let kernels = std::env::var("EFS_FUSE_CHECKER_KERNELS").unwrap_or_default();
-    let hosts = kernels.split(',').filter(|host| !host.is_empty());
-    hosts
-        .map(|host| host.parse().expect("EFS_FUSE_CHECKER_KERNELS: numbers"))
-        .collect()
-}
-
-/// The kernel's client does not send a change of size to what it believes the size to be.
-fn is_skipped(event: &Event) -> bool {
-    matches!(event.call, Call::Truncate(_) | Call::Ftruncate(_))
-        && event.answer == Some(Answer::Done)
-        && kernels().contains(&event.host)
-}
-
-/// While the kernel's client has writes of its own under way it keeps the size that it believes,
-/// though the file was cut elsewhere: what it reads behind the end are zeros. Without them, if
-/// there are any.
-fn without_zeros(history: &[Event]) -> Option<Vec<Event>> {
-    let kernels = kernels();
-    let (mut history, mut any) = (history.to_vec(), false);
-    for event in history
-        .iter_mut()
-        .filter(|event| kernels.contains(&event.host))
-    {
-        if let Some(Answer::Data(data)) = &mut event.answer {
-            let len = data
-                .iter()
-                .rposition(|&token| token != 0)
-                .map_or(0, |at| at + 1);
-            any |= len < data.len();
-            data.truncate(len);
-        }
-    }
-    any.then_some(history)
-}
-
-/// The kernel's client makes a file where it believes none to be as with O_EXCL, and says so if there is
-/// one by then.
-fn is_told_late(event: &Event) -> bool {
-    matches!(event.call, Call::Open { how, .. } if how.create)
-        && event.answer == Some(Answer::Refused(libc::EEXIST))
-        && kernels().contains(&event.host)
 }
 
 /// Whether rename(2) has found two names of one file and done nothing, it does not say: where
