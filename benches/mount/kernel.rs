@@ -212,8 +212,8 @@ fn all(server: SocketAddr, amounts: &Amounts) -> Result<Vec<Outcome>> {
 
 /// A source tree as an archive: small files of a log-normal size (median 4 KiB,
 /// at most 256 KiB), fifteen a directory, one in sixty a symbolic link.
-fn archive(scratch: &Path, files: usize) -> Result<PathBuf> {
-    let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+pub(crate) fn archive(scratch: &Path, files: usize) -> Result<PathBuf> {
+    let mut chance = Chance::of(0x9e37_79b9_7f4a_7c15);
     let mut dirs = vec![PathBuf::from("src")];
     while dirs.len() < files / 15 {
         let above = &dirs[chance.below(dirs.len())];
@@ -249,9 +249,13 @@ fn archive(scratch: &Path, files: usize) -> Result<PathBuf> {
 }
 
 /// The same numbers at each run (xorshift64*).
-struct Chance(u64);
+pub(crate) struct Chance(u64);
 
 impl Chance {
+    pub(crate) fn of(seed: u64) -> Self {
+        Self(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -259,17 +263,17 @@ impl Chance {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
 
-    fn letter(&mut self) -> u8 {
+    pub(crate) fn letter(&mut self) -> u8 {
         b"etaoin shrdlu\n"[self.below(14)]
     }
 
     /// Of the standard normal distribution: the sum of twelve of the uniform
     /// one, less its mean.
-    fn normal(&mut self) -> f64 {
+    pub(crate) fn normal(&mut self) -> f64 {
         let sum: f64 = (0..12).map(|_| self.next() as f64 / u64::MAX as f64).sum();
         sum - 6.0
     }

@@ -9,6 +9,7 @@
 //! | [`tls`] | the same with TLS against without, and over several connections |
 //! | [`workloads`] | round trips and wall time of what people do |
 //! | [`kernel`] | the same beside what the kernel's client needs |
+//! | [`options`] | what people wait for, with `nocto` and `writeback` |
 //! | [`direct`] | the ceiling: our own client without FUSE |
 //! | [`null`] | the ceiling: FUSE without a client |
 //! | [`proxy`] | a network with a round-trip time |
@@ -25,6 +26,7 @@ mod lookalike;
 mod memory;
 mod mount;
 mod null;
+mod options;
 mod proxy;
 mod report;
 mod server;
@@ -56,6 +58,9 @@ struct Arguments {
     /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    /// Do the work of the part "options" there, and count what the kernel's NFS client asks
+    #[arg(long, value_name = "DIR", conflicts_with = "only")]
+    on: Option<PathBuf>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -73,6 +78,7 @@ enum Part {
     Locks,
     Workloads,
     Kernel,
+    Options,
 }
 
 /// Where the server's files go, and whether sizes are small.
@@ -101,8 +107,11 @@ fn measure(arguments: &Arguments) -> Result<()> {
     host::sharpen_timers();
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut report = Report::new(arguments.quick, &parent);
+    if let Some(dir) = &arguments.on {
+        return options::measure_on(&mut report, dir, arguments.quick);
+    }
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
-    let parts: [(Part, Measure); 7] = [
+    let parts: [(Part, Measure); 8] = [
         (Part::Startup, startup::measure),
         (Part::Memory, memory::measure),
         (Part::Streams, streams::measure),
@@ -110,6 +119,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         (Part::Locks, locks::measure),
         (Part::Workloads, workloads::measure),
         (Part::Kernel, kernel::measure),
+        (Part::Options, options::measure),
     ];
     for (part, measure) in parts {
         if wanted(part) {

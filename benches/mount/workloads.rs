@@ -232,7 +232,7 @@ fn site(root: &Path) -> impl Iterator<Item = PathBuf> {
     (0..SITE).map(move |n| root.join(format!("d{}/f{n}.php", n % 30)))
 }
 
-fn make_site(root: &Path) -> Result<()> {
+pub(crate) fn make_site(root: &Path) -> Result<()> {
     for (n, file) in site(root).enumerate() {
         let dir = file.parent().ok_or("a file without a directory")?;
         fs::create_dir_all(dir).context("mkdir")?;
@@ -242,7 +242,7 @@ fn make_site(root: &Path) -> Result<()> {
 }
 
 /// As an interpreter does: each file is looked at, opened, read, closed.
-fn read_site(root: &Path) -> Result<()> {
+pub(crate) fn read_site(root: &Path) -> Result<()> {
     go_on()?;
     for file in site(root) {
         fs::metadata(&file).context("stat")?;

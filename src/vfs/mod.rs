@@ -30,7 +30,7 @@
 //! | mknod, mkdir, symlink, link | `make` | `namespace::names` |
 //! | unlink, rmdir | `unlink` | `files::silly`, `files::hidden`, `namespace::reopen_guard` |
 //! | rename | `rename` | the same |
-//! | getattr, setattr, readlink | `attr` | `namespace::attributes`, `files::deferred_setattr`, `files::privileges` |
+//! | getattr, setattr, readlink | `attr` | `namespace::attributes`, `files::deferred_setattr`, `files::directory_setattr`, `files::privileges` |
 //! | access | `access` | `namespace::access` |
 //! | open, create | `open` | `files::opens`, `files::handle`, `files::inline_read`; with `nocto` `namespace::nocto`, `files::late_open` |
 //! | flush, fsync, release | `close` | `files::barrier`, `files::unlock` |

@@ -192,6 +192,18 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
 }
 
+impl SetAttr {
+    /// This, and what is changed after it.
+    pub fn join(&mut self, newer: &Self) {
+        self.mode = newer.mode.or(self.mode);
+        self.uid = newer.uid.or(self.uid);
+        self.gid = newer.gid.or(self.gid);
+        self.size = newer.size.or(self.size);
+        self.atime = newer.atime.or(self.atime);
+        self.mtime = newer.mtime.or(self.mtime);
+    }
+}
+
 /// An open file or directory.
 #[derive(Clone, Copy, Debug)]
 pub struct Opened {

@@ -75,6 +75,20 @@ fn front(data: &[Bytes], limit: u32) -> Cow<'_, [Bytes]> {
     Cow::Owned(pieces)
 }
 
+/// Bytes of a request that may stand in front of the data of a WRITE, if it is not the only one:
+/// they begin in its first page. Linux's server (seen: 6.1, svc_fill_write_vector) takes what begins
+/// in a later page from that page's beginning: it writes the end of the data before, and the
+/// operation's own arguments. No client of its age sends two WRITEs in a request, so other
+/// servers may never have been tried with any either.
+const FIRST_PAGE: usize = 4096;
+
+/// The most of them that are neither data nor operations about them: headers, credential,
+/// SEQUENCE, the file, and CLOSEs that go along.
+const HEADERS: usize = 1280;
+
+/// What that leaves for data and for the operations about them, which of a WRITE are 40 bytes.
+pub const IN_FRONT: usize = FIRST_PAGE - HEADERS;
+
 impl Client {
     /// READ of at most `count` bytes (and at most rsize), in the name of who
     /// opened the file. Fewer bytes without `eof` are the server's right; the
@@ -209,7 +223,8 @@ impl Client {
     }
 
     /// Several unstable WRITEs of few bytes in one compound, in their order, each as
-    /// for [`Client::write`]; all together of at most wsize bytes. `commit` as in [`Epilogue`].
+    /// for [`Client::write`]; all together of at most wsize bytes, and but for the last one of at
+    /// most [`IN_FRONT`]. `commit` as in [`Epilogue`].
     ///
     /// # Errors
     /// Those of the first WRITE. One of a later WRITE only ends the results.

@@ -65,6 +65,8 @@ pub enum NameChange<'a> {
     Remove(&'a [u8]),
     /// RENAME within the directory.
     Rename(&'a [u8], &'a [u8]),
+    /// SETATTR of the directory itself. None follows it in a compound.
+    Attributes(&'a NewAttributes),
 }
 
 /// What became of a change.
@@ -74,7 +76,7 @@ pub enum NameChanged {
     File(FileMade),
     /// A directory or a link is there.
     Object(FileHandle, Option<Attributes>),
-    /// The name is gone, or another.
+    /// The name is gone, or another; the attributes are set.
     Done,
 }
 
@@ -118,7 +120,7 @@ impl NameChange<'_> {
             }
             // CREATE, GETFH, GETATTR.
             Self::Directory(..) | Self::Symlink(..) => (3, false),
-            Self::Remove(_) => (1, true),
+            Self::Remove(_) | Self::Attributes(_) => (1, true),
             // SAVEFH.
             Self::Rename(..) => (2, true),
         }
@@ -260,6 +262,9 @@ impl Client {
             NameChange::Rename(from, to) => {
                 c.save().rename(from, to);
             }
+            NameChange::Attributes(new) => {
+                c.set_attrs(StateId::ANONYMOUS, new);
+            }
         }
     }
 
@@ -298,6 +303,7 @@ impl Client {
                 reply.ok(Op::SaveFh)?;
                 reply.renamed().map(|_| NameChanged::Done)
             }
+            NameChange::Attributes(_) => reply.attrs_set().map(|()| NameChanged::Done),
         }
     }
 

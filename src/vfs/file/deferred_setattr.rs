@@ -46,12 +46,7 @@ mod as_owned {
 
 impl Change {
     fn join(&mut self, newer: &SetAttr, ctime: Timestamp) {
-        let all = &mut self.set;
-        all.mode = newer.mode.or(all.mode);
-        all.uid = newer.uid.or(all.uid);
-        all.gid = newer.gid.or(all.gid);
-        all.atime = newer.atime.or(all.atime);
-        all.mtime = newer.mtime.or(all.mtime);
+        self.set.join(newer);
         self.ctime = ctime;
     }
 }
@@ -97,6 +92,11 @@ impl DeferredSetattr {
     /// Nothing waits and nothing is on its way.
     pub(in crate::vfs) fn is_empty(&self) -> bool {
         self.waiting.is_none() && self.leaving.is_none()
+    }
+
+    /// Nothing waits; what was to be changed is on its way.
+    pub(in crate::vfs) fn is_leaving_whole(&self) -> bool {
+        self.waiting.is_none()
     }
 
     /// What the server does not know yet, oldest first.

@@ -79,8 +79,8 @@ pub(in crate::vfs) struct FileInner<D> {
     /// RENAMEs onto this file under way: if they fail, it gets its name back,
     /// so it is not removed meanwhile.
     replacing: usize,
-    /// The open of a file that is not made yet, whose only user is being released.
-    closing: Option<Arc<OpenState>>,
+    /// The open of a file that is not made yet, and how many of its users are being released.
+    closing: Option<(Arc<OpenState>, usize)>,
     /// A hidden name is being made; it is `silly` then, or could not be made.
     hiding: bool,
     /// Handles through which was locked and whose RELEASE is under way, and how many of
@@ -468,18 +468,30 @@ impl<D> FileInner<D> {
     /// The only user of the open of a file that is not made yet is being released: the request that
     /// makes it may close it.
     pub(in crate::vfs) fn begin_close(&mut self, open: &Arc<OpenState>) {
-        let mut opens = self.opens.iter();
-        if opens.any(|shared| Arc::ptr_eq(&shared.open, open) && shared.users == 1) {
-            self.closing = Some(Arc::clone(open));
+        match &mut self.closing {
+            Some((closing, users)) if Arc::ptr_eq(closing, open) => *users += 1,
+            closing => *closing = Some((Arc::clone(open), 1)),
         }
+    }
+
+    /// The file was made or refused, and with it that was decided of one of them.
+    pub(in crate::vfs) fn end_close(&mut self, open: &Arc<OpenState>) {
+        if let Some((closing, users)) = &mut self.closing
+            && Arc::ptr_eq(closing, open)
+        {
+            *users -= 1;
+        }
+        self.closing.take_if(|(_, users)| *users == 0);
     }
 
     /// Whether that is so of this one still.
     pub(in crate::vfs) fn closes_along(&self, open: &Arc<OpenState>) -> bool {
         let closing = self.closing.as_ref();
         let mut opens = self.opens.iter();
-        closing.is_some_and(|closing| Arc::ptr_eq(closing, open))
-            && opens.any(|shared| Arc::ptr_eq(&shared.open, open) && shared.users == 1)
+        closing.is_some_and(|(closing, users)| {
+            Arc::ptr_eq(closing, open)
+                && opens.any(|shared| Arc::ptr_eq(&shared.open, open) && shared.users == *users)
+        })
     }
 
     /// The same, and whoever opens the file next has an open of his own.
@@ -493,13 +505,24 @@ impl<D> FileInner<D> {
 
     /// It was not closed: the request was not executed.
     pub(in crate::vfs) fn close_again(&mut self, open: &Arc<OpenState>) {
-        self.add_open(open);
+        let closing = self.closing.as_ref();
+        let of_it = closing.filter(|(closing, _)| Arc::ptr_eq(closing, open));
+        let users = of_it.map_or(1, |(_, users)| *users);
+        self.opens.push(SharedOpen {
+            users,
+            ..SharedOpen::new(open)
+        });
+    }
+
+    /// Its last name was taken, or is being taken, and it has a hidden one.
+    pub(in crate::vfs) fn is_hidden(&self) -> bool {
+        self.silly.is_some() || self.hiding || self.replacing > 0
     }
 
     /// Somebody has the file open and goes on with it, or it has a hidden name.
     pub(in crate::vfs) fn is_open_or_hidden(&self) -> bool {
         let closes = |shared: &SharedOpen| self.closes_along(&shared.open);
-        !self.opens.iter().all(closes) || self.silly.is_some() || self.hiding || self.replacing > 0
+        !self.opens.iter().all(closes) || self.is_hidden()
     }
 
     /// One more user of an open that is in the table. False if it is not (any more).

@@ -146,7 +146,7 @@ impl Files {
         }
     }
 
-    /// A handle is being released. If it is the only one of a file that is not made yet, the
+    /// A handle is being released. If it is the last one of a file that is not made yet, the
     /// request that makes it closes it as well, and nobody hurries that.
     pub(in crate::vfs) async fn begin_close(self: &Arc<Self>, handle: &OpenHandle) {
         let inode = &handle.inode;
@@ -155,6 +155,7 @@ impl Files {
             self.pump_names();
             // What it was refused for, if it was, is told below.
             let _ = inode.handle.given().await;
+            self.file_state(inode).lock().end_close(&handle.open);
         }
     }
 

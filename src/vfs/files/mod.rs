@@ -16,6 +16,7 @@
 //! | sending data: the shell of the write-back | [`mod@write`], `unanswered` |
 //! | changes of names that are answered before the server knows (`writeback`) | `name_writeback`, `send_names` |
 //! | sending changes of attributes that waited | [`deferred_setattr`] |
+//! | attributes of directories that are ahead of the server | [`directory_setattr`] |
 //! | set-id rights that a write or a cut takes | `privileges` |
 //! | reading, reading ahead, and what comes with an OPEN | `read`, `inline_read` |
 //! | attributes of open files, before they are too old | `revalidate` |
@@ -33,6 +34,7 @@
 pub(in crate::vfs) mod accept;
 mod barrier;
 pub(in crate::vfs) mod deferred_setattr;
+mod directory_setattr;
 pub(in crate::vfs) mod handle;
 pub(in crate::vfs) mod handover;
 mod hidden;
@@ -43,6 +45,7 @@ mod late_open;
 pub(in crate::vfs) mod lock;
 pub(in crate::vfs) mod logged;
 mod name_writeback;
+mod open_promised;
 mod opens;
 mod privileges;
 mod read;
@@ -69,6 +72,7 @@ use self::name_writeback::NameWriteback;
 use self::silly::Silly;
 use self::window::Window;
 use crate::nfs::Client;
+use crate::nfs::calls::IN_FRONT;
 use crate::rpc::caller::Abandoned;
 use crate::telemetry::Metrics;
 use crate::vfs::file::ahead::Ahead;
@@ -174,6 +178,7 @@ impl Files {
             max_in_flight: WRITES_IN_FLIGHT,
             fragment: FRAGMENT,
             fragments: FRAGMENTS,
+            in_front: IN_FRONT,
             linger: LINGER,
             // Who may believe nothing is not made to wait for others' writes either (nfs(5):
             // `noac` is for both).

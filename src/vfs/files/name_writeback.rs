@@ -3,8 +3,8 @@
 //!
 //! Accepted is what this host can answer for by itself: in a directory that is
 //! [private](crate::vfs::namespace::promised) to the caller, a file, a directory or a link by a
-//! name that is free, and the removal or the new name of what this host knows to be there. All
-//! else is asked of the server, and waits there for what was accepted before it
+//! name that is free, and the removal or the new name of what this host knows to be there; and
+//! what is set of the directory itself ([`directory_setattr`](super::directory_setattr)). All else is asked of the server, and waits there for what was accepted before it
 //! ([`Gate`](crate::nfs) by its directory, a promised handle by its object). In what order
 //! they go, and when, says the [queue](crate::vfs::writeback::name_queue); how, `send_names`.
 //!
@@ -26,13 +26,14 @@ use tokio::time::Instant;
 use super::Files;
 use super::send_names::ALONG;
 use super::write::now;
+use crate::nfs::calls::IN_FRONT;
 use crate::nfs::proto::types::{FileType, Promise};
 use crate::nfs::state::OpenState;
 use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::{DentryTarget, Name};
 use crate::vfs::namespace::names::NAME_MAX;
-use crate::vfs::types::{FileKind, Ino, Opened, Timestamp, VfsResult};
+use crate::vfs::types::{FileKind, Ino, Opened, SetAttr, Timestamp, VfsResult};
 use crate::vfs::writeback::name_queue::{Config, NameQueue, Next, Queued, Ripe};
 
 /// The most changes that are ahead of the server. With more the caller waits, by being answered
@@ -88,6 +89,8 @@ pub(super) enum What {
         moved: Arc<Inode>,
         replaced: Option<Arc<Inode>>,
     },
+    /// Of the directory itself; the name is none.
+    Attributes(SetAttr),
 }
 
 /// A file that the server has yet to make.
@@ -137,8 +140,40 @@ impl Accepted {
             What::File(_) => LARGEST,
             What::Directory { .. } | What::Symlink { .. } => 4,
             What::Rename { .. } => 2,
-            What::Remove { .. } => 1,
+            What::Remove { .. } | What::Attributes(_) => 1,
         }
+    }
+
+    /// Bytes of a request that it takes at the most, with so many of them data.
+    pub(super) fn bytes(&self, data: usize) -> usize {
+        // A longest name, the handle of the directory, attributes.
+        const EACH: usize = 700;
+        EACH + match &self.what {
+            What::Symlink { text, .. } => text.len(),
+            What::Rename { to, .. } => to.len(),
+            _ => data,
+        }
+    }
+
+    /// As many as it would take now.
+    fn bytes_now(&self) -> usize {
+        let file = match &self.what {
+            What::File(file) => file.inode.opened(),
+            _ => None,
+        };
+        let data = file.map_or(0, |file| file.lock().writeback().bytes());
+        self.bytes(data.min(ALONG))
+    }
+
+    /// It brings data along, which begin in the first page of their request ([`IN_FRONT`]).
+    fn brings_data(&self) -> bool {
+        matches!(self.what, What::File(_))
+    }
+
+    /// It is the last of its request: should that run twice, nothing that came after it in the
+    /// directory has moved the times that it sets.
+    fn is_last(&self) -> bool {
+        matches!(self.what, What::Attributes(_))
     }
 
     /// So many links more the directory has with it.
@@ -153,13 +188,33 @@ impl Accepted {
     /// The objects that must be there before the server is told.
     pub(super) fn needs(&self) -> impl Iterator<Item = &Arc<Inode>> {
         let (first, second) = match &self.what {
-            What::File(_) | What::Directory { .. } | What::Symlink { .. } => (None, None),
+            What::File(_) | What::Directory { .. } | What::Symlink { .. } | What::Attributes(_) => {
+                (None, None)
+            }
             What::Remove { victim } => (Some(victim), None),
             What::Rename {
                 moved, replaced, ..
             } => (Some(moved), replaced.as_ref()),
         };
         first.into_iter().chain(second)
+    }
+
+    /// It gives another name, which nothing has, to a file that one of these makes.
+    pub(super) fn is_rename_of_one_in<'a>(
+        &self,
+        mut in_front: impl Iterator<Item = &'a Self>,
+    ) -> bool {
+        match &self.what {
+            What::Rename {
+                moved,
+                replaced: None,
+                ..
+            } => in_front.any(|front| match &front.what {
+                What::File(file) => Arc::ptr_eq(&file.inode, moved),
+                _ => false,
+            }),
+            _ => false,
+        }
     }
 
     /// More may come that is to go along with it.
@@ -191,7 +246,7 @@ impl Files {
     }
 
     /// The same of names in a directory, for which nobody waits.
-    fn has_room_in(&self, dir: &Inode) -> bool {
+    pub(super) fn has_room_in(&self, dir: &Inode) -> bool {
         self.has_room_ahead() && !self.client.is_awaited(&dir.handle)
     }
 
@@ -289,7 +344,7 @@ impl Files {
         free.then(|| self.namespace.attributes_of_new(dir, &maker, what))?
     }
 
-    fn accept_name(
+    pub(super) fn accept_name(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
@@ -325,7 +380,7 @@ impl Files {
         name: &[u8],
         of_directory: bool,
     ) -> bool {
-        let Some(victim) = self.own(cred, dir, name) else {
+        let Some(victim) = self.own(cred, dir, name, false) else {
             return false;
         };
         let is_dir = victim.kind == FileKind::Directory;
@@ -351,12 +406,12 @@ impl Files {
         dir: &Arc<Inode>,
         (from, to): (&[u8], &[u8]),
     ) -> bool {
-        let Some(moved) = self.own(cred, dir, from) else {
+        let Some(moved) = self.own(cred, dir, from, true) else {
             return false;
         };
         let replaced = match self.namespace.is_free(dir, to) {
             true => None,
-            false => match self.own(cred, dir, to) {
+            false => match self.own(cred, dir, to, false) {
                 Some(replaced) => Some(replaced),
                 None => return false,
             },
@@ -386,9 +441,15 @@ impl Files {
         true
     }
 
-    /// What a name in a private directory leads to, if nobody has it open and nothing else of it
-    /// has to be seen to before the name goes.
-    fn own(&self, cred: &Arc<Credential>, dir: &Arc<Inode>, name: &[u8]) -> Option<Arc<Inode>> {
+    /// What a name in a private directory leads to, if nothing of it has to be seen to before the
+    /// name goes, and nobody has it open, or it `keeps` a name.
+    fn own(
+        &self,
+        cred: &Arc<Credential>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        keeps: bool,
+    ) -> Option<Arc<Inode>> {
         if !self.has_room_in(dir) {
             return None;
         }
@@ -404,9 +465,10 @@ impl Files {
             };
             (stat.nlink <= links, !attr.is_over())
         };
-        let is_open = inode
-            .opened()
-            .is_some_and(|file| file.lock().is_open_or_hidden());
+        let is_open = inode.opened().is_some_and(|file| match keeps {
+            true => file.lock().is_hidden(),
+            false => file.lock().is_open_or_hidden(),
+        });
         let ours = is_ours && !inode.is_stale() && !is_open;
         (ours && (is_one || inode.kind == FileKind::Directory)).then_some(inode)
     }
@@ -532,15 +594,27 @@ fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, most: usize) -> usize 
     if first.change.dir.handle.is_undecided() {
         return 0;
     }
-    let mut used = 0;
+    let (mut used, mut is_over, mut in_front_of_it) = (0, false, 0);
     let alike = waiting.iter().take_while(|queued| {
         let change = &queued.change;
         used += change.operations();
+        let starts = in_front_of_it;
+        in_front_of_it += change.bytes_now();
         let is_first = queued.number == first.number;
-        // What stands in front of it in the same request is not made yet.
-        let is_there = is_first || !change.needs().any(|inode| inode.handle.is_undecided());
+        let is_behind = std::mem::replace(&mut is_over, change.is_last());
+        // What stands in front of it in the same request is not made yet, but for a rename of
+        // what has all its data by then.
+        let in_front = waiting
+            .iter()
+            .take_while(|front| front.number < queued.number);
+        let in_front = in_front.map(|front| &front.change);
+        let is_there = is_first
+            || change.is_rename_of_one_in(in_front)
+            || !change.needs().any(|inode| inode.handle.is_undecided());
         *change.cred == *first.change.cred
             && is_there
+            && !is_behind
+            && (!change.brings_data() || starts <= IN_FRONT)
             && (is_first || used <= most)
             && (ripe.is(queued) || !change.grows())
     });

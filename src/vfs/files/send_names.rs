@@ -12,7 +12,7 @@ use super::deferred_setattr::new_attributes;
 use super::name_writeback::{Accepted, PromisedFile, What};
 use super::write::now;
 use crate::nfs::NfsError;
-use crate::nfs::calls::{FileMade, NameChange, NameChanged, NewFile};
+use crate::nfs::calls::{FileMade, IN_FRONT, NameChange, NameChanged, NewFile};
 use crate::nfs::proto::attrs::{NewAttributes, NewTime};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::NfsTime;
@@ -33,6 +33,8 @@ struct Sending {
     files: Arc<Files>,
     dir: Arc<Inode>,
     left: usize,
+    /// Among them, of attributes of the directory.
+    sets: usize,
 }
 
 /// What goes along with a change.
@@ -43,6 +45,8 @@ struct Along {
     changes: bool,
     attrs: NewAttributes,
     closes: bool,
+    /// Nothing of the file is left to be sent.
+    is_all: bool,
 }
 
 impl Drop for Sending {
@@ -56,6 +60,9 @@ impl Drop for Sending {
 
 impl Sending {
     fn namespace_answered(&self) {
+        for _ in 0..self.sets {
+            self.dir.attr.lock().set_answered();
+        }
         self.files.namespace.doubt(&self.dir);
         self.files
             .namespace
@@ -73,6 +80,9 @@ impl Files {
             files: Arc::clone(self),
             dir: Arc::clone(&first.change.dir),
             left: batch.changes.len(),
+            sets: (batch.changes.iter())
+                .filter(|queued| matches!(queued.change.what, What::Attributes(_)))
+                .count(),
         };
         let files = Arc::clone(self);
         tokio::spawn(async move {
@@ -86,15 +96,33 @@ impl Files {
         });
     }
 
-    async fn send_batch(self: &Arc<Self>, mut sending: Sending, all: Vec<Queued<Accepted>>) {
+    async fn send_batch(self: &Arc<Self>, mut sending: Sending, mut all: Vec<Queued<Accepted>>) {
         self.metrics.tasks.point("send_names");
         let dir = Arc::clone(&sending.dir);
-        for queued in &all {
-            self.before_change(&queued.change).await;
+        let is_renamed = |all: &[Queued<Accepted>], number: usize| {
+            let in_front = all[..number].iter().map(|queued| &queued.change);
+            all[number].change.is_rename_of_one_in(in_front)
+        };
+        for number in 0..all.len() {
+            if !is_renamed(&all, number) {
+                self.before_change(&all[number].change).await;
+            }
         }
-        let along: Vec<Along> = (all.iter())
-            .map(|queued| self.goes_along(&queued.change))
-            .collect();
+        let mut along: Vec<Along> = Vec::with_capacity(all.len());
+        let mut in_front = 0;
+        for number in 0..all.len() {
+            // What has a new name has its data before: if there were more of them meanwhile,
+            // the rename waits until they are there.
+            if is_renamed(&all, number) && !along[..number].iter().all(|front| front.is_all) {
+                break;
+            }
+            let change = &all[number].change;
+            let goes = self.goes_along(change, in_front <= IN_FRONT);
+            let data = goes.data.as_ref().map_or(0, |(_, data)| len_of(data));
+            in_front += change.bytes(data);
+            along.push(goes);
+        }
+        let later = all.split_off(along.len());
         let changes: Vec<NameChange<'_>> = (all.iter().zip(&along))
             .map(|(queued, along)| change_of(&queued.change, along))
             .collect();
@@ -141,6 +169,8 @@ impl Files {
                 }
             }
         }
+        again.extend(later);
+        sending.sets = 0;
         let done = std::mem::take(&mut sending.left) - again.len();
         let moved = moved.as_ref().map(|moved| (moved, sent));
         self.namespace.answered(&dir, (done, links), moved);
@@ -188,13 +218,27 @@ impl Files {
         }
     }
 
-    /// What was done to a new file since: it leaves now.
-    fn goes_along(&self, change: &Accepted) -> Along {
-        let What::File(file) = &change.what else {
-            return Along::default();
+    /// What was done to a new file since: it leaves now, with its data if they have `room`.
+    fn goes_along(&self, change: &Accepted, room: bool) -> Along {
+        let file = match &change.what {
+            What::File(file) => file,
+            What::Attributes(set) => {
+                return Along {
+                    attrs: new_attributes(set),
+                    is_all: true,
+                    ..Along::default()
+                };
+            }
+            _ => {
+                return Along {
+                    is_all: true,
+                    ..Along::default()
+                };
+            }
         };
         let mut inner = self.file_state(&file.inode).lock();
-        let data = inner.writeback_mut().take_whole(ALONG);
+        let most = if room { ALONG } else { 0 };
+        let data = inner.writeback_mut().take_whole(most);
         let is_whole = inner.writeback().is_idle()
             || data
                 .as_ref()
@@ -202,6 +246,7 @@ impl Files {
         let changes = is_whole.then(|| inner.deferred_mut().leave_as(&file.open.cred));
         let changes = changes.flatten();
         let closes = is_whole && inner.take_closing(&file.open);
+        let is_all = is_whole && inner.deferred().is_leaving_whole();
         let (atime, mtime) = {
             let attr = file.inode.attr.lock();
             (attr.stat().atime, attr.stat().mtime)
@@ -216,6 +261,7 @@ impl Files {
             changes: changes.is_some(),
             attrs,
             closes,
+            is_all,
         }
     }
 
@@ -260,6 +306,7 @@ impl Files {
                 self.namespace.made_as_promised(&inode, attrs, sent);
             }
             (What::Remove { .. } | What::Rename { .. }, _) => {}
+            (What::Attributes(_), _) => change.dir.attr.lock().set_answered(),
             // It was made by an earlier sending, and its handle is not known.
             (What::File(file), _) => file.promise.break_off(Status::STALE),
             (What::Directory { promise, .. } | What::Symlink { promise, .. }, _) => {
@@ -284,8 +331,7 @@ impl Files {
         if let Some((id, data)) = &along.data {
             match made.written {
                 Some(Ok(written)) => {
-                    let len: usize = data.iter().map(Bytes::len).sum();
-                    is_whole = written.count as usize >= len;
+                    is_whole = written.count as usize >= len_of(data);
                     self.write_answered(inode, [(*id, written)].into_iter(), None);
                 }
                 // It goes by itself now, and tells its error then.
@@ -332,6 +378,7 @@ impl Files {
             What::Symlink { .. } => "new link",
             What::Remove { .. } => "removal",
             What::Rename { .. } => "rename",
+            What::Attributes(_) => "change of attributes of",
         };
         tracing::error!(
             "the {did} {} was answered (writeback) and is refused by the server: {error}; fsync of its \
@@ -355,6 +402,13 @@ impl Files {
             }
             What::Remove { .. } => {}
             What::Rename { to, .. } => self.namespace.not_as_accepted(&dir, &to),
+            What::Attributes(_) => {
+                let mut attr = dir.attr.lock();
+                attr.set_answered();
+                attr.expire();
+                drop(attr);
+                self.namespace.inval_attr(dir.ino);
+            }
         }
     }
 
@@ -389,7 +443,12 @@ fn change_of<'a>(change: &'a Accepted, along: &'a Along) -> NameChange<'a> {
         What::Symlink { text, .. } => NameChange::Symlink(name, text),
         What::Remove { .. } => NameChange::Remove(name),
         What::Rename { to, .. } => NameChange::Rename(name, to),
+        What::Attributes(_) => NameChange::Attributes(&along.attrs),
     }
+}
+
+fn len_of(data: &Chunks) -> usize {
+    data.iter().map(Bytes::len).sum()
 }
 
 fn is_put_off(error: &NfsError) -> bool {

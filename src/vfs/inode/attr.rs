@@ -85,8 +85,20 @@ pub(in crate::vfs) struct AttrState {
     hidden: bool,
     /// Whether the object is there at all.
     life: Life,
+    /// What was set and answered, and the server does not know yet (a directory, `writeback`).
+    accepted: Option<Box<AcceptedSet>>,
     /// Values of the change attribute that what is cached belongs to.
     explained: SmallVec<[u64; 2]>,
+}
+
+/// Changes of attributes that are ahead of the server, as one.
+#[derive(Debug)]
+struct AcceptedSet {
+    /// So many.
+    count: usize,
+    set: SetAttr,
+    /// What is shown as the time of the last one.
+    ctime: Timestamp,
 }
 
 /// A time in milliseconds, since there is one in each of many inodes; longer ones
@@ -151,6 +163,7 @@ impl AttrState {
             expired: false,
             hidden: false,
             life: Life::Sure,
+            accepted: None,
             explained: SmallVec::from_elem(attrs.change, 1),
         }
     }
@@ -342,6 +355,31 @@ impl AttrState {
         stat.ctime = ctime;
     }
 
+    /// This was set and answered, and the server does not know it yet: it stays true here,
+    /// whatever the server says until [`AttrState::set_answered`].
+    pub(in crate::vfs) fn accept_set(&mut self, set: &SetAttr, ctime: Timestamp, now: Instant) {
+        let accepted = self.accepted.get_or_insert_with(|| {
+            Box::new(AcceptedSet {
+                count: 0,
+                set: SetAttr::default(),
+                ctime,
+            })
+        });
+        accepted.count += 1;
+        accepted.set.join(set);
+        accepted.ctime = ctime;
+        self.overlay(set, ctime);
+        self.changed = now;
+    }
+
+    /// One of those was answered by the server, or will never be sent.
+    pub(in crate::vfs) fn set_answered(&mut self) {
+        if let Some(accepted) = &mut self.accepted {
+            accepted.count -= 1;
+        }
+        self.accepted.take_if(|accepted| accepted.count == 0);
+    }
+
     /// The server has made the object, which was promised: what it says counts from here on, but
     /// that what was done to it since (`ahead`) stays true here.
     pub(in crate::vfs) fn made(
@@ -463,6 +501,10 @@ impl AttrState {
         self.sent = sent;
         self.taken = now;
         self.expired = false;
+        if let Some(accepted) = self.accepted.take() {
+            self.overlay(&accepted.set, accepted.ctime);
+            self.accepted = Some(accepted);
+        }
     }
 }
 
@@ -630,6 +672,26 @@ mod tests {
             assert_eq!(state.ttl(t0 + 12 * MS), Duration::ZERO, "to be asked again");
             assert_eq!(state.foreign(), 2);
         }
+    }
+
+    #[test]
+    fn what_was_set_and_the_server_does_not_know_stays_true_until_it_does() {
+        let t0 = Instant::now();
+        let mut state = state(t0);
+        let mode = |mode| SetAttr {
+            mode: Some(mode),
+            ..SetAttr::default()
+        };
+        state.accept_set(&mode(0o700), Timestamp::default(), t0 + MS);
+        state.accept_set(&mode(0o755), Timestamp::default(), t0 + 2 * MS);
+        for at in [3, 5] {
+            // The server knows of none, and then of the first.
+            state.learn(&attrs(at, 1), t0 + 4 * MS, t0 + 4 * MS, &TIMEOUTS);
+            assert_eq!(state.stat().perm, 0o755);
+            state.set_answered();
+        }
+        state.learn(&attrs(9, 1), t0 + 6 * MS, t0 + 6 * MS, &TIMEOUTS);
+        assert_eq!(state.stat().perm, 0, "what the server says");
     }
 
     #[test]

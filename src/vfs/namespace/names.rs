@@ -46,14 +46,20 @@ impl Namespace {
         if !self.names.is_on() || dir.is_stale() || self.names_ttl(dir).is_zero() {
             return None;
         }
-        let (answer, confirmed) = {
+        let (answer, confirmed, is_private) = {
             let names = dir.names().lock();
-            (names.get(name), names.tracker.confirmed())
+            (
+                names.get(name),
+                names.tracker.confirmed(),
+                names.maker().is_some(),
+            )
         };
         let found = match answer {
             answer if self.names.says_missing(&answer, confirmed) => {
                 Lookup::Missing { ttl: NEGATIVE_TTL }
             }
+            // By what is said here to who makes it. ("writeback")
+            Dentry::NotListed if is_private => Lookup::Missing { ttl: NEGATIVE_TTL },
             Dentry::NotListed if fetched && dir.names().lock().record_negative(name) => {
                 Lookup::Missing { ttl: NEGATIVE_TTL }
             }

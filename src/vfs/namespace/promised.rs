@@ -135,6 +135,13 @@ impl Namespace {
         self.put_name(dir, Arc::clone(name), target, None);
     }
 
+    /// The same of what was set of the directory itself.
+    pub(in crate::vfs) fn accepted_set(&self, dir: &Arc<Inode>) {
+        let mut names = dir.names().lock();
+        names.tracker.answered(Instant::now());
+        names.count_accepted(1, 0);
+    }
+
     /// So many changes of names of a directory were answered, with which it has so many links more,
     /// or will never be sent; and how it moved by those that were executed, in a request sent at
     /// `sent`.

@@ -123,6 +123,9 @@ impl Vfs {
         if let Some(stat) = self.files.set_together(&inode, cred, &set) {
             return Ok((stat, Duration::ZERO));
         }
+        if let Some(stat) = self.files.set_ahead(&inode, cred, &set) {
+            return Ok((stat, Duration::ZERO));
+        }
         self.files.before_setattr(&inode).await;
         if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
             self.files.before_permissions(&inode).await;

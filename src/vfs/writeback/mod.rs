@@ -99,6 +99,8 @@ pub(super) struct WritebackConfig {
     pub max_in_flight: usize,
     /// WRITEs that are due share a request, this many and together no more than `wsize`, ...
     pub fragments: usize,
+    /// ... of which those but the last have so many bytes at most, and their arguments, ...
+    pub in_front: usize,
     /// ... but where somebody waits for them and there are places for each, only those of
     /// fewer bytes than this.
     pub fragment: usize,

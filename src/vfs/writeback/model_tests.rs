@@ -267,6 +267,9 @@ impl World {
                     assert!((2..=self.config.fragments).contains(&fragments.len()));
                     assert!(lens.sum::<usize>() <= self.config.wsize);
                     let last = fragments.len() - 1;
+                    let in_front = fragments[..last].iter();
+                    let in_front = in_front.map(|front| front.data.concat().len() + 40);
+                    assert!(in_front.sum::<usize>() <= self.config.in_front);
                     for (index, fragment) in fragments.into_iter().enumerate() {
                         let body = Body::Write {
                             data: fragment.data.concat(),
@@ -666,6 +669,7 @@ proptest! {
         max_in_flight in 1..6usize,
         fragment in 0..20usize,
         fragments in 1..5usize,
+        in_front in 0..200usize,
         linger in 0..1200u64,
         more in 0..3000u64,
         commit_after in 0..9000u64,
@@ -679,6 +683,7 @@ proptest! {
             max_in_flight,
             fragment,
             fragments,
+            in_front,
             linger: Duration::from_micros(linger),
             max_linger: Duration::from_micros(linger + more),
             commit_after: Duration::from_micros(commit_after),

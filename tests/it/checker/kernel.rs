@@ -3,7 +3,7 @@
 //! more, and every name is asked for.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use efs_fuse::nfs::Client;
@@ -18,11 +18,20 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::history::{Answer, Call, Fd, How, Kind, Name, Path, Seen, Token};
 use super::pages::Pages;
+use super::real::kernels;
 use crate::peer::Peer;
 use crate::protocol::rig::{self, Mount, Open};
 
-/// Bytes of a slot: the token, four times.
-pub(super) const SLOT: usize = 16;
+/// Bytes of a slot: the token, again and again. With the kernel's client among the hosts it is a
+/// page: of one that it has read that client writes the whole (nfs_can_extend_write), and what
+/// others append to it are zeros there.
+pub(super) fn slot_size() -> usize {
+    static BYTES: LazyLock<usize> = LazyLock::new(|| match kernels().is_empty() {
+        true => 16,
+        false => 4096,
+    });
+    *BYTES
+}
 
 /// More than any file has: a reader is shown the end.
 pub(super) const SLOTS: usize = 64;
@@ -54,20 +63,20 @@ fn is_there(entry: Option<Entry>) -> Result<Entry, i32> {
 }
 
 pub(super) fn filled(token: Token) -> Vec<u8> {
-    token.to_le_bytes().repeat(SLOT / 4)
+    token.to_le_bytes().repeat(slot_size() / 4)
 }
 
 /// The tokens of a file's bytes; what is no token of the checker's is -1.
 pub(super) fn tokens(data: &[u8]) -> Vec<Token> {
     let token = |slot: &[u8]| {
         let words: Vec<_> = slot.chunks(4).collect();
-        let same = slot.len() == SLOT && words.iter().all(|word| word == &words[0]);
+        let same = slot.len() == slot_size() && words.iter().all(|word| word == &words[0]);
         match same {
             true => Token::from_le_bytes(words[0].try_into().unwrap_or_default()),
             false => Token::MAX,
         }
     };
-    data.chunks(SLOT).map(token).collect()
+    data.chunks(slot_size()).map(token).collect()
 }
 
 pub(super) fn link_text(token: Token) -> String {
@@ -92,7 +101,7 @@ pub(super) fn seen(stat: &Stat) -> Seen {
         mode: stat.perm,
         links: stat.nlink,
         size: match kind {
-            Kind::File => stat.size.div_ceil(SLOT as u64) as u32,
+            Kind::File => stat.size.div_ceil(slot_size() as u64) as u32,
             _ => 0,
         },
     }
@@ -141,7 +150,7 @@ impl Kernel {
 
     /// READ, unless there are pages.
     async fn read(&self, open: Open) -> Result<Vec<u8>, i32> {
-        let all = (SLOTS * SLOT) as u32;
+        let all = (SLOTS * slot_size()) as u32;
         let mount = self.mount();
         let Some(pages) = &self.pages else {
             return errno(mount.read(open, 0, all).await);
@@ -233,7 +242,7 @@ impl Kernel {
         let open = *self.files.lock().get(&fd).ok_or(libc::EBADF)?;
         match call {
             Call::Write { slot, token, .. } => {
-                let at = u64::from(slot) * SLOT as u64;
+                let at = u64::from(slot) * slot_size() as u64;
                 self.write(open, at, token, 0).await
             }
             Call::Append { token, .. } => {
@@ -323,7 +332,7 @@ impl Kernel {
         let written = vfs.write(open.fh, at, data, flags).await;
         self.changes(open.ino);
         let written = errno(written)?;
-        assert_eq!(written as usize, SLOT, "a buffered write is whole");
+        assert_eq!(written as usize, slot_size(), "a buffered write is whole");
         Ok(Answer::Done)
     }
 

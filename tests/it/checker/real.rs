@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use self::breaks::Place;
-use self::kernel_client::{is_unclear, kernels, with_hidden_targets, without_zeros};
+pub(super) use self::kernel_client::kernels;
+use self::kernel_client::{is_unclear, with_hidden_targets, without_zeros};
 use super::history::{Answer, Call, Event, Time};
 use super::judge::{Verdict, judge};
 use super::plan::{Chance, THEMES};
@@ -133,6 +134,7 @@ impl Run {
                 .fetch_add(killed.count() as u64, Ordering::Relaxed);
             self.calls
                 .fetch_add(round.history.len() as u64, Ordering::Relaxed);
+            let began = round.began;
             match self.judge(round, belief) {
                 Verdict::Allowed => {
                     let gone = std::fs::remove_dir_all(plot.join(&name));
@@ -142,7 +144,10 @@ impl Run {
                     self.open.fetch_add(1, Ordering::Relaxed);
                 }
                 Verdict::Wrong(why) => {
-                    self.finds(format!("{}, {name}, {theme:?}: {why}", belief.options));
+                    self.finds(format!(
+                        "{}, {name}, {theme:?}, from {began} us on the monotonic clock: {why}",
+                        belief.options
+                    ));
                 }
             }
         }

@@ -17,14 +17,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::history::{Answer, Call, Fd, How, Kind, Path, Seen, Time};
-use super::kernel::{SLOT, SLOTS, filled, link_text, link_token, listed, tokens};
+use super::kernel::{SLOTS, filled, link_text, link_token, listed, slot_size, tokens};
 use super::plan::{Chance, Plan, Theme};
 use crate::fixtures::sys;
 
 /// The name of the test that is such a process.
 pub(super) const WORKER: &str = "checker::worker::a_process_of_the_checker";
-
-const LONGEST: usize = SLOTS * SLOT;
 
 /// What a process does in one round.
 #[derive(Debug, Serialize, Deserialize)]
@@ -201,7 +199,7 @@ fn seen(stat: &fs::Metadata) -> Seen {
         mode: (stat.permissions().mode() & 0o7777) as u16,
         links: stat.nlink() as u32,
         size: match kind {
-            Kind::File => stat.size().div_ceil(SLOT as u64) as u32,
+            Kind::File => stat.size().div_ceil(slot_size() as u64) as u32,
             _ => 0,
         },
     }
@@ -209,14 +207,14 @@ fn seen(stat: &fs::Metadata) -> Seen {
 
 fn on_open(files: &mut HashMap<Fd, File>, call: Call, fd: Fd) -> io::Result<Answer> {
     let file = files.get_mut(&fd).expect("an open file");
-    let whole = |written| assert_eq!(written, SLOT, "{call:?}: not all was written");
+    let whole = |written| assert_eq!(written, slot_size(), "{call:?}: not all was written");
     match call {
         Call::Write { slot, token, .. } => {
-            whole(file.write_at(&filled(token), u64::from(slot) * SLOT as u64)?);
+            whole(file.write_at(&filled(token), u64::from(slot) * slot_size() as u64)?);
         }
         Call::Append { token, .. } => whole(file.write(&filled(token))?),
         Call::Read(_) => {
-            let mut data = vec![0; LONGEST];
+            let mut data = vec![0; SLOTS * slot_size()];
             file.rewind()?;
             let read = file.read(&mut data)?;
             return Ok(Answer::Data(tokens(&data[..read])));

@@ -379,7 +379,7 @@ fn decode_args(number: u32, d: &mut Dec) -> Decoded<Args> {
             stateid: Stateid::decode(d)?,
             offset: d.u64()?,
             stable: d.u32()?,
-            data: d.opaque(64 << 20)?,
+            data: d.payload(64 << 20)?,
         },
         op::BIND_CONN_TO_SESSION => {
             let session = d.fixed()?;

@@ -73,6 +73,18 @@ impl Dec {
         self.take(len)
     }
 
+    /// The data of a WRITE, as Linux 6.1's server takes them: what begins behind the first page of the
+    /// record is taken from the beginning of its page.
+    pub(crate) fn payload(&mut self, max: usize) -> Decoded<Bytes> {
+        const PAGE: usize = 4096;
+        let data = self.opaque(max)?;
+        let at = self.pos - data.len().next_multiple_of(4);
+        match at / PAGE {
+            0 => Ok(data),
+            page => Ok(self.buf.slice(page * PAGE..page * PAGE + data.len())),
+        }
+    }
+
     /// A counted array of at most `max` items.
     pub(crate) fn array<T>(
         &mut self,

@@ -1,17 +1,16 @@
 //! `writeback`: changes of names that are answered before the server knows of them, to the
 //! request and the millisecond; and what a server, a connection or another host does to them.
 
-use std::collections::BTreeMap;
+mod attributes;
+mod model;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use efs_fuse::vfs::types::{Errno, Ino, ROOT_INO, SetAttr, SetTime, Timestamp};
 
-use proptest::prelude::*;
-
 use super::rig::{Mount, Open, connect, millis, once_at, seconds, within};
-use crate::fixtures::setting;
 use crate::peer::proto::{op, st};
 use crate::peer::{Action, Peer, PeerConfig};
 
@@ -688,172 +687,6 @@ async fn another_process_goes_on_with_what_was_made_ahead_and_with_what_was_refu
     within(60, mount.vfs.settled()).await;
 }
 
-/// What is done in a directory, and how long it is until the next.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Make(u8),
-    MakeDirectory(u8),
-    Unlink(u8),
-    Rename(u8, u8),
-    Wait(u16),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let name = || 0..8_u8;
-    prop_oneof![
-        4 => name().prop_map(Step::Make),
-        1 => name().prop_map(Step::MakeDirectory),
-        2 => name().prop_map(Step::Unlink),
-        2 => (name(), name()).prop_map(|(from, to)| Step::Rename(from, to)),
-        3 => (0..40_u16).prop_map(Step::Wait),
-    ]
-}
-
-/// What a directory holds by its names: what was written to a file, or nothing of a directory.
-type Held = BTreeMap<String, Option<String>>;
-
-fn held(mount: &Mount) -> Held {
-    let fs = mount.peer.fs();
-    let names = fs.list("/d").expect("names").into_iter();
-    let read = |name: &str| fs.read_file(&format!("/d/{name}")).ok();
-    let text = |data: Vec<u8>| String::from_utf8(data).expect("text");
-    names
-        .map(|name| (name.clone(), read(&name).map(text)))
-        .collect()
-}
-
-/// The same names of the same kinds. What is written to a file, all or nothing of it, is in order
-/// with that file's names alone.
-fn is_like(state: &Held, now: &Held) -> bool {
-    let is_same = |(state, now): (&Option<String>, &Option<String>)| match (state, now) {
-        (Some(text), Some(data)) => data.is_empty() || data == text,
-        (None, None) => true,
-        _ => false,
-    };
-    state.keys().eq(now.keys()) && state.values().zip(now.values()).all(is_same)
-}
-
-/// Does one step here and in the model.
-async fn do_step(mount: &Mount, dir: Ino, step: Step, model: &mut Held, number: usize) {
-    let name = |name: u8| format!("n{name}");
-    let is_dir = |of: u8| matches!(model.get(&name(of)), Some(None));
-    // The kernel knows what is a directory, and does not ask.
-    let asked = match step {
-        Step::Unlink(of) => !is_dir(of),
-        Step::Rename(from, to) => is_dir(from) == is_dir(to) || !model.contains_key(&name(to)),
-        _ => true,
-    };
-    if !asked {
-        return;
-    }
-    let told = match step {
-        Step::Make(of) => match mount.create(dir, &name(of), EXCLUSIVE).await {
-            Ok(file) => {
-                let text = format!("{number}");
-                mount.write(file, 0, text.as_bytes()).await.expect("write");
-                shut(mount, file).await.expect("close");
-                assert!(model.insert(name(of), Some(text)).is_none(), "O_EXCL");
-                Ok(())
-            }
-            Err(error) => Err(error),
-        },
-        Step::MakeDirectory(of) => mount.mkdir(dir, &name(of)).await.map(|_| {
-            assert!(model.insert(name(of), None).is_none(), "mkdir");
-        }),
-        Step::Unlink(of) => mount.unlink(dir, &name(of)).await.map(|()| {
-            assert!(model.remove(&name(of)).flatten().is_some(), "unlink");
-        }),
-        Step::Rename(from, to) => {
-            let told = mount.rename((dir, &name(from)), (dir, &name(to))).await;
-            told.map(|()| {
-                let moved = model.remove(&name(from)).expect("rename");
-                model.insert(name(to), moved);
-            })
-        }
-        Step::Wait(time) => {
-            millis(time.into()).await;
-            Ok(())
-        }
-    };
-    if let Err(error) = told {
-        let (there, of) = match step {
-            Step::Make(of) | Step::MakeDirectory(of) => (true, of),
-            Step::Unlink(of) | Step::Rename(of, _) => (false, of),
-            Step::Wait(_) => unreachable!("it cannot fail"),
-        };
-        let known = model.get(&name(of));
-        let is_right = match error.raw() {
-            libc::EEXIST => there && known.is_some(),
-            libc::ENOENT => !there && known.is_none(),
-            // A directory is no file, and the other way round.
-            libc::EISDIR | libc::ENOTDIR | libc::EPERM | libc::ENOTEMPTY => true,
-            _ => false,
-        };
-        assert!(is_right, "{step:?} of {known:?}: {error}");
-    }
-}
-
-async fn is_always_a_prefix(steps: Vec<Step>, latency: u16, breaks: u8) {
-    let (mount, dir) = private().await;
-    mount
-        .peer
-        .set_latency(Duration::from_millis(latency.into()));
-    let seen = AtomicUsize::new(0);
-    mount.peer.on_op(move |event| {
-        let about = matches!(event.op, op::OPEN | op::CREATE | op::REMOVE | op::RENAME);
-        let breaks = breaks > 0
-            && about
-            && seen.fetch_add(1, Ordering::Relaxed) % (usize::from(breaks) + 3) == 2;
-        match breaks {
-            true => Action::DropConnectionAfter,
-            false => Action::Pass,
-        }
-    });
-    let (mut model, mut states) = (Held::new(), vec![Held::new()]);
-    let mut at = 0;
-    let is_now = |states: &[Held], at: &mut usize| {
-        let now = held(&mount);
-        let found = states[*at..].iter().position(|state| is_like(state, &now));
-        *at += found.unwrap_or_else(|| panic!("{now:?} was never so after {at}: {states:?}"));
-    };
-    for (number, step) in steps.into_iter().enumerate() {
-        do_step(&mount, dir, step, &mut model, number).await;
-        states.push(model.clone());
-        is_now(&states, &mut at);
-    }
-    let told = within(600, mount.vfs.fsyncdir(dir))
-        .await
-        .map_err(Errno::from);
-    assert_eq!(told, Ok(()));
-    assert_eq!(held(&mount), model);
-    mount.peer.clear_script();
-    within(600, mount.vfs.settled()).await;
-    assert_eq!(mount.peer.open_count(), 0);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
-
-    #[test]
-    fn the_server_is_at_every_moment_as_the_directory_was_here_and_never_goes_back(
-        steps in prop::collection::vec(step(), 1..40),
-        latency in 0..30_u16,
-        breaks in 0..6_u8,
-    ) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .expect("a runtime");
-        runtime.block_on(is_always_a_prefix(steps, latency, breaks));
-    }
-}
-
-/// `EFS_FUSE_WRITEBACK_CASES`: how often.
-fn cases() -> u32 {
-    u32::try_from(setting("EFS_FUSE_WRITEBACK_CASES", 200)).expect("a number")
-}
-
 #[tokio::test(start_paused = true)]
 async fn what_a_request_has_done_whose_reply_and_session_were_lost_is_refused_to_nobody() {
     for about in [op::REMOVE, op::CREATE] {
@@ -885,4 +718,121 @@ async fn what_a_request_has_done_whose_reply_and_session_were_lost_is_refused_to
         assert_eq!(names, if about == op::REMOVE { 1 } else { 7 });
         within(600, mount.vfs.settled()).await;
     }
+}
+
+/// By a server that takes data as Linux 6.1's does (`Dec::payload`).
+#[tokio::test(start_paused = true)]
+async fn files_of_any_size_have_their_own_data_whatever_goes_in_a_request() {
+    let (mount, dir) = private().await;
+    mount.peer.set_latency(Duration::from_millis(5));
+    let sizes = [0, 10, 900, 2000, 3000, 4096, 5000, 20_000, 70_000];
+    let data = |number: usize| vec![number as u8 + 1; sizes[number % sizes.len()]];
+    for number in 0..60 {
+        let name = format!("f{number}");
+        unpack(&mount, dir, &name, &data(number))
+            .await
+            .expect("a file");
+        if number % 7 == 0 {
+            mount
+                .mkdir(dir, &format!("d{number}"))
+                .await
+                .expect("mkdir");
+        }
+    }
+    settled(&mount).await;
+    let fs = mount.peer.fs();
+    for number in 0..60 {
+        let found = fs.read_file(&format!("/d/f{number}")).expect("data");
+        assert!(found == data(number), "{number}");
+    }
+}
+
+/// As rsync does it: written under one name, opened once more for its mode, renamed.
+#[tokio::test(start_paused = true)]
+async fn what_is_opened_again_and_renamed_goes_with_the_request_that_makes_it() {
+    let (mount, dir) = private().await;
+    mount.peer.set_latency(Duration::from_secs(1));
+    let before = mount.peer.round_trips();
+    let start = tokio::time::Instant::now();
+    for number in 0..10 {
+        let (temporary, name) = (format!(".f{number}.x"), format!("f{number}"));
+        assert!(mount.lookup(dir, &name).await.expect("a name").is_none());
+        let file = unpack(&mount, dir, &temporary, b"data")
+            .await
+            .expect("a file");
+        let opened = mount.open(file.ino, libc::O_RDONLY).await.expect("open");
+        let mode = SetAttr {
+            mode: Some(0o644),
+            ..SetAttr::default()
+        };
+        let vfs = &mount.vfs;
+        let set = vfs
+            .setattr(&mount.cred, file.ino, Some(opened.fh), mode)
+            .await;
+        assert_eq!(set.expect("fchmod").0.perm, 0o644);
+        shut(&mount, opened).await.expect("close");
+        let renamed = mount.rename((dir, &temporary), (dir, &name)).await;
+        renamed.expect("rename");
+    }
+    assert!(start.elapsed() < Duration::from_millis(20), "nobody waits");
+    settled(&mount).await;
+    let fs = mount.peer.fs();
+    assert_eq!(fs.list("/d").expect("names").len(), 10);
+    for number in 0..10 {
+        let path = format!("/d/f{number}");
+        assert_eq!(fs.read_file(&path).expect("data"), b"data");
+        assert_eq!(fs.stat(&path).expect("stat").mode, 0o644);
+    }
+    let requests = mount.peer.round_trips() - before;
+    assert!(requests <= 12, "{requests} requests");
+    millis(2000).await;
+    assert_eq!(mount.peer.open_count(), 0, "all are closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_was_opened_again_before_it_was_made_is_open() {
+    let (mount, dir) = private().await;
+    mount.peer.set_latency(Duration::from_millis(100));
+    let file = unpack(&mount, dir, "f", b"data").await.expect("a file");
+    let opened = mount.open(file.ino, libc::O_RDWR).await.expect("open");
+    settled(&mount).await;
+    mount.unlink(dir, "f").await.expect("unlink");
+    mount.write(opened, 4, b" and more").await.expect("write");
+    mount.fsync(opened).await.expect("fsync");
+    assert_eq!(
+        mount.read(opened, 0, 100).await.expect("read"),
+        b"data and more"
+    );
+    shut(&mount, opened).await.expect("close");
+    settled(&mount).await;
+    millis(2000).await;
+    let names = mount.peer.fs().list("/d").expect("names");
+    assert!(names.is_empty(), "{names:?}");
+    assert_eq!(mount.peer.open_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_of_a_private_directory_that_nobody_has_made_is_not_asked_for() {
+    let (mount, dir) = private().await;
+    mount.mkdir(dir, "below").await.expect("mkdir");
+    settled(&mount).await;
+    let before = mount.peer.round_trips();
+    for name in ["a", "b", "c"] {
+        assert!(mount.lookup(dir, name).await.expect("a name").is_none());
+    }
+    assert_eq!(mount.peer.round_trips(), before);
+    // Once another host has made one there, the directory is private no more.
+    mount
+        .peer
+        .fs()
+        .write_file("/d/theirs", b"x")
+        .expect("write");
+    mount
+        .unlink(dir, "none")
+        .await
+        .expect_err("nothing to remove");
+    mount.mkdir(dir, "more").await.expect("mkdir");
+    settled(&mount).await;
+    let found = mount.lookup(dir, "theirs").await.expect("a name");
+    assert!(found.is_some());
 }

@@ -158,6 +158,7 @@ impl AttrState {
             expired: true,
             hidden: record.hidden,
             life: record.life,
+            accepted: None,
             explained: record.explained.into(),
         }
     }

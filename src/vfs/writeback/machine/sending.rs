@@ -15,6 +15,9 @@ use crate::vfs::writeback::{Action, Chunks, Fragment, RequestId, Stable};
 /// file, with nobody waiting for it, goes so early that the server is kept at work.
 const LINGERING_PART: usize = 8;
 
+/// A WRITE without its data, and what fills those up to whole words, bytes.
+const ARGUMENTS: usize = 40;
+
 impl<O: Clone + PartialEq> Machine<O> {
     /// Everything up to this age is to be sent: a drain waits for it, or it has lingered.
     pub(super) fn due(&self) -> u64 {
@@ -132,7 +135,9 @@ impl<O: Clone + PartialEq> Machine<O> {
         let is_fragment = |segment: &Segment<O>| segment.data.len() < config.fragment;
         let (due, share) = (self.due(), self.share(first));
         let mut bytes = first.data.len();
+        let mut in_front = bytes + ARGUMENTS;
         while company.len() + 1 < config.fragments
+            && in_front <= config.in_front
             && let Some(offset) = self.queue.candidate(due)
             && let Some(next) = self.queue.get(offset)
             && !next.sync
@@ -146,6 +151,7 @@ impl<O: Clone + PartialEq> Machine<O> {
                 continue;
             }
             bytes += next.data.len();
+            in_front += next.data.len() + ARGUMENTS;
             company.extend(self.queue.remove(offset));
         }
         company

@@ -180,6 +180,17 @@ impl<C> NameQueue<C> {
         self.accepted
     }
 
+    /// What waits in this directory and is so, the last one of it if there are several.
+    pub(in crate::vfs) fn find_waiting(
+        &mut self,
+        dir: Ino,
+        is_so: impl Fn(&C) -> bool,
+    ) -> Option<&mut C> {
+        let waiting = &mut self.dirs.get_mut(&dir)?.waiting;
+        let mut changes = waiting.iter_mut().rev().map(|queued| &mut queued.change);
+        changes.find(|change| is_so(change))
+    }
+
     /// Everything accepted so far is waited for. It is settled when [`settled`](Self::settled)
     /// says so of the result.
     pub(in crate::vfs) fn hurry(&mut self) -> Number {

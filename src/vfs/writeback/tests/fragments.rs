@@ -20,6 +20,7 @@ impl Rig {
             max_in_flight: 6,
             fragment: 16,
             fragments: 4,
+            in_front: 1 << 20,
             linger: LINGER,
             max_linger: LINGER,
             commit_after: Duration::from_secs(5),

@@ -34,6 +34,7 @@ impl Rig {
             max_in_flight,
             fragment: 0,
             fragments: 4,
+            in_front: 1 << 20,
             linger: LINGER,
             max_linger: MOST,
             commit_after: Duration::from_secs(500),

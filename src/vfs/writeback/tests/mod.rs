@@ -44,6 +44,7 @@ impl Rig {
                 max_in_flight,
                 fragment: 0,
                 fragments: 1,
+                in_front: 1 << 20,
                 linger: LINGER,
                 max_linger: LINGER,
                 commit_after: COMMIT_AFTER,

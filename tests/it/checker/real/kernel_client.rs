@@ -5,7 +5,7 @@ use super::super::history::{Answer, Call, Event, Path};
 
 /// `EFS_FUSE_CHECKER_KERNELS`: the hosts that have the kernel's client, by their number, with
 /// commas.
-pub(super) fn kernels() -> Vec<u8> {
+pub(in super::super) fn kernels() -> Vec<u8> {
     let kernels = std::env::var("EFS_FUSE_CHECKER_KERNELS").unwrap_or_default();
     let hosts = kernels.split(',').filter(|host| !host.is_empty());
     hosts

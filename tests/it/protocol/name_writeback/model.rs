@@ -1,0 +1,208 @@
+//! What a server has of a directory, after each of many changes that are ahead of it: always what
+//! the directory was here at some moment, never one before the last.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use efs_fuse::vfs::types::{Errno, Ino, SetAttr};
+use proptest::prelude::*;
+
+use super::super::rig::{Mount, millis, within};
+use super::{EXCLUSIVE, private, shut};
+use crate::fixtures::setting;
+use crate::peer::Action;
+use crate::peer::proto::op;
+
+/// What is done in a directory, and how long it is until the next.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Make(u8),
+    MakeDirectory(u8),
+    /// Of the directory itself.
+    Chmod(u8),
+    Unlink(u8),
+    Rename(u8, u8),
+    Wait(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let name = || 0..8_u8;
+    prop_oneof![
+        4 => name().prop_map(Step::Make),
+        1 => name().prop_map(Step::MakeDirectory),
+        1 => (0..8_u8).prop_map(Step::Chmod),
+        2 => name().prop_map(Step::Unlink),
+        2 => (name(), name()).prop_map(|(from, to)| Step::Rename(from, to)),
+        3 => (0..40_u16).prop_map(Step::Wait),
+    ]
+}
+
+/// What a directory holds by its names: what was written to a file, or nothing of a directory. By
+/// [`MODE`] its own permission bits.
+type Held = BTreeMap<String, Option<String>>;
+
+const MODE: &str = ".";
+
+fn mode_text(mode: u32) -> Option<String> {
+    Some(format!("{mode:o}"))
+}
+
+fn held(mount: &Mount) -> Held {
+    let fs = mount.peer.fs();
+    let names = fs.list("/d").expect("names").into_iter();
+    let read = |name: &str| fs.read_file(&format!("/d/{name}")).ok();
+    let text = |data: Vec<u8>| String::from_utf8(data).expect("text");
+    let mode = mode_text(fs.stat("/d").expect("stat").mode);
+    let names = names.map(|name| (name.clone(), read(&name).map(text)));
+    names.chain([(MODE.to_owned(), mode)]).collect()
+}
+
+/// The same names of the same kinds. What is written to a file, all or nothing of it, is in order
+/// with that file's names alone.
+fn is_like(state: &Held, now: &Held) -> bool {
+    type Entry<'a> = (&'a String, &'a Option<String>);
+    let is_same = |((name, state), (_, now)): (Entry<'_>, Entry<'_>)| match (state, now) {
+        (Some(text), Some(data)) => data == text || name != MODE && data.is_empty(),
+        (None, None) => true,
+        _ => false,
+    };
+    state.keys().eq(now.keys()) && state.iter().zip(now).all(is_same)
+}
+
+/// Does one step here and in the model.
+async fn do_step(mount: &Mount, dir: Ino, step: Step, model: &mut Held, number: usize) {
+    let name = |name: u8| format!("n{name}");
+    let is_dir = |of: u8| matches!(model.get(&name(of)), Some(None));
+    // The kernel knows what is a directory, and does not ask.
+    let asked = match step {
+        Step::Unlink(of) => !is_dir(of),
+        Step::Rename(from, to) => is_dir(from) == is_dir(to) || !model.contains_key(&name(to)),
+        _ => true,
+    };
+    if !asked {
+        return;
+    }
+    let told = match step {
+        Step::Make(of) => match mount.create(dir, &name(of), EXCLUSIVE).await {
+            Ok(file) => {
+                let text = format!("{number}");
+                mount.write(file, 0, text.as_bytes()).await.expect("write");
+                shut(mount, file).await.expect("close");
+                assert!(model.insert(name(of), Some(text)).is_none(), "O_EXCL");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        },
+        Step::MakeDirectory(of) => mount.mkdir(dir, &name(of)).await.map(|_| {
+            assert!(model.insert(name(of), None).is_none(), "mkdir");
+        }),
+        Step::Chmod(bits) => {
+            let mode = 0o700 | u32::from(bits);
+            let set = SetAttr {
+                mode: Some(mode),
+                ..SetAttr::default()
+            };
+            let set = mount.vfs.setattr(&mount.cred, dir, None, set).await;
+            let (stat, _) = set.expect("chmod");
+            assert_eq!(u32::from(stat.perm), mode);
+            model.insert(MODE.into(), mode_text(mode));
+            Ok(())
+        }
+        Step::Unlink(of) => mount.unlink(dir, &name(of)).await.map(|()| {
+            assert!(model.remove(&name(of)).flatten().is_some(), "unlink");
+        }),
+        Step::Rename(from, to) => {
+            let told = mount.rename((dir, &name(from)), (dir, &name(to))).await;
+            told.map(|()| {
+                let moved = model.remove(&name(from)).expect("rename");
+                model.insert(name(to), moved);
+            })
+        }
+        Step::Wait(time) => {
+            millis(time.into()).await;
+            Ok(())
+        }
+    };
+    if let Err(error) = told {
+        let (there, of) = match step {
+            Step::Make(of) | Step::MakeDirectory(of) => (true, of),
+            Step::Unlink(of) | Step::Rename(of, _) => (false, of),
+            Step::Chmod(_) | Step::Wait(_) => unreachable!("they cannot fail"),
+        };
+        let known = model.get(&name(of));
+        let is_right = match error.raw() {
+            libc::EEXIST => there && known.is_some(),
+            libc::ENOENT => !there && known.is_none(),
+            // A directory is no file, and the other way round.
+            libc::EISDIR | libc::ENOTDIR | libc::EPERM | libc::ENOTEMPTY => true,
+            _ => false,
+        };
+        assert!(is_right, "{step:?} of {known:?}: {error}");
+    }
+}
+
+async fn is_always_a_prefix(steps: Vec<Step>, latency: u16, breaks: u8) {
+    let (mount, dir) = private().await;
+    mount
+        .peer
+        .set_latency(Duration::from_millis(latency.into()));
+    let seen = AtomicUsize::new(0);
+    mount.peer.on_op(move |event| {
+        let about = matches!(
+            event.op,
+            op::OPEN | op::CREATE | op::REMOVE | op::RENAME | op::SETATTR
+        );
+        let breaks = breaks > 0
+            && about
+            && seen.fetch_add(1, Ordering::Relaxed) % (usize::from(breaks) + 3) == 2;
+        match breaks {
+            true => Action::DropConnectionAfter,
+            false => Action::Pass,
+        }
+    });
+    let mut model = held(&mount);
+    let mut states = vec![model.clone()];
+    let mut at = 0;
+    let is_now = |states: &[Held], at: &mut usize| {
+        let now = held(&mount);
+        let found = states[*at..].iter().position(|state| is_like(state, &now));
+        *at += found.unwrap_or_else(|| panic!("{now:?} was never so after {at}: {states:?}"));
+    };
+    for (number, step) in steps.into_iter().enumerate() {
+        do_step(&mount, dir, step, &mut model, number).await;
+        states.push(model.clone());
+        is_now(&states, &mut at);
+    }
+    let told = within(600, mount.vfs.fsyncdir(dir))
+        .await
+        .map_err(Errno::from);
+    assert_eq!(told, Ok(()));
+    assert_eq!(held(&mount), model);
+    mount.peer.clear_script();
+    within(600, mount.vfs.settled()).await;
+    assert_eq!(mount.peer.open_count(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_server_is_at_every_moment_as_the_directory_was_here_and_never_goes_back(
+        steps in prop::collection::vec(step(), 1..40),
+        latency in 0..30_u16,
+        breaks in 0..6_u8,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(is_always_a_prefix(steps, latency, breaks));
+    }
+}
+
+/// `EFS_FUSE_WRITEBACK_CASES`: how often.
+fn cases() -> u32 {
+    u32::try_from(setting("EFS_FUSE_WRITEBACK_CASES", 200)).expect("a number")
+}
