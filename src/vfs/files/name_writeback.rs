@@ -14,7 +14,6 @@
 //! Locks: the queue's is taken with no other but, under it, a file's. The alarm has a lock with
 //! which no other is taken.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,17 +23,15 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Files;
-use super::send_names::ALONG;
+use super::accepted_name::{AROUND, Accepted, LARGEST, PromisedFile, What, fits};
 use super::write::now;
-use crate::nfs::calls::IN_FRONT;
-use crate::nfs::proto::types::{FileType, Promise};
-use crate::nfs::state::OpenState;
+use crate::nfs::proto::types::FileType;
 use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::{DentryTarget, Name};
 use crate::vfs::namespace::names::NAME_MAX;
-use crate::vfs::types::{FileKind, Ino, Opened, SetAttr, Timestamp, VfsResult};
-use crate::vfs::writeback::name_queue::{Config, NameQueue, Next, Queued, Ripe};
+use crate::vfs::types::{FileKind, Ino, Opened, Timestamp, VfsResult};
+use crate::vfs::writeback::name_queue::{Config, NameQueue, Next};
 
 /// The most changes that are ahead of the server. With more the caller waits, by being answered
 /// by the server itself.
@@ -49,60 +46,6 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 /// With so many in its directory no file waits for its close.
 const CROWD: usize = 64;
-
-/// Operations that stand around the changes of a compound.
-const AROUND: usize = 4;
-
-/// Operations of the largest change: a file with its data and its close.
-const LARGEST: usize = 6;
-
-/// A change of a name that was answered and that the server has not.
-#[derive(Debug)]
-pub(super) struct Accepted {
-    pub(super) dir: Arc<Inode>,
-    pub(super) cred: Arc<Credential>,
-    pub(super) name: Name,
-    pub(super) what: What,
-    /// An earlier sending may have done it.
-    pub(super) again: bool,
-}
-
-/// What is done with the name.
-#[derive(Debug)]
-pub(super) enum What {
-    File(PromisedFile),
-    Directory {
-        inode: Arc<Inode>,
-        mode: u32,
-        promise: Promise,
-    },
-    Symlink {
-        inode: Arc<Inode>,
-        text: Bytes,
-        promise: Promise,
-    },
-    Remove {
-        victim: Arc<Inode>,
-    },
-    Rename {
-        to: Name,
-        moved: Arc<Inode>,
-        replaced: Option<Arc<Inode>>,
-    },
-    /// Of the directory itself; the name is none.
-    Attributes(SetAttr),
-}
-
-/// A file that the server has yet to make.
-#[derive(Debug)]
-pub(super) struct PromisedFile {
-    pub(super) inode: Arc<Inode>,
-    pub(super) open: Arc<OpenState>,
-    pub(super) access: u32,
-    pub(super) mode: u32,
-    pub(super) verifier: [u8; 8],
-    pub(super) promise: Promise,
-}
 
 /// What of a mount is ahead of the server.
 #[derive(Debug)]
@@ -129,105 +72,6 @@ impl NameWriteback {
             })),
             alarm: Mutex::default(),
             answered: Notify::new(),
-        }
-    }
-}
-
-impl Accepted {
-    /// Operations that it takes at the most.
-    fn operations(&self) -> usize {
-        match &self.what {
-            What::File(_) => LARGEST,
-            What::Directory { .. } | What::Symlink { .. } => 4,
-            What::Rename { .. } => 2,
-            What::Remove { .. } | What::Attributes(_) => 1,
-        }
-    }
-
-    /// Bytes of a request that it takes at the most, with so many of them data.
-    pub(super) fn bytes(&self, data: usize) -> usize {
-        // A longest name, the handle of the directory, attributes.
-        const EACH: usize = 700;
-        EACH + match &self.what {
-            What::Symlink { text, .. } => text.len(),
-            What::Rename { to, .. } => to.len(),
-            _ => data,
-        }
-    }
-
-    /// As many as it would take now.
-    fn bytes_now(&self) -> usize {
-        let file = match &self.what {
-            What::File(file) => file.inode.opened(),
-            _ => None,
-        };
-        let data = file.map_or(0, |file| file.lock().writeback().bytes());
-        self.bytes(data.min(ALONG))
-    }
-
-    /// It brings data along, which begin in the first page of their request ([`IN_FRONT`]).
-    fn brings_data(&self) -> bool {
-        matches!(self.what, What::File(_))
-    }
-
-    /// It is the last of its request: should that run twice, nothing that came after it in the
-    /// directory has moved the times that it sets.
-    fn is_last(&self) -> bool {
-        matches!(self.what, What::Attributes(_))
-    }
-
-    /// So many links more the directory has with it.
-    pub(super) fn links(&self) -> i32 {
-        match &self.what {
-            What::Directory { .. } => 1,
-            What::Remove { victim } => -i32::from(victim.kind == FileKind::Directory),
-            _ => 0,
-        }
-    }
-
-    /// The objects that must be there before the server is told.
-    pub(super) fn needs(&self) -> impl Iterator<Item = &Arc<Inode>> {
-        let (first, second) = match &self.what {
-            What::File(_) | What::Directory { .. } | What::Symlink { .. } | What::Attributes(_) => {
-                (None, None)
-            }
-            What::Remove { victim } => (Some(victim), None),
-            What::Rename {
-                moved, replaced, ..
-            } => (Some(moved), replaced.as_ref()),
-        };
-        first.into_iter().chain(second)
-    }
-
-    /// It gives another name, which nothing has, to a file that one of these makes.
-    pub(super) fn is_rename_of_one_in<'a>(
-        &self,
-        mut in_front: impl Iterator<Item = &'a Self>,
-    ) -> bool {
-        match &self.what {
-            What::Rename {
-                moved,
-                replaced: None,
-                ..
-            } => in_front.any(|front| match &front.what {
-                What::File(file) => Arc::ptr_eq(&file.inode, moved),
-                _ => false,
-            }),
-            _ => false,
-        }
-    }
-
-    /// More may come that is to go along with it.
-    fn grows(&self) -> bool {
-        match &self.what {
-            What::File(file) => {
-                let state = file.inode.opened();
-                state.is_some_and(|state| {
-                    let state = state.lock();
-                    !state.closes_along(&file.open) && state.writeback().bytes() <= ALONG
-                })
-            }
-            _ => false,
         }
     }
 }
@@ -584,39 +428,4 @@ impl Files {
             }
         });
     }
-}
-
-/// How many changes that wait in a directory go in one request.
-fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, most: usize) -> usize {
-    let Some(first) = waiting.front() else {
-        return 0;
-    };
-    if first.change.dir.handle.is_undecided() {
-        return 0;
-    }
-    let (mut used, mut is_over, mut in_front_of_it) = (0, false, 0);
-    let alike = waiting.iter().take_while(|queued| {
-        let change = &queued.change;
-        used += change.operations();
-        let starts = in_front_of_it;
-        in_front_of_it += change.bytes_now();
-        let is_first = queued.number == first.number;
-        let is_behind = std::mem::replace(&mut is_over, change.is_last());
-        // What stands in front of it in the same request is not made yet, but for a rename of
-        // what has all its data by then.
-        let in_front = waiting
-            .iter()
-            .take_while(|front| front.number < queued.number);
-        let in_front = in_front.map(|front| &front.change);
-        let is_there = is_first
-            || change.is_rename_of_one_in(in_front)
-            || !change.needs().any(|inode| inode.handle.is_undecided());
-        *change.cred == *first.change.cred
-            && is_there
-            && !is_behind
-            && (!change.brings_data() || starts <= IN_FRONT)
-            && (is_first || used <= most)
-            && (ripe.is(queued) || !change.grows())
-    });
-    alike.count()
 }

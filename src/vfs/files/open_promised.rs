@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::Files;
-use super::name_writeback::{PromisedFile, What};
+use super::accepted_name::{PromisedFile, What};
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::rpc::auth::Credential;
 use crate::vfs::files::handle::access_of;

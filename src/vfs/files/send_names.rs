@@ -8,8 +8,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Files;
+use super::accepted_name::{Accepted, PromisedFile, What};
 use super::deferred_setattr::new_attributes;
-use super::name_writeback::{Accepted, PromisedFile, What};
 use super::write::now;
 use crate::nfs::NfsError;
 use crate::nfs::calls::{FileMade, IN_FRONT, NameChange, NameChanged, NewFile};
