@@ -16,8 +16,8 @@
 //! | sending data: the shell of the write-back | [`mod@write`], `unanswered` |
 //! | changes of names that are answered before the server knows (`writeback`) | `name_writeback`, `send_names` |
 //! | sending changes of attributes that waited | [`deferred_setattr`] |
-//! | changes of names that are ahead of the server: one, and which go together | [`accepted_name`] |
-//! | attributes of directories that are ahead of the server | [`directory_setattr`] |
+//! | changes of names that are ahead of the server: one, and which go together | `accepted_name` |
+//! | attributes of directories that are ahead of the server | `directory_setattr` |
 //! | set-id rights that a write or a cut takes | `privileges` |
 //! | reading, reading ahead, and what comes with an OPEN | `read`, `inline_read` |
 //! | attributes of open files, before they are too old | `revalidate` |
