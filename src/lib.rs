@@ -21,6 +21,7 @@
 
 pub mod background;
 pub mod cli;
+pub mod disk_cache;
 pub mod efs;
 pub mod fuse;
 pub mod mount;

@@ -41,6 +41,11 @@ pub(super) enum Command {
     Du(Du),
     /// Remove a directory tree, over NFS and without a mount
     Rm(Rm),
+    /// Look at, check or empty the directory of a disk cache (-o cache=)
+    #[command(subcommand)]
+    Cache(DiskCache),
+    /// Read a tree of a mount once, so that its disk cache has it
+    Warm(Warm),
     /// Show or change what the daemon of a mount logs
     LogLevel(LogLevel),
     /// Have this program take over mounts from the daemons that serve them
@@ -68,6 +73,49 @@ pub(super) enum Generate {
     },
     /// The mount options as a Markdown table
     Options,
+}
+
+/// `efs-fuse cache`
+#[derive(Debug, Subcommand)]
+pub(super) enum DiskCache {
+    /// Show how much is in it
+    Status(CacheDir),
+    /// Read all of it, and remove what is damaged
+    Verify(CacheDir),
+    /// Remove all of it, but not the directory
+    Clear(CacheDir),
+}
+
+/// The directory of a disk cache
+#[derive(Debug, Args)]
+pub(super) struct CacheDir {
+    /// The directory, as in -o cache=
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(super) dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// `efs-fuse warm`
+#[derive(Debug, Args)]
+pub(super) struct Warm {
+    /// A directory or file in a mount with -o cache=
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(super) path: PathBuf,
+    /// Stop when so many bytes were read, with k, m or g if you like
+    #[arg(long, value_name = "BYTES", value_parser = byte_count)]
+    pub(super) max_bytes: Option<u64>,
+    /// Files that are read at the same time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) threads: u16,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+fn byte_count(text: &str) -> Result<u64, String> {
+    super::option_value::size(text, 1, 1 << 60)
 }
 
 /// `efs-fuse mount`
@@ -116,6 +164,9 @@ pub(super) struct Stats {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// Also say what the disk cache saved, at so many dollars for a gigabyte read from the server
+    #[arg(long, value_name = "DOLLARS_PER_GB", value_parser = price)]
+    pub(super) price: Option<f64>,
     /// Start again at zero, after printing
     #[arg(long, conflicts_with = "watch")]
     pub(super) reset: bool,
@@ -123,6 +174,12 @@ pub(super) struct Stats {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "1",
         value_parser = seconds)]
     pub(super) watch: Option<Duration>,
+}
+
+fn price(text: &str) -> Result<f64, String> {
+    let price = text.parse().ok();
+    let price = price.filter(|price| (0.0..=1e6).contains(price));
+    price.ok_or_else(|| "expected dollars, such as 0.03".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -125,6 +125,26 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         )],
     ),
     (
+        "cache",
+        &[
+            (
+                "How much is in a cache",
+                "efs-fuse cache status /var/cache/efs-fuse",
+            ),
+            (
+                "Read all of it, and remove what is damaged",
+                "efs-fuse cache verify /var/cache/efs-fuse",
+            ),
+        ],
+    ),
+    (
+        "warm",
+        &[(
+            "Have a data set on this host's disk before it is used",
+            "efs-fuse warm /volumes/data --max-bytes 50g",
+        )],
+    ),
+    (
         "log-level",
         &[
             (
