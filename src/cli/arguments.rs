@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::exit::{self, Failure};
 use super::options;
@@ -42,7 +42,6 @@ pub(super) enum Command {
     /// Remove a directory tree, over NFS and without a mount
     Rm(Rm),
     /// Look at, check or empty the directory of a disk cache (-o cache=)
-    #[command(subcommand)]
     Cache(DiskCache),
     /// Read a tree of a mount once, so that its disk cache has it
     Warm(Warm),
@@ -76,19 +75,11 @@ pub(super) enum Generate {
 }
 
 /// `efs-fuse cache`
-#[derive(Debug, Subcommand)]
-pub(super) enum DiskCache {
-    /// Show how much is in it
-    Status(CacheDir),
-    /// Read all of it, and remove what is damaged
-    Verify(CacheDir),
-    /// Remove all of it, but not the directory
-    Clear(CacheDir),
-}
-
-/// The directory of a disk cache
 #[derive(Debug, Args)]
-pub(super) struct CacheDir {
+pub(super) struct DiskCache {
+    /// What to do
+    #[arg(value_enum)]
+    pub(super) action: CacheAction,
     /// The directory, as in -o cache=
     #[arg(value_hint = ValueHint::DirPath)]
     pub(super) dir: PathBuf,
@@ -97,11 +88,22 @@ pub(super) struct CacheDir {
     pub(super) json: bool,
 }
 
+/// What is done with a cache
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum CacheAction {
+    /// Show how much is in it
+    Status,
+    /// Read all of it, and remove what is damaged
+    Verify,
+    /// Remove all of it, but not the directory
+    Clear,
+}
+
 /// `efs-fuse warm`
 #[derive(Debug, Args)]
 pub(super) struct Warm {
     /// A directory or file in a mount with -o cache=
-    #[arg(value_hint = ValueHint::AnyPath)]
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(super) path: PathBuf,
     /// Stop when so many bytes were read, with k, m or g if you like
     #[arg(long, value_name = "BYTES", value_parser = byte_count)]

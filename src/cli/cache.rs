@@ -2,26 +2,26 @@
 
 use serde_json::json;
 
-use super::arguments::{CacheDir, DiskCache};
+use super::arguments::{CacheAction, DiskCache};
 use super::exit::{self, Failure};
 use super::format::{bytes, count};
 use crate::disk_cache::inspect::{self, Contents};
 use crate::quoting;
 
 pub(super) fn run(asked: &DiskCache) -> Result<(), Failure> {
-    match asked {
-        DiskCache::Status(asked) => status(asked),
-        DiskCache::Verify(asked) => verify(asked),
-        DiskCache::Clear(asked) => clear(asked),
+    match asked.action {
+        CacheAction::Status => status(asked),
+        CacheAction::Verify => verify(asked),
+        CacheAction::Clear => clear(asked),
     }
 }
 
-fn failed(what: &str, asked: &CacheDir, why: &str) -> Failure {
+fn failed(what: &str, asked: &DiskCache, why: &str) -> Failure {
     let what = format!("{what} the cache {}", quoting::path(&asked.dir));
     Failure::system(what, quoting::plain(why)).remedy("the directory that -o cache= has, as root")
 }
 
-fn status(asked: &CacheDir) -> Result<(), Failure> {
+fn status(asked: &DiskCache) -> Result<(), Failure> {
     let found = inspect::contents(&asked.dir).map_err(|why| failed("reading", asked, &why))?;
     let Contents {
         slices,
@@ -51,7 +51,7 @@ fn status(asked: &CacheDir) -> Result<(), Failure> {
     })
 }
 
-fn verify(asked: &CacheDir) -> Result<(), Failure> {
+fn verify(asked: &DiskCache) -> Result<(), Failure> {
     let found = inspect::verify(&asked.dir).map_err(|why| failed("checking", asked, &why))?;
     exit::print(&match asked.json {
         true => format!(
@@ -81,7 +81,7 @@ fn verify(asked: &CacheDir) -> Result<(), Failure> {
     })
 }
 
-fn clear(asked: &CacheDir) -> Result<(), Failure> {
+fn clear(asked: &DiskCache) -> Result<(), Failure> {
     let before = inspect::clear(&asked.dir).map_err(|why| failed("emptying", asked, &why))?;
     exit::print(&match asked.json {
         true => format!(

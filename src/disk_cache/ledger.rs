@@ -277,15 +277,18 @@ mod tests {
         ]
     }
 
-    /// The same by two plain lists, the oldest first.
+    /// Name, bytes, and who used it last; the oldest first.
+    type List = Vec<(u32, u64, u64)>;
+
+    /// The same by two plain lists.
     #[derive(Default)]
     struct Model {
-        probation: Vec<(u32, u64, u64)>,
-        protected: Vec<(u32, u64, u64)>,
+        probation: List,
+        protected: List,
     }
 
     impl Model {
-        fn find(&mut self, name: u32) -> Option<(&mut Vec<(u32, u64, u64)>, usize, bool)> {
+        fn find(&mut self, name: u32) -> Option<(&mut List, usize, bool)> {
             if let Some(at) = self.probation.iter().position(|item| item.0 == name) {
                 return Some((&mut self.probation, at, false));
             }

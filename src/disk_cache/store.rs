@@ -7,19 +7,21 @@
 //! What the ledger says may be wrong: another daemon removes and makes files, too. So it says what
 //! to remove first, and that there is no use in looking; never that something is there.
 
+mod upkeep;
+
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::dir::{Dir, Found, SliceName};
+use super::dir::{Dir, SliceName};
 use super::format::{
     BLOCK, BLOCKS, DATA, ENTRY, Entry, FileSystemId, HEADER, Header, MAX_HANDLE, PAGE, SLICE, Seal,
     TABLE, Version,
@@ -32,10 +34,6 @@ use crate::telemetry::DiskCounters;
 const OPEN: usize = 64;
 /// A file's time of last use is written no more often than this: it only has to survive the daemon.
 const TOUCH: Duration = Duration::from_secs(60);
-/// The directory is looked through again no more often than this, if others use it.
-const RESCAN: Duration = Duration::from_secs(30);
-/// So many slices are removed for one piece of data that is to be put on the disk, at most.
-const VICTIMS: usize = 256;
 /// Entries of a page of the table.
 const PER_PAGE: u64 = PAGE / ENTRY;
 
@@ -131,13 +129,6 @@ impl Store {
     /// Blocks are encrypted.
     pub(super) fn is_secret(&self) -> bool {
         self.seal.is_secret()
-    }
-
-    /// Looks through the directory for the first time.
-    pub(super) fn begin(&self) {
-        if let Err(why) = self.scan() {
-            let _: Option<()> = self.failed("looking through", &why);
-        }
     }
 
     /// Whether it steps aside, and why.
@@ -423,6 +414,8 @@ impl Store {
             self.counters.dropped_bytes.add(data);
             return Ok(());
         }
+        // To make room it may have been removed itself.
+        let there = self.slice(&name)?.filter(|slice| slice.header == header);
         let written = self.write_slice(there, (name, header), first, run);
         match written {
             Ok(()) => {
@@ -486,69 +479,6 @@ impl Store {
         Ok(slice)
     }
 
-    /// Takes so many bytes of the budget, removing what was used least recently. False if there is
-    /// no room.
-    fn reserve(&self, bytes: u64) -> io::Result<bool> {
-        for _ in 0..VICTIMS {
-            let taken = self.dir.account(|account| {
-                let fits = account.used + bytes <= self.budget;
-                account.used += if fits { bytes } else { 0 };
-                self.in_use.store(account.used, Ordering::Relaxed);
-                fits
-            })?;
-            let space = self.dir.space()?;
-            if taken && space.free >= self.floor.saturating_add(bytes) {
-                return Ok(true);
-            }
-            if taken {
-                self.release(bytes);
-            }
-            if self.evict_one()? {
-                continue;
-            }
-            if taken {
-                // Nothing of ours is left to go: others fill the disk.
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            // What is in use was made by others, or the account is wrong.
-            if !self.rescan()? {
-                return Ok(false);
-            }
-        }
-        Ok(false)
-    }
-
-    fn release(&self, bytes: u64) {
-        let released = self.dir.account(|account| {
-            account.used = account.used.saturating_sub(bytes);
-            self.in_use.store(account.used, Ordering::Relaxed);
-        });
-        if let Err(why) = released {
-            tracing::debug!(%why, "the account of the disk cache is not right until it is made anew");
-        }
-    }
-
-    /// Removes the slice that is to go first. False if there is none.
-    fn evict_one(&self) -> io::Result<bool> {
-        let Some(name) = self.inner.lock().ledger.first_to_go() else {
-            return Ok(false);
-        };
-        self.inner.lock().open.remove(&name);
-        self.counters.evictions.inc();
-        self.remove(&name)?;
-        Ok(true)
-    }
-
-    /// Removes a slice, and its bytes from the account.
-    fn remove(&self, name: &SliceName) -> io::Result<()> {
-        let removed = self.dir.remove_slice(name);
-        self.gone(name);
-        match removed {
-            Err(why) if !is_missing(&why) => Err(why),
-            _ => Ok(()),
-        }
-    }
-
     /// A slice is not there any more.
     fn gone(&self, name: &SliceName) {
         let removed = {
@@ -567,138 +497,10 @@ impl Store {
         self.counters.bytes.set(bytes);
     }
 
-    /// Looks through the directory, and makes the account anew.
-    ///
-    /// # Errors
-    /// The disk fails.
-    pub(super) fn scan(&self) -> io::Result<()> {
-        let before = self.dir.account(|account| *account)?;
-        let mut found: Vec<Found> = Vec::new();
-        self.dir.walk(|one| {
-            found.push(one);
-            Ok(())
-        })?;
-        found.sort_by_key(|one| one.used);
-        let names: FxHashSet<SliceName> = found.iter().map(|one| one.name).collect();
-        let bytes: u64 = found.iter().map(|one| one.bytes).sum();
-        {
-            let mut inner = self.inner.lock();
-            // What was filled meanwhile may not have been found.
-            let is_first = inner.scanned.is_none();
-            if !is_first {
-                let Inner { ledger, open, .. } = &mut *inner;
-                ledger.retain(|name| names.contains(&name) || open.contains_key(&name));
-            }
-            for one in &found {
-                inner.ledger.found(one.name, one.bytes);
-            }
-            inner.others = before.made.saturating_sub(inner.made);
-            inner.scanned = Some(Instant::now());
-            self.show(&inner);
-        }
-        self.dir.account(|account| {
-            // What came and went while it was looked stays counted.
-            let change = account.used.wrapping_sub(before.used);
-            account.used = bytes.saturating_add_signed(change as i64);
-            self.in_use.store(account.used, Ordering::Relaxed);
-        })?;
-        self.knows_all.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    /// The same if the last time is long enough ago. Whether it was done.
-    fn rescan(&self) -> io::Result<bool> {
-        let last = self.inner.lock().scanned;
-        if last.is_some_and(|last| last.elapsed() < RESCAN) {
-            return Ok(false);
-        }
-        self.scan()?;
-        Ok(true)
-    }
-
-    /// What is due from time to time: finds what other daemons have made, keeps the budget and the
-    /// floor, and closes what nobody uses.
-    pub(super) fn tick(&self) {
-        if !self.health.is_well() {
-            return;
-        }
-        if let Err(why) = self.look_after() {
-            if why.kind() != io::ErrorKind::WouldBlock {
-                let _: Option<()> = self.failed("looking after", &why);
-            }
-        }
-    }
-
-    fn look_after(&self) -> io::Result<()> {
-        let account = self.dir.account(|account| *account)?;
-        self.in_use.store(account.used, Ordering::Relaxed);
-        let (idle, stranger) = {
-            let mut inner = self.inner.lock();
-            let known = inner.made + inner.others;
-            let idle: Vec<SliceName> = inner
-                .open
-                .iter()
-                .filter(|(_, open)| open.used.elapsed() >= Duration::from_secs(10))
-                .map(|(name, _)| *name)
-                .collect();
-            let closed: Vec<_> = idle.iter().filter_map(|n| inner.open.remove(n)).collect();
-            (closed, account.made != known)
-        };
-        drop(idle);
-        self.close_removed();
-        if stranger {
-            self.knows_all.store(false, Ordering::Release);
-            self.rescan()?;
-        }
-        for _ in 0..VICTIMS {
-            let used = self.dir.account(|account| account.used)?;
-            let enough = self.dir.space()?.free >= self.floor && used <= self.budget;
-            if enough || !self.evict_one()? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes files that another daemon has removed: their space is only free then.
-    fn close_removed(&self) {
-        let open: Vec<Arc<Slice>> = {
-            let inner = self.inner.lock();
-            let open = inner.open.values();
-            open.map(|open| Arc::clone(&open.slice)).collect()
-        };
-        for slice in open {
-            if slice.file.metadata().is_ok_and(|about| about.nlink() == 0) {
-                self.inner.lock().open.remove(&slice.name);
-                self.gone(&slice.name);
-            }
-        }
-    }
-
     fn failed<T>(&self, what: &str, why: &io::Error) -> Option<T> {
         self.counters.errors.inc();
         self.health.failed(what, why);
         None
-    }
-
-    /// Removes everything that only this process can read.
-    pub(super) fn forget_secrets(&self) {
-        if !self.seal.is_secret() {
-            return;
-        }
-        let names: Vec<SliceName> = {
-            let mut inner = self.inner.lock();
-            inner.open.clear();
-            inner
-                .ledger
-                .names()
-                .filter(|name| name.fs == self.fs)
-                .collect()
-        };
-        for name in names {
-            let _ = self.remove(&name);
-        }
-        self.dir.remove_empty();
     }
 }
 

@@ -34,7 +34,7 @@
 //! | access | `access` | `namespace::access` |
 //! | open, create | `open` | `files::opens`, `files::handle`, `files::inline_read`; with `nocto` `namespace::nocto`, `files::late_open` |
 //! | flush, fsync, release | `close` | `files::barrier`, `files::unlock` |
-//! | read | `read` | `files::read`, `file::ahead`, `file::readahead`, `files::revalidate` |
+//! | read | `read` | `files::disk_read`, `files::read`, `file::ahead`, `file::readahead`, `files::revalidate` |
 //! | write | `write` | `files::accept`, `files::write`, `writeback`, `files::unanswered` |
 //! | getlk, setlk (fcntl, flock) | `lock` | `files::lock`, `files::unlock`, `locks` |
 //! | opendir, readdir, readdirplus, releasedir | `readdir` | `dirs::read`, `dirs::fetch`, `dirs::listing` |

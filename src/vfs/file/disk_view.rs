@@ -61,13 +61,31 @@ impl DiskView {
     pub(in crate::vfs) fn was_settled(&self, sent: Instant) -> bool {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH);
         let wall = wall.map_or(0, |since| since.as_secs() as i64);
-        sent.saturating_duration_since(self.since) >= KNOWN || self.is_old(wall)
+        sent.saturating_duration_since(self.since) >= known_for() || self.is_old(wall)
     }
 
     /// A server that does not tell the time of the last change says 0.
     fn is_old(&self, wall: i64) -> bool {
         self.ctime > 0 && wall.saturating_sub(self.ctime) > OLD.as_secs() as i64
     }
+}
+
+/// [`KNOWN`]; in builds with debug assertions `EFS_FUSE_TEST_SETTLED` has another number of
+/// milliseconds, for tests whose servers have short ticks and whose files live shortly.
+fn known_for() -> Duration {
+    #[cfg(debug_assertions)]
+    {
+        use std::sync::OnceLock;
+        static OTHER: OnceLock<Option<u64>> = OnceLock::new();
+        let other = OTHER.get_or_init(|| {
+            let text = std::env::var("EFS_FUSE_TEST_SETTLED").ok()?;
+            text.parse().ok()
+        });
+        if let Some(millis) = other {
+            return Duration::from_millis(*millis);
+        }
+    }
+    KNOWN
 }
 
 #[cfg(test)]

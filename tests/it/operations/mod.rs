@@ -12,6 +12,7 @@ pub(crate) mod counters;
 mod create;
 mod data;
 mod directories;
+mod disk_cache;
 mod file_systems;
 mod forced;
 mod handles;
