@@ -501,7 +501,7 @@ mod tests {
         );
         assert_eq!(
             of("stats"),
-            "efs-fuse stats [--json] [--reset] [--watch[=SECONDS]] MOUNTPOINT\n"
+            "efs-fuse stats [--json] [--price DOLLARS_PER_GB] [--reset] [--watch[=SECONDS]] MOUNTPOINT\n"
         );
         assert_eq!(of("status"), "efs-fuse status [--json] [MOUNTPOINT]...\n");
         assert_eq!(of("metrics"), "efs-fuse metrics [--listen ADDRESS]\n");

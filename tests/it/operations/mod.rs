@@ -13,6 +13,7 @@ mod create;
 mod data;
 mod directories;
 mod disk_cache;
+mod disk_cache_size;
 mod file_systems;
 mod forced;
 mod handles;
