@@ -4,7 +4,7 @@
 //! The layers, from the top; an arrow may only point down:
 //!
 //! ```text
-//! cli ─► mount ─┬─► fuse ─► vfs ─┐
+//! cli ─► mount ─┬─► fuse ─► vfs ─┬─► disk_cache
 //!  │            │                ├─► nfs ─┐     fuse   fuser callbacks ⇄ vfs calls
 //!  ├─► tree ────┼────────────────┘        │     vfs    what a file system means here
 //!  │            │                         │     tree   whole trees over NFS, without a mount
@@ -14,13 +14,14 @@
 //! ```
 //!
 //! A layer may skip those between: `doctor` of `cli` speaks to `nfs`, `fuse` knows the credentials
-//! of `rpc`. Any layer may use `telemetry` (counters, logs, the control socket), `background`
+//! of `rpc`; `cli` and `mount` know `disk_cache`, data of files on a local disk. Any layer may use `telemetry` (counters, logs, the control socket), `background`
 //! (how tasks are spawned, and what their death means), `privilege` (capabilities, in effect only
 //! where needed), `quoting` (names as terminals and logs may have them) and `wal` (the write-ahead
 //! log, by which a daemon goes on where another was killed).
 
 pub mod background;
 pub mod cli;
+pub mod disk_cache;
 pub mod efs;
 pub mod fuse;
 pub mod mount;

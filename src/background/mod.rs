@@ -39,6 +39,9 @@
 //! | `send_names` | watched | what was promised is not kept: EIO for who asks for it; the queue goes on |
 //! | `close_made` | restarted | |
 //! | `deferred_setattr` | restarted | what was on its way waits once more |
+//! | `disk_fill` | restarted | what it was putting on the disk is not there |
+//! | `disk_look_after` | restarted | the disk cache is looked after later |
+//! | `disk_read` | watched | a miss: the server is asked |
 //! | `fetch`, `ask_page` | watched | its readers ask for themselves |
 //! | `kept_open` | harmless | the open stays until its thread walks again, or the mount's end |
 //! | `settle` | [`Tasks::blocking`] | tried three times; then as a vital one, since pages may be old |
@@ -409,11 +412,12 @@ mod tests {
 
     /// Where something is spawned without this module, because its end is awaited, or
     /// watched by what is spawned.
-    const AWAITED: [&str; 19] = [
+    const AWAITED: [&str; 20] = [
         "background/mod.rs",
         "cli/metrics.rs",
         "cli/rm.rs",
         "cli/tree.rs",
+        "disk_cache/mod.rs",
         "efs/identity.rs",
         "efs/resolve.rs",
         "fuse/intent.rs",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::exit::{self, Failure};
 use super::options;
@@ -41,6 +41,10 @@ pub(super) enum Command {
     Du(Du),
     /// Remove a directory tree, over NFS and without a mount
     Rm(Rm),
+    /// Look at, check or empty the directory of a disk cache (-o cache=)
+    Cache(DiskCache),
+    /// Read a tree of a mount once, so that its disk cache has it
+    Warm(Warm),
     /// Show or change what the daemon of a mount logs
     LogLevel(LogLevel),
     /// Have this program take over mounts from the daemons that serve them
@@ -68,6 +72,52 @@ pub(super) enum Generate {
     },
     /// The mount options as a Markdown table
     Options,
+}
+
+/// `efs-fuse cache`
+#[derive(Debug, Args)]
+pub(super) struct DiskCache {
+    /// What to do
+    #[arg(value_enum)]
+    pub(super) action: CacheAction,
+    /// The directory, as in -o cache=
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(super) dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What is done with a cache
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum CacheAction {
+    /// Show how much is in it
+    Status,
+    /// Read all of it, and remove what is damaged
+    Verify,
+    /// Remove all of it, but not the directory
+    Clear,
+}
+
+/// `efs-fuse warm`
+#[derive(Debug, Args)]
+pub(super) struct Warm {
+    /// A directory or file in a mount with -o cache=
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(super) path: PathBuf,
+    /// Stop when so many bytes were read, with k, m or g if you like
+    #[arg(long, value_name = "BYTES", value_parser = byte_count)]
+    pub(super) max_bytes: Option<u64>,
+    /// Files that are read at the same time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) threads: u16,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+fn byte_count(text: &str) -> Result<u64, String> {
+    super::option_value::size(text, 1, 1 << 60)
 }
 
 /// `efs-fuse mount`
@@ -116,6 +166,9 @@ pub(super) struct Stats {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// Also say what the disk cache saved, at so many dollars for a gigabyte read from the server
+    #[arg(long, value_name = "DOLLARS_PER_GB", value_parser = price)]
+    pub(super) price: Option<f64>,
     /// Start again at zero, after printing
     #[arg(long, conflicts_with = "watch")]
     pub(super) reset: bool,
@@ -123,6 +176,12 @@ pub(super) struct Stats {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "1",
         value_parser = seconds)]
     pub(super) watch: Option<Duration>,
+}
+
+fn price(text: &str) -> Result<f64, String> {
+    let price = text.parse().ok();
+    let price = price.filter(|price| (0.0..=1e6).contains(price));
+    price.ok_or_else(|| "expected dollars, such as 0.03".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -7,14 +7,15 @@
 
 mod others;
 
-use clap::{Arg, ArgAction, Command, ValueHint};
+use clap::{Arg, ArgAction, Command, ValueEnum, ValueHint};
 
+use super::arguments::CacheAction;
 use super::options::{TABLE, Value};
 
 pub(super) use others::{fish, zsh};
 
 /// Mount options whose value is a path.
-const PATHS: [&str; 5] = ["cafile", "jwtpath", "log", "netns", "metrics"];
+const PATHS: [&str; 6] = ["cache", "cafile", "jwtpath", "log", "netns", "metrics"];
 /// Levels of a log, as `log-level` takes them.
 const LEVELS: &str = "error warn info debug trace";
 
@@ -37,6 +38,12 @@ pub(super) fn bash(whole: &Command) -> String {
         }
         if command.get_name() == "log-level" {
             cases.push_str(&format!("        words='{LEVELS}'\n"));
+        }
+        if command.get_name() == "cache" {
+            let words = CacheAction::value_variants().iter();
+            let words = words.filter_map(CacheAction::to_possible_value);
+            let words: Vec<_> = words.map(|word| word.get_name().to_owned()).collect();
+            cases.push_str(&format!("        words='{}'\n", words.join(" ")));
         }
         if command.get_name() == "help" {
             cases.push_str(&format!("        words='{}'\n", names.join(" ")));

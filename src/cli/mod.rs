@@ -5,6 +5,7 @@
 //! [`exit`] the one place where failures become lines and statuses.
 
 mod arguments;
+mod cache;
 mod completion;
 mod defaults;
 mod doctor;
@@ -33,6 +34,7 @@ mod take_over;
 mod tree;
 mod umount;
 mod upgrade;
+mod warm;
 mod watch;
 
 use std::ffi::OsString;
@@ -84,6 +86,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Du(arguments) => du::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Cache(arguments) => cache::run(&arguments),
+        Command::Warm(arguments) => warm::run(&arguments),
         Command::LogLevel(arguments) => log_level::run(&arguments),
         Command::Upgrade(arguments) => upgrade::run(&arguments),
         Command::TakeOver(arguments) => take_over::run(&arguments),

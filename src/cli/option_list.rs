@@ -370,6 +370,9 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
 
 /// The first means nothing without the second.
 const NEEDS: &[(&str, &str)] = &[
+    ("cache_size", "cache"),
+    ("cache_min_free", "cache"),
+    ("cache_key", "cache"),
     ("awsprofile", "iam"),
     ("awscredsuri", "iam"),
     ("rolearn", "iam"),

@@ -4,6 +4,8 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use crate::disk_cache::Amount;
+
 /// A hundred years. Longer is a mistake, and would overflow clocks.
 const MAX_SECONDS: u64 = 100 * 365 * 86_400;
 
@@ -31,6 +33,18 @@ pub(super) fn size(text: &str, min: u64, max: u64) -> Result<u64, String> {
         .and_then(|number| number.checked_mul(unit))
         .filter(|bytes| (min..=max).contains(bytes))
         .ok_or_else(|| format!("expected bytes from {min} to {max}, with k, m or g if you like"))
+}
+
+/// Bytes as in [`size`], or hundredths of a disk: from 1% to 100%.
+pub(super) fn amount(text: &str) -> Result<Amount, String> {
+    let amount = match text.strip_suffix('%') {
+        Some(percent) => number(percent, 1, 100).map(Amount::Percent),
+        None => size(text, 1 << 20, 1 << 50).map(Amount::Bytes),
+    };
+    amount.map_err(|_| {
+        "expected bytes, at least 1m, with k, m or g if you like; or 1% to 100% of the disk"
+            .to_owned()
+    })
 }
 
 /// Whole seconds, at least `min`.
@@ -103,6 +117,15 @@ mod tests {
         assert_eq!(size("2g", 0, 1 << 40), Ok(2 << 30));
         for bad in ["", "k", "1kb", "-1k", "1.5m", "9999999999999g", "1t", "é"] {
             assert!(size(bad, 0, 1 << 40).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_amount_is_bytes_or_a_part_of_the_disk() {
+        assert_eq!(amount("2g"), Ok(Amount::Bytes(2 << 30)));
+        assert_eq!(amount("10%"), Ok(Amount::Percent(10)));
+        for bad in ["", "%", "0%", "101%", "1k", "-5%", "1.5g", "5 %"] {
+            assert!(amount(bad).is_err(), "{bad}");
         }
     }
 

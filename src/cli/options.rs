@@ -603,6 +603,46 @@ pub static TABLE: &[OptionSpec] = &[
         |o| o.close_to_open = false,
     ),
     set(
+        "cache",
+        "DIR",
+        "keep what is read of files in this directory of a local disk, which nobody but root may enter",
+        |o, text| {
+            o.disk_cache = Some(absolute(text)?);
+            Ok(())
+        },
+    ),
+    set(
+        "cache_size",
+        "BYTES|PERCENT%",
+        "what it may take there, for all mounts with that directory (10% of the disk)",
+        |o, text| {
+            o.disk_cache_size = value::amount(text)?;
+            Ok(())
+        },
+    ),
+    set(
+        "cache_min_free",
+        "BYTES|PERCENT%",
+        "what of that disk stays free (5%)",
+        |o, text| {
+            o.disk_cache_min_free = value::amount(text)?;
+            Ok(())
+        },
+    ),
+    set(
+        "cache_key",
+        "none|memory",
+        "memory: encrypt it with a key that dies with the daemon, for who mounts next it is empty (none)",
+        |o, text| {
+            o.disk_cache_secret = match text {
+                "none" => false,
+                "memory" => true,
+                _ => return Err("expected none or memory".to_owned()),
+            };
+            Ok(())
+        },
+    ),
+    set(
         "cache_names",
         "N",
         "names remembered; of one directory a quarter (100000)",

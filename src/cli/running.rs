@@ -24,7 +24,7 @@ const MAX_STATUS: u64 = 256 << 10;
 
 /// What a daemon may say of itself in `status`; who it is and what it serves is known
 /// better.
-const SAID: [&str; 13] = [
+const SAID: [&str; 14] = [
     "server",
     "version",
     "since",
@@ -33,6 +33,7 @@ const SAID: [&str; 13] = [
     "tls",
     "iam",
     "takeover",
+    "disk_cache",
     "caches",
     "write_window",
     "tasks",
@@ -297,6 +298,7 @@ impl Running {
             "tls": null,
             "iam": null,
             "takeover": null,
+            "disk_cache": null,
             "caches": {},
             "write_window": null,
             "late_errors": null,
@@ -411,6 +413,7 @@ mod tests {
             "tls",
             "iam",
             "takeover",
+            "disk_cache",
             "caches",
             "write_window",
             "last_error",

@@ -19,11 +19,39 @@ pub(super) fn run(asked: &Stats) -> Result<(), Failure> {
     exit::print(&if asked.json {
         format!("{numbers}\n")
     } else {
-        show(&numbers)
+        show(&numbers, asked.price)
     })
 }
 
-fn show(numbers: &Value) -> String {
+/// What a cache on the disk saved, if there is one; `price` is that of a gigabyte (10^9 bytes) that is
+/// read from the server, in dollars.
+fn saved(disk: &Value, price: Option<f64>) -> Option<String> {
+    let number = |key: &str| disk[key].as_u64();
+    let (hit, miss) = (number("hit_bytes")?, number("miss_bytes")?);
+    let percent = match hit + miss {
+        0 => "-".to_owned(),
+        all => format!("{:.1} %", 100.0 * hit as f64 / all as f64),
+    };
+    let mut text = format!(
+        "\ndisk cache: {percent} of the bytes read; {} were not read from the server",
+        bytes(hit)
+    );
+    if let Some(price) = price {
+        text.push_str(&format!(" (${:.2})", hit as f64 / 1e9 * price));
+    }
+    text.push_str(&format!(
+        "\n            {} on the disk, {} put there, {} not (the disk was too slow); {} evictions, {} damaged, {} errors\n",
+        bytes(number("bytes").unwrap_or(0)),
+        bytes(number("filled_bytes").unwrap_or(0)),
+        bytes(number("dropped_bytes").unwrap_or(0)),
+        count(number("evictions").unwrap_or(0)),
+        count(number("damaged").unwrap_or(0)),
+        count(number("errors").unwrap_or(0)),
+    ));
+    Some(text)
+}
+
+fn show(numbers: &Value, price: Option<f64>) -> String {
     let number = |value: &Value| value.as_u64().unwrap_or(0);
     let mut text = format!(
         "round trips {}   read {}   written {}   in {:.0} s\n",
@@ -70,6 +98,7 @@ fn show(numbers: &Value) -> String {
         text.push('\n');
         text.push_str(&table(&["cache", "hits", "misses", "hit ratio"], rows));
     }
+    text.extend(saved(&numbers["disk_cache"], price));
     let now = numbers["gauges"].as_object().into_iter().flatten();
     let events = [
         "reconnects",
@@ -107,7 +136,7 @@ mod tests {
         metrics.cache(Cache::Attr, true);
         metrics.bytes_read(3 << 20);
         metrics.set_last_error("the server went away".to_owned());
-        let text = show(&metrics.snapshot());
+        let text = show(&metrics.snapshot(), None);
         for expected in [
             "round trips 1",
             "getattr",
@@ -121,12 +150,25 @@ mod tests {
     }
 
     #[test]
+    fn what_the_disk_cache_saved_is_bytes_and_dollars() {
+        let metrics = Metrics::new();
+        assert!(!show(&metrics.snapshot(), Some(0.03)).contains("disk cache"));
+        let disk = metrics.disk_cache.get_or_init(Default::default);
+        disk.hit_bytes.add(3_000_000_000_000);
+        disk.miss_bytes.add(1_000_000_000_000);
+        let text = show(&metrics.snapshot(), Some(0.03));
+        for expected in ["75.0 % of the bytes", "2.7 TiB were not", "($90.00)"] {
+            assert!(text.contains(expected), "{expected} is not in\n{text}");
+        }
+    }
+
+    #[test]
     fn an_odd_answer_is_shown_without_panic() {
         for odd in [
             Value::Null,
             serde_json::json!({"nfs_ops": {"READ": 3}, "cache": {"attr": []}}),
         ] {
-            assert!(show(&odd).contains("round trips 0"));
+            assert!(show(&odd, None).contains("round trips 0"));
         }
     }
 }

@@ -258,7 +258,7 @@ fn show(progress: Arc<Progress>, line: fn(&Progress) -> String) -> Shown {
 }
 
 /// Directories done, of those found so far.
-fn bar(progress: &Progress) -> String {
+pub(super) fn bar(progress: &Progress) -> String {
     const WIDTH: u64 = 20;
     let found = progress.directories.load(Relaxed).max(1);
     let done = progress.finished.load(Relaxed).min(found);

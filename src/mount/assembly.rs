@@ -25,8 +25,9 @@ use super::owner::Owner;
 use super::publish::publish;
 use super::registry::Registry;
 use super::signals::Shutdown;
-use super::{checks, rest, upgrade, watchdog};
+use super::{checks, disk_cache, rest, upgrade, watchdog};
 use crate::background::{Died, Tasks};
+use crate::disk_cache::DiskCache;
 use crate::efs::ServerConnector;
 use crate::fuse::{
     self, Adapter, EstaleRetries, KernelOptions, Notify, Running, SessionOptions, Soft, Unmount,
@@ -63,6 +64,8 @@ pub(super) struct Served {
     pub(super) running: Arc<Running>,
     pub(super) owner: Owner,
     pub(super) metrics: Arc<Metrics>,
+    /// The cache on this host's disk, if there is one.
+    pub(super) disk_cache: Option<Arc<DiskCache>>,
     /// What outlives this daemon, if anything does.
     pub(super) lifeline: Option<Lifeline>,
     /// How the mount came to this daemon.
@@ -122,6 +125,10 @@ pub async fn run(
     };
     let config = vfs_config(&request.options);
     let vfs = Vfs::new(Arc::clone(&client), config, sent, Arc::clone(&metrics));
+    let disk_cache = disk_cache::open(&request, &client, &metrics);
+    if let Some(disk_cache) = &disk_cache {
+        vfs.set_disk_cache(Arc::clone(disk_cache));
+    }
     let retries = Arc::new(EstaleRetries::new(wal.clone()));
     let running = match start(&request, &client, &vfs, &retries, &metrics).await {
         Ok(running) => running,
@@ -144,6 +151,7 @@ pub async fn run(
         retries,
         owner,
         metrics,
+        disk_cache,
     };
     serve_to_the_end(served, ready, &shutdown).await
 }
@@ -163,10 +171,15 @@ pub(super) async fn serve_to_the_end(
         client,
         metrics,
         owner,
+        disk_cache,
         ..
     } = served;
     drop(running);
     say_farewell(&client, &metrics, owner).await;
+    if let Some(disk_cache) = disk_cache {
+        // Its death leaves what nobody can read, until that is the oldest.
+        let _ = tokio::task::spawn_blocking(move || disk_cache.end()).await;
+    }
     outcome
 }
 

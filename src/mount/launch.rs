@@ -7,6 +7,7 @@ use std::process;
 use super::assembly;
 use super::checks::{self, CheckedMountpoint};
 use super::daemon::{self, Announcer, Side};
+use super::disk_cache;
 use super::error::{MOUNT, MountError};
 use super::handover::HandedOver;
 use super::handover::take::{self, Circumstances};
@@ -75,6 +76,7 @@ pub fn mount(mut request: MountRequest, warn: impl Fn(&str)) -> Result<(), Mount
         mountpoint, lock, ..
     } = place;
     request.mountpoint = mountpoint;
+    disk_cache::prepare(&request)?;
     if request.foreground {
         let how = How::Mount(keeper);
         return serve(request, how, &Announcer::foreground(lock));

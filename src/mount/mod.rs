@@ -18,6 +18,7 @@ pub mod checks;
 mod claim;
 pub mod connecting;
 pub mod daemon;
+mod disk_cache;
 pub mod endpoint;
 pub mod error;
 pub mod found;

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::disk_cache::{Amount, DiskCacheConfig};
 use crate::efs::Settings;
 use crate::rpc::Connections;
 use crate::telemetry::serve::Address;
@@ -165,6 +166,14 @@ pub struct MountOptions {
     /// `cto`: each open asks the server. Without (`nocto`), one for reading asks nothing while
     /// what is known of the file may be believed.
     pub close_to_open: bool,
+    /// `cache=`: where data are kept on this host's disk, absolute.
+    pub disk_cache: Option<PathBuf>,
+    /// `cache_size=`: what they may take there, of all mounts with that directory.
+    pub disk_cache_size: Amount,
+    /// `cache_min_free=`: what of that disk stays free.
+    pub disk_cache_min_free: Amount,
+    /// `cache_key=memory`: they are encrypted with a key that dies with the daemon.
+    pub disk_cache_secret: bool,
     /// `cache_names=`: names remembered, found and missing ones.
     pub cache_names: u64,
     /// `cache_inodes=`: files that the kernel may hold before it is asked to
@@ -269,6 +278,16 @@ impl MountOptions {
         same(self) == same(other)
     }
 
+    /// The cache on this host's disk, if there is to be one.
+    pub fn disk_cache_config(&self) -> Option<DiskCacheConfig> {
+        Some(DiskCacheConfig {
+            dir: self.disk_cache.clone()?,
+            size: self.disk_cache_size,
+            min_free: self.disk_cache_min_free,
+            secret: self.disk_cache_secret,
+        })
+    }
+
     /// How many connections a mount of EFS, or of another server, may have. EFS has
     /// a limit for each.
     pub fn connections(&self, efs: bool) -> Connections {
@@ -296,6 +315,10 @@ impl Default for MountOptions {
             cache_times: CacheTimes::DEFAULT,
             name_cache: NameCache::All,
             close_to_open: true,
+            disk_cache: None,
+            disk_cache_size: Amount::Percent(10),
+            disk_cache_min_free: Amount::Percent(5),
+            disk_cache_secret: false,
             cache_names: 100_000,
             cache_inodes: 100_000,
             locks: LocksOf::Server.into(),

@@ -52,10 +52,12 @@ pub(super) fn publish(
     let (device, mountpoint) = (request.device.spec.clone(), request.mountpoint.clone());
     let counted = Arc::clone(metrics);
     let takeover = takeover(served);
+    let disk_cache = served.disk_cache.clone();
     let status = move || {
         let mut status = status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
         (status["tls"], status["iam"]) = security(&connector);
         status["takeover"] = takeover();
+        status["disk_cache"] = json!(disk_cache.as_ref().map(|disk| disk.status()));
         status
     };
     let status: control::StatusFn = Arc::new(status);
@@ -266,6 +268,7 @@ fn status(
         "tls": null,
         "iam": null,
         "takeover": null,
+        "disk_cache": null,
         "caches": stats["cache"],
         "write_window": { "bytes": window, "limit": limit },
         "tasks": metrics.tasks.snapshot(),

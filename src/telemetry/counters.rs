@@ -66,6 +66,58 @@ impl Gauge {
     }
 }
 
+/// What a cache on the disk did (`-o cache=`).
+#[derive(Debug, Default)]
+pub struct DiskCounters {
+    /// Bytes of file data that came from the disk instead of the server.
+    pub hit_bytes: Counter,
+    /// Bytes that were asked of the server, as the disk had them not.
+    pub miss_bytes: Counter,
+    /// Bytes that were put on the disk.
+    pub filled_bytes: Counter,
+    /// Bytes that were not, as others were still being written.
+    pub dropped_bytes: Counter,
+    /// Slices that were removed to make room.
+    pub evictions: Counter,
+    /// Blocks or headers that did not verify, and were not used.
+    pub damaged: Counter,
+    /// Errors of the disk.
+    pub errors: Counter,
+    /// Bytes on the disk by this daemon's account.
+    pub bytes: Gauge,
+}
+
+impl DiskCounters {
+    /// Name and value of each, as `stats` has them.
+    pub fn read(&self) -> [(&'static str, i64); 8] {
+        let number = |counter: &Counter| i64::try_from(counter.get()).unwrap_or(i64::MAX);
+        [
+            ("hit_bytes", number(&self.hit_bytes)),
+            ("miss_bytes", number(&self.miss_bytes)),
+            ("filled_bytes", number(&self.filled_bytes)),
+            ("dropped_bytes", number(&self.dropped_bytes)),
+            ("evictions", number(&self.evictions)),
+            ("damaged", number(&self.damaged)),
+            ("errors", number(&self.errors)),
+            ("bytes", self.bytes.get()),
+        ]
+    }
+
+    /// Sets everything but the gauge back to zero.
+    pub fn reset(&self) {
+        let counters = [
+            &self.hit_bytes,
+            &self.miss_bytes,
+            &self.filled_bytes,
+            &self.dropped_bytes,
+            &self.evictions,
+            &self.damaged,
+            &self.errors,
+        ];
+        counters.into_iter().for_each(Counter::reset);
+    }
+}
+
 /// Every gauge of a mount.
 #[derive(Debug, Default)]
 pub struct Gauges {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use super::counters::{Counter, Gauges};
+use super::counters::{Counter, DiskCounters, Gauges};
 use super::histogram::{Counts, Histogram};
 use super::operations::{Cache, FuseOp, NFS_FIRST, NFS_NAMES, NFS_OTHER};
 use super::slow::SlowLog;
@@ -37,6 +37,8 @@ pub struct Metrics {
     pub interrupts: Counter,
     /// Entries of listings that were left out, since they were no names.
     pub names_left_out: Counter,
+    /// What a cache on the disk did, if there is one.
+    pub disk_cache: OnceLock<Arc<DiskCounters>>,
     /// What took too long.
     pub slow: SlowLog,
     /// The tasks, and which of them have died.
@@ -104,6 +106,7 @@ impl Metrics {
             recoveries: Counter::default(),
             interrupts: Counter::default(),
             names_left_out: Counter::default(),
+            disk_cache: OnceLock::new(),
             slow: SlowLog::default(),
             tasks: Tasks::telling(Arc::clone(&last_error)),
             last_error,
@@ -194,7 +197,7 @@ impl Metrics {
             .read()
             .map(|(name, value)| (name.to_owned(), json!(value)));
         let age_ms = self.age_ms().saturating_sub(self.reset_at_ms.load(Relaxed));
-        json!({
+        let mut snapshot = json!({
             "seconds": age_ms as f64 / 1000.0,
             "round_trips": self.round_trips.get(),
             "nfs_ops": happened(nfs_names, &self.nfs),
@@ -208,7 +211,14 @@ impl Metrics {
             "names_left_out": self.names_left_out.get(),
             "slow_operations": self.slow.seen.get(),
             "last_error": self.last_error(),
-        })
+        });
+        if let Some(disk) = self.disk_cache.get() {
+            let numbers = disk
+                .read()
+                .map(|(name, value)| (name.to_owned(), json!(value)));
+            snapshot["disk_cache"] = Value::Object(Map::from_iter(numbers));
+        }
+        snapshot
     }
 
     /// One operation's count, errors and latencies after the other, FUSE's
@@ -264,6 +274,9 @@ impl Metrics {
         for ratio in &self.caches {
             ratio.hits.reset();
             ratio.misses.reset();
+        }
+        if let Some(disk) = self.disk_cache.get() {
+            disk.reset();
         }
         *self.last_error.lock() = None;
     }

@@ -23,7 +23,7 @@ pub mod serve;
 pub mod slow;
 mod unixsocket;
 
-pub use counters::{Counter, Gauge, Gauges};
+pub use counters::{Counter, DiskCounters, Gauge, Gauges};
 pub use line_limit::LineLimit;
 pub use metrics::Metrics;
 pub use operations::{Cache, FuseOp};

@@ -157,6 +157,51 @@ const GAUGES: [(&str, &str); 10] = [
     ),
 ];
 
+/// Of a cache on the disk: name, its key in the numbers, what it is. Those that end in `total` are
+/// counters.
+const DISK: [(&str, &str, &str); 8] = [
+    (
+        "disk_cache_hit_bytes_total",
+        "hit_bytes",
+        "File data that came from the disk cache instead of the server.",
+    ),
+    (
+        "disk_cache_miss_bytes_total",
+        "miss_bytes",
+        "File data that were asked of the server, as the disk cache had them not.",
+    ),
+    (
+        "disk_cache_filled_bytes_total",
+        "filled_bytes",
+        "File data that were put into the disk cache.",
+    ),
+    (
+        "disk_cache_dropped_bytes_total",
+        "dropped_bytes",
+        "File data that were not put there, as the disk was too slow or full.",
+    ),
+    (
+        "disk_cache_evictions_total",
+        "evictions",
+        "Files of the disk cache that were removed to make room.",
+    ),
+    (
+        "disk_cache_damaged_total",
+        "damaged",
+        "Files of the disk cache that did not verify, and were not used.",
+    ),
+    (
+        "disk_cache_errors_total",
+        "errors",
+        "Errors of the disk of the disk cache.",
+    ),
+    (
+        "disk_cache_bytes",
+        "bytes",
+        "Bytes in the disk cache, by this daemon's account.",
+    ),
+];
+
 /// Of the session and the write window: name, where it is in the status, what it is.
 const SESSION: [(&str, &str, &str); 4] = [
     (
@@ -217,6 +262,15 @@ impl OfMount<'_> {
         for (name, help) in GAUGES {
             if let Some(value) = numbers["gauges"][name].as_f64() {
                 self.one(name, Kind::Gauge, help, value);
+            }
+        }
+        for (name, key, help) in DISK {
+            if let Some(value) = numbers["disk_cache"][key].as_f64() {
+                let kind = match name.ends_with("_total") {
+                    true => Kind::Counter,
+                    false => Kind::Gauge,
+                };
+                self.one(name, kind, help, value);
             }
         }
         self.session(status);

@@ -34,7 +34,7 @@
 //! | access | `access` | `namespace::access` |
 //! | open, create | `open` | `files::opens`, `files::handle`, `files::inline_read`; with `nocto` `namespace::nocto`, `files::late_open` |
 //! | flush, fsync, release | `close` | `files::barrier`, `files::unlock` |
-//! | read | `read` | `files::read`, `file::ahead`, `file::readahead`, `files::revalidate` |
+//! | read | `read` | `files::disk_read`, `files::read`, `file::ahead`, `file::readahead`, `files::revalidate` |
 //! | write | `write` | `files::accept`, `files::write`, `writeback`, `files::unanswered` |
 //! | getlk, setlk (fcntl, flock) | `lock` | `files::lock`, `files::unlock`, `locks` |
 //! | opendir, readdir, readdirplus, releasedir | `readdir` | `dirs::read`, `dirs::fetch`, `dirs::listing` |
@@ -76,6 +76,7 @@ use self::files::{Files, FilesConfig};
 pub use self::inode::attr::{Timeouts, kind_of};
 pub use self::namespace::kernel_dentry::DentryState;
 use self::namespace::{Namespace, NamespaceConfig};
+use crate::disk_cache::DiskCache;
 use crate::nfs::Client;
 use crate::rpc::caller::Abandoned;
 use crate::telemetry::Metrics;
@@ -191,6 +192,12 @@ impl Vfs {
             metrics,
             client,
         })
+    }
+
+    /// What is read of files is kept on a disk of this host from here on. To be said once, before
+    /// anything is read.
+    pub fn set_disk_cache(&self, disk: Arc<DiskCache>) {
+        self.files.set_disk_cache(disk);
     }
 
     /// Changes that go on without their callers.

@@ -125,6 +125,26 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         )],
     ),
     (
+        "cache",
+        &[
+            (
+                "How much is in a cache",
+                "efs-fuse cache status /var/cache/efs-fuse",
+            ),
+            (
+                "Read all of it, and remove what is damaged",
+                "efs-fuse cache verify /var/cache/efs-fuse",
+            ),
+        ],
+    ),
+    (
+        "warm",
+        &[(
+            "Have a data set on this host's disk before it is used",
+            "efs-fuse warm /volumes/data --max-bytes 50g",
+        )],
+    ),
+    (
         "log-level",
         &[
             (
@@ -481,7 +501,7 @@ mod tests {
         );
         assert_eq!(
             of("stats"),
-            "efs-fuse stats [--json] [--reset] [--watch[=SECONDS]] MOUNTPOINT\n"
+            "efs-fuse stats [--json] [--price DOLLARS_PER_GB] [--reset] [--watch[=SECONDS]] MOUNTPOINT\n"
         );
         assert_eq!(of("status"), "efs-fuse status [--json] [MOUNTPOINT]...\n");
         assert_eq!(of("metrics"), "efs-fuse metrics [--listen ADDRESS]\n");

@@ -21,6 +21,7 @@ pub(super) fn of(mount: &Value) -> String {
         ("iam", iam(&mount["iam"])),
         ("writes", writes(&mount["write_window"])),
         ("caches", caches(&mount["caches"])),
+        ("disk cache", disk_cache(&mount["disk_cache"])),
         ("takeover", takeover(&mount["takeover"])),
         ("tasks", tasks(&mount["tasks"])),
         ("last error", text(&mount["last_error"])),
@@ -55,6 +56,21 @@ fn number(count: u64, one: &str) -> String {
         1 => format!("1 {one}"),
         more => format!("{more} {one}s"),
     }
+}
+
+fn disk_cache(disk: &Value) -> Option<String> {
+    let size = |key: &str| disk[key].as_u64().map(bytes);
+    let mut shown = format!("{} of {}", size("in_use")?, size("budget")?);
+    if let Some(slices) = disk["slices"].as_u64() {
+        shown.push_str(&format!(" in {}", number(slices, "file")));
+    }
+    if disk["encrypted"] == true {
+        shown.push_str(", encrypted");
+    }
+    if let Some(why) = text(&disk["off"]) {
+        shown.push_str(&format!("; not used now: {why}"));
+    }
+    Some(shown)
 }
 
 fn session(session: &Value) -> Option<String> {

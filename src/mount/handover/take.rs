@@ -9,6 +9,7 @@ use crate::fuse::{self, EstaleRetries};
 use crate::mount::Ready;
 use crate::mount::assembly::{self, History, Served};
 use crate::mount::connecting::{client_config, connector, unidentified};
+use crate::mount::disk_cache;
 use crate::mount::error::MountError;
 use crate::mount::keeper::{Died, Inherited};
 use crate::mount::launch::MountRequest;
@@ -68,6 +69,10 @@ pub async fn run(
         taken,
     )
     .map_err(|why| MountError::mount("taking over the mount", why))?;
+    let disk_cache = disk_cache::open(&request, &client, &metrics);
+    if let Some(disk_cache) = &disk_cache {
+        vfs.set_disk_cache(Arc::clone(disk_cache));
+    }
     let mounted = Mounted::by(&request, state.mounted.since);
     let retries = Arc::new(EstaleRetries::take_over(
         state.walks,
@@ -120,6 +125,7 @@ pub async fn run(
         retries,
         owner,
         metrics,
+        disk_cache,
     };
     assembly::serve_to_the_end(served, ready, &shutdown).await
 }

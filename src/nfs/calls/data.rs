@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::super::client::Client;
 use super::super::proto::attrs::{Attributes, CHANGE_ONLY, NewAttributes};
 use super::super::proto::ops::Op;
-use super::super::proto::reply::{NfsError, ReadResult, WriteResult};
+use super::super::proto::reply::{NfsError, ReadResult, Reply, WriteResult};
 use super::super::proto::status::{Status, state_is_gone};
 use super::super::proto::types::{Stable, StateId, Verifier};
 use super::super::reopen::renew_state;
@@ -49,6 +49,13 @@ pub struct Epilogue<'a> {
     pub commit: Option<(u64, u32)>,
     /// Attributes to be set.
     pub attrs: Option<&'a NewAttributes>,
+}
+
+/// The change attribute of a GETATTR behind what was read, if the server says it.
+pub(super) fn change_of(reply: &mut Reply) -> Option<u64> {
+    let attrs = reply.attrs().ok()?;
+    let told = CHANGE_ONLY.without(attrs.present).is_empty();
+    told.then_some(attrs.change)
 }
 
 /// The server finds a message longer than the session allows. Our sizes are made to
@@ -99,6 +106,20 @@ impl Client {
         offset: u64,
         count: u32,
     ) -> Result<ReadResult, NfsError> {
+        let read = self.read_and_look(open, offset, count, false).await?;
+        Ok(read.0)
+    }
+
+    /// The same. If `looks`, it also says the file's change attribute behind the READ, in the same
+    /// compound, as far as the server tells: if it is the one that was known before, the data are of
+    /// that version.
+    pub async fn read_and_look(
+        self: &Arc<Self>,
+        open: &Arc<OpenState>,
+        offset: u64,
+        count: u32,
+        looks: bool,
+    ) -> Result<(ReadResult, Option<u64>), NfsError> {
         for _ in 0..STATE_RETRIES {
             let (stateid, token) = open.for_io();
             let reply = self
@@ -106,6 +127,9 @@ impl Client {
                     // A session that came meanwhile may allow less.
                     c.put(&open.handle)
                         .read(stateid, offset, count.min(self.rsize()));
+                    if looks {
+                        c.then().get_attrs(CHANGE_ONLY);
+                    }
                 })
                 .await;
             let mut reply = match reply {
@@ -128,10 +152,10 @@ impl Client {
                 }
                 Err(error) if too_large(&error) && self.io_sizes.shrink_read() => {}
                 result => {
-                    if let Ok(read) = &result {
-                        self.metrics.bytes_read(read.data.len() as u64);
-                    }
-                    return result;
+                    let read = result?;
+                    self.metrics.bytes_read(read.data.len() as u64);
+                    let change = looks.then(|| change_of(&mut reply)).flatten();
+                    return Ok((read, change));
                 }
             }
         }

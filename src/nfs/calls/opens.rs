@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::client::Client;
 use super::super::close;
-use super::super::proto::attrs::{Attributes, NewAttributes};
+use super::super::proto::attrs::{Attributes, CHANGE_ONLY, NewAttributes};
 use super::super::proto::compound::Compound;
 use super::super::proto::ops::{Claim, Create, Op, PRESERVE_UNLINKED};
 use super::super::proto::reply::{NfsError, ReadResult, Reply};
@@ -12,6 +12,7 @@ use super::super::proto::status::{Status, state_is_gone};
 use super::super::proto::types::{FileHandle, StateId};
 use super::super::reopen::renew_state;
 use super::super::state::OpenState;
+use super::data::change_of;
 use super::names::LOOKS;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller;
@@ -28,6 +29,8 @@ pub struct InlineRead {
     pub count: u32,
     /// Not if this is still the file's change attribute: its data are known.
     pub unless: Option<u64>,
+    /// The change attribute is asked for once more, behind the READ.
+    pub looks: bool,
 }
 
 /// What goes behind an OPEN by handle, in its compound.
@@ -77,6 +80,8 @@ pub struct OpenedHandle {
     /// What was read along, after `attrs` were taken; `None` if nothing was,
     /// for whatever reason.
     pub data: Option<ReadResult>,
+    /// The change attribute behind `data`, if it was asked for and told.
+    pub change_behind: Option<u64>,
 }
 
 /// What O_TRUNC makes of a file.
@@ -146,6 +151,9 @@ impl Client {
                     c.differs_from(change);
                 }
                 c.read(stateid, inline.offset, inline.count);
+                if inline.looks {
+                    c.get_attrs(CHANGE_ONLY);
+                }
             }
         });
         let Some((preserves_unlinked, mut reply)) = opened.await? else {
@@ -162,10 +170,12 @@ impl Client {
                 (attrs.await?, None)
             }
         };
+        let looked = data.is_some() && inline.is_some_and(|(inline, _)| inline.looks);
         Ok(Some(OpenedHandle {
             attrs,
             preserves_unlinked,
             data,
+            change_behind: looked.then(|| change_of(&mut reply)).flatten(),
         }))
     }
 
@@ -199,6 +209,7 @@ impl Client {
             attrs,
             preserves_unlinked,
             data: None,
+            change_behind: None,
         }))
     }
 

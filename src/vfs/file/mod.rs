@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | all of a file ([`FileInner`](state::FileInner)) | [`state`] | the file's lock, `FileState::lock` |
 //! | which state of the file the kernel's pages are of | [`pages`] | the same |
+//! | which version of the file the disk of this host may be asked for | [`disk_view`] | the same |
 //! | changes of attributes on their way | [`deferred_setattr`] | the same |
 //! | the hidden name of a removed file | [`silly_name`] | the same |
 //! | what is read ahead for one handle | [`ahead`], [`readahead`], [`inline_read`] | a lock of the handle's, after the file's |
@@ -16,6 +17,7 @@
 
 pub(in crate::vfs) mod ahead;
 pub(in crate::vfs) mod deferred_setattr;
+pub(super) mod disk_view;
 pub(super) mod inline_read;
 pub(in crate::vfs) mod origin;
 pub(super) mod pages;

@@ -20,6 +20,7 @@ use tokio::sync::futures::Notified;
 use self::logged_writes::LoggedWrites;
 use super::ahead::Ahead;
 use super::deferred_setattr::DeferredSetattr;
+use super::disk_view::DiskView;
 use super::inline_read::{FileVersion, UNREAD};
 use super::origin::Origin;
 use super::pages::{FileAt, LateCut, Moves, Pages};
@@ -52,6 +53,8 @@ pub(in crate::vfs) struct FileInner<D> {
     /// What the write-ahead log has of the data in `writeback`.
     logged: LoggedWrites,
     pages: Pages,
+    /// Which version of the file may be read from this host's disk, if that is known.
+    disk: Option<DiskView>,
     /// Whether pages are to be dropped a second time (see `revalidate`).
     late_cut: LateCut,
     /// Foreign changes after which nothing is believed any more of what lies beside the
@@ -164,6 +167,7 @@ impl<D> FileState<D> {
                 writeback: Writeback::new(Arc::clone(config)),
                 logged: LoggedWrites::default(),
                 pages: Pages::default(),
+                disk: None,
                 late_cut: LateCut::since(foreign),
                 beside: 0,
                 losses: 0,
@@ -326,6 +330,20 @@ impl<D> FileInner<D> {
             epoch: self.epoch(foreign),
             writes: self.writes,
         }
+    }
+
+    /// Which version of the file may be read from the disk of this host: that of the last open, as
+    /// long as nobody is known to have changed it, and nothing of this host's is on its way.
+    pub(in crate::vfs) fn disk_view(&self, change: u64, foreign: Moves) -> Option<&DiskView> {
+        let now = self.version(foreign);
+        self.disk
+            .as_ref()
+            .filter(|view| view.file == now && view.at.change == change && self.writeback.is_idle())
+    }
+
+    /// The last view, whether it is good or not.
+    pub(in crate::vfs) fn disk_view_mut(&mut self) -> &mut Option<DiskView> {
+        &mut self.disk
     }
 
     /// What was read ahead is old, and pages are not: a new size, or a restart of the server.

@@ -24,6 +24,8 @@ use crate::vfs::writeback::errseq::Seen;
 /// One open(2).
 #[derive(Debug)]
 pub(in crate::vfs) struct OpenHandle {
+    /// Its number, by which the kernel calls it.
+    pub(super) number: u64,
     /// What it is open on.
     pub(in crate::vfs) inode: Arc<Inode>,
     /// Its open at the server, which it may share.
@@ -88,7 +90,9 @@ impl Files {
             || access & ACCESS_WRITE != 0 && seems_longer
             || !self.believes_data();
         let comes = beginning.is_some();
+        let fh = self.new_fh();
         let handle = Arc::new(OpenHandle {
+            number: fh,
             inode: Arc::clone(inode),
             open,
             access,
@@ -105,7 +109,6 @@ impl Files {
             inner.reads_ahead(&handle.ahead);
         }
         drop(inner);
-        let fh = self.new_fh();
         self.log_handle(fh, &handle, caller::request().unique);
         self.handles.insert(fh, handle);
         self.metrics.gauges.open_files.inc();

@@ -265,6 +265,7 @@ impl Files {
         };
         drop(inner);
         let handle = OpenHandle {
+            number: record.fh,
             inode: Arc::clone(inode),
             open,
             access: record.access,

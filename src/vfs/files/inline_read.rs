@@ -35,6 +35,7 @@ impl Files {
             offset: 0,
             count,
             unless,
+            looks: self.reads_look(),
         };
         Some((inline, inner.version(attr.foreign())))
     }

@@ -31,7 +31,7 @@ use crate::vfs::types::{Errno, VfsResult};
 
 impl Files {
     /// Has the server learn of a handle's open that something is about to be read with, if it does
-    /// not know of it; gives what was read along, if anything was.
+    /// not know of it; gives what was read along, if anything was, and the change attribute behind that.
     ///
     /// # Errors
     /// What the server says to the OPEN: EACCES, ESTALE. EIO if the open is lost.
@@ -40,7 +40,7 @@ impl Files {
         handle: &OpenHandle,
         offset: u64,
         count: u32,
-    ) -> VfsResult<Option<ReadResult>> {
+    ) -> VfsResult<Option<(ReadResult, Option<u64>)>> {
         let (inode, open) = (&handle.inode, &handle.open);
         let wanted = handle.access & ACCESS_READ;
         if wanted & !open.access() == 0 {
@@ -57,6 +57,7 @@ impl Files {
                 offset,
                 count,
                 unless: None,
+                looks: self.reads_look(),
             }),
             false => BehindOpen::Nothing,
         };
@@ -87,7 +88,7 @@ impl Files {
         inode: &Arc<Inode>,
         open: &Arc<OpenState>,
         behind: BehindOpen,
-    ) -> VfsResult<Option<ReadResult>> {
+    ) -> VfsResult<Option<(ReadResult, Option<u64>)>> {
         let request = OpenRequest {
             behind,
             ..OpenRequest::of(open, ACCESS_READ)
@@ -101,7 +102,7 @@ impl Files {
             self.namespace.learn_at_open(inode, &opened.attrs, sent);
             self.namespace
                 .opened_to_read(&open.cred, inode, &opened.attrs);
-            opened.data
+            opened.data.map(|data| (data, opened.change_behind))
         }))
     }
 }

@@ -20,6 +20,7 @@
 //! | attributes of directories that are ahead of the server | `directory_setattr` |
 //! | set-id rights that a write or a cut takes | `privileges` |
 //! | reading, reading ahead, and what comes with an OPEN | `read`, `inline_read` |
+//! | reading from the disk of this host, and what is put there | `disk_read` |
 //! | attributes of open files, before they are too old | `revalidate` |
 //! | file locks: asking, waiting, letting go | [`lock`], `unlock` |
 //! | silly rename | [`silly`], `hidden` |
@@ -37,6 +38,7 @@ mod accepted_name;
 mod barrier;
 pub(in crate::vfs) mod deferred_setattr;
 mod directory_setattr;
+pub(in crate::vfs) mod disk_read;
 pub(in crate::vfs) mod handle;
 pub(in crate::vfs) mod handover;
 mod hidden;
@@ -73,6 +75,7 @@ use self::logged::Inherited;
 use self::name_writeback::NameWriteback;
 use self::silly::Silly;
 use self::window::Window;
+use crate::disk_cache::DiskCache;
 use crate::nfs::Client;
 use crate::nfs::calls::IN_FRONT;
 use crate::rpc::caller::Abandoned;
@@ -160,6 +163,10 @@ pub(in crate::vfs) struct Files {
     changed: Mutex<Vec<Arc<Inode>>>,
     /// See [`inline_read`](crate::vfs::file::inline_read).
     inline_reads: Budget,
+    /// See [`disk_read`].
+    disk: OnceLock<Arc<DiskCache>>,
+    /// Numbers readers of the disk that are no handles yet.
+    readers: AtomicU64,
     kept: Kept,
     names: NameWriteback,
     late: LateErrors,
@@ -209,6 +216,8 @@ impl Files {
             line: Mutex::default(),
             changed: Mutex::default(),
             inline_reads: Budget::default(),
+            disk: OnceLock::new(),
+            readers: AtomicU64::new(0),
             kept: Kept::default(),
             names: NameWriteback::new(config.writeback),
             late: LateErrors::default(),

@@ -20,7 +20,6 @@ use tokio::time::Instant;
 
 use super::Files;
 use super::handle::OpenHandle;
-use crate::nfs::state::OpenState;
 use crate::vfs::file::readahead::{CHUNK, Fetch};
 use crate::vfs::file::readahead_memory::Share;
 use crate::vfs::inode::Inode;
@@ -104,10 +103,10 @@ impl Files {
         {
             return Ok(data);
         }
-        let data = self
-            .read_through(&handle.open, handle, offset, size)
-            .await?;
         let is_direct = open_flags & libc::O_DIRECT != 0;
+        let data = self
+            .read_through(handle, (offset, size), !is_direct)
+            .await?;
         self.doubt_size(inode, (offset, size), data.len() as u64, is_direct);
         Ok(data)
     }
@@ -134,27 +133,40 @@ impl Files {
         }
     }
 
-    /// READs until the request is satisfied or the file ends.
+    /// From the disk of this host, if that may be asked and has it; else READs until the request is
+    /// satisfied or the file ends.
     async fn read_through(
         self: &Arc<Self>,
-        open: &Arc<OpenState>,
         handle: &OpenHandle,
-        offset: u64,
-        size: u64,
+        (offset, size): (u64, u64),
+        by_disk: bool,
     ) -> VfsResult<Bytes> {
+        let view = match by_disk {
+            true => self.disk_view(&handle.inode),
+            false => None,
+        };
+        if let Some(view) = view
+            && let Some(data) = self.read_disk(handle, view, offset, size).await
+        {
+            return Ok(data);
+        }
         let rsize = u64::from(self.client.rsize());
         let mut joined: Option<BytesMut> = None;
         let mut at = offset;
         let mut empty = 0;
         loop {
             let want = (offset + size - at).min(rsize) as u32;
-            let read = match self.open_late(handle, at, want).await? {
+            let sent = Instant::now();
+            let (read, change) = match self.open_late(handle, at, want).await? {
                 Some(read) => read,
                 None => {
-                    let read = self.client.read(open, at, want).await;
+                    let looks = self.reads_look();
+                    let read = self.client.read_and_look(&handle.open, at, want, looks);
+                    let read = read.await;
                     read.map_err(|error| self.namespace.failed(&error, &handle.inode))?
                 }
             };
+            self.read_came(handle, view, (sent, at), (&read, change));
             at += read.data.len() as u64;
             let done = read.eof || at == offset + size;
             if done && joined.is_none() {
@@ -214,8 +226,7 @@ impl Files {
         let read = tasks.watched("fetch", async {
             tasks.point("fetch");
             self.before_read(&handle.inode, range.start, len).await;
-            self.read_through(&handle.open, handle, range.start, len)
-                .await
+            self.read_through(handle, (range.start, len), true).await
         });
         let read = read.await;
         let data = read.ok().and_then(Result::ok);

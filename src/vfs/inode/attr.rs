@@ -200,6 +200,11 @@ impl AttrState {
         self.foreign
     }
 
+    /// What is known may be older than something else that was told.
+    pub(in crate::vfs) fn is_expired(&self) -> bool {
+        self.expired
+    }
+
     /// What was cached under this value of the change attribute is good.
     pub(in crate::vfs) fn explains(&self, change: u64) -> bool {
         self.explained.contains(&change)

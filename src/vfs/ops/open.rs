@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::nfs::NfsError;
-use crate::nfs::calls::{BehindOpen, HowToOpen, InlineRead, OpenRequest, OpenedHandle, PrePost};
+use crate::nfs::calls::{BehindOpen, HowToOpen, OpenRequest, OpenedHandle, PrePost};
 use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::proto::reply::ReadResult;
 use crate::nfs::proto::status::Status;
@@ -15,6 +15,7 @@ use crate::rpc::auth::Credential;
 use crate::telemetry::Cache;
 use crate::vfs::Vfs;
 use crate::vfs::file::inline_read::FileVersion;
+use crate::vfs::files::disk_read::OnDisk;
 use crate::vfs::files::handle::access_of;
 use crate::vfs::files::kept_open::KeptOpen;
 use crate::vfs::inode::attr::Seen;
@@ -87,6 +88,7 @@ impl Vfs {
             self.files.leave(&inode, &open).await;
             return Ok(None);
         }
+        self.files.view_believed(&inode);
         Ok(Some(self.files.opened(
             &inode,
             open,
@@ -131,6 +133,7 @@ impl Vfs {
         let inode = &kept.inode;
         self.files.before_open(inode, false).await;
         self.namespace.learn_at_open(inode, &kept.attrs, kept.sent);
+        self.files.view_at_open(inode, &kept.attrs, kept.sent);
         if access_of(flags) & ACCESS_READ != 0 {
             self.namespace
                 .opened_to_read(&kept.open.cred, inode, &kept.attrs);
@@ -174,7 +177,11 @@ impl Vfs {
         self.files.before_open(&inode, truncate).await;
         let open = self.files.join(&inode, cred).await;
         let reads = share & ACCESS_READ != 0 && flags & libc::O_DIRECT == 0 && !truncate;
-        let inline = reads.then(|| self.files.inline_read(&inode)).flatten();
+        let mut inline = reads.then(|| self.files.inline_read(&inode)).flatten();
+        let on_disk = match &mut inline {
+            Some((inline, _)) => self.files.on_disk_before_open(&inode, inline).await,
+            None => None,
+        };
         let sent = Instant::now();
         // A name is believed for a while, but what is opened is what it leads
         // to now: another host may have put a new file there.
@@ -202,7 +209,8 @@ impl Vfs {
                 if share & ACCESS_READ != 0 {
                     self.namespace.opened_to_read(cred, &inode, &opened.attrs);
                 }
-                let came = self.opened_at(&inode, opened, inline, truncate, sent).await;
+                let asked = inline.map(|(_, version)| (version, on_disk));
+                let came = self.opened_at(&inode, opened, asked, truncate, sent).await;
                 Ok(self.files.opened(&inode, open, (access, flags), came))
             }
             Err(error) => {
@@ -227,12 +235,12 @@ impl Vfs {
     }
 
     /// Takes in what an OPEN has said of the file. Gives the data that came along with it, if
-    /// they were asked for by `inline`.
+    /// they were `asked` for: then that says how the file stood before, and what the disk has of it.
     async fn opened_at(
         &self,
         inode: &Arc<Inode>,
-        opened: OpenedHandle,
-        inline: Option<(InlineRead, FileVersion)>,
+        mut opened: OpenedHandle,
+        asked: Option<(FileVersion, Option<OnDisk>)>,
         truncate: bool,
         sent: Instant,
     ) -> Option<(ReadResult, FileVersion)> {
@@ -247,9 +255,13 @@ impl Vfs {
             return None;
         }
         let seen = self.namespace.learn_at_open(inode, &opened.attrs, sent);
+        self.files.view_at_open(inode, &opened.attrs, sent);
+        let (version, on_disk) = asked.unzip();
+        let on_disk = on_disk.flatten();
+        let data = self.files.beginning_came(inode, &mut opened, on_disk, sent);
         self.namespace.nothing_to_tell(inode.ino).await;
         let moved_on = u64::from(seen == Seen::Foreign);
-        let (data, (_, version)) = opened.data.zip(inline)?;
+        let (data, version) = data.zip(version)?;
         Some((data, version.moved_on(moved_on)))
     }
 

@@ -12,6 +12,8 @@ pub(crate) mod counters;
 mod create;
 mod data;
 mod directories;
+mod disk_cache;
+mod disk_cache_size;
 mod file_systems;
 mod forced;
 mod handles;

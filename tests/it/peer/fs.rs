@@ -236,6 +236,11 @@ pub(crate) struct Fs {
     born: u64,
     ticks: u32,
     changes: u64,
+    /// The change attribute is the time of the change in ticks of this length: two changes within a
+    /// tick have one value.
+    pub(crate) coarse: Option<Duration>,
+    /// Where hosts of this double have their disk caches, if they have.
+    pub(crate) caches: Option<tempfile::TempDir>,
 }
 
 impl Fs {
@@ -261,6 +266,8 @@ impl Fs {
                 .map_or(0, |since| since.as_secs()),
             ticks: 0,
             changes: 1000,
+            coarse: None,
+            caches: None,
         };
         let root = fs.alloc(New {
             kind: Kind::Dir(Dir {
@@ -312,7 +319,10 @@ impl Fs {
     pub(crate) fn touch(&mut self, id: u64, content: bool) {
         let now = self.now();
         self.changes += 1;
-        let change = self.changes;
+        let change = match self.coarse {
+            None => self.changes,
+            Some(tick) => 1_000_000 + (self.elapsed().as_micros() / tick.as_micros()) as u64,
+        };
         if let Some(node) = self.nodes.get_mut(&id) {
             node.change = change;
             node.ctime = now;

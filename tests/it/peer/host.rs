@@ -2,6 +2,7 @@
 //! They are stable at once and know no permissions.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Peer;
 use super::args::Range;
@@ -63,6 +64,18 @@ impl PeerFs {
         data.write(0, content, true);
         server.fs.touch(id, true);
         Ok(())
+    }
+
+    /// A directory for the disk caches of this double's hosts, which goes with it.
+    pub(crate) fn cache_dir(&self) -> std::path::PathBuf {
+        let mut server = self.0.server();
+        let make = || tempfile::tempdir().expect("temporary directory");
+        server.fs.caches.get_or_insert_with(make).path().to_owned()
+    }
+
+    /// From now on the change attribute is the time, in ticks of this length.
+    pub(crate) fn make_changes_coarse(&self, tick: Duration) {
+        self.0.server().fs.coarse = Some(tick);
     }
 
     /// Overwrites bytes in the middle of a file.

@@ -12,6 +12,7 @@ mod connections;
 mod data;
 mod deferred_setattr;
 mod direct;
+mod disk_cache;
 mod exactly_once;
 mod farewell;
 mod file_systems;

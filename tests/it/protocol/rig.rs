@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use efs_fuse::disk_cache::{Amount, DiskCache, DiskCacheConfig, FileSystemId};
 use efs_fuse::nfs::calls::HowToOpen;
 use efs_fuse::nfs::proto::attrs::NewAttributes;
 use efs_fuse::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE, Make};
@@ -357,13 +358,31 @@ impl Estate {
             Client::take_over(self.peer.connector(), config, Arc::clone(&metrics), state).await;
         let (client, taken) = client.expect("the server goes on with it");
         let vfs = Vfs::take_over(client, behaviour, Arc::clone(&metrics), self.vfs(), taken);
+        let vfs = vfs.expect("the state is whole");
+        with_disk_cache(&vfs, &self.peer);
         let mount = Mount {
-            vfs: vfs.expect("the state is whole"),
+            vfs,
             peer: Arc::clone(&self.peer),
             cred: Credential::machine(),
         };
         (mount, metrics)
     }
+}
+
+/// With `EFS_FUSE_TEST_CACHE=1` hosts have a disk cache, all of a peer the same: what tests hold with.
+fn with_disk_cache(vfs: &Vfs, peer: &Arc<Peer>) {
+    if std::env::var_os("EFS_FUSE_TEST_CACHE").is_none() {
+        return;
+    }
+    let config = DiskCacheConfig {
+        dir: peer.fs().cache_dir().join("cache"),
+        size: Amount::Bytes(16 << 20),
+        min_free: Amount::Bytes(0),
+        secret: false,
+    };
+    let fs = FileSystemId::of(&[b"the peer"]);
+    let disk = DiskCache::open(&config, fs, &Metrics::new()).expect("a cache");
+    vfs.set_disk_cache(disk);
 }
 
 /// A mounted file system without a kernel.
@@ -416,8 +435,10 @@ impl Mount {
 
     /// The same, that behaves so.
     pub(crate) fn behaving(client: &Arc<Client>, peer: &Arc<Peer>, config: VfsConfig) -> Self {
+        let vfs = Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new());
+        with_disk_cache(&vfs, peer);
         Self {
-            vfs: Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new()),
+            vfs,
             peer: Arc::clone(peer),
             cred: Credential::machine(),
         }
