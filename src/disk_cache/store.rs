@@ -9,6 +9,7 @@
 
 mod upkeep;
 
+use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -361,23 +362,21 @@ impl Store {
         while block * BLOCK < end {
             let slice = block / BLOCKS;
             let header = self.header(handle, slice, version);
-            let mut run = Vec::new();
+            let first = block;
+            let mut until = block * BLOCK;
             while block / BLOCKS == slice {
                 let length = header.block_len(block % BLOCKS);
-                let start = block * BLOCK;
-                if length == 0 || start + length > end {
+                if length == 0 || until + length > end {
                     break;
                 }
-                let from = (start - offset) as usize;
-                run.push(data.slice(from..from + length as usize));
+                until += length;
                 block += 1;
             }
-            let Some(first) = block.checked_sub(run.len() as u64) else {
-                return;
-            };
-            if run.is_empty() {
+            if block == first {
                 return;
             }
+            let from = (first * BLOCK - offset) as usize;
+            let run = data.slice(from..(until - offset) as usize);
             if let Err(why) = self.fill_slice(header, first % BLOCKS, &run, reader) {
                 // Another daemon was faster, or holds the account.
                 let harmless = [io::ErrorKind::AlreadyExists, io::ErrorKind::WouldBlock];
@@ -389,13 +388,14 @@ impl Store {
         }
     }
 
-    fn fill_slice(&self, header: Header, first: u64, run: &[Bytes], reader: u64) -> io::Result<()> {
+    /// Puts `run` there: whole blocks that lie behind each other, from `first` on.
+    fn fill_slice(&self, header: Header, first: u64, run: &[u8], reader: u64) -> io::Result<()> {
         let name = name_of(self.fs, &header.handle, header.slice);
         let there = self.slice(&name)?.filter(|slice| slice.header == header);
-        let blocks = first..first + run.len() as u64;
+        let blocks = first..first + (run.len() as u64).div_ceil(BLOCK);
         let entries = match &there {
             Some(slice) => read_entries(&slice.file, &blocks)?,
-            None => vec![Entry::default(); run.len()],
+            None => vec![Entry::default(); (blocks.end - first) as usize],
         };
         let has = |block: u64| entries[(block - first) as usize].len != 0;
         if blocks.clone().all(has) && there.is_some() {
@@ -439,20 +439,26 @@ impl Store {
         there: Option<Arc<Slice>>,
         (name, header): (SliceName, Header),
         first: u64,
-        run: &[Bytes],
+        run: &[u8],
     ) -> io::Result<()> {
         let slice = match there {
             Some(slice) => slice,
             None => self.make_slice(name, header)?,
         };
-        let mut table = Vec::with_capacity(run.len() * ENTRY as usize);
-        for (number, data) in run.iter().enumerate() {
-            let block = first + number as u64;
+        let (mut table, mut secret) = (Vec::new(), Vec::new());
+        for (block, data) in (first..).zip(run.chunks(BLOCK as usize)) {
             let sealed = self.seal.seal(&slice.header, block, data);
             let (entry, data) = sealed.ok_or_else(|| io::Error::other("the cipher refuses"))?;
-            slice.file.write_all_at(&data, DATA + block * BLOCK)?;
+            if let Cow::Owned(data) = data {
+                secret.extend_from_slice(&data);
+            }
             table.extend_from_slice(&entry.encode());
         }
+        let data = match self.seal.is_secret() {
+            true => &secret[..],
+            false => run,
+        };
+        slice.file.write_all_at(data, DATA + first * BLOCK)?;
         slice.file.write_all_at(&table, TABLE + first * ENTRY)
     }
 
