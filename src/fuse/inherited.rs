@@ -81,6 +81,11 @@ impl InitValues {
         InitFlags::from_bits_retain(self.offered).contains(InitFlags::FUSE_HAS_RESEND)
     }
 
+    /// A direct write drops the kernel's pages of its range: since Linux 6.6, as does this flag.
+    pub(super) fn drops_pages_at_direct_writes(&self) -> bool {
+        InitFlags::from_bits_retain(self.offered).contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP)
+    }
+
     /// The FUSE_INIT of a kernel that has what is in use.
     fn request(&self) -> [u8; INIT_SIZE] {
         let flags = self.agreed | InitFlags::FUSE_INIT_EXT.bits();

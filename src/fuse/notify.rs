@@ -39,7 +39,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -185,6 +185,8 @@ pub struct Notify {
     telling: AtomicUsize,
     /// For what the kernel must know at once.
     direct: Mutex<Option<Arc<dyn Kernel>>>,
+    /// See [`KernelCache::direct_writes_leave_pages`].
+    leaves_pages: AtomicBool,
 }
 
 impl Notify {
@@ -196,6 +198,11 @@ impl Notify {
     /// Names whose invalidation was dropped because the queue was full.
     pub fn dropped(&self) -> u64 {
         self.state.lock().dropped
+    }
+
+    /// What the kernel does with pages at a direct write. To be said before it serves.
+    pub(super) fn direct_writes_drop_pages(&self, drops: bool) {
+        self.leaves_pages.store(!drops, Ordering::Relaxed);
     }
 
     /// Begins to send, by way of `notifier` and of `device`, a descriptor of the same mount.
@@ -456,6 +463,10 @@ impl KernelCache for Notify {
 
     fn backlog(&self) -> usize {
         self.state.lock().names
+    }
+
+    fn direct_writes_leave_pages(&self) -> bool {
+        self.leaves_pages.load(Ordering::Relaxed)
     }
 }
 

@@ -250,6 +250,7 @@ impl Served {
         init: InitValues,
     ) -> io::Result<Running> {
         let device = session.as_fd().try_clone_to_owned()?;
+        notify.direct_writes_drop_pages(init.drops_pages_at_direct_writes());
         let serving = serve(session, notify, self.tasks)?;
         let (end, ended) = watch::channel(None);
         // From here on, dropping this unmounts.

@@ -408,4 +408,10 @@ pub trait KernelCache: Send + Sync {
 
     /// Names that the kernel has not been told of yet.
     fn backlog(&self) -> usize;
+
+    /// A write past the pages (O_DIRECT) leaves the pages that the kernel has of its range as
+    /// they are: before Linux 6.6.
+    fn direct_writes_leave_pages(&self) -> bool {
+        false
+    }
 }

@@ -57,6 +57,14 @@ impl Namespace {
         }
     }
 
+    /// See [`KernelCache::direct_writes_leave_pages`].
+    ///
+    /// [`KernelCache::direct_writes_leave_pages`]: crate::vfs::types::KernelCache::direct_writes_leave_pages
+    pub(in crate::vfs) fn direct_writes_leave_pages(&self) -> bool {
+        let kernel = self.kernel.get();
+        kernel.is_some_and(|kernel| kernel.direct_writes_leave_pages())
+    }
+
     /// Has the kernel drop the pages of the inode, and comes back when it has done so.
     pub(in crate::vfs) async fn drop_pages(&self, ino: Ino) {
         let Some(kernel) = self.kernel.get().map(Arc::clone) else {

@@ -83,6 +83,10 @@ impl Vfs {
                 self.files.tell_write_error(&handle)?;
             }
         }
+        if direct && self.namespace.direct_writes_leave_pages() {
+            // Who reads by pages on this host is not shown what was there before.
+            self.files.misplaced(inode).await;
+        }
         Ok(accepted.len as u32)
     }
 }

@@ -1,8 +1,11 @@
 //! Synchronous writes (O_DIRECT, O_SYNC, O_DSYNC): each is answered by the fate of its
 //! own bytes, and by nothing else if it is a direct one.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::Bytes;
-use efs_fuse::vfs::types::{Errno, ROOT_INO, WriteFlags};
+use efs_fuse::vfs::types::{Errno, Ino, KernelCache, ROOT_INO, WriteFlags};
 
 use super::rig::{Mount, Open, join_all, within};
 use crate::peer::proto::{op, st};
@@ -85,5 +88,54 @@ async fn a_synchronous_write_over_what_is_on_its_way_loses_nothing_but_itself() 
         assert_eq!(mount.fsync(file).await, Ok(()));
         let content = mount.peer.fs().read_file("/f").unwrap();
         assert_eq!(content, [1; 8 * KIB], "the data accepted before it");
+    }
+}
+
+/// A kernel before Linux 6.6, or not; it counts how often it was to drop pages at once.
+struct Pages {
+    are_left: bool,
+    dropped: AtomicUsize,
+}
+
+impl KernelCache for Pages {
+    fn inval_inode(&self, _: Ino) {}
+    fn inval_inode_grown(&self, _: Ino, _: u64) {}
+    fn inval_inode_now(&self, _: Ino) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+    fn is_telling(&self, _: Ino) -> bool {
+        false
+    }
+    fn settle(&self, _: Ino) {}
+    fn inval_attr(&self, _: Ino) {}
+    fn inval_entry(&self, _: Ino, _: &[u8]) {}
+    fn backlog(&self) -> usize {
+        0
+    }
+    fn direct_writes_leave_pages(&self) -> bool {
+        self.are_left
+    }
+}
+
+/// Seen by the checker with Linux 6.1, seed 2303.
+#[tokio::test]
+async fn an_older_kernel_drops_its_pages_before_a_direct_write_is_answered() {
+    for (are_left, flags, expected) in [
+        (true, libc::O_DIRECT, 1),
+        (true, libc::O_DSYNC, 0),
+        (true, 0, 0),
+        (false, libc::O_DIRECT, 0),
+    ] {
+        let mount = Mount::new(PeerConfig::default()).await;
+        let kernel = Arc::new(Pages {
+            are_left,
+            dropped: AtomicUsize::new(0),
+        });
+        mount.vfs.set_kernel(Arc::clone(&kernel) as _);
+        let file = mount.create(ROOT_INO, "f", libc::O_RDWR).await.unwrap();
+        write(&mount, file, flags, 0, 1).await.unwrap();
+        let dropped = kernel.dropped.load(Ordering::Relaxed);
+        assert_eq!(dropped, expected, "{are_left} {flags:o}");
+        mount.close(file).await.unwrap();
     }
 }
