@@ -142,7 +142,9 @@ impl Client {
         changes: &[NameChange<'_>],
         again: bool,
     ) -> Result<NamesChanged, NfsError> {
-        if operations(changes) > self.session_info().max_ops as usize {
+        // One that is being made anew says how many it takes when it is there.
+        let session = self.session().await?;
+        if operations(changes) > session.attrs.max_ops as usize {
             return Err(NfsError::Unfit("a session of fewer operations than before"));
         }
         if changes

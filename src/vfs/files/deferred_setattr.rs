@@ -39,7 +39,7 @@ use crate::nfs::NfsError;
 use crate::nfs::proto::attrs::{NewAttributes, NewTime};
 use crate::nfs::proto::types::NfsTime;
 use crate::rpc::auth::Credential;
-use crate::rpc::caller;
+use crate::rpc::caller::{self, Effect};
 use crate::vfs::inode::FileState;
 use crate::vfs::inode::Inode;
 use crate::vfs::types::{FileKind, SetAttr, SetTime, Stat, Timestamp};
@@ -59,6 +59,7 @@ impl Files {
         if inode.kind != FileKind::Regular {
             return None;
         }
+        let _effect = Effect::begin()?;
         let mut inner = inode.opened()?.lock();
         let mut attr = inode.attr.lock();
         let first = inner.deferred_mut().join(attr.stat(), cred, set)?;

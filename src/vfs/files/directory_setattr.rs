@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Files;
 use super::accepted_name::What;
 use crate::rpc::auth::Credential;
+use crate::rpc::caller::Effect;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::Name;
 use crate::vfs::types::{FileKind, SetAttr, SetTime, Stat, Timestamp};
@@ -34,6 +35,7 @@ impl Files {
         if inode.kind != FileKind::Directory || !self.has_room_in(inode) {
             return None;
         }
+        let _effect = Effect::begin()?;
         let maker = self.namespace.private_to(cred, inode)?;
         let (owner, perm) = {
             let attr = inode.attr.lock();

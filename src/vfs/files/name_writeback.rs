@@ -4,12 +4,16 @@
 //! Accepted is what this host can answer for by itself: in a directory that is
 //! [private](crate::vfs::namespace::promised) to the caller, a file, a directory or a link by a
 //! name that is free, and the removal or the new name of what this host knows to be there; and
-//! what is set of the directory itself ([`directory_setattr`](super::directory_setattr)). All else is asked of the server, and waits there for what was accepted before it
-//! ([`Gate`](crate::nfs) by its directory, a promised handle by its object). In what order
-//! they go, and when, says the [queue](crate::vfs::writeback::name_queue); how, `send_names`.
+//! what is set of the directory itself ([`directory_setattr`](super::directory_setattr)). All else is
+//! asked of the server, and waits there for what was accepted before it ([`Gate`](crate::nfs) by its
+//! directory, a promised handle by its object). In what order they go, and when, says the
+//! [queue](crate::vfs::writeback::name_queue); how, `send_names`.
 //!
 //! What is refused later is told as an error of a write is: by the next fsync or close of the
 //! file, and by the next fsync of the directory; and it is logged with its path.
+//!
+//! Nothing is accepted of a caller who was answered without his operation (a killed one), as nothing
+//! of his is sent then: each change is an [`Effect`] of its caller.
 //!
 //! Locks: the queue's is taken with no other but, under it, a file's. The alarm has a lock with
 //! which no other is taken.
@@ -27,6 +31,7 @@ use super::accepted_name::{AROUND, Accepted, LARGEST, PromisedFile, What, fits};
 use super::write::now;
 use crate::nfs::proto::types::FileType;
 use crate::rpc::auth::Credential;
+use crate::rpc::caller::Effect;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::{DentryTarget, Name};
 use crate::vfs::namespace::names::NAME_MAX;
@@ -103,6 +108,7 @@ impl Files {
         mode: u32,
         (access, flags): (u32, i32),
     ) -> Option<(Arc<Inode>, Opened)> {
+        let _effect = Effect::begin()?;
         let attrs = self.may_promise(cred, dir, name, (FileType::Regular, mode, 0))?;
         let mut verifier = [0; 8];
         getrandom::fill(&mut verifier).ok()?;
@@ -137,6 +143,7 @@ impl Files {
         name: &[u8],
         mode: u32,
     ) -> Option<Arc<Inode>> {
+        let _effect = Effect::begin()?;
         let attrs = self.may_promise(cred, dir, name, (FileType::Directory, mode, 4096))?;
         let name = Name::from(name);
         let (inode, promise) = self.namespace.promise(dir, &name, &attrs);
@@ -158,6 +165,7 @@ impl Files {
         name: &[u8],
         text: &[u8],
     ) -> Option<Arc<Inode>> {
+        let _effect = Effect::begin()?;
         let kind = (FileType::Symlink, 0o777, text.len() as u64);
         let attrs = self.may_promise(cred, dir, name, kind)?;
         let name = Name::from(name);
@@ -224,6 +232,9 @@ impl Files {
         name: &[u8],
         of_directory: bool,
     ) -> bool {
+        let Some(_effect) = Effect::begin() else {
+            return false;
+        };
         let Some(victim) = self.own(cred, dir, name, false) else {
             return false;
         };
@@ -250,6 +261,9 @@ impl Files {
         dir: &Arc<Inode>,
         (from, to): (&[u8], &[u8]),
     ) -> bool {
+        let Some(_effect) = Effect::begin() else {
+            return false;
+        };
         let Some(moved) = self.own(cred, dir, from, true) else {
             return false;
         };

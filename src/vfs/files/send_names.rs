@@ -138,15 +138,20 @@ impl Files {
             .change_names(&cred, &dir.handle, &changes, again)
             .await;
         drop(changes);
+        let (mut again, mut rests, mut links) = (Vec::new(), None, 0);
         let (mut each, moved, redone) = match changed {
             Ok(changed) => (changed.each, Some(changed.dir), changed.redone),
+            // A new session takes fewer at a time.
+            Err(NfsError::Unfit(_)) if along.len() > 1 => {
+                rests = Some(Rested(now() + REST));
+                (Vec::new(), None, false)
+            }
             // Nothing was done, as far as is known, and nothing will be.
             Err(error) => {
                 let each = (0..along.len()).map(|_| Err(error.clone())).collect();
                 (each, None, false)
             }
         };
-        let (mut again, mut rests, mut links) = (Vec::new(), None, 0);
         each.reverse();
         for (mut queued, along) in all.into_iter().zip(along) {
             let outcome = match each.pop() {

@@ -9,7 +9,8 @@
 //!   change, and is dropped, so that a host always sees its own changes.
 //! - Sent before the reply that brought what is known came in, and different:
 //!   the server may have run the two in either order. The one with the later
-//!   ctime is kept, and neither is believed any longer.
+//!   ctime is kept (what the server says, where what is known has times of this
+//!   host's clock), and neither is believed any longer.
 //!
 //! The change attribute says whether an object moved, and only equality means
 //! anything. Each change of ours brings a pair (before, after); if `before` is a
@@ -81,6 +82,8 @@ pub(in crate::vfs) struct AttrState {
     timeout: Millis,
     /// To be asked for again before it is believed.
     expired: bool,
+    /// Times of `stat` are by this host's clock: they say nothing of the order of replies.
+    own_times: bool,
     /// Its last name is a hidden one, not to be counted.
     hidden: bool,
     /// Whether the object is there at all.
@@ -141,6 +144,11 @@ pub(in crate::vfs) enum Seen {
 }
 
 impl AttrState {
+    /// Of an object that the server has yet to make.
+    pub(in crate::vfs) fn is_promised(&mut self) {
+        self.own_times = true;
+    }
+
     /// From a first reply.
     pub(in crate::vfs) fn new(
         ino: Ino,
@@ -161,6 +169,7 @@ impl AttrState {
             changed: sent,
             timeout: Millis::from(min),
             expired: false,
+            own_times: false,
             hidden: false,
             life: Life::Sure,
             accepted: None,
@@ -244,7 +253,7 @@ impl AttrState {
         }
         if sent < self.taken && attrs.change != self.change {
             // A tie goes to the request that was sent last.
-            if attrs.ctime >= ntime(self.stat.ctime) {
+            if self.own_times || attrs.ctime >= ntime(self.stat.ctime) {
                 self.take(attrs, sent, now);
             }
             self.disturbed();
@@ -323,7 +332,8 @@ impl AttrState {
             // later one cannot be told from here. A file only grows by them.
             let size = self.stat.size.max(after.size);
             let server_size = self.server_size.max(after.size);
-            if (after.mtime, after.ctime) >= (ntime(self.stat.mtime), ntime(self.stat.ctime)) {
+            let known = (ntime(self.stat.mtime), ntime(self.stat.ctime));
+            if self.own_times || (after.mtime, after.ctime) >= known {
                 self.take(after, self.sent.max(sent), now);
             }
             self.stat.size = size;
@@ -358,6 +368,7 @@ impl AttrState {
         stat.atime = set.atime.map_or(stat.atime, time);
         stat.mtime = set.mtime.map_or(stat.mtime, time);
         stat.ctime = ctime;
+        self.own_times = true;
     }
 
     /// This was set and answered, and the server does not know it yet: it stays true here,
@@ -396,7 +407,10 @@ impl AttrState {
     ) {
         let shown = ahead.then(|| self.stat.clone());
         self.take(attrs, sent, now);
-        self.stat = shown.unwrap_or_else(|| self.stat.clone());
+        if let Some(shown) = shown {
+            self.stat = shown;
+            self.own_times = true;
+        }
         self.explained = SmallVec::from_elem(attrs.change, 1);
         self.changed = now;
     }
@@ -405,13 +419,13 @@ impl AttrState {
     /// yet. Nothing that was asked before tells of it.
     pub(in crate::vfs) fn touch(&mut self, at: Timestamp, now: Instant) {
         self.stat.mtime = at;
-        self.stat.ctime = at;
-        self.changed = now;
+        self.touch_itself(at, now);
     }
 
     /// The same of the object itself, and not of what is in it.
     pub(in crate::vfs) fn touch_itself(&mut self, at: Timestamp, now: Instant) {
         self.stat.ctime = at;
+        self.own_times = true;
         self.changed = now;
     }
 
@@ -505,6 +519,7 @@ impl AttrState {
         self.life = Life::Sure;
         self.sent = sent;
         self.taken = now;
+        self.own_times = false;
         self.expired = false;
         if let Some(accepted) = self.accepted.take() {
             self.overlay(&accepted.set, accepted.ctime);
@@ -697,6 +712,31 @@ mod tests {
         }
         state.learn(&attrs(9, 1), t0 + 6 * MS, t0 + 6 * MS, &TIMEOUTS);
         assert_eq!(state.stat().perm, 0, "what the server says");
+    }
+
+    #[test]
+    fn times_of_this_hosts_clock_are_no_reason_to_drop_what_the_server_says_of_our_own_change() {
+        let t0 = Instant::now();
+        let mut state = state(t0);
+        state.is_promised();
+        state.touch(
+            Timestamp {
+                sec: 1 << 40,
+                nsec: 0,
+            },
+            t0 + 2 * MS,
+        );
+        // It was sent before that, and answered behind it.
+        let after = Attributes {
+            mode: 0o600,
+            ..at(2, 100)
+        };
+        state.moved(&own(1, after), t0 + MS, t0 + 3 * MS, &TIMEOUTS);
+        assert_eq!((state.stat().perm, state.is_expired()), (0o600, true));
+        // From then on the server's times count.
+        let late = attrs(3, 100);
+        state.moved(&own(1, late), t0 + MS, t0 + 4 * MS, &TIMEOUTS);
+        assert_eq!(state.stat().perm, 0o600);
     }
 
     #[test]

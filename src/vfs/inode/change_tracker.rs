@@ -85,9 +85,9 @@ pub(in crate::vfs) struct ChangeTracker {
     /// Numbers of the changes under way, in order.
     under_way: SmallVec<[u64; 2]>,
     aside: Vec<Aside>,
-    /// Changes begun so far.
+    /// Changes begun and accepted so far.
     begun: u64,
-    /// Changes begun and ended so far.
+    /// Changes begun, ended and accepted so far.
     steps: u64,
 }
 
@@ -132,12 +132,12 @@ impl ChangeTracker {
     }
 
     /// No change of ours is under way. Together with an unmoved
-    /// [`steps`](Self::steps): none has been meanwhile.
+    /// [`steps`](Self::steps): none has been meanwhile, and none was accepted.
     pub(in crate::vfs) fn is_quiet(&self) -> bool {
         self.under_way.is_empty()
     }
 
-    /// Changes begun so far.
+    /// Changes begun and accepted so far.
     pub(in crate::vfs) fn begun(&self) -> u64 {
         self.begun
     }
@@ -206,6 +206,14 @@ impl ChangeTracker {
         self.steps += 1;
         self.under_way.push(self.begun);
         self.begun
+    }
+
+    /// A change of ours was accepted at `now` that is to be sent later (`writeback`): what was asked
+    /// for before tells nothing of it.
+    pub(in crate::vfs) fn accepted(&mut self, now: Instant) {
+        self.begun += 1;
+        self.steps += 1;
+        self.changed = Some(now);
     }
 
     /// The change was answered, and what it said was taken in.

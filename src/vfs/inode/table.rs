@@ -403,7 +403,9 @@ impl InodeTable {
             let number = self.promised.fetch_add(1, Ordering::Relaxed);
             let ino = PROMISED | number & !OTHER_RANGES;
             if let Slot::Vacant(slot) = self.inodes.entry(ino) {
-                return self.insert(slot, ino, handle, attrs, now);
+                let inode = self.insert(slot, ino, handle, attrs, now);
+                inode.attr.lock().is_promised();
+                return inode;
             }
         }
     }

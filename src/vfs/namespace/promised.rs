@@ -129,7 +129,7 @@ impl Namespace {
         }
         {
             let mut names = dir.names().lock();
-            names.tracker.answered(now);
+            names.tracker.accepted(now);
             names.count_accepted(1, links);
         }
         self.put_name(dir, Arc::clone(name), target, None);
@@ -138,7 +138,7 @@ impl Namespace {
     /// The same of what was set of the directory itself.
     pub(in crate::vfs) fn accepted_set(&self, dir: &Arc<Inode>) {
         let mut names = dir.names().lock();
-        names.tracker.answered(Instant::now());
+        names.tracker.accepted(Instant::now());
         names.count_accepted(1, 0);
     }
 

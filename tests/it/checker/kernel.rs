@@ -40,11 +40,13 @@ pub(super) const SLOTS: usize = 64;
 pub(super) struct Kernel {
     /// `None` while another process is about to go on with it.
     mount: Mutex<Option<Arc<Mount>>>,
+    /// The directory that paths begin in.
+    top: Ino,
     /// Read by the calls under way, written by who replaces the mount.
     calls: Arc<RwLock<()>>,
     files: Mutex<HashMap<Fd, Open>>,
-    /// Of each directory its `i_rwsem`: what changes its names does so alone, and nobody asks
-    /// for one meanwhile.
+    /// Of each directory its `i_rwsem`: what changes its names, or takes it away, does so alone, and
+    /// nobody asks for one meanwhile.
     dirs: Mutex<HashMap<Ino, Arc<RwLock<()>>>>,
     /// With `nocto`.
     pages: Option<Arc<Pages>>,
@@ -109,8 +111,14 @@ pub(super) fn seen(stat: &Stat) -> Seen {
 
 impl Kernel {
     pub(super) fn new(mount: Mount) -> Self {
+        Self::below(ROOT_INO, mount)
+    }
+
+    /// One whose paths begin in that directory.
+    pub(super) fn below(top: Ino, mount: Mount) -> Self {
         Self {
             mount: Mutex::new(Some(Arc::new(mount))),
+            top,
             calls: Arc::default(),
             files: Mutex::default(),
             dirs: Mutex::default(),
@@ -382,11 +390,12 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Takes the locks of directories whose names are about to change, in the order of
-    /// their numbers.
+    /// Takes the locks of directories whose names are about to change, or which are to go, in the
+    /// order of their numbers; those above before those in them.
     async fn lock(&self, mut dirs: Vec<Ino>) {
         dirs.sort_unstable();
         dirs.dedup();
+        dirs.retain(|dir| !self.has_locked(*dir));
         for dir in dirs {
             let lock = self.kernel.dir(dir).write_owned().await;
             self.locked.lock().push((dir, lock));
@@ -427,9 +436,9 @@ impl Walk<'_> {
 
     async fn directory(&self, dir: Option<Name>) -> Result<Ino, i32> {
         let Some(name) = dir else {
-            return Ok(ROOT_INO);
+            return Ok(self.kernel.top);
         };
-        let entry = is_there(self.lookup(ROOT_INO, name, false).await?)?;
+        let entry = is_there(self.lookup(self.kernel.top, name, false).await?)?;
         match entry.stat.kind {
             FileKind::Directory => Ok(entry.ino),
             // Its target is nowhere.
@@ -472,6 +481,7 @@ impl Walk<'_> {
                 if entry.stat.kind != FileKind::Directory {
                     return Err(libc::ENOTDIR);
                 }
+                self.lock(vec![entry.ino]).await;
                 errno(vfs.rmdir(cred, dir, &[at.name]).await)?;
             }
             Call::Unlink(at) => {
@@ -564,7 +574,8 @@ impl Walk<'_> {
                 (true, false) => return Err(libc::ENOTDIR),
                 (false, true) => return Err(libc::EISDIR),
                 _ if victim.ino == object.ino => return Ok(Answer::Same),
-                _ => {}
+                (true, true) => self.lock(vec![victim.ino]).await,
+                (false, false) => {}
             }
         }
         let flags = if replaces { 0 } else { libc::RENAME_NOREPLACE };

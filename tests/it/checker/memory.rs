@@ -9,11 +9,12 @@
 //! with `nocto`, and keeps pages as the kernel does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use efs_fuse::rpc::caller::{self, Caller};
 use efs_fuse::vfs::Timeouts;
+use efs_fuse::vfs::types::ROOT_INO;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -27,6 +28,9 @@ use crate::peer::{Action, Peer, PeerConfig};
 use crate::protocol::rig::{Mount, connect, join_all};
 
 const HOSTS: u8 = 3;
+
+/// The directory of a host with `writeback`.
+const PRIVATE: &str = "p";
 
 /// Calls of all processes together: what the judge can take, with the observer's.
 const CALLS: u64 = 36;
@@ -46,6 +50,14 @@ pub(super) struct Run {
 }
 
 impl Run {
+    fn believed(self, longest: Time) -> Self {
+        Self {
+            names: longest,
+            attributes: longest,
+            ..self
+        }
+    }
+
     pub(super) fn judge(&self) -> Verdict {
         let mut rules = Rules::new(&self.history, self.names, self.attributes);
         rules.volatile = self.volatile;
@@ -58,13 +70,30 @@ struct World {
     seed: u64,
     peer: Arc<Peer>,
     hosts: Vec<Host>,
+    /// The directory at the server that paths begin in.
+    top: &'static str,
     began: Instant,
     history: Mutex<Vec<Event>>,
     /// When the server lost sessions.
     lost: Mutex<Vec<Time>>,
+    /// Hosts with it.
+    nocto: Vec<u8>,
 }
 
 impl World {
+    fn new(seed: u64, peer: Arc<Peer>, hosts: Vec<Host>, nocto: Vec<u8>) -> Self {
+        Self {
+            seed,
+            peer,
+            hosts,
+            top: "",
+            began: Instant::now(),
+            history: Mutex::default(),
+            lost: Mutex::default(),
+            nocto,
+        }
+    }
+
     fn now(&self) -> Time {
         self.began.elapsed().as_micros() as Time
     }
@@ -125,23 +154,43 @@ pub(super) async fn run(seed: u64) -> Run {
         };
         hosts.push(Arc::new(kernel));
     }
-    let world = Arc::new(World {
-        seed,
-        peer: Arc::clone(&peer),
-        hosts,
-        began: Instant::now(),
-        history: Mutex::default(),
-        lost: Mutex::default(),
-    });
+    let world = World::new(seed, peer, hosts, nocto);
+    // What is answered at the end of its time was asked before: a request's way is not
+    // counted.
+    let longest = believed.as_micros() as Time;
+    play(world, chance, Some(timeouts)).await.believed(longest)
+}
+
+/// Makes the history of a seed on one host with `writeback`, in a directory that is its own: what
+/// it has done is seen here at once, as without, and at the server when it was waited for.
+pub(super) async fn run_ahead(seed: u64) -> Run {
+    let mut chance = Chance(seed);
+    let peer = Peer::new(peer_config(&mut chance));
+    let mount = Mount::ahead(&connect(&peer, "one").await, &peer);
+    let top = mount.mkdir(ROOT_INO, PRIVATE).await.expect("mkdir");
+    let host = Arc::new(Kernel::below(top, mount));
+    let world = World {
+        top: PRIVATE,
+        ..World::new(seed, peer, vec![host], Vec::new())
+    };
+    play(world, chance, None).await
+}
+
+/// Processes do what is drawn, to the end. `handed_over`: so are mounts, and then go on with
+/// these times.
+async fn play(world: World, mut chance: Chance, handed_over: Option<Timeouts>) -> Run {
+    let world = Arc::new(world);
+    let peer = &world.peer;
     let theme = THEMES[chance.below(THEMES.len() as u64) as usize];
     let breaks = chance.one_in(3);
-    disturb(&peer, chance.split(), breaks);
+    disturb(peer, chance.split(), breaks);
     let processes = [3, 4, 6, 9, 12][chance.below(5) as usize];
     let calls = (CALLS / processes).max(2);
     let work = (0..processes).map(|number| {
-        let (host, number) = ((number % u64::from(HOSTS)) as u8, number as u16 + 1);
+        let host = (number % world.hosts.len() as u64) as u8;
+        let number = number as u16 + 1;
         let plan = Plan::new(theme, host, number, chance.split(), false);
-        let plan = plan.reading(nocto.contains(&host));
+        let plan = plan.reading(world.nocto.contains(&host));
         let process = Process {
             world: Arc::clone(&world),
             kernel: Arc::clone(&world.hosts[usize::from(host)]),
@@ -154,30 +203,32 @@ pub(super) async fn run(seed: u64) -> Run {
     });
     let work: Vec<_> = work.map(tokio::spawn).collect();
     let faults = tokio::spawn(fail(Arc::clone(&world), chance.split(), breaks));
-    let hands = tokio::spawn(hand_over(Arc::clone(&world), chance.split(), timeouts));
+    let hands = handed_over.map(|timeouts| {
+        let hands = hand_over(Arc::clone(&world), chance.split(), timeouts);
+        tokio::spawn(hands)
+    });
     for ended in join_all(work.into_iter()).await {
         ended.expect("a process");
     }
     faults.abort();
-    hands.await.expect("what is handed over is gone on with");
+    if let Some(hands) = hands {
+        hands.await.expect("what is handed over is gone on with");
+    }
     peer.clear_script();
     end(&world).await;
-    show_server(&peer);
+    show_server(peer);
     let mut history = std::mem::take(&mut *world.history.lock());
     let lost = world.lost.lock().clone();
     for event in &mut history {
         let within = |at: &Time| (event.began..=event.ended).contains(at);
         event.unsure = lost.iter().any(within);
     }
-    // What is answered at the end of its time was asked before: a request's way is not
-    // counted.
-    let longest = believed.as_micros() as Time;
     Run {
         history,
-        names: longest,
-        attributes: longest,
+        names: 0,
+        attributes: 0,
         volatile: !lost.is_empty(),
-        nocto,
+        nocto: world.nocto.clone(),
     }
 }
 
@@ -360,7 +411,18 @@ impl Process {
 /// All is closed and sent; then the observer looks at the server's own files.
 async fn end(world: &World) {
     for host in &world.hosts {
-        host.mount().vfs.settled().await;
+        let vfs = &host.mount().vfs;
+        vfs.settled().await;
+        // What is ahead of the server gets there. Nobody else was at it, so nothing of it fails but
+        // what has no name, and does not survive the server.
+        let synced = vfs.fsyncdir(ROOT_INO).await;
+        let (_, mut late) = vfs.late_errors();
+        late.retain(|error| error.path != "…");
+        if synced.is_err() || !late.is_empty() {
+            let history = text(&world.history.lock());
+            show_server(&world.peer);
+            panic!("seed {}: {synced:?}, {late:?}:\n{history}", world.seed);
+        }
     }
     let fs = world.peer.fs();
     let mut fd = Fd::MAX;
@@ -376,11 +438,12 @@ async fn end(world: &World) {
             unsure: false,
         });
     };
-    let top = listed(&fs.list("/").unwrap());
+    let path = |name: &str| format!("/{}/{name}", world.top);
+    let top = listed(&fs.list(&path("")).unwrap());
     look(Call::List(None), Answer::Listed(top.clone()));
     let mut paths: Vec<_> = top.iter().map(|&name| Path { dir: None, name }).collect();
     for &dir in &top {
-        let text = format!("/{}", char::from(dir));
+        let text = path(&char::from(dir).to_string());
         if fs.stat(&text).unwrap().ftype == 2 {
             let names = listed(&fs.list(&text).unwrap());
             look(Call::List(Some(dir)), Answer::Listed(names.clone()));
@@ -391,7 +454,7 @@ async fn end(world: &World) {
         }
     }
     for at in paths {
-        let text = format!("/{}", at.text());
+        let text = path(&at.text());
         match fs.stat(&text).unwrap().ftype {
             1 => {
                 fd -= 1;
@@ -412,17 +475,14 @@ async fn end(world: &World) {
     }
 }
 
-/// Seeds of the histories that one call makes.
-static NEXT: AtomicU32 = AtomicU32::new(0);
-
-fn history_of(seed: u64) -> Run {
+fn history_of(seed: u64, made: impl Future<Output = Run>) -> Run {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
         .build()
         .expect("a runtime")
         .block_on(async {
-            tokio::time::timeout(Duration::from_secs(36_000), run(seed))
+            tokio::time::timeout(Duration::from_secs(36_000), made)
                 .await
                 .unwrap_or_else(|_| panic!("seed {seed}: it hangs"))
         })
@@ -435,24 +495,33 @@ fn setting(name: &str, default: u64) -> u64 {
     }
 }
 
-/// `EFS_FUSE_CHECKER_HISTORIES` histories from `EFS_FUSE_SEED` on. With
-/// `EFS_FUSE_CHECKER_SERVER=1` what the server has executed is shown as well.
 #[test]
 fn no_history_of_three_hosts_in_memory_shows_what_the_rules_do_not_allow() {
+    judge_all(run);
+}
+
+#[test]
+fn no_history_of_a_host_with_writeback_shows_here_what_it_would_not_show_without() {
+    judge_all(run_ahead);
+}
+
+/// `EFS_FUSE_CHECKER_HISTORIES` histories from `EFS_FUSE_SEED` on. With
+/// `EFS_FUSE_CHECKER_SERVER=1` what the server has executed is shown as well.
+fn judge_all<F: Future<Output = Run>>(run: impl Fn(u64) -> F + Sync) {
     let first = setting("EFS_FUSE_SEED", 1);
     let histories = setting("EFS_FUSE_CHECKER_HISTORIES", 3000);
-    let open = AtomicU32::new(0);
+    let (next, open) = (AtomicU64::new(0), AtomicU32::new(0));
     let wrong = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
                 loop {
-                    let number = u64::from(NEXT.fetch_add(1, Ordering::Relaxed));
+                    let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= histories || wrong.lock().len() >= 5 {
                         return;
                     }
                     let seed = first + number;
-                    let run = history_of(seed);
+                    let run = history_of(seed, run(seed));
                     match run.judge() {
                         Verdict::Allowed => {}
                         Verdict::Open => {

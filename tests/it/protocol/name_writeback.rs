@@ -2,6 +2,7 @@
 //! request and the millisecond; and what a server, a connection or another host does to them.
 
 mod attributes;
+mod crossing;
 mod model;
 
 use std::sync::Arc;

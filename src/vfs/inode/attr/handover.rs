@@ -156,6 +156,7 @@ impl AttrState {
             changed: now,
             timeout: Millis::from(min),
             expired: true,
+            own_times: false,
             hidden: record.hidden,
             life: record.life,
             accepted: None,

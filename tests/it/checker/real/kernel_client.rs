@@ -26,9 +26,17 @@ fn is_told_late(event: &Event) -> bool {
         && event.answer == Some(Answer::Refused(libc::EEXIST))
 }
 
+/// nfs-ganesha says NFS4ERR_SYMLINK to an exclusive OPEN of a link's name, and it hands that on as
+/// ELOOP, where open(2) promises EEXIST: there is something, which is what EEXIST would say.
+fn is_told_of_a_link(event: &Event) -> bool {
+    matches!(event.call, Call::Open { how, .. } if how.create && how.exclusive)
+        && event.answer == Some(Answer::Refused(libc::ELOOP))
+}
+
 /// The answer of this call says nothing.
 pub(super) fn is_unclear(event: &Event, kernels: &[u8]) -> bool {
-    kernels.contains(&event.host) && (is_skipped(event) || is_told_late(event))
+    let unclear = [is_skipped, is_told_late, is_told_of_a_link];
+    kernels.contains(&event.host) && unclear.iter().any(|is_so| is_so(event))
 }
 
 /// While it has writes of its own under way it keeps the size that it believes, though the file was
