@@ -504,6 +504,9 @@ impl Walk<'_> {
             Call::Rename { from, to, replaces } => return self.rename(from, to, replaces).await,
             Call::Chmod(at, mode) => {
                 let object = self.object(at).await?;
+                if object.stat.kind == FileKind::Directory {
+                    self.lock(vec![object.ino]).await;
+                }
                 let set = SetAttr {
                     mode: Some(mode.into()),
                     ..SetAttr::default()
