@@ -67,8 +67,9 @@ fn main() {
         let elapsed = sent.elapsed();
         black_box(metrics.slow.line(elapsed));
         for op in [53, 22, 9, 25, 9] {
-            metrics.nfs_op(op, true, elapsed);
+            metrics.nfs_op(op, true);
         }
+        metrics.compound(25, elapsed);
         metrics.bytes_read(4096);
         metrics.gauges.slots_in_use.dec();
         metrics.gauges.fuse_in_flight.dec();

@@ -20,6 +20,7 @@ mod mount;
 mod mount_efs;
 mod names;
 pub mod option_list;
+mod option_origins;
 mod option_profiles;
 mod option_value;
 pub mod options;

@@ -5,15 +5,20 @@ use std::path::PathBuf;
 use super::arguments::{Helper, Mount};
 use super::defaults;
 use super::exit::{self, Failure};
-use super::mount_efs;
 use super::option_list::{self, OptionError, Typed};
+use super::option_origins::{self, Source};
+use super::{efs_utils_conf, mount_efs};
 use crate::efs::Device;
 use crate::mount::again::Standing;
 use crate::mount::launch::{self, Remarks};
 use crate::mount::options::{Atime, TakeOver};
+use crate::mount::origins::Origin;
 use crate::mount::remount::{Flags, Remount};
 use crate::mount::{MountOptions, MountRequest, daemon};
 use crate::quoting;
+
+/// What an option comes from that the helper of this name adds.
+const MOUNT_EFS: &str = "mount.efs";
 
 /// What both ways of calling come down to.
 #[derive(Debug)]
@@ -71,6 +76,7 @@ pub(super) fn run(asked: &MountCommand) -> Result<(), Failure> {
     let Wanted {
         options,
         typed,
+        origins,
         device,
         remarks,
     } = match wanted(asked)? {
@@ -83,6 +89,7 @@ pub(super) fn run(asked: &MountCommand) -> Result<(), Failure> {
         mountpoint: asked.mountpoint.clone(),
         options,
         written: typed.iter().map(Typed::written).collect(),
+        origins,
         foreground: asked.foreground,
         mount_namespace: asked.mount_namespace.clone(),
         remarks,
@@ -112,6 +119,7 @@ enum Asked {
 struct Wanted {
     options: MountOptions,
     typed: Vec<Typed>,
+    origins: Vec<Origin>,
     device: Device,
     remarks: Remarks,
 }
@@ -119,7 +127,9 @@ struct Wanted {
 /// Reads the options and the device.
 fn wanted(asked: &MountCommand) -> Result<Asked, Failure> {
     let lists = defaults::before(&asked.options)?;
-    let remarks = remarks_of(&lists, &asked.options);
+    let (of_all, own) = lists.split_at(lists.len() - asked.options.len());
+    let sources: [Source<'_>; 2] = [(Some(defaults::PATH), of_all), (None, own)];
+    let remarks = remarks_of(of_all);
     let (options, typed) = read_lists(&lists, asked.sloppy)?;
     if options.remount {
         return Ok(Asked::Remount(Box::new(options), typed));
@@ -129,6 +139,7 @@ fn wanted(asked: &MountCommand) -> Result<Asked, Failure> {
         return Ok(Asked::Mount(Box::new(Wanted {
             options,
             typed,
+            origins: option_origins::of(&sources),
             device,
             remarks,
         })));
@@ -137,7 +148,12 @@ fn wanted(asked: &MountCommand) -> Result<Asked, Failure> {
     let device = parse_device(&written)?;
     let mut added = mount_efs::added(&device, &lists, &options)?;
     added.remarks.notes.extend(remarks.notes);
-    let lists = [added.options, lists].concat();
+    let by_name: [Source<'_>; 2] = [
+        (Some(MOUNT_EFS), &added.options),
+        (Some(efs_utils_conf::PATH), &added.of_conf),
+    ];
+    let origins = option_origins::of(&[by_name, sources].concat());
+    let lists = [added.options, added.of_conf, lists].concat();
     // What is unknown in it was said above.
     let read = option_list::read(&lists, asked.sloppy).map_err(wrong_options)?;
     let options = option_list::mean(&read.typed).map_err(wrong_options)?;
@@ -145,14 +161,14 @@ fn wanted(asked: &MountCommand) -> Result<Asked, Failure> {
     Ok(Asked::Mount(Box::new(Wanted {
         options,
         typed: read.typed,
+        origins,
         device,
         remarks: added.remarks,
     })))
 }
 
 /// What the log is told of the options that nobody has written for this mount.
-fn remarks_of(all: &[String], own: &[String]) -> Remarks {
-    let added = &all[..all.len() - own.len()];
+fn remarks_of(added: &[String]) -> Remarks {
     let mut remarks = Remarks::default();
     if !added.is_empty() {
         let note = format!("options of {}: {}", defaults::PATH, added.join(","));

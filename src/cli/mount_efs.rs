@@ -25,6 +25,8 @@ use crate::mount::launch::Remarks;
 pub(super) struct Added {
     /// Options to stand in front of the user's.
     pub(super) options: Vec<String>,
+    /// What the configuration file means, to stand behind these.
+    pub(super) of_conf: Vec<String>,
     pub(super) remarks: Remarks,
 }
 
@@ -93,7 +95,7 @@ fn add(
     let region = here.or(of_conf);
     let meant = conf.means(region.as_deref(), asked).map_err(malformed)?;
     added.remarks.notes = meant.notes();
-    added.options.extend(meant.options);
+    added.of_conf = meant.options;
     added.remarks.warnings.extend(meant.warnings);
     Ok(added)
 }
@@ -115,7 +117,7 @@ mod tests {
 
     fn options_of(device: &str, list: &str) -> (Vec<String>, Remarks) {
         let added = added_to(device, list).unwrap_or_else(|why| panic!("{why}"));
-        (added.options, added.remarks)
+        ([added.options, added.of_conf].concat(), added.remarks)
     }
 
     fn added_to(device: &str, list: &str) -> Result<Added, Failure> {

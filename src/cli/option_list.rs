@@ -19,6 +19,8 @@ use crate::mount::options::{CacheTimes, MountOptions, NameCache};
 pub struct Typed {
     spec: &'static OptionSpec,
     value: String,
+    /// The profile that stands for it, as that is written.
+    profile: Option<String>,
 }
 
 /// What is wrong with the options. The text is the WHY of an error line.
@@ -76,6 +78,11 @@ impl Typed {
             "" => self.spec.name.to_owned(),
             value => format!("{}={value}", self.spec.name),
         }
+    }
+
+    /// The profile that stands for it, as that is written; `None` if it was written itself.
+    pub fn profile(&self) -> Option<&str> {
+        self.profile.as_deref()
     }
 
     fn means_something(&self) -> bool {
@@ -153,10 +160,16 @@ pub fn read<S: AsRef<str>>(lists: &[S], sloppy: bool) -> Result<Read, OptionErro
                         "profile" => option_profiles::members(&value).unwrap_or_default(),
                         _ => &[],
                     };
-                    found.typed.push(Typed { spec, value });
-                    found
-                        .typed
-                        .extend(members.iter().filter_map(|one| typed(one)));
+                    let option = Typed {
+                        spec,
+                        value,
+                        profile: None,
+                    };
+                    let members = members.iter();
+                    let members = members.filter_map(|one| member(one, &option.written()));
+                    let members: Vec<_> = members.collect();
+                    found.typed.push(option);
+                    found.typed.extend(members);
                 }
                 Err(OptionError::Unsupported { name, why, .. }) if sloppy && may_pass(spec) => {
                     found
@@ -181,12 +194,16 @@ pub fn read<S: AsRef<str>>(lists: &[S], sloppy: bool) -> Result<Read, OptionErro
     Ok(found)
 }
 
-/// An option of the table, as it is written.
-fn typed(written: &str) -> Option<Typed> {
+/// An option of the table, as it is written, that a profile stands for.
+fn member(written: &str, profile: &str) -> Option<Typed> {
     let (name, value) = written.split_once('=').unwrap_or((written, ""));
     let value = value.to_owned();
     let spec = all().find(|spec| spec.name == name)?;
-    Some(Typed { spec, value })
+    Some(Typed {
+        spec,
+        value,
+        profile: Some(profile.to_owned()),
+    })
 }
 
 /// Whether `sloppy` may make a warning of what is refused.

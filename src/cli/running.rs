@@ -292,6 +292,7 @@ impl Running {
             "since": null,
             "pid": self.daemon.as_ref().and_then(Found::pid),
             "options": [],
+            "option_origins": [],
             "daemon": "answers",
             "session": null,
             "connections": [],
@@ -309,6 +310,7 @@ impl Running {
             status["since"] = json!(utc(entry.since));
             status["pid"] = json!(entry.pid);
             status["options"] = json!(entry.options);
+            status["option_origins"] = json!(entry.origins);
         }
         match self.try_request(&json!({"cmd": "status"}), deadline, MAX_STATUS) {
             Ok(said) => {
@@ -408,6 +410,7 @@ mod tests {
             "daemon",
             "since",
             "options",
+            "option_origins",
             "session",
             "connections",
             "tls",

@@ -60,32 +60,8 @@ fn show(numbers: &Value, price: Option<f64>) -> String {
         bytes(number(&numbers["bytes"]["written"])),
         numbers["seconds"].as_f64().unwrap_or(0.0),
     );
-    for (title, key) in [("FUSE operation", "fuse_ops"), ("NFS operation", "nfs_ops")] {
-        let Some(operations) = numbers[key]
-            .as_object()
-            .filter(|operations| !operations.is_empty())
-        else {
-            continue;
-        };
-        let mut operations: Vec<_> = operations.iter().collect();
-        operations.sort_by_key(|(_, numbers)| std::cmp::Reverse(number(&numbers["count"])));
-        let rows = operations.into_iter().map(|(name, numbers)| {
-            let latency = |key: &str| micros(numbers[key].as_f64().unwrap_or(0.0));
-            vec![
-                quoting::plain(name),
-                count(number(&numbers["count"])),
-                count(number(&numbers["errors"])),
-                latency("p50_us"),
-                latency("p99_us"),
-                latency("p999_us"),
-            ]
-        });
-        text.push('\n');
-        text.push_str(&table(
-            &[title, "count", "errors", "p50", "p99", "p99.9"],
-            rows,
-        ));
-    }
+    text.push_str(&operations("FUSE operation", &numbers["fuse_ops"]));
+    text.push_str(&operations("NFS operation", &numbers["nfs_ops"]));
     if let Some(caches) = numbers["cache"].as_object() {
         let rows = caches.iter().map(|(name, cache)| {
             let (hits, misses) = (number(&cache["hits"]), number(&cache["misses"]));
@@ -120,6 +96,39 @@ fn show(numbers: &Value, price: Option<f64>) -> String {
     text
 }
 
+/// A table of operations, the most frequent first. Those of NFS also say how many compounds were sent for each:
+/// the latencies are those of these, and an operation that only accompanies others has none.
+fn operations(title: &str, operations: &Value) -> String {
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let Some(operations) = operations.as_object().filter(|some| !some.is_empty()) else {
+        return String::new();
+    };
+    let mut operations: Vec<_> = operations.iter().collect();
+    operations.sort_by_key(|(_, numbers)| std::cmp::Reverse(number(&numbers["count"])));
+    let of_compounds = |(_, numbers): &(_, &Value)| numbers["compounds"].is_u64();
+    let with_compounds = operations.iter().any(of_compounds);
+    let rows = operations.into_iter().map(|(name, numbers)| {
+        let latency = |key: &str| numbers[key].as_f64().map_or_else(|| "-".to_owned(), micros);
+        let compounds = with_compounds.then(|| count(number(&numbers["compounds"])));
+        let mut row = vec![
+            quoting::plain(name),
+            count(number(&numbers["count"])),
+            count(number(&numbers["errors"])),
+        ];
+        row.extend(compounds);
+        row.extend(["p50_us", "p99_us", "p999_us"].map(latency));
+        row
+    });
+    let compounds: &[&str] = if with_compounds { &["compounds"] } else { &[] };
+    let head = [
+        &[title, "count", "errors"],
+        compounds,
+        &["p50", "p99", "p99.9"],
+    ]
+    .concat();
+    format!("\n{}", table(&head, rows))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -132,7 +141,9 @@ mod tests {
         let metrics = Metrics::new();
         metrics.round_trip();
         metrics.fuse_op(FuseOp::GetAttr, true, Duration::from_micros(15));
-        metrics.nfs_op(25, false, Duration::from_millis(3));
+        metrics.nfs_op(25, false);
+        metrics.nfs_op(22, true);
+        metrics.compound(25, Duration::from_millis(3));
         metrics.cache(Cache::Attr, true);
         metrics.bytes_read(3 << 20);
         metrics.set_last_error("the server went away".to_owned());
@@ -147,6 +158,14 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is not in\n{text}");
         }
+        let row = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name));
+            let words = line.unwrap_or_default().split_whitespace();
+            words.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(row("READ")[..4], ["READ", "1", "1", "1"], "{text}");
+        assert_eq!(row("PUTFH"), ["PUTFH", "1", "0", "0", "-", "-", "-"]);
+        assert_eq!(row("getattr")[..3], ["getattr", "1", "0"]);
     }
 
     #[test]

@@ -51,6 +51,7 @@ fn read(
         mountpoint: mounted.mountpoint(),
         options,
         written: mounted.options.clone(),
+        origins: mounted.origins.clone(),
         foreground: mounted.foreground,
         mount_namespace: mounted.mount_namespace(),
         remarks: Remarks::default(),

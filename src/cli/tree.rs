@@ -76,6 +76,7 @@ impl TreeTarget {
                 mountpoint: "(no mount)".into(),
                 options,
                 written: Vec::new(),
+                origins: Vec::new(),
                 foreground: true,
                 mount_namespace: None,
                 remarks: Remarks::default(),

@@ -191,7 +191,8 @@ impl MountError {
 
     /// `peer` accepted the connection and did not answer within `limit`.
     pub fn silent(peer: &str, limit: Duration) -> Self {
-        let seconds = limit.as_secs_f64();
+        // Of what was measured the tenth is enough, and of a whole number nothing is added.
+        let seconds = (limit.as_secs_f64() * 10.0).round() / 10.0;
         Self::mount("mounting", format_args!("{peer} did not answer within {seconds} s"))
             .with_retry(Retry::NOT_UP_YET)
             .remedy("check that it is an NFS server, or go on waiting with -o wait=SECONDS or -o wait=forever")
@@ -344,6 +345,15 @@ mod tests {
             "mounting failed: the moon is full. Try: wait a day"
         );
         assert_eq!(error.status, 32);
+    }
+
+    #[test]
+    fn how_long_a_server_was_silent_is_told_as_people_say_it() {
+        for (limit, said) in [(4000, "4"), (4001, "4"), (1500, "1.5")] {
+            let told = MountError::silent("h:1", Duration::from_millis(limit)).to_string();
+            let said = format!("h:1 did not answer within {said} s.");
+            assert!(told.contains(&said), "{told}");
+        }
     }
 
     #[test]

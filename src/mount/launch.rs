@@ -15,6 +15,7 @@ use super::harden;
 use super::keeper::{self, Inherited, KeeperLink};
 use super::memory;
 use super::options::MountOptions;
+use super::origins::Origin;
 use super::registry::Registry;
 use crate::efs::{Device, Settings};
 use crate::fuse;
@@ -35,6 +36,8 @@ pub struct MountRequest {
     pub options: MountOptions,
     /// The options as they were written, for a later remount to compare.
     pub written: Vec<String>,
+    /// Where those of them come from that were not written for this mount.
+    pub origins: Vec<Origin>,
     /// Stay in the foreground (`--foreground`).
     pub foreground: bool,
     /// Mount in this namespace (`--mount-namespace`, `-N`).

@@ -31,6 +31,7 @@ pub mod memory;
 pub mod mountinfo;
 pub mod notify;
 pub mod options;
+pub mod origins;
 pub mod owner;
 pub mod place;
 mod private_dir;

@@ -42,6 +42,7 @@ pub(super) fn publish(
     let peer = served.client.channel().peer();
     let mut entry = Entry::own(&request.mountpoint, &request.device.spec, &peer)?;
     entry.options.clone_from(&request.written);
+    entry.origins.clone_from(&request.origins);
     entry.since = served.history.since;
     let keeper = served.lifeline.as_ref().and_then(Lifeline::keeper);
     entry.keeper = keeper.map(|keeper| (keeper.pid, keeper.start_time));

@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use super::claim::Claim;
 use super::found::Found;
 use super::litter;
+use super::origins::Origin;
 use super::private_dir::{PrivateDir, effective_user};
 use super::process::{self, Identity};
 use crate::quoting;
@@ -65,6 +66,9 @@ pub struct Entry {
     /// The mount options, each as it was written.
     #[serde(default)]
     pub options: Vec<String>,
+    /// Where those of them come from that were not written for the mount.
+    #[serde(default)]
+    pub origins: Vec<Origin>,
     /// Who holds the mount while a daemon takes over from another: pid and start time.
     #[serde(default)]
     pub keeper: Option<(u32, u64)>,
@@ -91,6 +95,7 @@ impl Entry {
             since: now.as_secs(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             options: Vec::new(),
+            origins: Vec::new(),
             keeper: None,
         })
     }

@@ -3,6 +3,10 @@
 //! Everything a request touches is an atomic; an operation's histogram is
 //! allocated when the operation happens for the first time, so that the fifty
 //! operations a mount never uses cost one pointer each.
+//!
+//! The time of a compound is nobody's but its own: the server tells one time for all that was in it.
+//! So it is booked once, under the operation that the compound was sent for, and the others are
+//! counted without a time. Booked under each of them, a GETATTR behind a WRITE would be as slow as that.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -22,7 +26,7 @@ use crate::background::Tasks;
 pub struct Metrics {
     round_trips: Counter,
     /// By operation number, `NFS_OTHER` last.
-    nfs: [OnceLock<Box<Operation>>; NFS_NAMES.len() + 1],
+    nfs: [NfsOperation; NFS_NAMES.len() + 1],
     fuse: [OnceLock<Box<Operation>>; FuseOp::COUNT],
     caches: [HitRatio; Cache::COUNT],
     bytes_read: Counter,
@@ -84,6 +88,44 @@ impl Operation {
     }
 }
 
+/// An operation of compounds.
+#[derive(Debug, Default)]
+struct NfsOperation {
+    ran: Counter,
+    errors: Counter,
+    /// The times of the compounds that were sent for it. Most operations only accompany others.
+    compounds: OnceLock<Box<Histogram>>,
+}
+
+impl NfsOperation {
+    /// An operation that was in no compound's name has no latencies: `null`, and never zero.
+    fn json(&self) -> Option<Value> {
+        let ran = self.ran.get();
+        let compounds = self.compounds.get().map_or(0, |latency| latency.count());
+        (ran + compounds > 0).then(|| {
+            let latency = (self.compounds.get())
+                .filter(|_| compounds > 0)
+                .map(|latency| latency.quantiles());
+            json!({
+                "count": ran,
+                "errors": self.errors.get(),
+                "compounds": compounds,
+                "p50_us": latency.map(|latency| latency.p50_us),
+                "p99_us": latency.map(|latency| latency.p99_us),
+                "p999_us": latency.map(|latency| latency.p999_us),
+            })
+        })
+    }
+
+    fn reset(&self) {
+        self.ran.reset();
+        self.errors.reset();
+        if let Some(latency) = self.compounds.get() {
+            latency.reset();
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct HitRatio {
     hits: Counter,
@@ -96,7 +138,7 @@ impl Metrics {
         let last_error = Arc::<Mutex<Option<String>>>::default();
         Arc::new(Self {
             round_trips: Counter::default(),
-            nfs: [const { OnceLock::new() }; NFS_NAMES.len() + 1],
+            nfs: std::array::from_fn(|_| NfsOperation::default()),
             fuse: [const { OnceLock::new() }; FuseOp::COUNT],
             caches: Default::default(),
             bytes_read: Counter::default(),
@@ -121,16 +163,30 @@ impl Metrics {
         self.round_trips.inc();
     }
 
-    /// Counts one operation of a compound. `op` is its NFSv4.1 number; numbers
-    /// outside 3..=58 are counted as `OTHER`. `elapsed` is the time of the
-    /// compound it travelled in.
-    pub fn nfs_op(&self, op: u32, ok: bool, elapsed: Duration) {
+    /// Counts one operation of a compound, which the server has run. `op` is its NFSv4.1
+    /// number; numbers outside 3..=58 are counted as `OTHER`.
+    pub fn nfs_op(&self, op: u32, ok: bool) {
+        let operation = self.nfs_operation(op);
+        operation.ran.inc();
+        if !ok {
+            operation.errors.inc();
+        }
+    }
+
+    /// Books the time of one compound under the operation that it was sent for, whether or not
+    /// the server came to that.
+    pub fn compound(&self, sent_for: u32, elapsed: Duration) {
+        self.nfs_operation(sent_for)
+            .compounds
+            .get_or_init(Box::default)
+            .record(elapsed);
+    }
+
+    fn nfs_operation(&self, op: u32) -> &NfsOperation {
         let index = op
             .checked_sub(NFS_FIRST)
             .map_or(NFS_NAMES.len(), |index| NFS_NAMES.len().min(index as usize));
-        self.nfs[index]
-            .get_or_init(Box::default)
-            .record(ok, elapsed);
+        &self.nfs[index]
     }
 
     /// Counts one FUSE request, `elapsed` from its arrival to its answer.
@@ -187,6 +243,7 @@ impl Metrics {
     pub fn snapshot(&self) -> Value {
         let nfs_names = NFS_NAMES.iter().copied().chain([NFS_OTHER]);
         let fuse_names = FuseOp::ALL.iter().map(|op| op.name());
+        let fuse = self.fuse.iter().map(|operation| operation.get()?.json());
         let caches = Cache::ALL.iter().map(|cache| {
             let ratio = &self.caches[*cache as usize];
             let numbers = json!({"hits": ratio.hits.get(), "misses": ratio.misses.get()});
@@ -200,8 +257,8 @@ impl Metrics {
         let mut snapshot = json!({
             "seconds": age_ms as f64 / 1000.0,
             "round_trips": self.round_trips.get(),
-            "nfs_ops": happened(nfs_names, &self.nfs),
-            "fuse_ops": happened(fuse_names, &self.fuse),
+            "nfs_ops": happened(nfs_names, self.nfs.iter().map(NfsOperation::json)),
+            "fuse_ops": happened(fuse_names, fuse),
             "cache": caches.collect::<Map<_, _>>(),
             "bytes": {"read": self.bytes_read.get(), "written": self.bytes_written.get()},
             "gauges": Map::from_iter(gauges),
@@ -221,35 +278,16 @@ impl Metrics {
         snapshot
     }
 
-    /// One operation's count, errors and latencies after the other, FUSE's
-    /// (`true`) or NFS's; those that never happened are left out.
-    pub(super) fn operations(
-        &self,
-        fuse: bool,
-    ) -> impl Iterator<Item = (&'static str, u64, Counts)> {
-        let (names, operations): (Vec<_>, &[OnceLock<Box<Operation>>]) = if fuse {
-            (FuseOp::ALL.iter().map(|op| op.name()).collect(), &self.fuse)
-        } else {
-            let names = NFS_NAMES.iter().copied().chain([NFS_OTHER]);
-            (names.collect(), &self.nfs)
-        };
-        names.into_iter().zip(operations).filter_map(|(name, of)| {
-            let of = of.get()?;
-            Some((name, of.errors.get(), of.latency.counts()))
-        })
-    }
-
-    /// The snapshot, and under `buckets` the histograms of all operations
-    /// (`[[bucket, count], ...]` by name): for who wants the latencies between
-    /// two snapshots.
+    /// The snapshot, and under `buckets` the histograms of all FUSE requests, and of the
+    /// compounds that were sent for each NFS operation (`[[bucket, count], ...]` by name): for
+    /// who wants the latencies between two snapshots.
     pub fn snapshot_with_buckets(&self) -> Value {
-        let buckets = |fuse| {
-            let of = self.operations(fuse);
-            of.map(|(name, _, counts)| (name.to_owned(), json!(counts.sparse())))
-                .collect::<Map<_, _>>()
-        };
+        let nfs = NFS_NAMES.iter().copied().chain([NFS_OTHER]).zip(&self.nfs);
+        let nfs = nfs.filter_map(|(name, of)| Some((name, of.compounds.get()?.counts())));
+        let fuse = FuseOp::ALL.iter().zip(&self.fuse);
+        let fuse = fuse.filter_map(|(op, of)| Some((op.name(), of.get()?.latency.counts())));
         let mut snapshot = self.snapshot();
-        snapshot["buckets"] = json!({"fuse_ops": buckets(true), "nfs_ops": buckets(false)});
+        snapshot["buckets"] = json!({"fuse_ops": sparse(fuse), "nfs_ops": sparse(nfs)});
         snapshot
     }
 
@@ -268,7 +306,8 @@ impl Metrics {
             &self.slow.seen,
         ];
         counters.into_iter().for_each(Counter::reset);
-        for operation in self.nfs.iter().chain(&self.fuse).filter_map(OnceLock::get) {
+        self.nfs.iter().for_each(NfsOperation::reset);
+        for operation in self.fuse.iter().filter_map(OnceLock::get) {
             operation.reset();
         }
         for ratio in &self.caches {
@@ -288,11 +327,16 @@ impl Metrics {
 
 fn happened<'a>(
     names: impl Iterator<Item = &'a str>,
-    operations: &[OnceLock<Box<Operation>>],
+    operations: impl Iterator<Item = Option<Value>>,
 ) -> Map<String, Value> {
     names
         .zip(operations)
-        .filter_map(|(name, operation)| Some((name.to_owned(), operation.get()?.json()?)))
+        .filter_map(|(name, numbers)| Some((name.to_owned(), numbers?)))
+        .collect()
+}
+
+fn sparse<'a>(of: impl Iterator<Item = (&'a str, Counts)>) -> Map<String, Value> {
+    of.map(|(name, counts)| (name.to_owned(), json!(counts.sparse())))
         .collect()
 }
 
@@ -304,8 +348,9 @@ mod tests {
     fn the_snapshot_has_the_keys_that_scripts_rely_on() {
         let metrics = Metrics::new();
         metrics.round_trip();
-        metrics.nfs_op(53, true, Duration::from_micros(900));
-        metrics.nfs_op(25, false, Duration::from_micros(900));
+        metrics.nfs_op(53, true);
+        metrics.nfs_op(25, false);
+        metrics.compound(25, Duration::from_micros(900));
         metrics.fuse_op(FuseOp::ReadDirPlus, true, Duration::from_micros(20));
         metrics.cache(Cache::Attr, true);
         metrics.cache(Cache::Dentry, false);
@@ -326,6 +371,12 @@ mod tests {
                 .is_some_and(|us| us > 850.0)
         );
         assert!(shown["nfs_ops"]["READ"]["p99_us"].is_f64());
+        assert_eq!(shown["nfs_ops"]["READ"]["compounds"], 1);
+        assert_eq!(shown["nfs_ops"]["SEQUENCE"]["compounds"], 0);
+        let accompanies = &shown["nfs_ops"]["SEQUENCE"];
+        for key in ["p50_us", "p99_us", "p999_us"] {
+            assert_eq!(accompanies.get(key), Some(&Value::Null), "{key}");
+        }
         assert_eq!(shown["fuse_ops"]["readdirplus"]["count"], 1);
         assert_eq!(shown["cache"]["attr"], json!({"hits": 1, "misses": 0}));
         assert_eq!(shown["cache"]["dentry"], json!({"hits": 0, "misses": 1}));
@@ -346,10 +397,10 @@ mod tests {
     fn an_unknown_operation_number_is_counted_as_other() {
         let metrics = Metrics::new();
         for op in [0, 2, 59, 10_044, u32::MAX] {
-            metrics.nfs_op(op, false, Duration::ZERO);
+            metrics.nfs_op(op, false);
         }
-        metrics.nfs_op(3, true, Duration::ZERO);
-        metrics.nfs_op(58, true, Duration::ZERO);
+        metrics.nfs_op(3, true);
+        metrics.nfs_op(58, true);
         let shown = metrics.snapshot();
         assert_eq!(shown["nfs_ops"]["OTHER"]["count"], 5);
         assert_eq!(shown["nfs_ops"]["ACCESS"]["count"], 1);
@@ -357,16 +408,32 @@ mod tests {
     }
 
     #[test]
+    fn the_time_of_a_compound_is_booked_once_also_if_the_server_did_not_come_to_its_operation() {
+        let metrics = Metrics::new();
+        metrics.nfs_op(53, true);
+        metrics.nfs_op(22, false);
+        metrics.compound(25, Duration::from_millis(2));
+        let shown = metrics.snapshot_with_buckets();
+        assert_eq!(shown["nfs_ops"]["READ"]["count"], 0);
+        assert_eq!(shown["nfs_ops"]["READ"]["compounds"], 1);
+        let booked = shown["buckets"]["nfs_ops"].as_object().unwrap();
+        assert_eq!(booked.keys().collect::<Vec<_>>(), ["READ"]);
+    }
+
+    #[test]
     fn a_reset_zeroes_counters_and_keeps_gauges() {
         let metrics = Metrics::new();
         metrics.round_trip();
         metrics.fuse_op(FuseOp::Read, false, Duration::from_millis(1));
+        metrics.nfs_op(25, false);
+        metrics.compound(25, Duration::from_millis(1));
         metrics.cache(Cache::Page, true);
         metrics.gauges.inodes.add(7);
         metrics.reset();
         let shown = metrics.snapshot();
         assert_eq!(shown["round_trips"], 0);
         assert_eq!(shown["fuse_ops"], json!({}));
+        assert_eq!(shown["nfs_ops"], json!({}));
         assert_eq!(shown["cache"]["page"]["hits"], 0);
         assert_eq!(shown["gauges"]["inodes"], 7);
     }
@@ -378,7 +445,8 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for n in 0..1000u64 {
-                        metrics.nfs_op(9, n % 2 == 0, Duration::from_nanos(n));
+                        metrics.nfs_op(9, n % 2 == 0);
+                        metrics.compound(9, Duration::from_nanos(n));
                         metrics.round_trip();
                     }
                 });
@@ -387,6 +455,7 @@ mod tests {
         let shown = metrics.snapshot();
         assert_eq!(shown["nfs_ops"]["GETATTR"]["count"], 4000);
         assert_eq!(shown["nfs_ops"]["GETATTR"]["errors"], 2000);
+        assert_eq!(shown["nfs_ops"]["GETATTR"]["compounds"], 4000);
         assert_eq!(shown["round_trips"], 4000);
     }
 }

@@ -363,10 +363,13 @@ impl OfMount<'_> {
             (
                 "nfs_ops",
                 nfs,
-                ("nfs_errors_total", "NFS operations that failed."),
+                (
+                    "nfs_errors_total",
+                    "NFS operations that failed; NVERIFY, VERIFY and LOCKT that answered no did not.",
+                ),
                 (
                     "nfs_duration_seconds",
-                    "Time of NFS operations, by the compound each travelled in.",
+                    "Time of compounds, each once, by the operation that it was sent for.",
                 ),
             ),
         ] {
@@ -376,6 +379,14 @@ impl OfMount<'_> {
                     self.labelled(name, Kind::Counter, help, &[("op", op)], failed);
                 }
                 self.histogram(duration, op, &numbers["buckets"][key][op]);
+            }
+        }
+        for op in NFS_NAMES.iter().copied().chain([NFS_OTHER]) {
+            if let Some(ran) = numbers["nfs_ops"][op]["count"].as_f64() {
+                let help =
+                    "NFS operations of compounds that the server has run, several a compound.";
+                let labels = [("op", op)];
+                self.labelled("nfs_operations_total", Kind::Counter, help, &labels, ran);
             }
         }
     }
@@ -403,7 +414,9 @@ mod tests {
         metrics.round_trip();
         metrics.cache(Cache::Attr, true);
         metrics.gauges.open_files.add(3);
-        metrics.nfs_op(25, false, Duration::from_micros(900));
+        metrics.nfs_op(22, true);
+        metrics.nfs_op(25, false);
+        metrics.compound(25, Duration::from_micros(900));
         for us in [10, 20, 40_000] {
             metrics.fuse_op(FuseOp::Read, true, Duration::from_micros(us));
         }
@@ -439,6 +452,8 @@ mod tests {
             "efs_fuse_cache_hits_total{mountpoint=\"/a\",cache=\"attr\"} 1",
             "efs_fuse_open_files{mountpoint=\"/a\"} 3",
             "efs_fuse_nfs_errors_total{mountpoint=\"/a\",op=\"READ\"} 1",
+            "efs_fuse_nfs_operations_total{mountpoint=\"/a\",op=\"PUTFH\"} 1",
+            "efs_fuse_nfs_duration_seconds_count{mountpoint=\"/a\",op=\"READ\"} 1",
             "efs_fuse_connections_up{mountpoint=\"/a\"} 1",
             "efs_fuse_session_slots{mountpoint=\"/a\"} 64",
             "efs_fuse_takeovers_total{mountpoint=\"/a\",kind=\"planned\"} 2",
@@ -451,6 +466,9 @@ mod tests {
                 "{line} is not in\n{page}"
             );
         }
+        let timed =
+            |line: &str| line.starts_with("efs_fuse_nfs_duration") && line.contains("PUTFH");
+        assert!(!page.lines().any(timed), "it only accompanies");
         for line in page.lines() {
             let name = line
                 .trim_start_matches("# HELP ")

@@ -12,6 +12,7 @@ use crate::telemetry::log::utc;
 pub(super) fn of(mount: &Value) -> String {
     let (device, mountpoint) = (name(&mount["device"]), name(&mount["mountpoint"]));
     let mut shown = format!("{device} on {mountpoint}: {}\n", state(mount));
+    let of_all = origins(&mount["option_origins"]);
     let lines = [
         ("session", session(&mount["session"])),
         ("server", server(mount)),
@@ -27,8 +28,14 @@ pub(super) fn of(mount: &Value) -> String {
         ("last error", text(&mount["last_error"])),
     ];
     for (label, line) in lines {
-        if let Some(line) = line {
-            shown.push_str(&format!("  {label:<10} {line}\n"));
+        let Some(line) = line else {
+            continue;
+        };
+        shown.push_str(&format!("  {label:<10} {line}\n"));
+        if label == "options" {
+            for origin in &of_all {
+                shown.push_str(&format!("  {:<10} {origin}\n", ""));
+            }
         }
     }
     shown.push_str(&late_errors(&mount["late_errors"]));
@@ -135,6 +142,16 @@ fn options(options: &Value) -> Option<String> {
     (!options.is_empty()).then(|| options.join(","))
 }
 
+/// Where options come from that were not written for this mount, a line for each origin.
+fn origins(origins: &Value) -> Vec<String> {
+    let each = origins.as_array().into_iter().flatten();
+    each.filter_map(|origin| {
+        let (from, options) = (text(&origin["from"])?, options(&origin["options"])?);
+        Some(format!("from {from}: {options}"))
+    })
+    .collect()
+}
+
 fn tls(tls: &Value) -> Option<String> {
     let mut shown = text(&tls["version"])?;
     if let Some(cipher) = text(&tls["cipher"]) {
@@ -230,7 +247,8 @@ mod tests {
             "daemon": "answers",
             "server": "h:2049",
             "since": 0, "user": 0, "pid": 7, "version": "0.1.0",
-            "options": ["tls", "port=1"],
+            "options": ["nosuid", "tls", "port=1"],
+            "option_origins": [{"from": "/etc/file", "options": ["nosuid"]}],
             "session": {"state": "up", "lease_s": 90, "idle_s": 12.4, "in_use": 2, "slots": 64},
             "connections": [{"state": "up", "in_flight": 2, "made": 1}, {"state": "up", "in_flight": 1}],
             "tls": {"version": "TLSv1.3", "cipher": "AES", "certificates_made": 1, "certificate_made_at": "then"},
@@ -245,7 +263,8 @@ mod tests {
             "h:/ on /volumes: up",
             "  session    up; lease of 90 s, renewed 12 s ago; 2 of 64 slots in use",
             "  server     h:2049; 2 connections, 3 calls under way",
-            "  options    tls,port=1",
+            "  options    nosuid,tls,port=1",
+            "             from /etc/file: nosuid",
             "  tls        TLSv1.3, AES; 1 certificate of ours made, the last at then",
             "  iam        as access key AK, through access point fsap-1",
             "  writes     0 B of 1.0 KiB are on their way to the server",

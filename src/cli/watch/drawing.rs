@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::super::format::{age, bytes, count, micros};
 use super::rates::{Operation, Rates, whole};
 use crate::quoting;
+use crate::telemetry::histogram::Quantiles;
 use crate::telemetry::log::utc;
 
 /// Intervals that the curves show.
@@ -212,13 +213,17 @@ fn table(title: &str, list: &[Operation], most: usize) -> Vec<String> {
     );
     let rows = list.iter().take(most).map(|op| {
         let errors = if op.errors > 0 { RED } else { DIM };
+        let latency = |of: fn(&Quantiles) -> f64| {
+            let shown = op.latency.as_ref().map(of).map(micros);
+            shown.unwrap_or_else(|| "-".to_owned())
+        };
         format!(
             "{:<20}{BOLD}{:>10}{PLAIN}{:>10}{:>10}{:>10}{errors}{:>9}{PLAIN}",
             quoting::plain(&op.name),
             whole(op.per_second),
-            micros(op.p50_us),
-            micros(op.p99_us),
-            micros(op.p999_us),
+            latency(|all| all.p50_us),
+            latency(|all| all.p99_us),
+            latency(|all| all.p999_us),
             count(op.errors),
         )
     });

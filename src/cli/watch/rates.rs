@@ -8,7 +8,7 @@ use super::super::exit::Failure;
 use super::super::format::{bytes, count, micros};
 use super::super::running::Running;
 use crate::quoting;
-use crate::telemetry::histogram::Counts;
+use crate::telemetry::histogram::{Counts, Quantiles};
 
 /// The numbers at one moment.
 pub(super) struct Sample {
@@ -40,9 +40,20 @@ pub(super) struct Operation {
     pub(super) name: String,
     pub(super) per_second: f64,
     pub(super) errors: u64,
-    pub(super) p50_us: f64,
-    pub(super) p99_us: f64,
-    pub(super) p999_us: f64,
+    /// `None` of an NFS operation that only accompanied others.
+    pub(super) latency: Option<Quantiles>,
+}
+
+impl Operation {
+    fn json(&self) -> Value {
+        let latency = |of: fn(&Quantiles) -> f64| self.latency.as_ref().map(of);
+        json!({
+            "per_s": self.per_second, "errors": self.errors,
+            "p50_us": latency(|all| all.p50_us),
+            "p99_us": latency(|all| all.p99_us),
+            "p999_us": latency(|all| all.p999_us),
+        })
+    }
 }
 
 /// What happened between two samples.
@@ -78,14 +89,12 @@ impl Rates {
                     let counts = after
                         .histogram(kind, name)
                         .since(&before.histogram(kind, name));
-                    let latency = counts.quantiles();
-                    (counts.total() > 0).then(|| Operation {
+                    let many = grown(&format!("/{kind}/{name}/count"));
+                    (many + counts.total() > 0).then(|| Operation {
                         name: name.clone(),
-                        per_second: counts.total() as f64 / seconds,
+                        per_second: many as f64 / seconds,
                         errors: grown(&format!("/{kind}/{name}/errors")),
-                        p50_us: latency.p50_us,
-                        p99_us: latency.p99_us,
-                        p999_us: latency.p999_us,
+                        latency: (counts.total() > 0).then(|| counts.quantiles()),
                     })
                 })
                 .collect();
@@ -119,13 +128,7 @@ impl Rates {
 
     pub(super) fn json(&self) -> Value {
         let operations = |list: &[Operation]| {
-            let each = list.iter().map(|op| {
-                let value = json!({
-                    "per_s": op.per_second, "errors": op.errors,
-                    "p50_us": op.p50_us, "p99_us": op.p99_us, "p999_us": op.p999_us,
-                });
-                (op.name.clone(), value)
-            });
+            let each = list.iter().map(|op| (op.name.clone(), op.json()));
             each.collect::<Map<_, _>>()
         };
         let caches = self.caches.iter().map(|(name, per_s, ratio)| {
@@ -152,7 +155,8 @@ impl Rates {
                 "   {} {}/s p99 {}",
                 quoting::plain(&op.name),
                 whole(op.per_second),
-                micros(op.p99_us)
+                op.latency
+                    .map_or_else(|| "-".to_owned(), |all| micros(all.p99_us))
             )
         });
         format!(

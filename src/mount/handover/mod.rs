@@ -45,6 +45,7 @@ use self::record::{Past, Serving};
 use super::keeper::{self, KeeperLink, Slot};
 use super::launch::MountRequest;
 use super::options::TakeOver;
+use super::origins::Origin;
 use super::owner::{Owner, OwnerState};
 use super::process::Identity;
 use crate::background::Tasks;
@@ -92,6 +93,9 @@ pub struct Mounted {
     mountpoint: Bytes,
     /// The options, each as it was written.
     pub options: Vec<String>,
+    /// Where those of them come from that were not written for the mount.
+    #[serde(default)]
+    pub origins: Vec<Origin>,
     /// In the foreground.
     pub foreground: bool,
     mount_namespace: Option<Bytes>,
@@ -107,6 +111,7 @@ impl Mounted {
             device: request.device.spec.clone(),
             mountpoint: bytes(&request.mountpoint),
             options: request.written.clone(),
+            origins: request.origins.clone(),
             foreground: request.foreground,
             mount_namespace: request.mount_namespace.as_ref().map(bytes),
             since,
@@ -119,6 +124,10 @@ impl Mounted {
             device: "h:/".to_owned(),
             mountpoint: Bytes::from_static(b"/vol\xff"),
             options: vec!["ro".to_owned()],
+            origins: vec![Origin {
+                from: "/etc/file".to_owned(),
+                options: vec!["ro".to_owned()],
+            }],
             foreground: false,
             mount_namespace: Some(Bytes::from_static(b"/proc/1/ns/mnt")),
             since: 7,

@@ -202,9 +202,10 @@ impl ForeChannel {
         tracing::trace!(%status, "{elapsed:.1?} {}", ops());
         let ran = failed.map_or(compound.len(), |index| index + 1);
         for (index, &op) in compound.ops()[..ran].iter().enumerate() {
-            self.metrics
-                .nfs_op(op as u32, failed != Some(index), elapsed);
+            let ok = failed != Some(index) || op.is_answered_by(status);
+            self.metrics.nfs_op(op as u32, ok);
         }
+        self.metrics.compound(compound.sent_for() as u32, elapsed);
     }
 }
 

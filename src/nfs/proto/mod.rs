@@ -6,5 +6,6 @@ pub mod compound;
 pub mod handle;
 pub mod ops;
 pub mod reply;
+mod sent_for;
 pub mod status;
 pub mod types;

@@ -1,5 +1,7 @@
 //! Operation numbers (RFC 8881 §18) and the constants of their arguments.
 
+use super::status::Status;
+
 macro_rules! ops {
     ($($name:ident = $number:literal, $wire:literal;)*) => {
         /// An operation of COMPOUND.
@@ -66,6 +68,20 @@ ops! {
     TestStateId = 55, "TEST_STATEID";
     DestroyClientId = 57, "DESTROY_CLIENTID";
     ReclaimComplete = 58, "RECLAIM_COMPLETE";
+}
+
+impl Op {
+    /// This status, although it ends the compound, is one of the two answers to what the
+    /// operation asks, and no failure: NVERIFY's "it is the same", VERIFY's "it is not", LOCKT's
+    /// "somebody has locked it".
+    pub fn is_answered_by(self, status: Status) -> bool {
+        matches!(
+            (self, status),
+            (Self::NVerify, Status::SAME)
+                | (Self::Verify, Status::NOT_SAME)
+                | (Self::LockT, Status::DENIED)
+        )
+    }
 }
 
 /// OPEN4_SHARE_ACCESS_READ.

@@ -159,3 +159,49 @@ fn a_wrong_line_or_a_file_that_others_can_write_refuses_every_mount_and_leaves_n
         "nothing is mounted\n"
     );
 }
+
+#[test]
+fn status_says_which_options_come_from_the_file_and_which_from_a_profile() {
+    let mut machine = Machine::new();
+    let port = format!("port={}", machine.server.address().port());
+    machine.write(&format!("{port}\nnosuid,profile=home\n"), 0o644);
+    let place = machine.private.place("m", 0);
+    machine
+        .private
+        .mount(0, "127.0.0.1:/", &place, "nodev,acregmax=7");
+    let at = place.to_str().expect("UTF-8");
+    let told = |machine: &Machine| {
+        let words = machine.private.efs_fuse(0, &["status", at]);
+        let words = words.expect_success("status").stdout;
+        let json = machine.private.efs_fuse(0, &["status", at, "--json"]);
+        let json = json.expect_success("status --json").stdout;
+        let json: Value = serde_json::from_str(&json).expect("JSON");
+        (words, json["mounts"][0]["option_origins"].clone())
+    };
+    let (words, origins) = told(&machine);
+    let home = "hard,lock,cto,lookupcache=all,acregmax=30,acdirmin=10,acdirmax=30";
+    let file = format!("{port},nosuid,profile=home");
+    let lines: Vec<_> = words.lines().collect();
+    let options = format!("  options    {file},{home},nodev,acregmax=7");
+    let at = lines.iter().position(|line| **line == options);
+    let at = at.unwrap_or_else(|| panic!("{options} is not in\n{words}"));
+    assert_eq!(
+        lines[at + 1..at + 3],
+        [
+            format!("             from /etc/efs-fuse/efs-fuse.conf: {file}"),
+            format!("             from profile=home: {home}"),
+        ],
+        "{words}"
+    );
+    let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(
+        origins,
+        serde_json::json!([
+            {"from": "/etc/efs-fuse/efs-fuse.conf", "options": list(&file)},
+            {"from": "profile=home", "options": list(home)},
+        ])
+    );
+    let arguments = ["umount".as_ref(), place.as_os_str()];
+    let ended = machine.private.efs_fuse(0, &arguments);
+    ended.expect_success("umount");
+}

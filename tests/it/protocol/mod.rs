@@ -9,6 +9,7 @@ mod budget;
 mod closes;
 mod complete;
 mod connections;
+mod counting;
 mod data;
 mod deferred_setattr;
 mod direct;
