@@ -10,7 +10,6 @@
 //! The lock is taken with no other.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -102,15 +101,16 @@ impl Files {
         }
     }
 
-    /// A change of a name was refused after it had been answered.
+    /// A change of a name in this directory, or of the directory, was refused after it had been
+    /// answered; `path` leads to what it was about.
     pub(super) fn refused_late(
         &self,
-        dir: &Arc<Inode>,
-        name: &[u8],
+        dir: &Inode,
+        path: String,
         what: &'static str,
         error: &VfsError,
     ) {
-        self.tell_late(dir.path_of(name), what, error);
+        self.tell_late(path, what, error);
         self.late.refuse(dir.ino, error.clone());
     }
 

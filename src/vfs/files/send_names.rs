@@ -385,13 +385,16 @@ impl Files {
             What::Rename { .. } => "rename",
             What::Attributes(_) => "change of attributes of",
         };
+        let path = match &what {
+            What::Attributes(_) => dir.path(),
+            _ => dir.path_of(&name),
+        };
         tracing::error!(
-            "the {did} {} was answered (writeback) and is refused by the server: {error}; fsync of its \
-             directory tells the error",
-            dir.path_of(&name),
+            "the {did} {path} was answered (writeback) and is refused by the server: {error}; fsync of \
+             the directory tells the error"
         );
         self.metrics.set_last_error(error.to_string());
-        self.refused_late(&dir, &name, did, &cause);
+        self.refused_late(&dir, path, did, &cause);
         self.namespace.not_as_accepted(&dir, &name);
         let status = error.status().unwrap_or(Status::IO);
         match what {

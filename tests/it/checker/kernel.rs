@@ -8,11 +8,11 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use efs_fuse::nfs::Client;
 use efs_fuse::rpc::caller::{self, Caller};
-use efs_fuse::vfs::Timeouts;
 use efs_fuse::vfs::types::{
     Entry, Errno, FileKind, Ino, LockRange, Lookup, Opened, ROOT_INO, SetAttr, Stat, VfsResult,
     Waiting, WriteFlags,
 };
+use efs_fuse::vfs::{Timeouts, VfsConfig};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
@@ -42,6 +42,8 @@ pub(super) struct Kernel {
     mount: Mutex<Option<Arc<Mount>>>,
     /// The directory that paths begin in.
     top: Ino,
+    /// How another process goes on with it.
+    behaves: fn(Timeouts) -> VfsConfig,
     /// Read by the calls under way, written by who replaces the mount.
     calls: Arc<RwLock<()>>,
     files: Mutex<HashMap<Fd, Open>>,
@@ -111,20 +113,30 @@ pub(super) fn seen(stat: &Stat) -> Seen {
 
 impl Kernel {
     pub(super) fn new(mount: Mount) -> Self {
-        Self::below(ROOT_INO, mount)
-    }
-
-    /// One whose paths begin in that directory.
-    pub(super) fn below(top: Ino, mount: Mount) -> Self {
         Self {
             mount: Mutex::new(Some(Arc::new(mount))),
-            top,
+            top: ROOT_INO,
+            behaves: rig::plain,
             calls: Arc::default(),
             files: Mutex::default(),
             dirs: Mutex::default(),
             pages: None,
             direct: Mutex::default(),
         }
+    }
+
+    /// One with `writeback`, whose paths begin in that directory.
+    pub(super) fn ahead(mount: Mount, top: Ino) -> Self {
+        Self {
+            top,
+            behaves: rig::ahead,
+            ..Self::new(mount)
+        }
+    }
+
+    /// It has `writeback`.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.top != ROOT_INO
     }
 
     /// One with `nocto`, which keeps pages.
@@ -134,6 +146,7 @@ impl Kernel {
         mount.vfs.set_kernel(Arc::clone(&pages) as _);
         Self {
             pages: Some(pages),
+            behaves: rig::nocto,
             ..Self::new(mount)
         }
     }
@@ -199,14 +212,10 @@ impl Kernel {
         let mount = self.mount.lock().take().expect("nobody else replaces it");
         let mount = Arc::into_inner(mount).expect("nobody calls");
         let estate = mount.left().await;
-        let mount = match &self.pages {
-            None => estate.taken_over(timeouts).await,
-            Some(pages) => {
-                let (mount, _) = estate.taken_over_as(rig::nocto(timeouts)).await;
-                mount.vfs.set_kernel(Arc::clone(pages) as _);
-                mount
-            }
-        };
+        let (mount, _) = estate.taken_over_as((self.behaves)(timeouts)).await;
+        if let Some(pages) = &self.pages {
+            mount.vfs.set_kernel(Arc::clone(pages) as _);
+        }
         *self.mount.lock() = Some(Arc::new(mount));
         true
     }

@@ -25,7 +25,7 @@ use super::plan::{Chance, Plan, THEMES};
 use super::rules::Rules;
 use crate::peer::proto::op;
 use crate::peer::{Action, Peer, PeerConfig};
-use crate::protocol::rig::{Mount, connect, join_all};
+use crate::protocol::rig::{Mount, connect, default_timeouts, join_all};
 
 const HOSTS: u8 = 3;
 
@@ -158,7 +158,7 @@ pub(super) async fn run(seed: u64) -> Run {
     // What is answered at the end of its time was asked before: a request's way is not
     // counted.
     let longest = believed.as_micros() as Time;
-    play(world, chance, Some(timeouts)).await.believed(longest)
+    play(world, chance, timeouts).await.believed(longest)
 }
 
 /// Makes the history of a seed on one host with `writeback`, in a directory that is its own: what
@@ -168,17 +168,16 @@ pub(super) async fn run_ahead(seed: u64) -> Run {
     let peer = Peer::new(peer_config(&mut chance));
     let mount = Mount::ahead(&connect(&peer, "one").await, &peer);
     let top = mount.mkdir(ROOT_INO, PRIVATE).await.expect("mkdir");
-    let host = Arc::new(Kernel::below(top, mount));
+    let host = Arc::new(Kernel::ahead(mount, top));
     let world = World {
         top: PRIVATE,
         ..World::new(seed, peer, vec![host], Vec::new())
     };
-    play(world, chance, None).await
+    play(world, chance, default_timeouts()).await
 }
 
-/// Processes do what is drawn, to the end. `handed_over`: so are mounts, and then go on with
-/// these times.
-async fn play(world: World, mut chance: Chance, handed_over: Option<Timeouts>) -> Run {
+/// Processes do what is drawn, to the end. Mounts that are handed over go on with these times.
+async fn play(world: World, mut chance: Chance, timeouts: Timeouts) -> Run {
     let world = Arc::new(world);
     let peer = &world.peer;
     let theme = THEMES[chance.below(THEMES.len() as u64) as usize];
@@ -203,17 +202,12 @@ async fn play(world: World, mut chance: Chance, handed_over: Option<Timeouts>) -
     });
     let work: Vec<_> = work.map(tokio::spawn).collect();
     let faults = tokio::spawn(fail(Arc::clone(&world), chance.split(), breaks));
-    let hands = handed_over.map(|timeouts| {
-        let hands = hand_over(Arc::clone(&world), chance.split(), timeouts);
-        tokio::spawn(hands)
-    });
+    let hands = tokio::spawn(hand_over(Arc::clone(&world), chance.split(), timeouts));
     for ended in join_all(work.into_iter()).await {
         ended.expect("a process");
     }
     faults.abort();
-    if let Some(hands) = hands {
-        hands.await.expect("what is handed over is gone on with");
-    }
+    hands.await.expect("what is handed over is gone on with");
     peer.clear_script();
     end(&world).await;
     show_server(peer);
@@ -277,7 +271,7 @@ async fn hand_over(world: Arc<World>, mut chance: Chance, timeouts: Timeouts) {
     }
     for _ in 0..=chance.below(4) {
         tokio::time::sleep(Duration::from_micros(chance.below(100_000))).await;
-        let host = &world.hosts[chance.below(u64::from(HOSTS)) as usize];
+        let host = &world.hosts[chance.below(world.hosts.len() as u64) as usize];
         for _ in 0..100 {
             if host.hand_over(timeouts).await {
                 break;
@@ -408,20 +402,26 @@ impl Process {
     }
 }
 
+/// What is ahead of the server gets there. Nobody else was at it, so nothing of it fails but what
+/// has no name, and does not survive the server.
+async fn none_failed(world: &World, mount: &Mount) {
+    let synced = mount.vfs.fsyncdir(ROOT_INO).await;
+    let (_, mut late) = mount.vfs.late_errors();
+    late.retain(|error| error.path != "…");
+    if synced.is_err() || !late.is_empty() {
+        let history = text(&world.history.lock());
+        show_server(&world.peer);
+        panic!("seed {}: {synced:?}, {late:?}:\n{history}", world.seed);
+    }
+}
+
 /// All is closed and sent; then the observer looks at the server's own files.
 async fn end(world: &World) {
     for host in &world.hosts {
-        let vfs = &host.mount().vfs;
-        vfs.settled().await;
-        // What is ahead of the server gets there. Nobody else was at it, so nothing of it fails but
-        // what has no name, and does not survive the server.
-        let synced = vfs.fsyncdir(ROOT_INO).await;
-        let (_, mut late) = vfs.late_errors();
-        late.retain(|error| error.path != "…");
-        if synced.is_err() || !late.is_empty() {
-            let history = text(&world.history.lock());
-            show_server(&world.peer);
-            panic!("seed {}: {synced:?}, {late:?}:\n{history}", world.seed);
+        let mount = host.mount();
+        mount.vfs.settled().await;
+        if host.is_ahead() {
+            none_failed(world, &mount).await;
         }
     }
     let fs = world.peer.fs();

@@ -300,11 +300,24 @@ fn vfs_config(timeouts: Timeouts, write_window: usize, missing_names: MissingNam
     }
 }
 
+/// A mount of which nothing is said but the times.
+pub(crate) fn plain(timeouts: Timeouts) -> VfsConfig {
+    vfs_config(timeouts, 64 << 20, MissingNames::AskedFor)
+}
+
+/// A mount with `writeback`.
+pub(crate) fn ahead(timeouts: Timeouts) -> VfsConfig {
+    VfsConfig {
+        writeback: true,
+        ..plain(timeouts)
+    }
+}
+
 /// A mount with `nocto`.
 pub(crate) fn nocto(timeouts: Timeouts) -> VfsConfig {
     VfsConfig {
         close_to_open: false,
-        ..vfs_config(timeouts, 64 << 20, MissingNames::AskedFor)
+        ..plain(timeouts)
     }
 }
 
@@ -345,8 +358,7 @@ impl Estate {
 
     /// The same, and what it counts.
     pub(crate) async fn taken_over_with(&self, timeouts: Timeouts) -> (Mount, Arc<Metrics>) {
-        let config = vfs_config(timeouts, 64 << 20, MissingNames::AskedFor);
-        self.taken_over_as(config).await
+        self.taken_over_as(plain(timeouts)).await
     }
 
     /// The same by one that behaves so.
@@ -446,15 +458,7 @@ impl Mount {
 
     /// One whose changes are answered before the server knows of them.
     pub(crate) fn ahead(client: &Arc<Client>, peer: &Arc<Peer>) -> Self {
-        let config = VfsConfig {
-            writeback: true,
-            ..vfs_config(default_timeouts(), 64 << 20, MissingNames::AskedFor)
-        };
-        Self {
-            vfs: Vfs::new(Arc::clone(client), config, Instant::now(), Metrics::new()),
-            peer: Arc::clone(peer),
-            cred: Credential::machine(),
-        }
+        Self::behaving(client, peer, ahead(default_timeouts()))
     }
 
     /// The process ends, for another one to go on.
