@@ -30,8 +30,7 @@ mod tree;
 
 pub use super::server::FileSystem;
 pub use create::{HowToOpen, OpenedFile};
-pub use data::IN_FRONT;
-pub use data::{Epilogue, Written, WrittenSeveral};
+pub use data::{Epilogue, IN_FRONT, Written, WrittenSeveral};
 pub use features::Feature;
 pub use locks::Locked;
 pub use name_changes::{FileMade, NameChange, NameChanged, NamesChanged, NewFile};

@@ -483,8 +483,8 @@ impl<D> FileInner<D> {
         Some(open)
     }
 
-    /// The only user of the open of a file that is not made yet is being released: the request that
-    /// makes it may close it.
+    /// A user of the open of a file that is not made yet is being released: the request that makes it
+    /// may close it, if all its users are by then.
     pub(in crate::vfs) fn begin_close(&mut self, open: &Arc<OpenState>) {
         match &mut self.closing {
             Some((closing, users)) if Arc::ptr_eq(closing, open) => *users += 1,

@@ -133,10 +133,13 @@ impl Files {
 
     /// Data were appended elsewhere than where the kernel believed the end to be,
     /// because another host has moved it: it has put them into pages of another place,
-    /// which are dropped, and its size is forgotten.
+    /// which are dropped, and its size is forgotten. Or they were written past its pages, which
+    /// it has left as they were ([`KernelCache::direct_writes_leave_pages`]).
     ///
     /// Before the write is answered, as far as that can be: a page that the kernel holds
     /// locked until then is not up to date, and read anew by whoever wants it.
+    ///
+    /// [`KernelCache::direct_writes_leave_pages`]: crate::vfs::types::KernelCache::direct_writes_leave_pages
     pub(in crate::vfs) async fn misplaced(self: &Arc<Self>, inode: &Arc<Inode>) {
         self.file_state(inode).lose_pages();
         self.namespace

@@ -18,6 +18,7 @@
 //! | sending changes of attributes that waited | [`deferred_setattr`] |
 //! | changes of names that are ahead of the server: one, and which go together | `accepted_name` |
 //! | attributes of directories that are ahead of the server | `directory_setattr` |
+//! | opening what is ahead of the server | `open_promised` |
 //! | set-id rights that a write or a cut takes | `privileges` |
 //! | reading, reading ahead, and what comes with an OPEN | `read`, `inline_read` |
 //! | reading from the disk of this host, and what is put there | `disk_read` |
