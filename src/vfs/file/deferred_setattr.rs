@@ -144,6 +144,18 @@ impl DeferredSetattr {
         Some(first)
     }
 
+    /// A mode that waits, if nothing else does: it is set otherwise.
+    pub(in crate::vfs) fn take_mode(&mut self) -> Option<u32> {
+        let waiting = self.waiting.as_ref().filter(|_| self.leaving.is_none())?;
+        let only_mode = SetAttr {
+            mode: waiting.set.mode,
+            ..SetAttr::default()
+        };
+        let mode = waiting.set.mode.filter(|_| waiting.set == only_mode)?;
+        self.waiting = None;
+        Some(mode)
+    }
+
     /// All that the server does not know yet, as one change.
     pub(in crate::vfs) fn all(&self) -> Option<Change> {
         let mut all = self.leaving.clone().or_else(|| self.waiting.clone())?;

@@ -28,7 +28,7 @@
 //! | unlock | what is abandoned, stable, attributes of all files | [`Files::before_unlock`] |
 //! | locks that go with a close | the same of the one file, if anything is abandoned | [`Files::before_unlock_at_close`] |
 //! | read, read-ahead | the range there | [`Files::before_read`] |
-//! | write | attributes | [`Files::before_write`] |
+//! | write | attributes, but a mode that a file is yet to be made with | [`Files::before_write`] |
 //! | a synchronous write | what it overlaps there | [`Files::before_sync_write`] |
 //! | the end of the mount | all files stable | [`Files::before_end`] |
 //! | `efs-fuse sync` | all names, files and attributes stable, changes of killed callers ended | [`Files::sync_all`] |
@@ -191,7 +191,9 @@ impl Files {
 
     /// Data are about to be accepted: a mode set before them protects them from the first byte on.
     pub(in crate::vfs) async fn before_write(self: &Arc<Self>, inode: &Arc<Inode>) {
-        self.send_changes(inode).await;
+        if !self.makes_with_mode(inode) {
+            self.send_changes(inode).await;
+        }
     }
 
     /// Synchronous data are about to be accepted: what is lost with them, if they are, must be

@@ -49,13 +49,13 @@ const TOGETHER: Duration = Duration::from_millis(10);
 
 impl Files {
     /// Lets a change of attributes wait for company. `None` if it must not; the
-    /// attributes with it otherwise.
+    /// attributes with it, and how long they may be believed, otherwise.
     pub(in crate::vfs) fn set_together(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         cred: &Arc<Credential>,
         set: &SetAttr,
-    ) -> Option<Stat> {
+    ) -> Option<(Stat, Duration)> {
         if inode.kind != FileKind::Regular {
             return None;
         }
@@ -73,7 +73,10 @@ impl Files {
         if first {
             self.changes_wait(inode);
         }
-        Some(stat)
+        match inode.is_ahead() {
+            true => Some(inode.stat_ahead()),
+            false => Some((stat, Duration::ZERO)),
+        }
     }
 
     /// Changes of this file wait: they are sent soon.

@@ -10,6 +10,7 @@
 //! told as a refused name is: by the next fsync of the directory, by `status` and the log.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -25,13 +26,14 @@ use crate::vfs::types::{FileKind, SetAttr, SetTime, Stat, Timestamp};
 const SPECIAL: u32 = 0o7000;
 
 impl Files {
-    /// SETATTR of a private directory; its attributes with it. `None`: the server is to be asked.
+    /// SETATTR of a private directory; its attributes with it, and how long they may be believed.
+    /// `None`: the server is to be asked.
     pub(in crate::vfs) fn set_ahead(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         cred: &Arc<Credential>,
         set: &SetAttr,
-    ) -> Option<Stat> {
+    ) -> Option<(Stat, Duration)> {
         if inode.kind != FileKind::Directory || !self.has_room_in(inode) {
             return None;
         }
@@ -44,14 +46,32 @@ impl Files {
         if !is_certain(set, owner, perm, (cred.uid, maker.uid)) {
             return None;
         }
-        inode
-            .attr
-            .lock()
-            .accept_set(set, Timestamp::now(), Instant::now());
+        let now = (Timestamp::now(), Instant::now());
+        if self.joins_last_set(inode, cred, set) {
+            inode.attr.lock().join_accepted(set, now.0, now.1);
+            return Some(inode.stat_ahead());
+        }
+        inode.attr.lock().accept_set(set, now.0, now.1);
         self.namespace.accepted_set(inode);
         let what = What::Attributes(set.clone());
         self.accept_name(cred, inode, Name::from(&b""[..]), what);
-        Some(inode.shown_stat())
+        Some(inode.stat_ahead())
+    }
+
+    /// Whoever unpacks sets times, owner and mode one after the other: they are one SETATTR, if
+    /// nothing came between.
+    fn joins_last_set(&self, inode: &Inode, cred: &Credential, set: &SetAttr) -> bool {
+        let mut queue = self.names.queue.lock();
+        match queue.last_waiting(inode.ino) {
+            Some(last) if *last.cred == *cred => match &mut last.what {
+                What::Attributes(waiting) => {
+                    waiting.join(set);
+                    true
+                }
+                _ => false,
+            },
+            _ => false,
+        }
     }
 }
 

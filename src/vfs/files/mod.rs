@@ -53,6 +53,7 @@ mod name_writeback;
 mod open_promised;
 mod opens;
 mod privileges;
+mod promised_mode;
 mod read;
 mod revalidate;
 mod send_names;

@@ -382,8 +382,15 @@ impl AttrState {
             })
         });
         accepted.count += 1;
-        accepted.set.join(set);
-        accepted.ctime = ctime;
+        self.join_accepted(set, ctime, now);
+    }
+
+    /// The same of what goes to the server with the last of those.
+    pub(in crate::vfs) fn join_accepted(&mut self, set: &SetAttr, ctime: Timestamp, now: Instant) {
+        if let Some(accepted) = &mut self.accepted {
+            accepted.set.join(set);
+            accepted.ctime = ctime;
+        }
         self.overlay(set, ctime);
         self.changed = now;
     }

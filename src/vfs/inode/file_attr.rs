@@ -10,6 +10,10 @@ use super::attr::AttrState;
 use crate::nfs::proto::attrs::Attributes;
 use crate::vfs::types::{Stat, VfsError, VfsResult};
 
+/// The longest that the kernel may believe the attributes of what is ahead of the server: they are
+/// this host's, and true, but that the server has another ctime, and other times of a directory.
+const AHEAD: Duration = Duration::from_millis(100);
+
 impl Inode {
     /// Changes the attributes to what the server says, and keeps the file at
     /// least as long as what is on its way to it: the kernel cuts its pages at
@@ -51,6 +55,9 @@ impl Inode {
     /// The attributes, and how long they may be believed: not at all while
     /// there are data on their way, which will move them.
     pub(in crate::vfs) fn known_stat(&self) -> (Stat, Duration) {
+        if self.is_ahead() {
+            return self.stat_ahead();
+        }
         let changing = self.is_changing();
         let attr = self.attr.lock();
         let ttl = if changing {
@@ -79,17 +86,23 @@ impl Inode {
     }
 
     /// The attributes of a file whose changes are not known to the server, if
-    /// this host knows all of them by itself.
-    pub(in crate::vfs) fn stat_of_changed(&self) -> Option<Stat> {
+    /// this host knows all of them by itself; and how long they may be believed.
+    pub(in crate::vfs) fn stat_of_changed(&self) -> Option<(Stat, Duration)> {
         if self.is_ahead() {
-            return Some(self.shown_stat());
+            return Some(self.stat_ahead());
         }
         let inner = self.opened()?.lock();
         if !inner.deferred().knows_mtime() {
             return None;
         }
         let attr = self.attr.lock();
-        Some(inner.shown(attr.stat()))
+        Some((inner.shown(attr.stat()), Duration::ZERO))
+    }
+
+    /// The attributes of what is ahead of the server, and how long they may be believed.
+    pub(in crate::vfs) fn stat_ahead(&self) -> (Stat, Duration) {
+        let stat = self.shown_stat();
+        (stat, self.attr.lock().ttl(Instant::now()).min(AHEAD))
     }
 
     /// The attributes as this host knows them.

@@ -25,7 +25,7 @@ impl Vfs {
     pub fn getattr_cached(&self, ino: Ino, fh: Option<u64>) -> Option<(Stat, Duration)> {
         let inode = self.namespace.get(ino)?;
         let answer = match inode.stat_of_changed() {
-            Some(stat) => Some((stat, Duration::ZERO)),
+            Some(known) => Some(known),
             None if inode.is_changing() => fh
                 .and_then(|_| inode.stat_while_writing())
                 .map(|stat| (stat, Duration::ZERO)),
@@ -44,8 +44,8 @@ impl Vfs {
         fh: Option<u64>,
     ) -> VfsResult<(Stat, Duration)> {
         let inode = self.inode_of(ino, fh)?;
-        if let Some(stat) = inode.stat_of_changed() {
-            return Ok((stat, Duration::ZERO));
+        if let Some(known) = inode.stat_of_changed() {
+            return Ok(known);
         }
         self.files.before_getattr(&inode).await;
         if let Some(believed) = inode.believed_stat() {
@@ -120,11 +120,11 @@ impl Vfs {
         if set.size > Some(self.client.fs().max_file_size) {
             return Err(Errno(libc::EFBIG).into());
         }
-        if let Some(stat) = self.files.set_together(&inode, cred, &set) {
-            return Ok((stat, Duration::ZERO));
+        if let Some(known) = self.files.set_together(&inode, cred, &set) {
+            return Ok(known);
         }
-        if let Some(stat) = self.files.set_ahead(&inode, cred, &set) {
-            return Ok((stat, Duration::ZERO));
+        if let Some(known) = self.files.set_ahead(&inode, cred, &set) {
+            return Ok(known);
         }
         self.files.before_setattr(&inode).await;
         if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {

@@ -191,6 +191,12 @@ impl<C> NameQueue<C> {
         changes.find(|change| is_so(change))
     }
 
+    /// What was accepted last in this directory, if it waits.
+    pub(in crate::vfs) fn last_waiting(&mut self, dir: Ino) -> Option<&mut C> {
+        let last = self.dirs.get_mut(&dir)?.waiting.back_mut()?;
+        Some(&mut last.change)
+    }
+
     /// Everything accepted so far is waited for. It is settled when [`settled`](Self::settled)
     /// says so of the result.
     pub(in crate::vfs) fn hurry(&mut self) -> Number {

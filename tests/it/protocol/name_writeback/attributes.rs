@@ -66,6 +66,41 @@ async fn attributes_of_a_private_directory_wait_for_no_answer_and_come_after_the
     }
 }
 
+/// As tar does it, once all is in the directory.
+#[tokio::test(start_paused = true)]
+async fn times_owner_and_mode_that_are_set_one_after_the_other_are_one_request() {
+    let (mount, dir) = private().await;
+    let below = mount.mkdir(dir, "below").await.expect("mkdir");
+    unpack(&mount, below, "f", b"x").await.expect("a file");
+    settled(&mount).await;
+    let before = mount.peer.round_trips();
+    let times = SetAttr {
+        mode: None,
+        ..dated(0)
+    };
+    let owner = SetAttr {
+        uid: Some(7),
+        gid: Some(8),
+        ..SetAttr::default()
+    };
+    let mode = SetAttr {
+        mode: Some(0o550),
+        ..SetAttr::default()
+    };
+    for change in [times, owner, mode] {
+        let set = mount.vfs.setattr(&mount.cred, below, None, change).await;
+        let (_, ttl) = set.expect("setattr");
+        let kept = Duration::from_millis(1)..=Duration::from_millis(100);
+        assert!(kept.contains(&ttl), "the kernel keeps it: {ttl:?}");
+    }
+    settled(&mount).await;
+    let stat = mount.peer.fs().stat("/d/below").expect("stat");
+    assert_eq!((stat.mode, stat.uid, stat.gid), (0o550, 7, 8));
+    assert_eq!(stat.mtime.secs, LONG_AGO);
+    assert_eq!(mount.peer.round_trips(), before + 1);
+    within(60, mount.vfs.settled()).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_set_again_before_the_server_knows_is_what_everybody_here_sees() {
     let (mount, dir) = private().await;
