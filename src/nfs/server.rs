@@ -139,6 +139,13 @@ impl RestartHook {
     }
 }
 
+/// What a trial has found of requests with several WRITEs, with this client id.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trial {
+    pub(super) client_id: u64,
+    pub(super) is_right: bool,
+}
+
 /// What saves requests and this server was found to lack. Asked for until it is
 /// refused once, then never again.
 #[derive(Debug, Default)]
@@ -151,6 +158,8 @@ pub(super) struct ServerFeatures {
     nverify: AtomicBool,
     /// VERIFY (§18.31) of a fileid.
     verify: AtomicBool,
+    /// Of several WRITEs in a request; `None` before it was tried.
+    several_writes: Mutex<Option<Trial>>,
 }
 
 impl ServerFeatures {
@@ -182,6 +191,16 @@ impl ServerFeatures {
     /// VERIFY may be asked for.
     pub(super) fn has_verify(&self) -> bool {
         !self.verify.load(Ordering::Relaxed)
+    }
+
+    /// What a trial of several WRITEs in a request has found last.
+    pub(super) fn several_writes(&self) -> Option<Trial> {
+        *self.several_writes.lock()
+    }
+
+    /// It has found this.
+    pub(super) fn tried_several_writes(&self, found: Trial) {
+        *self.several_writes.lock() = Some(found);
     }
 
     /// The server has refused VERIFY.

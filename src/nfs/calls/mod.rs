@@ -26,6 +26,7 @@ mod objects;
 mod opens;
 mod orphans;
 mod root;
+mod several_writes;
 mod tree;
 
 pub use super::server::FileSystem;

@@ -1,8 +1,8 @@
 //! A change of a name that was answered before the server knows of it (`writeback`), and which of
 //! those that wait in a directory go in one request.
 //!
-//! A request has room for so many operations, and for the data of a file only if they begin in its
-//! first page ([`IN_FRONT`]). What has to be there before a change is sent is there, or made by the
+//! A request has [room](Room) for so many operations, and for the data of a file only where they may
+//! begin. What has to be there before a change is sent is there, or made by the
 //! same request with all its data.
 
 use std::collections::VecDeque;
@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::request_room::Room;
 use super::send_names::ALONG;
-use crate::nfs::calls::IN_FRONT;
 use crate::nfs::proto::types::Promise;
 use crate::nfs::state::OpenState;
 use crate::rpc::auth::Credential;
@@ -106,7 +106,7 @@ impl Accepted {
         self.bytes(data.min(ALONG))
     }
 
-    /// It brings data along, which begin in the first page of their request ([`IN_FRONT`]).
+    /// It brings data along, which may not begin anywhere ([`Room::in_front`]).
     fn brings_data(&self) -> bool {
         matches!(self.what, What::File(_))
     }
@@ -173,37 +173,37 @@ impl Accepted {
     }
 }
 
-/// How many changes that wait in a directory go in one request.
-pub(super) fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, most: usize) -> usize {
+/// How many changes that wait in a directory go in one request; and whether more would, if data might
+/// begin anywhere in it.
+pub(super) fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, room: Room) -> (usize, bool) {
     let Some(first) = waiting.front() else {
-        return 0;
+        return (0, false);
     };
     if first.change.dir.handle.is_undecided() {
-        return 0;
+        return (0, false);
     }
-    let (mut used, mut is_over, mut in_front_of_it) = (0, false, 0);
-    let alike = waiting.iter().take_while(|queued| {
+    let (mut operations, mut bytes) = (0, 0);
+    for (count, queued) in waiting.iter().enumerate() {
         let change = &queued.change;
-        used += change.operations();
-        let starts = in_front_of_it;
-        in_front_of_it += change.bytes_now();
-        let is_first = queued.number == first.number;
-        let is_behind = std::mem::replace(&mut is_over, change.is_last());
+        operations += change.operations();
+        let starts = bytes;
+        bytes += change.bytes_now();
         // What stands in front of it in the same request is not made yet, but for a rename of
         // what has all its data by then.
-        let in_front = waiting
-            .iter()
-            .take_while(|front| front.number < queued.number);
-        let in_front = in_front.map(|front| &front.change);
-        let is_there = is_first
-            || change.is_rename_of_one_in(in_front)
+        let mut in_front = waiting.iter().take(count).map(|front| &front.change);
+        let last = in_front.clone().next_back();
+        let is_there = count == 0
+            || change.is_rename_of_one_in(&mut in_front)
             || !change.needs().any(|inode| inode.handle.is_undecided());
-        *change.cred == *first.change.cred
+        let goes = *change.cred == *first.change.cred
             && is_there
-            && !is_behind
-            && (!change.brings_data() || starts <= IN_FRONT)
-            && (is_first || used <= most)
-            && (ripe.is(queued) || !change.grows())
-    });
-    alike.count()
+            && !last.is_some_and(Accepted::is_last)
+            && (count == 0 || operations <= room.operations && bytes <= room.bytes)
+            && (ripe.is(queued) || !change.grows());
+        let is_cut = goes && change.brings_data() && starts > room.in_front;
+        if !goes || is_cut {
+            return (count, is_cut);
+        }
+    }
+    (waiting.len(), false)
 }

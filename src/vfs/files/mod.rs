@@ -55,6 +55,7 @@ mod opens;
 mod privileges;
 mod promised_mode;
 mod read;
+mod request_room;
 mod revalidate;
 mod send_names;
 pub(in crate::vfs) mod silly;

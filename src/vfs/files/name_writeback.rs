@@ -28,6 +28,7 @@ use tokio::time::Instant;
 
 use super::Files;
 use super::accepted_name::{AROUND, Accepted, LARGEST, PromisedFile, What, fits};
+use super::request_room::Growth;
 use super::write::now;
 use crate::nfs::proto::types::FileType;
 use crate::rpc::auth::Credential;
@@ -57,6 +58,8 @@ const CROWD: usize = 64;
 pub(super) struct NameWriteback {
     is_on: bool,
     pub(super) queue: Mutex<NameQueue<Accepted>>,
+    /// Whether requests may be larger than they are.
+    pub(super) growth: Growth,
     /// When the queue is looked at next.
     alarm: Mutex<Option<Instant>>,
     /// Something was answered.
@@ -75,6 +78,7 @@ impl NameWriteback {
                 patience: PATIENCE,
                 crowd: CROWD,
             })),
+            growth: Growth::default(),
             alarm: Mutex::default(),
             answered: Notify::new(),
         }
@@ -410,11 +414,20 @@ impl Files {
     /// Sends what is to be sent now.
     pub(in crate::vfs) fn pump_names(self: &Arc<Self>) {
         loop {
-            let most = (self.client.session_info().max_ops as usize).saturating_sub(AROUND);
-            let next =
-                (self.names.queue.lock()).next(now(), |waiting, ripe| fits(waiting, ripe, most));
+            let room = self.room();
+            let mut is_cut = false;
+            let next = (self.names.queue.lock()).next(now(), |waiting, ripe| {
+                let (count, cut) = fits(waiting, ripe, room);
+                is_cut = cut;
+                count
+            });
             match next {
-                Next::Send(batch) => self.send_names(batch),
+                Next::Send(batch) => {
+                    if is_cut {
+                        self.names.growth.was_cut();
+                    }
+                    self.send_names(batch);
+                }
                 Next::WakeAt(at) => return self.wake_names_at(Instant::from_std(at)),
                 Next::Nothing => return,
             }

@@ -12,7 +12,7 @@ use super::accepted_name::{Accepted, PromisedFile, What};
 use super::deferred_setattr::new_attributes;
 use super::write::now;
 use crate::nfs::NfsError;
-use crate::nfs::calls::{FileMade, IN_FRONT, NameChange, NameChanged, NewFile};
+use crate::nfs::calls::{FileMade, NameChange, NameChanged, NewFile};
 use crate::nfs::proto::attrs::{NewAttributes, NewTime};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::NfsTime;
@@ -99,6 +99,9 @@ impl Files {
     async fn send_batch(self: &Arc<Self>, mut sending: Sending, mut all: Vec<Queued<Accepted>>) {
         self.metrics.tasks.point("send_names");
         let dir = Arc::clone(&sending.dir);
+        if let Some(first) = all.first() {
+            self.try_larger_requests(&dir, &first.change).await;
+        }
         let is_renamed = |all: &[Queued<Accepted>], number: usize| {
             let in_front = all[..number].iter().map(|queued| &queued.change);
             all[number].change.is_rename_of_one_in(in_front)
@@ -109,7 +112,7 @@ impl Files {
             }
         }
         let mut along: Vec<Along> = Vec::with_capacity(all.len());
-        let mut in_front = 0;
+        let (mut in_front, room) = (0, self.room());
         for number in 0..all.len() {
             // What has a new name has its data before: if there were more of them meanwhile,
             // the rename waits until they are there.
@@ -117,7 +120,7 @@ impl Files {
                 break;
             }
             let change = &all[number].change;
-            let goes = self.goes_along(change, in_front <= IN_FRONT);
+            let goes = self.goes_along(change, room.for_data_behind(number, in_front));
             let data = goes.data.as_ref().map_or(0, |(_, data)| len_of(data));
             in_front += change.bytes(data);
             along.push(goes);
@@ -223,8 +226,8 @@ impl Files {
         }
     }
 
-    /// What was done to a new file since: it leaves now, with its data if they have `room`.
-    fn goes_along(&self, change: &Accepted, room: bool) -> Along {
+    /// What was done to a new file since: it leaves now, with its data if there are `most` at the most.
+    fn goes_along(&self, change: &Accepted, most: usize) -> Along {
         let file = match &change.what {
             What::File(file) => file,
             What::Attributes(set) => {
@@ -242,7 +245,6 @@ impl Files {
             }
         };
         let mut inner = self.file_state(&file.inode).lock();
-        let most = if room { ALONG } else { 0 };
         let data = inner.writeback_mut().take_whole(most);
         let is_whole = inner.writeback().is_idle()
             || data

@@ -83,6 +83,9 @@ fn auth_sys(d: &mut Dec) -> Decoded<Cred> {
 /// Answers one record. A record that is no RPC call ends the connection.
 pub(super) async fn answer(peer: &Arc<Peer>, conn: Conn, record: Bytes) -> Outcome {
     let mut d = Dec::new(record.clone());
+    if !peer.server().cfg.misplaces_later_data {
+        d = d.rightly();
+    }
     let Ok(Some(head)) = Head::decode(&mut d) else {
         return Outcome::Cut;
     };

@@ -40,6 +40,9 @@ pub(crate) struct PeerConfig {
     pub(crate) maxread: u32,
     pub(crate) maxwrite: u32,
     pub(crate) commit_mode: CommitMode,
+    /// Data of a WRITE that begin in a later page of their request than the first are taken from
+    /// the beginning of that page (as Linux 6.1 does).
+    pub(crate) misplaces_later_data: bool,
     /// OPEN says PRESERVE_UNLINKED.
     pub(crate) preserve_unlinked: bool,
     /// A removed file really stays until its last CLOSE.
@@ -100,6 +103,7 @@ impl Default for PeerConfig {
             maxread: 1 << 20,
             maxwrite: 1 << 20,
             commit_mode: CommitMode::Unstable,
+            misplaces_later_data: true,
             preserve_unlinked: false,
             keep_unlinked: true,
             keep_removed_dirs: false,

@@ -15,11 +15,23 @@ pub(crate) type Decoded<T> = Result<T, BadXdr>;
 pub(crate) struct Dec {
     buf: Bytes,
     pos: usize,
+    /// See [`Dec::payload`].
+    misplaces: bool,
 }
 
 impl Dec {
     pub(crate) fn new(buf: Bytes) -> Self {
-        Self { buf, pos: 0 }
+        Self {
+            buf,
+            pos: 0,
+            misplaces: true,
+        }
+    }
+
+    /// The data of every WRITE are those that were sent.
+    pub(crate) fn rightly(mut self) -> Self {
+        self.misplaces = false;
+        self
     }
 
     /// Bytes not yet consumed.
@@ -73,14 +85,16 @@ impl Dec {
         self.take(len)
     }
 
-    /// The data of a WRITE, as Linux 6.1's server takes them: what begins behind the first page of the
-    /// record is taken from the beginning of its page.
+    /// The data of a WRITE, as Linux 6.1's server takes them, unless it is to be
+    /// [right](Self::rightly): what begins behind the first page of the record is taken from the
+    /// beginning of its page.
     pub(crate) fn payload(&mut self, max: usize) -> Decoded<Bytes> {
         const PAGE: usize = 4096;
         let data = self.opaque(max)?;
         let at = self.pos - data.len().next_multiple_of(4);
         match at / PAGE {
             0 => Ok(data),
+            _ if !self.misplaces => Ok(data),
             page => Ok(self.buf.slice(page * PAGE..page * PAGE + data.len())),
         }
     }

@@ -3,6 +3,7 @@
 
 mod attributes;
 mod crossing;
+mod larger_requests;
 mod model;
 
 use std::sync::Arc;
