@@ -19,7 +19,11 @@ impl NfsError {
             // Nobody is told: the caller has been answered.
             Self::Rpc(RpcError::Abandoned { .. }) => libc::EINTR,
             // The channel is closed only when the mount goes away.
-            Self::Rpc(_) | Self::Garbled(..) | Self::StateLost | Self::Unfit(_) => libc::EIO,
+            Self::Rpc(_)
+            | Self::Garbled(..)
+            | Self::StateLost
+            | Self::Unfit(_)
+            | Self::Outgrown { .. } => libc::EIO,
         }
     }
 }

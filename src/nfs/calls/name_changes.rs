@@ -129,24 +129,21 @@ impl NameChange<'_> {
 
 impl Client {
     /// Makes the server know changes of the names in `dir`, in their order. One round trip. With
-    /// `again` an earlier sending may have done them.
+    /// `again` an earlier sending may have done them. With `anywhere` their data begin where only a
+    /// server [writes them rightly](Self::takes_several_writes) that was found to.
     ///
     /// # Errors
     /// The server's about the directory, and those of the transport: nothing was done then, as
-    /// far as is known. What is about a change is in the result. [`NfsError::Unfit`]: they are more
-    /// than a compound of this session takes.
+    /// far as is known. What is about a change is in the result. [`NfsError::Outgrown`]: they are more
+    /// than a compound of the session takes that there is now, or its server has not been found to.
     pub async fn change_names(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         dir: &FileHandle,
         changes: &[NameChange<'_>],
-        again: bool,
+        (again, anywhere): (bool, bool),
     ) -> Result<NamesChanged, NfsError> {
-        // One that is being made anew says how many it takes when it is there.
-        let session = self.session().await?;
-        if operations(changes) > session.attrs.max_ops as usize {
-            return Err(NfsError::Unfit("a session of fewer operations than before"));
-        }
+        let operations = operations(changes);
         if changes
             .iter()
             .any(|change| matches!(change, NameChange::File(..)))
@@ -156,6 +153,12 @@ impl Client {
         let mut reply = self
             .fore
             .call_past(Past::Gate, cred, Class::Metadata, |c| {
+                // A session that is being made anew says what it takes when it is there.
+                let is_right = || self.takes_several_writes() == Some(true);
+                if operations > c.most() || anywhere && !is_right() {
+                    c.outgrown();
+                    return;
+                }
                 c.once().put(dir).get_attrs(CHANGE_ONLY).then();
                 let mut current = true;
                 for change in changes {

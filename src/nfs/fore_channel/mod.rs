@@ -180,6 +180,12 @@ impl ForeChannel {
                 continue;
             };
             let compound = self.compound(&session, cred, &build);
+            if compound.is_outgrown() {
+                session.release(slot.id, false);
+                return Err(NfsError::Outgrown {
+                    may_have_run: redone,
+                });
+            }
             if self.is_in_the_way(past, &compound) {
                 session.release(slot.id, false);
                 give_way();

@@ -97,6 +97,8 @@ pub struct Compound {
     /// Where what is the caller's own begins and, once it has, ends.
     own_at: usize,
     own_ends: Option<usize>,
+    /// See [`Compound::outgrown`].
+    outgrown: bool,
     opens: Option<NamedOpen>,
     /// A handle in it that the server has not given.
     awaits: Option<FileHandle>,
@@ -139,6 +141,7 @@ impl Compound {
             sequence_at: None,
             own_at: 0,
             own_ends: None,
+            outgrown: false,
             opens: None,
             awaits: None,
             names: None,
@@ -216,6 +219,22 @@ impl Compound {
         self.optional = true;
         self.own_ends.get_or_insert(self.head.len());
         self
+    }
+
+    /// The server that it would be sent to does not take it as it is: it is not sent.
+    pub fn outgrown(&mut self) -> &mut Self {
+        self.outgrown = true;
+        self
+    }
+
+    /// See [`Compound::outgrown`].
+    pub fn is_outgrown(&self) -> bool {
+        self.outgrown
+    }
+
+    /// The most operations that the session takes.
+    pub fn most(&self) -> usize {
+        self.most
     }
 
     /// See [`Compound::once`].

@@ -32,6 +32,13 @@ pub enum NfsError {
     /// The session cannot carry the request: its limits are too small.
     #[error("{0}")]
     Unfit(&'static str),
+    /// The session that has come meanwhile does not carry the request as it was made; in another one it
+    /// may have been executed.
+    #[error("the session that has come meanwhile takes less in a request")]
+    Outgrown {
+        /// It may have been executed.
+        may_have_run: bool,
+    },
 }
 
 impl NfsError {

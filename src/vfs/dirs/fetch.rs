@@ -49,13 +49,19 @@ impl Dirs {
     }
 
     /// All names of the directory, if they are known, as the server has
-    /// confirmed.
+    /// confirmed, or nobody else can know them.
     async fn known_names(
         self: &Arc<Self>,
         cred: &Arc<Credential>,
         dir: &Arc<Inode>,
         by: u32,
     ) -> VfsResult<Option<(Listed, u64)>> {
+        // Nobody else has made a name there, as far as anybody can know.
+        if self.namespace.private_to(cred, dir).is_some()
+            && let Some(known) = self.namespace.all_names(cred, dir)
+        {
+            return Ok(Some(known));
+        }
         if !dir.names().lock().are_sure_for(cred) {
             self.namespace.visits(dir, Instant::now());
             return Ok(None);

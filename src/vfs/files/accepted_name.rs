@@ -18,7 +18,7 @@ use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::Name;
 use crate::vfs::types::{FileKind, SetAttr};
-use crate::vfs::writeback::name_queue::{Queued, Ripe};
+use crate::vfs::writeback::name_queue::{Fit, Queued, Ripe};
 
 /// Operations that stand around the changes of a compound.
 pub(super) const AROUND: usize = 4;
@@ -175,35 +175,48 @@ impl Accepted {
 
 /// How many changes that wait in a directory go in one request; and whether more would, if data might
 /// begin anywhere in it.
-pub(super) fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, room: Room) -> (usize, bool) {
+pub(super) fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, room: Room) -> (Fit, bool) {
+    let none = Fit {
+        count: 0,
+        is_full: false,
+    };
     let Some(first) = waiting.front() else {
-        return (0, false);
+        return (none, false);
     };
     if first.change.dir.handle.is_undecided() {
-        return (0, false);
+        return (none, false);
     }
-    let (mut operations, mut bytes) = (0, 0);
+    let (mut operations, mut bytes, mut last) = (0, 0, 0);
     for (count, queued) in waiting.iter().enumerate() {
         let change = &queued.change;
-        operations += change.operations();
+        if !ripe.is(queued) && change.grows() {
+            let is_full = false;
+            return (Fit { count, is_full }, false);
+        }
         let starts = bytes;
+        last = change.operations();
+        operations += last;
         bytes += change.bytes_now();
         // What stands in front of it in the same request is not made yet, but for a rename of
         // what has all its data by then.
         let mut in_front = waiting.iter().take(count).map(|front| &front.change);
-        let last = in_front.clone().next_back();
+        let is_behind_last = in_front.clone().next_back().is_some_and(Accepted::is_last);
         let is_there = count == 0
             || change.is_rename_of_one_in(&mut in_front)
             || !change.needs().any(|inode| inode.handle.is_undecided());
         let goes = *change.cred == *first.change.cred
             && is_there
-            && !last.is_some_and(Accepted::is_last)
-            && (count == 0 || operations <= room.operations && bytes <= room.bytes)
-            && (ripe.is(queued) || !change.grows());
+            && !is_behind_last
+            && (count == 0 || operations <= room.operations && bytes <= room.bytes);
         let is_cut = goes && change.brings_data() && starts > room.in_front;
         if !goes || is_cut {
-            return (count, is_cut);
+            let is_full = true;
+            return (Fit { count, is_full }, is_cut);
         }
     }
-    (waiting.len(), false)
+    let fit = Fit {
+        count: waiting.len(),
+        is_full: operations + last > room.operations,
+    };
+    (fit, false)
 }

@@ -74,7 +74,6 @@ impl NameWriteback {
             queue: Mutex::new(NameQueue::new(Config {
                 most: MOST,
                 linger: LINGER,
-                full: 2,
                 patience: PATIENCE,
                 crowd: CROWD,
             })),
@@ -417,9 +416,9 @@ impl Files {
             let room = self.room();
             let mut is_cut = false;
             let next = (self.names.queue.lock()).next(now(), |waiting, ripe| {
-                let (count, cut) = fits(waiting, ripe, room);
+                let (fit, cut) = fits(waiting, ripe, room);
                 is_cut = cut;
-                count
+                fit
             });
             match next {
                 Next::Send(batch) => {

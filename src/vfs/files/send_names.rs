@@ -12,7 +12,7 @@ use super::accepted_name::{Accepted, PromisedFile, What};
 use super::deferred_setattr::new_attributes;
 use super::write::now;
 use crate::nfs::NfsError;
-use crate::nfs::calls::{FileMade, NameChange, NameChanged, NewFile};
+use crate::nfs::calls::{FileMade, IN_FRONT, NameChange, NameChanged, NewFile};
 use crate::nfs::proto::attrs::{NewAttributes, NewTime};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::NfsTime;
@@ -112,7 +112,7 @@ impl Files {
             }
         }
         let mut along: Vec<Along> = Vec::with_capacity(all.len());
-        let (mut in_front, room) = (0, self.room());
+        let (mut in_front, mut anywhere, room) = (0, false, self.room());
         for number in 0..all.len() {
             // What has a new name has its data before: if there were more of them meanwhile,
             // the rename waits until they are there.
@@ -122,6 +122,7 @@ impl Files {
             let change = &all[number].change;
             let goes = self.goes_along(change, room.for_data_behind(number, in_front));
             let data = goes.data.as_ref().map_or(0, |(_, data)| len_of(data));
+            anywhere |= data > 0 && in_front > IN_FRONT;
             in_front += change.bytes(data);
             along.push(goes);
         }
@@ -138,16 +139,16 @@ impl Files {
         let sent = Instant::now();
         let changed = self
             .client
-            .change_names(&cred, &dir.handle, &changes, again)
+            .change_names(&cred, &dir.handle, &changes, (again, anywhere))
             .await;
         drop(changes);
         let (mut again, mut rests, mut links) = (Vec::new(), None, 0);
         let (mut each, moved, redone) = match changed {
             Ok(changed) => (changed.each, Some(changed.dir), changed.redone),
-            // A new session takes fewer at a time.
-            Err(NfsError::Unfit(_)) if along.len() > 1 => {
+            // A new session takes fewer at a time, or its server is not known as well.
+            Err(NfsError::Outgrown { may_have_run }) if along.len() > 1 => {
                 rests = Some(Rested(now() + REST));
-                (Vec::new(), None, false)
+                (Vec::new(), None, may_have_run)
             }
             // Nothing was done, as far as is known, and nothing will be.
             Err(error) => {

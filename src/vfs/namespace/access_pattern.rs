@@ -372,7 +372,8 @@ impl Namespace {
         };
         let window = EXPECTED.min(dir.attr.lock().timeout());
         let is_expected = by != 0 && expected.is_some_and(|sent| now < sent + window);
-        if !is_expected && !dir.attr.lock().is_over() {
+        let is_private = self.private_to(cred, dir).is_some();
+        if !is_expected && !is_private && !dir.attr.lock().is_over() {
             match self.ask_on_a_walk(cred, dir, by).await {
                 Ok(sent) if sure => dir.names().lock().expect(sent, by),
                 Ok(_) => {}

@@ -167,7 +167,9 @@ impl Cause {
                 "the open or its locks were lost while the server was not reached: \
                  open the file again"
             }
-            NfsError::Unfit(_) => "the server's limits are too small: report it",
+            NfsError::Unfit(_) | NfsError::Outgrown { .. } => {
+                "the server's limits are too small: report it"
+            }
             NfsError::Status(..) | NfsError::Compound(_) => {
                 "the server says so: look there for the reason"
             }

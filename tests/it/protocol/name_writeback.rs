@@ -18,6 +18,9 @@ use crate::peer::{Action, Peer, PeerConfig};
 
 const EXCLUSIVE: i32 = libc::O_RDWR | libc::O_EXCL;
 
+/// Operations that change a name.
+const MAKES_OR_REMOVES: [u32; 4] = [op::OPEN, op::CREATE, op::REMOVE, op::RENAME];
+
 async fn mounted(config: PeerConfig) -> Mount {
     let peer = Peer::new(config);
     Mount::ahead(&connect(&peer, "one").await, &peer)
@@ -499,12 +502,15 @@ async fn a_server_that_restarts_and_lines_that_break_have_everything_done_once()
         let peer = Arc::downgrade(&mount.peer);
         let seen = AtomicUsize::new(0);
         mount.peer.on_op(move |event| {
-            let about = matches!(event.op, op::OPEN | op::CREATE | op::REMOVE | op::RENAME);
+            let about = MAKES_OR_REMOVES.contains(&event.op);
             if !about || seen.fetch_add(1, Ordering::Relaxed) % 5 != 3 {
                 return Action::Pass;
             }
+            // A server that has begun a compound ends it, whatever becomes of the connection.
+            let begun = &event.compound[..event.op_index];
+            let is_first = !begun.iter().any(|op| MAKES_OR_REMOVES.contains(op));
             match fault {
-                0 => Action::DropConnectionBefore,
+                0 if is_first => Action::DropConnectionBefore,
                 1 => Action::DropConnectionAfter,
                 2 => Action::Fail(st::DELAY),
                 3 => {
@@ -879,4 +885,47 @@ async fn a_name_of_a_private_directory_that_nobody_has_made_is_not_asked_for() {
     settled(&mount).await;
     let found = mount.lookup(dir, "theirs").await.expect("a name");
     assert!(found.is_some());
+}
+
+/// As rm -r does it, of what was made here.
+#[tokio::test(start_paused = true)]
+async fn a_private_directory_is_listed_and_emptied_without_asking_and_no_other_is() {
+    let (mount, dir) = private().await;
+    for number in 0..30 {
+        let name = format!("f{number:02}");
+        let made = unpack(&mount, dir, &name, b"x").await;
+        made.expect("a file");
+    }
+    settled(&mount).await;
+    let before = mount.peer.round_trips();
+    let names = mount.list(dir, true).await.expect("names");
+    assert_eq!(names.len(), 30);
+    assert_eq!(mount.getattr(dir).await.expect("stat").nlink, 2);
+    assert_eq!(mount.peer.round_trips(), before, "nobody is asked");
+    for name in &names {
+        mount.unlink(dir, name).await.expect("unlink");
+    }
+    assert!(mount.list(dir, false).await.expect("names").is_empty());
+    mount
+        .vfs
+        .rmdir(&mount.cred, ROOT_INO, b"d")
+        .await
+        .expect("rmdir");
+    // Twelve, twelve, six; and the directory, whose own is not private.
+    let requests = mount.peer.round_trips() - before;
+    assert!(requests <= 4, "{requests} requests");
+    assert!(!mount.peer.fs().exists("/d"));
+
+    // A directory that somebody else has made a name in is asked for what it holds.
+    let dir = mount.mkdir(ROOT_INO, "e").await.expect("mkdir");
+    unpack(&mount, dir, "mine", b"x").await.expect("a file");
+    settled(&mount).await;
+    let fs = mount.peer.fs();
+    fs.write_file("/e/theirs", b"y").expect("write");
+    // Which the next change of this host shows.
+    unpack(&mount, dir, "more", b"x").await.expect("a file");
+    settled(&mount).await;
+    let mut names = mount.list(dir, false).await.expect("names");
+    names.sort();
+    assert_eq!(names, ["mine", "more", "theirs"]);
 }

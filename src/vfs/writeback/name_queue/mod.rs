@@ -10,8 +10,8 @@
 //!   each directory, a prefix of what was done in it here.
 //! - Each accepted change ends once: [done](NameQueue::done), or given back to be sent again in
 //!   its place, before all that were accepted after it.
-//! - A change waits for company for [`Config::linger`] at most, and not at all when as many wait
-//!   as go in a request, or somebody [waits](NameQueue::hurry) for it. One to which more may come
+//! - A change waits for company for [`Config::linger`] at most, and not at all when no more than
+//!   wait go in its [request](Fit), or somebody [waits](NameQueue::hurry) for it. One to which more may come
 //!   that is to go along with it waits for that for [`Config::patience`] at most, and while fewer than
 //!   [`Config::crowd`] wait with it.
 //! - There are at most [`Config::most`] changes, and none of one directory while it is told to
@@ -29,8 +29,6 @@ pub(in crate::vfs) struct Config {
     pub(in crate::vfs) most: usize,
     /// How long a change waits to be joined by others.
     pub(in crate::vfs) linger: Duration,
-    /// So many in a directory are a request.
-    pub(in crate::vfs) full: usize,
     /// How long a change waits for what is to go along with it.
     pub(in crate::vfs) patience: Duration,
     /// So many in a directory do not wait for what the first of them waits for.
@@ -70,6 +68,16 @@ pub(in crate::vfs) enum Next<C> {
     WakeAt(Instant),
     /// Ask again after the next event.
     Nothing,
+}
+
+/// How many of the changes that wait in a directory, from the first on, go in a request.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::vfs) struct Fit {
+    /// So many; 0 if they are not to be sent yet, which is said of none that has [waited](Ripe) but for
+    /// an event.
+    pub(in crate::vfs) count: usize,
+    /// Nothing that comes would go with them.
+    pub(in crate::vfs) is_full: bool,
 }
 
 /// Which changes of a directory have waited for long enough for what is to go along with them.
@@ -120,18 +128,9 @@ impl<C> Dir<C> {
         self.sent.iter().copied().chain(waiting).min()
     }
 
-    /// When the first that waits is to be sent; `None` while others are on their way.
-    fn due(&self, config: &Config, hurried: Number) -> Option<Instant> {
-        let first = self.waiting.front()?;
-        if !self.sent.is_empty() {
-            return None;
-        }
-        let now = self.waiting.len() >= config.full || first.number <= hurried;
-        let due = match now {
-            true => first.since,
-            false => first.since + config.linger,
-        };
-        Some(self.rests.map_or(due, |until| due.max(until)))
+    /// The first that waits; `None` while others are on their way.
+    fn next(&self) -> Option<&Queued<C>> {
+        self.waiting.front().filter(|_| self.sent.is_empty())
     }
 }
 
@@ -215,39 +214,42 @@ impl<C> NameQueue<C> {
         !self.dirs.contains_key(&dir)
     }
 
-    /// What is to be done at `now`. `fits` says how many of the changes that wait in a directory,
-    /// from the first on, go in a request: 0 if they are not to be sent yet, which it says of none
-    /// that has [waited](Ripe) but for an event.
+    /// What is to be done at `now`. `fits` says what goes in a request.
     pub(in crate::vfs) fn next(
         &mut self,
         now: Instant,
-        mut fits: impl FnMut(&VecDeque<Queued<C>>, Ripe) -> usize,
+        mut fits: impl FnMut(&VecDeque<Queued<C>>, Ripe) -> Fit,
     ) -> Next<C> {
         let mut wake: Option<Instant> = None;
-        let config = self.config;
+        let (config, hurried) = (self.config, self.hurried);
         for (&ino, dir) in &mut self.dirs {
-            let Some(due) = dir.due(&config, self.hurried) else {
+            let Some(first) = dir.next() else {
                 continue;
             };
+            let ripe = Ripe {
+                now,
+                patience: config.patience,
+                hurried,
+                is_crowded: dir.waiting.len() >= config.crowd,
+            };
+            let fit = fits(&dir.waiting, ripe);
+            let due = match fit.is_full || first.number <= hurried {
+                true => first.since,
+                false => first.since + config.linger,
+            };
+            let due = dir.rests.map_or(due, |until| due.max(until));
             if due > now {
                 wake = Some(wake.map_or(due, |wake| wake.min(due)));
                 continue;
             }
-            let ripe = Ripe {
-                now,
-                patience: config.patience,
-                hurried: self.hurried,
-                is_crowded: dir.waiting.len() >= config.crowd,
-            };
-            let fits = fits(&dir.waiting, ripe).min(dir.waiting.len());
-            if fits == 0 {
-                let ripens = (dir.waiting.front()).map(|first| first.since + config.patience);
-                let ripens = ripens.filter(|at| *at > now);
+            let count = fit.count.min(dir.waiting.len());
+            if count == 0 {
+                let ripens = Some(first.since + config.patience).filter(|at| *at > now);
                 wake = wake.into_iter().chain(ripens).min();
                 continue;
             }
             dir.rests = None;
-            let changes: Vec<_> = dir.waiting.drain(..fits).collect();
+            let changes: Vec<_> = dir.waiting.drain(..count).collect();
             dir.sent = changes.iter().map(|queued| queued.number).collect();
             return Next::Send(Batch { dir: ino, changes });
         }

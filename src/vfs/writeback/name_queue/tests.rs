@@ -10,14 +10,21 @@ fn config() -> Config {
     Config {
         most: 8,
         linger: 3 * MS,
-        full: 2,
         patience: 7 * MS,
         crowd: 4,
     }
 }
 
-fn all<C>(waiting: &VecDeque<Queued<C>>, _: Ripe) -> usize {
-    waiting.len()
+fn all<C>(waiting: &VecDeque<Queued<C>>, _: Ripe) -> Fit {
+    so_many(waiting, waiting.len())
+}
+
+/// Two are as many as a request takes.
+fn so_many<C>(waiting: &VecDeque<Queued<C>>, count: usize) -> Fit {
+    Fit {
+        count,
+        is_full: waiting.len() >= 2,
+    }
 }
 
 fn sent<C>(next: Next<C>) -> Batch<C> {
@@ -47,6 +54,21 @@ fn a_change_waits_for_company_and_no_longer_than_it_may() {
 }
 
 #[test]
+fn what_has_room_in_its_request_waits_for_company_however_many_wait_already() {
+    let t0 = Instant::now();
+    let mut queue = NameQueue::new(config());
+    let twelve = |waiting: &VecDeque<Queued<u8>>, _: Ripe| Fit {
+        count: waiting.len(),
+        is_full: waiting.len() >= 12,
+    };
+    for change in 0..3 {
+        queue.accept(1, t0, change);
+    }
+    assert!(matches!(queue.next(t0, twelve), Next::WakeAt(at) if at == t0 + 3 * MS));
+    assert_eq!(sent(queue.next(t0 + 3 * MS, twelve)).changes.len(), 3);
+}
+
+#[test]
 fn what_is_not_ripe_yet_is_looked_at_again_when_it_is() {
     let t0 = Instant::now();
     let mut queue = NameQueue::new(config());
@@ -56,8 +78,9 @@ fn what_is_not_ripe_yet_is_looked_at_again_when_it_is() {
     assert_eq!(sent(queue.next(t0 + 7 * MS, ripe)).changes.len(), 1);
 }
 
-fn ripe(waiting: &VecDeque<Queued<char>>, ripe: Ripe) -> usize {
-    waiting.iter().take_while(|queued| ripe.is(queued)).count()
+fn ripe(waiting: &VecDeque<Queued<char>>, ripe: Ripe) -> Fit {
+    let count = waiting.iter().take_while(|queued| ripe.is(queued)).count();
+    so_many(waiting, count)
 }
 
 #[test]
@@ -97,7 +120,7 @@ fn what_was_not_executed_goes_first_and_after_the_rest() {
     for change in ['a', 'b', 'c'] {
         queue.accept(1, t0, change);
     }
-    let mut batch = sent(queue.next(t0, |_, _| 2));
+    let mut batch = sent(queue.next(t0, |waiting, _| so_many(waiting, 2)));
     batch.changes.remove(0);
     queue.done(1, batch.changes, Some(Rested(t0 + 20 * MS)));
     assert!(matches!(queue.next(t0 + 9 * MS, all), Next::WakeAt(at) if at == t0 + 20 * MS));
@@ -157,7 +180,9 @@ fn runs(events: Vec<Event>, fits: usize) -> Result<(), TestCaseError> {
                 }
             }
         }
-        while let Next::Send(batch) = queue.next(now, |waiting, _| waiting.len().min(fits)) {
+        while let Next::Send(batch) =
+            queue.next(now, |waiting, _| so_many(waiting, waiting.len().min(fits)))
+        {
             let same = |other: &Batch<()>| other.dir == batch.dir;
             prop_assert!(!on_their_way.iter().any(same), "two at a time");
             prop_assert!((1..=fits).contains(&batch.changes.len()));
