@@ -16,7 +16,7 @@ use crate::nfs::calls::IN_FRONT;
 use crate::vfs::inode::Inode;
 
 /// After so many requests that could have taken more it is worth one to find out.
-const WORTH: usize = 16;
+const WORTH: usize = 4;
 
 /// What a request has room for.
 #[derive(Clone, Copy, Debug)]

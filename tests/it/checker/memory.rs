@@ -112,6 +112,7 @@ fn peer_config(chance: &mut Chance) -> PeerConfig {
         keep_removed_dirs: coin(),
         exclusive_in_times: coin(),
         reuse_fileids: coin(),
+        misplaces_later_data: coin(),
         ..PeerConfig::default()
     }
 }

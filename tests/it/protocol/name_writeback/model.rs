@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use efs_fuse::vfs::types::{Errno, Ino, SetAttr};
+use efs_fuse::vfs::types::{Errno, Ino, ROOT_INO, SetAttr};
 use proptest::prelude::*;
 
 use super::super::rig::{Mount, millis, within};
-use super::{EXCLUSIVE, private, shut};
+use super::{EXCLUSIVE, mounted, shut};
 use crate::fixtures::setting;
-use crate::peer::Action;
 use crate::peer::proto::op;
+use crate::peer::{Action, PeerConfig};
 
 /// What is done in a directory, and how long it is until the next.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +86,8 @@ async fn do_step(mount: &Mount, dir: Ino, step: Step, model: &mut Held, number: 
     let told = match step {
         Step::Make(of) => match mount.create(dir, &name(of), EXCLUSIVE).await {
             Ok(file) => {
-                let text = format!("{number}");
+                // Of every second name it is much: a later one behind it begins in another page.
+                let text = format!("{number}").repeat(if of % 2 == 0 { 1 } else { 3000 });
                 mount.write(file, 0, text.as_bytes()).await.expect("write");
                 shut(mount, file).await.expect("close");
                 assert!(model.insert(name(of), Some(text)).is_none(), "O_EXCL");
@@ -142,8 +143,13 @@ async fn do_step(mount: &Mount, dir: Ino, step: Step, model: &mut Held, number: 
     }
 }
 
-async fn is_always_a_prefix(steps: Vec<Step>, latency: u16, breaks: u8) {
-    let (mount, dir) = private().await;
+async fn is_always_a_prefix(steps: Vec<Step>, latency: u16, breaks: u8, misplaces: bool) {
+    let mount = mounted(PeerConfig {
+        misplaces_later_data: misplaces,
+        ..PeerConfig::default()
+    })
+    .await;
+    let dir = mount.mkdir(ROOT_INO, "d").await.expect("mkdir");
     mount
         .peer
         .set_latency(Duration::from_millis(latency.into()));
@@ -192,13 +198,14 @@ proptest! {
         steps in prop::collection::vec(step(), 1..40),
         latency in 0..30_u16,
         breaks in 0..6_u8,
+        misplaces: bool,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
             .build()
             .expect("a runtime");
-        runtime.block_on(is_always_a_prefix(steps, latency, breaks));
+        runtime.block_on(is_always_a_prefix(steps, latency, breaks, misplaces));
     }
 }
 
