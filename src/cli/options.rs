@@ -696,6 +696,16 @@ pub static TABLE: &[OptionSpec] = &[
             o.writeback = false;
         },
     ),
+    set(
+        "writeback_delay",
+        "MS",
+        "with writeback: the longest that a change stays back (1000)",
+        |o, text| {
+            let time = value::number(text, 10, 60_000_u64)?;
+            o.writeback_delay = Duration::from_millis(time);
+            Ok(())
+        },
+    ),
     // Logs.
     flag("debug", "log more", |o| o.debug = true),
     set("log", "FILE", "log to this file", |o, text| {

@@ -449,7 +449,7 @@ pub(super) fn vfs_config(options: &MountOptions) -> VfsConfig {
         },
         max_inodes: options.cache_inodes,
         asks_who_searches: !options.default_permissions,
-        writeback: options.writeback,
+        writeback: options.writeback.then_some(options.writeback_delay),
         close_to_open: options.close_to_open,
     }
 }

@@ -229,6 +229,8 @@ pub struct MountOptions {
     pub default_permissions: bool,
     /// `writeback`: this host's changes are answered before the server knows of them.
     pub writeback: bool,
+    /// `writeback_delay`: what is answered so stays back for this long at most.
+    pub writeback_delay: Duration,
     /// `takeover`: a keeper holds the mount, so that another daemon can take over.
     pub takeover: TakeOver,
 }
@@ -326,6 +328,7 @@ impl Default for MountOptions {
             fuse_threads: default_fuse_threads(),
             max_requests: 64,
             writeback: false,
+            writeback_delay: Duration::from_secs(1),
             nconnect: None,
             max_connections: None,
             unanswered: Unanswered::Hard,

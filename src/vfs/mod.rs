@@ -101,8 +101,9 @@ pub struct VfsConfig {
     /// The kernel does not look who may search a directory (`nodefault_permissions`): a
     /// name is answered as the server allows its caller, each time.
     pub asks_who_searches: bool,
-    /// This host's changes are answered before the server knows of them (`writeback`).
-    pub writeback: bool,
+    /// This host's changes are answered before the server knows of them (`writeback`), and stay back
+    /// for so long at most.
+    pub writeback: Option<Duration>,
     /// Each open asks the server. Without (`nocto`), one for reading asks nothing while what is
     /// known of the file may be believed.
     pub close_to_open: bool,

@@ -68,7 +68,7 @@ impl Host {
             missing_names: MissingNames::AskedFor,
             max_inodes: usize::MAX,
             asks_who_searches: false,
-            writeback: false,
+            writeback: None,
             close_to_open: true,
         };
         let vfs = Vfs::new(client, config, sent, metrics);

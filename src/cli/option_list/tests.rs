@@ -79,7 +79,11 @@ fn every_supported_option_reaches_its_field() {
         "ro,nodev,nosuid,noexec,noatime,allow_other,nodefault_permissions,port=12049,region=eu-west-1,notls,\
          mount_timeout=7,softerr,timeo=50,retrans=3,rsize=64k,wsize=131072,write_window=8m,max_requests=16,fuse_threads=3,\
          acregmin=1,acregmax=2,acdirmin=4,acdirmax=5,lookupcache=pos,debug,log=/var/log/e,\
-         slow_op_ms=250,metrics=:9400,nconnect=2,max_connections=6",
+         slow_op_ms=250,metrics=:9400,nconnect=2,max_connections=6,writeback,writeback_delay=300",
+    );
+    assert_eq!(
+        (o.writeback, o.writeback_delay),
+        (true, Duration::from_millis(300))
     );
     assert!(
         o.read_only

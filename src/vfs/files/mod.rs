@@ -134,8 +134,9 @@ pub(in crate::vfs) struct FilesConfig {
     pub(in crate::vfs) read_ahead: u64,
     /// How long attributes of files are believed at most (`acregmax`).
     pub(in crate::vfs) reg_max: Duration,
-    /// Changes are answered before the server knows of them (`writeback`).
-    pub(in crate::vfs) writeback: bool,
+    /// Changes are answered before the server knows of them (`writeback`), and stay back for so long at
+    /// most.
+    pub(in crate::vfs) writeback: Option<Duration>,
 }
 
 /// See the module.
@@ -196,7 +197,7 @@ impl Files {
             // `noac` is for both).
             max_linger: match config.reg_max.is_zero() {
                 true => LINGER,
-                false => MAX_LINGER,
+                false => config.writeback.unwrap_or(MAX_LINGER),
             },
             commit_after: COMMIT_AFTER,
             // One file may not take the whole window, so that others get

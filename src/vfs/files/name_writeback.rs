@@ -46,9 +46,9 @@ const MOST: usize = 4096;
 /// How long a change waits for company. Whoever asks for what it is about hurries it.
 const LINGER: Duration = Duration::from_millis(4);
 
-/// How long a new file waits for its data and its close; not as long if it has more data than go
-/// along with it.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// How long a new file waits for its data and its close, as a part of the longest that anything stays
+/// back; not as long if it has more data than go along with it.
+const PATIENCE: u32 = 4;
 
 /// With so many in its directory no file waits for its close.
 const CROWD: usize = 64;
@@ -67,14 +67,16 @@ pub(super) struct NameWriteback {
 }
 
 impl NameWriteback {
-    /// Nothing is ahead, and nothing ever is unless `is_on`.
-    pub(super) fn new(is_on: bool) -> Self {
+    /// Nothing is ahead, and nothing ever is without the longest time that it stays back.
+    pub(super) fn new(longest: Option<Duration>) -> Self {
+        let is_on = longest.is_some();
+        let longest = longest.unwrap_or_default();
         Self {
             is_on,
             queue: Mutex::new(NameQueue::new(Config {
                 most: MOST,
-                linger: LINGER,
-                patience: PATIENCE,
+                linger: LINGER.min(longest),
+                patience: longest / PATIENCE,
                 crowd: CROWD,
             })),
             growth: Growth::default(),

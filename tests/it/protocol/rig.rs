@@ -295,7 +295,7 @@ fn vfs_config(timeouts: Timeouts, write_window: usize, missing_names: MissingNam
         missing_names,
         max_inodes: usize::MAX,
         asks_who_searches: false,
-        writeback: false,
+        writeback: None,
         close_to_open: true,
     }
 }
@@ -308,7 +308,7 @@ pub(crate) fn plain(timeouts: Timeouts) -> VfsConfig {
 /// A mount with `writeback`.
 pub(crate) fn ahead(timeouts: Timeouts) -> VfsConfig {
     VfsConfig {
-        writeback: true,
+        writeback: Some(Duration::from_secs(1)),
         ..plain(timeouts)
     }
 }

@@ -54,7 +54,7 @@ async fn mount() -> (Mount, Arc<Metrics>) {
         missing_names: MissingNames::AskedFor,
         max_inodes: usize::MAX,
         asks_who_searches: false,
-        writeback: false,
+        writeback: None,
         close_to_open: true,
     };
     let mount = Mount {

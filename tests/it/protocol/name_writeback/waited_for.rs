@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use efs_fuse::vfs::VfsConfig;
 use efs_fuse::vfs::types::{Ino, ROOT_INO};
 
-use super::super::rig::{Mount, millis, within};
+use super::super::rig::{Mount, ahead, connect, default_timeouts, millis, within};
 use super::{EXCLUSIVE, private, settled, unpack};
+use crate::peer::{Peer, PeerConfig};
 
 /// PostgreSQL writes a file anew, renames it over the old one and opens it (durable_rename).
 #[tokio::test(start_paused = true)]
@@ -122,4 +124,37 @@ async fn whoever_asks_about_a_directory_is_answered_after_what_was_done_in_it() 
     let moved = within(60, mount.rename((dir, "f1"), (ROOT_INO, "f1"))).await;
     assert_eq!(moved, Ok(()));
     assert_eq!(mount.peer.fs().read_file("/f1").expect("data"), b"x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_stays_back_no_longer_than_the_option_says() {
+    for delay in [100, 4000] {
+        let peer = Peer::new(PeerConfig::default());
+        let config = VfsConfig {
+            writeback: Some(Duration::from_millis(delay)),
+            ..ahead(default_timeouts())
+        };
+        let mount = Mount::behaving(&connect(&peer, "one").await, &peer, config);
+        let dir = mount.mkdir(ROOT_INO, "d").await.expect("mkdir");
+        let (fs, begun) = (mount.peer.fs(), tokio::time::Instant::now());
+        let file = mount.create(dir, "f", EXCLUSIVE).await.expect("create");
+        mount.write(file, 0, b"x").await.expect("write");
+        while !fs.exists("/d/f") {
+            millis(1).await;
+        }
+        // A file that stays open has a quarter of it.
+        let waited = begun.elapsed().as_millis();
+        assert!(waited.abs_diff(u128::from(delay) / 4) <= 10, "{waited}");
+        // Whoever goes on writing, all of it.
+        let begun = tokio::time::Instant::now();
+        let has = || fs.read_file("/d/f").is_ok_and(|data| data.len() > 1);
+        let mut at = 1;
+        while !has() {
+            mount.write(file, at, b"y").await.expect("write");
+            at += 1;
+            millis(2).await;
+        }
+        let waited = begun.elapsed().as_millis();
+        assert!(waited.abs_diff(u128::from(delay)) <= 10, "{waited}");
+    }
 }
