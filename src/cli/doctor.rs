@@ -14,7 +14,7 @@ use super::mount::{find_device, read_lists};
 use super::probe;
 use crate::efs::{Device, Problem, ServerConnector};
 use crate::mount::connecting::{self, Unwelcome};
-use crate::mount::{MountError, MountOptions, launch};
+use crate::mount::{MountError, MountOptions, checks, launch};
 use crate::nfs::session::establish::Identity;
 use crate::nfs::{Client, ClientConfig};
 use crate::quoting;
@@ -138,6 +138,10 @@ async fn walk(
         format!("{}, directory {}, {by}", device.host, device.path),
     );
     kernel(report);
+    // Of this machine alone, before anybody is asked.
+    if let Some(profile) = report.step("profile", problem(connector.profile().await))? {
+        report.good("profile", profile);
+    }
     let target = report.step("region", problem(connector.target().await))?;
     if let Some(file_system) = &target.file_system {
         let detail = format!(
@@ -170,6 +174,10 @@ fn kernel(report: &mut Report) {
     match launch::takeover() {
         Ok(can) => report.good("kernel", can),
         Err(why) => report.note("kernel", why),
+    }
+    // Without it nothing is mounted here; whether the server can be reached is to be known all the same.
+    if report.step("fuse", checks::fuse_device()).is_some() {
+        report.good("fuse", "/dev/fuse can be opened");
     }
 }
 
@@ -315,11 +323,17 @@ fn millis(time: Duration) -> String {
 
 fn as_text(report: &Report) -> String {
     let mut text = String::new();
+    // The way out of the first failure ends the command, on stderr.
+    let mut failed_before = false;
     for ReportStep { name, outcome } in &report.steps {
         let (mark, detail) = match outcome {
             Outcome::Good(detail) => ("ok", detail.clone()),
             Outcome::Note(detail) => ("note", detail.clone()),
-            Outcome::Bad(error) => ("FAILED", error.message.clone()),
+            Outcome::Bad(error) if failed_before => ("FAILED", error.to_string()),
+            Outcome::Bad(error) => {
+                failed_before = true;
+                ("FAILED", error.message.clone())
+            }
         };
         // Names in it are the server's.
         let detail = quoting::plain(&detail);
@@ -381,6 +395,16 @@ mod tests {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         assert_eq!(report().failure().map(|error| error.status), Some(32));
+        // The first way out is said on stderr, any other here.
+        let mut twice = report();
+        let error = MountError::mount("asking x", "nobody").remedy("again");
+        assert!(twice.step::<()>("session", Err(error)).is_none());
+        let text = as_text(&twice);
+        assert!(!text.contains("another"), "{text}");
+        assert!(
+            text.contains("asking x failed: nobody. Try: again\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -131,12 +131,79 @@ mod tests {
             ((300, 100), &status),
         ] {
             let lines = draw(&rates, &history, status, size);
-            assert!(lines.len() <= size.1 + 8, "{}", lines.len());
+            // The screen shows the first of them, where there are more than it has rows.
+            assert!(lines.len() <= size.1 + 10, "{}", lines.len());
             assert!(lines.iter().all(|line| !line.contains('\n')));
         }
         let text = draw(&rates, &history, &status, (100, 40)).join("\n");
         for shown in ["h:/", "round trips", "READ", "lookup", "3 of 64"] {
             assert!(text.contains(shown), "{shown} is not in\n{text}");
+        }
+    }
+
+    /// What a terminal shows of a line: all but what colours it.
+    fn shown(line: &str) -> String {
+        let mut parts = line.split('\x1b');
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |all, part| {
+            all + part.split_once('m').map_or("", |(_, text)| text)
+        })
+    }
+
+    /// Where it did not, what follows a line was pushed off the screen.
+    #[test]
+    fn no_line_is_longer_than_the_screen_is_wide_and_nothing_is_left_out_for_it() {
+        let (before, after) = samples();
+        let rates = Rates::between(&before, &after);
+        let mut history = History::default();
+        (0..100).for_each(|_| history.add(&rates));
+        let status = json!({"device": "fs-0123456789abcdef0:/a/directory", "mountpoint": "/volumes/application/data",
+            "server": "fs-0123456789abcdef0.efs.eu-west-1.amazonaws.com:2049", "since": 0,
+            "session": {"state": "up", "slots": 1024, "lease_s": 90, "idle_s": 41.0}, "write_window": {"limit": 1 << 30}});
+        for columns in [80, 100, 130] {
+            let lines = draw(&rates, &history, &status, (columns, 50));
+            let shown: Vec<_> = lines.iter().map(|line| shown(line)).collect();
+            for line in &shown {
+                let width = line.chars().count();
+                assert!(width <= columns, "{width} of {columns}: {line}");
+            }
+            let text = shown.join("\n");
+            for words in [
+                "data",
+                "amazonaws.com:2049",
+                "up ",
+                "session up",
+                "lease 90 s, 41 s ago",
+                "connections 0",
+                "reconnects 0",
+                "recoveries 0",
+                "slow 0",
+                "0 B of 1.0 GiB",
+                "3 of 1024",
+                "requests in flight 0, open files 0, inodes 0",
+                "attr 100.0 %",
+                "p99.9",
+                "errors",
+            ] {
+                assert!(text.contains(words), "{columns}: {words} is not in\n{text}");
+            }
+            for (name, _, _) in &rates.caches {
+                assert!(text.contains(name), "{columns}: {name} is not in\n{text}");
+            }
+        }
+        // What is in one piece too long is cut, and the colour ends.
+        let long = json!({"device": "d".repeat(300), "mountpoint": "/日本".repeat(50)});
+        for line in draw(&rates, &history, &long, (80, 24)) {
+            let width: usize = shown(&line)
+                .chars()
+                .map(|c| 1 + usize::from(c > '\u{3000}'))
+                .sum();
+            assert!(width <= 80, "{width}: {line}");
+            assert!(
+                line.rfind("\x1b[")
+                    .is_none_or(|at| line[at..].starts_with("\x1b[0m")),
+                "{line:?}"
+            );
         }
     }
 

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use super::bind::{Ask, BindReply, NoReply};
 use super::certificate::{Claims, SOURCE};
 use super::clock::Utc;
-use super::credentials::Source;
+use super::credentials::{self, Source};
 use super::device::{Device, DeviceKind};
 use super::identity::{Identity, Shown};
 use super::imds::{Imds, Instance};
@@ -131,6 +131,15 @@ impl ServerConnector {
     pub async fn target(&self) -> Result<&Target, Problem> {
         let find = || Target::find(&self.device, &self.settings, &self.imds, env);
         self.target.get_or_try_init(find).await
+    }
+
+    /// The profile of `awsprofile=`, for people; `None` without one. It is looked for in files
+    /// alone.
+    ///
+    /// # Errors
+    /// There is no such profile.
+    pub async fn profile(&self) -> Result<Option<String>, Problem> {
+        credentials::named_profile(&self.settings).await
     }
 
     /// The addresses of the server as they are now.

@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::connector::env;
 use super::http::{self, innermost};
 use super::problem::{Problem, Step};
-use super::profile;
+use super::profile::{self, Profiles};
 use super::settings::Settings;
 use crate::privilege;
 use crate::quoting;
@@ -53,7 +53,8 @@ const WAITING: usize = 16;
 pub(super) struct Source {
     provider: SharedCredentialsProvider,
     which: Which,
-    files: EnvConfigFiles,
+    /// Where they may be read.
+    profiles: Option<Profiles>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,13 +72,13 @@ impl Source {
     /// A configuration file is not to be believed, or there is no thread.
     pub(super) fn of(settings: &Settings, region: &str) -> Result<Self, Problem> {
         let which = Which::of(settings);
-        let files = match settings.may_read_profiles() {
-            true => profile::read(env)?,
-            false => profile::none(),
+        let profiles = match settings.may_read_profiles() {
+            true => Some(profile::read(env)?),
+            false => None,
         };
         let plan = Plan {
             which: which.clone(),
-            files: files.clone(),
+            files: files_of(profiles.as_ref()),
             region: Region::new(region.to_owned()),
             fips: settings.fips,
         };
@@ -91,7 +92,7 @@ impl Source {
         Ok(Self {
             provider: SharedCredentialsProvider::new(apart),
             which,
-            files,
+            profiles,
         })
     }
 
@@ -101,7 +102,7 @@ impl Source {
         Self {
             provider: SharedCredentialsProvider::new(provider),
             which: Which::Chain { profiles: true },
-            files: profile::none(),
+            profiles: None,
         }
     }
 
@@ -112,7 +113,8 @@ impl Source {
 
     /// A configuration of the SDK that reads no files but those that are believed.
     pub(super) fn config(&self, region: &str) -> ConfigLoader {
-        loader(&self.which, &self.files, Region::new(region.to_owned()))
+        let files = files_of(self.profiles.as_ref());
+        loader(&self.which, &files, Region::new(region.to_owned()))
     }
 
     /// Credentials, as they are now.
@@ -120,6 +122,9 @@ impl Source {
     /// # Errors
     /// There are none, each source with its own remedy.
     pub(super) async fn get(&self) -> Result<Credentials, Problem> {
+        if let (Which::Profile(name), Some(profiles)) = (&self.which, &self.profiles) {
+            profiles.find(name).await?;
+        }
         match tokio::time::timeout(PATIENCE, self.provider.provide_credentials()).await {
             Ok(Ok(credentials)) => Ok(credentials),
             Ok(Err(why)) => Err(self.which.problem(&why)),
@@ -129,6 +134,23 @@ impl Source {
             }
         }
     }
+}
+
+fn files_of(profiles: Option<&Profiles>) -> EnvConfigFiles {
+    profiles.map_or_else(profile::none, |read| read.files().clone())
+}
+
+/// The profile that `settings` name, and the files in which it may be written; `None` where no
+/// option names one.
+///
+/// # Errors
+/// There is no such profile, or a file is not to be believed.
+pub(super) async fn named_profile(settings: &Settings) -> Result<Option<String>, Problem> {
+    let Which::Profile(name) = Which::of(settings) else {
+        return Ok(None);
+    };
+    let files = profile::read(env)?.find(&name).await?;
+    Ok(Some(format!("{}, of {files}", quoting::plain(&name))))
 }
 
 fn loader(which: &Which, files: &EnvConfigFiles, region: Region) -> ConfigLoader {

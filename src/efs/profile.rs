@@ -13,36 +13,71 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
+use aws_types::os_shim_internal::{Env, Fs};
 
 use super::problem::{Problem, Step};
+use crate::quoting;
 
 /// Configurations of organisations with hundreds of accounts have some 100 KiB.
 const MAX_SIZE: u64 = 4 << 20;
 /// Group and others may write.
 const WRITABLE: u32 = 0o022;
 
+/// So many of the profiles that are there are named to who wants another.
+const MAX_NAMED: usize = 8;
+
+/// Both files, as they were read.
+#[derive(Debug, Clone)]
+pub(super) struct Profiles {
+    files: EnvConfigFiles,
+    config: Place,
+    credentials: Place,
+}
+
+/// Where a file is looked for.
+#[derive(Debug, Clone)]
+struct Place {
+    /// As it was found; as it was written where that needs a `HOME` that nobody has set.
+    path: PathBuf,
+    /// The variable that says where it is.
+    variable: &'static str,
+    is_there: bool,
+}
+
 /// Both files, vetted; one that is not there is empty.
 ///
 /// # Errors
 /// One is not to be believed, or cannot be read.
-pub(super) fn read(env: impl Fn(&str) -> Option<String>) -> Result<EnvConfigFiles, Problem> {
-    let place = |variable: &str, name: &str| {
+pub(super) fn read(env: impl Fn(&str) -> Option<String>) -> Result<Profiles, Problem> {
+    let file = |variable: &'static str, name: &str| {
         let home = env("HOME").map(PathBuf::from);
         let written = env(variable).filter(|path| !path.is_empty());
         let written = written.unwrap_or_else(|| format!("~/.aws/{name}"));
-        match (written.strip_prefix("~/"), home) {
-            (Some(rest), Some(home)) => Some(home.join(rest)),
-            (Some(_), None) => None,
-            (None, _) => Some(PathBuf::from(&written)),
-        }
+        let (path, text) = match (written.strip_prefix("~/"), home) {
+            (Some(_), None) => (PathBuf::from(&written), None),
+            (rest, home) => {
+                let path = match (rest, home) {
+                    (Some(rest), Some(home)) => home.join(rest),
+                    _ => PathBuf::from(&written),
+                };
+                let text = vetted(&path)?;
+                (path, text)
+            }
+        };
+        let place = Place {
+            path,
+            variable,
+            is_there: text.is_some(),
+        };
+        Ok((place, text.unwrap_or_default()))
     };
-    let text = |path: Option<PathBuf>| match path {
-        Some(path) => vetted(&path),
-        None => Ok(String::new()),
-    };
-    let config = text(place("AWS_CONFIG_FILE", "config"))?;
-    let credentials = text(place("AWS_SHARED_CREDENTIALS_FILE", "credentials"))?;
-    Ok(files(config, credentials))
+    let (config, of_config) = file("AWS_CONFIG_FILE", "config")?;
+    let (credentials, of_credentials) = file("AWS_SHARED_CREDENTIALS_FILE", "credentials")?;
+    Ok(Profiles {
+        files: files(of_config, of_credentials),
+        config,
+        credentials,
+    })
 }
 
 /// No file at all.
@@ -57,7 +92,89 @@ fn files(config: String, credentials: String) -> EnvConfigFiles {
         .build()
 }
 
-fn vetted(path: &Path) -> Result<String, Problem> {
+impl Profiles {
+    /// For the SDK.
+    pub(super) fn files(&self) -> &EnvConfigFiles {
+        &self.files
+    }
+
+    /// Where the profile `name` may be written, for people.
+    ///
+    /// # Errors
+    /// There is no such profile.
+    pub(super) async fn find(&self, name: &str) -> Result<String, Problem> {
+        let there: Vec<_> = [&self.config, &self.credentials]
+            .into_iter()
+            .filter(|place| place.is_there)
+            .map(|place| quoting::path(&place.path).to_string())
+            .collect();
+        let there = there.join(" and ");
+        match self.names().await {
+            // What cannot be parsed, the SDK has words for.
+            None => Ok(there),
+            Some(names) if names.iter().any(|one| one == name) => Ok(there),
+            Some(names) => Err(self.missing(name, &there, &names)),
+        }
+    }
+
+    /// The profiles that are there.
+    async fn names(&self) -> Option<Vec<String>> {
+        // The texts are given: nothing is asked of a file system or an environment.
+        let (nothing, unset) = (Fs::from_slice(&[]), Env::from_slice(&[]));
+        let found = aws_config::profile::load(&nothing, &unset, &self.files, None);
+        let found = found.await.ok()?;
+        let mut names: Vec<_> = found.profiles().map(str::to_owned).collect();
+        names.sort_unstable();
+        Some(names)
+    }
+
+    fn missing(&self, name: &str, there: &str, names: &[String]) -> Problem {
+        let (config, credentials) = (&self.config, &self.credentials);
+        let shown = |place: &Place| quoting::path(&place.path).to_string();
+        let named: Vec<_> = names.iter().take(MAX_NAMED).map(String::as_str).collect();
+        let more = if names.len() > MAX_NAMED { ", …" } else { "" };
+        let named = format!("{}{more}", named.join(", "));
+        let absent = match (config.is_there, credentials.is_there) {
+            (true, true) => String::new(),
+            (false, true) => format!("; there is no {}", shown(config)),
+            (true, false) => format!("; there is no {}", shown(credentials)),
+            (false, false) => format!(
+                "there is neither {} nor {}",
+                shown(config),
+                shown(credentials)
+            ),
+        };
+        let read = match (there, names) {
+            ("", _) => String::new(),
+            (there, []) => format!("there is no profile in {there}"),
+            (there, _) => format!("there is no such profile in {there}, only {named}"),
+        };
+        let home = config.path.starts_with("~") || credentials.path.starts_with("~");
+        let unset = if home { ", and HOME is not set" } else { "" };
+        let quoted = quoting::plain(name);
+        let problem = Problem::new(
+            Step::Credentials,
+            format_args!("getting AWS credentials of profile {quoted}"),
+            format_args!("{read}{absent}{unset}"),
+        );
+        let written = format!(
+            "write [profile {quoted}] into {} or [{quoted}] into {}",
+            shown(config),
+            shown(credentials)
+        );
+        let others = match names {
+            [] => String::new(),
+            _ => format!(", or -o awsprofile= with one that is there ({named})"),
+        };
+        problem.remedy(format_args!(
+            "{written}{others}; HOME, {} and {} say which files are read",
+            config.variable, credentials.variable
+        ))
+    }
+}
+
+/// The text of a file; `None` if it is not there.
+fn vetted(path: &Path) -> Result<Option<String>, Problem> {
     let failed = |why: &dyn std::fmt::Display| {
         let what = format!("reading the AWS configuration file {}", path.display());
         Problem::new(Step::Credentials, what, why)
@@ -75,7 +192,7 @@ fn vetted(path: &Path) -> Result<String, Problem> {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
             ) =>
         {
-            return Ok(String::new());
+            return Ok(None);
         }
         Err(why) => {
             return Err(failed(&why).remedy(
@@ -85,7 +202,7 @@ fn vetted(path: &Path) -> Result<String, Problem> {
     };
     let of = file.metadata().map_err(|why| failed(&why))?;
     if is_null(&of) {
-        return Ok(String::new());
+        return Ok(Some(String::new()));
     }
     if let Some(why) = distrust(&of, user()) {
         return Err(failed(&why).remedy(format_args!(
@@ -97,7 +214,7 @@ fn vetted(path: &Path) -> Result<String, Problem> {
     // The SDK's words would quote what it read.
     match file.take(MAX_SIZE + 1).read_to_string(&mut text) {
         Ok(_) if text.len() as u64 > MAX_SIZE => Err(failed(&"it is too long")),
-        Ok(_) => Ok(text),
+        Ok(_) => Ok(Some(text)),
         Err(why) => Err(failed(&why)),
     }
 }
@@ -177,8 +294,8 @@ mod tests {
 
     #[test]
     fn what_is_not_there_and_dev_null_are_empty_and_a_fifo_does_not_hang() {
-        assert_eq!(vetted(Path::new("/nonexistent/config")), Ok(String::new()));
-        assert_eq!(vetted(Path::new("/dev/null")), Ok(String::new()));
+        assert_eq!(vetted(Path::new("/nonexistent/config")), Ok(None));
+        assert_eq!(vetted(Path::new("/dev/null")), Ok(Some(String::new())));
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("fifo");
         let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("name");
@@ -197,5 +314,73 @@ mod tests {
         let refused = read(|name| (name == "HOME").then(|| home.clone()));
         assert!(refused.is_err_and(|why| why.what.contains("/.aws/config")));
         assert!(read(|_| None).is_ok());
+    }
+
+    /// What is said of the profile `name` where `HOME` has these files.
+    async fn told(name: &str, files: &[(&str, &str)]) -> Result<String, (String, String)> {
+        let dir = tempfile::tempdir().expect("directory");
+        std::fs::create_dir(dir.path().join(".aws")).expect("directory");
+        for (name, text) in files {
+            std::fs::write(dir.path().join(".aws").join(name), text).expect("write");
+        }
+        let home = dir.path().display().to_string();
+        let read = read(|name| (name == "HOME").then(|| home.clone())).expect("believed");
+        let short = |text: String| text.replace(&home, "H");
+        let found = read.find(name).await;
+        found.map(short).map_err(|problem| {
+            (
+                short(problem.why),
+                short(problem.remedy.unwrap_or_default()),
+            )
+        })
+    }
+
+    #[tokio::test]
+    async fn a_profile_that_is_not_there_is_told_with_the_files_that_were_read_and_their_profiles()
+    {
+        let (config, credentials) = ("[default]\n[profile web]\nregion=a\n", "[db]\n");
+        let both = [("config", config), ("credentials", credentials)];
+        for name in ["web", "default", "db"] {
+            let there = told(name, &both).await;
+            assert_eq!(there.as_deref(), Ok("H/.aws/config and H/.aws/credentials"));
+        }
+        for (files, expected) in [
+            (
+                &both[..],
+                "there is no such profile in H/.aws/config and H/.aws/credentials, only db, default, web",
+            ),
+            (
+                &both[..1],
+                "there is no such profile in H/.aws/config, only default, web; there is no H/.aws/credentials",
+            ),
+            (
+                &[("credentials", "")],
+                "there is no profile in H/.aws/credentials; there is no H/.aws/config",
+            ),
+            (&[], "there is neither H/.aws/config nor H/.aws/credentials"),
+        ] {
+            let (why, remedy) = told("nobody", files).await.expect_err("there");
+            assert_eq!(why, expected);
+            let write =
+                "write [profile nobody] into H/.aws/config or [nobody] into H/.aws/credentials";
+            assert!(remedy.starts_with(write), "{remedy}");
+            assert!(remedy.contains("AWS_CONFIG_FILE"), "{remedy}");
+            assert_eq!(
+                remedy.contains("(default, web)"),
+                files.len() == 1 && files[0].0 == "config"
+            );
+        }
+        let (why, _) = read(|_| None)
+            .expect("nothing")
+            .find("x")
+            .await
+            .map_err(|it| (it.why, it.what))
+            .expect_err("there");
+        assert_eq!(
+            why,
+            "there is neither '~/.aws/config' nor '~/.aws/credentials', and HOME is not set"
+        );
+        // What the SDK cannot parse, it has words for.
+        assert!(told("x", &[("config", "[default\n")]).await.is_ok());
     }
 }

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use crate::quoting;
 const START_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a mount that nobody is registered for may take to show that it lives.
 const LIFE_SIGN: Duration = Duration::from_secs(2);
+/// The numbers of `/dev/fuse`, in every kernel (Linux's list of devices).
+const FUSE_NUMBERS: (u32, u32) = (10, 229);
 /// More dead mounts than this on top of each other are somebody else's problem.
 const MAX_STACKED: usize = 16;
 
@@ -130,13 +133,35 @@ pub fn has_selinux() -> bool {
 /// Checks that this machine has FUSE and lets us use it.
 ///
 /// # Errors
-/// Status 2: `/dev/fuse` is missing or not for us.
+/// Status 2: `/dev/fuse` is missing, something else, or not for us.
 pub fn fuse_device() -> Result<(), MountError> {
-    let why = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => return Ok(()),
+    fuse_device_at(Path::new("/dev/fuse"))
+}
+
+fn fuse_device_at(path: &Path) -> Result<(), MountError> {
+    let what = format!("opening {}", quoting::path(path));
+    // Before it is opened: some files act when that happens.
+    let opened = fs::metadata(path).and_then(|about| match another_kind(&about) {
+        Some(kind) => Ok(Some(kind)),
+        None => {
+            let device = OpenOptions::new().read(true).write(true).open(path);
+            device.map(|_| None)
+        }
+    });
+    let why = match opened {
+        Ok(None) => return Ok(()),
+        Ok(Some(kind)) => {
+            let shown = quoting::path(path);
+            let (major, minor) = FUSE_NUMBERS;
+            return Err(MountError::system(what, format_args!("it is no FUSE device but {kind}")).remedy(
+                format_args!(
+                    "umount {shown} if it was mounted there (findmnt {shown}), else rm {shown} and mknod -m 666 {shown} c {major} {minor}; \
+                     a container needs --device /dev/fuse"
+                ),
+            ));
+        }
         Err(why) => why,
     };
-    let what = "opening /dev/fuse";
     Err(match why.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
             MountError::system(what, "this machine has no FUSE device").remedy(
@@ -147,6 +172,20 @@ pub fn fuse_device() -> Result<(), MountError> {
             .remedy("mount as root, or in a container with --device /dev/fuse"),
         _ => MountError::system(what, why),
     })
+}
+
+/// What it is that stands in the place of the FUSE device; `None`: the device.
+fn another_kind(about: &fs::Metadata) -> Option<String> {
+    let (kind, device) = (about.file_type(), about.rdev());
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let words = match () {
+        () if kind.is_char_device() && (major, minor) == FUSE_NUMBERS => return None,
+        () if kind.is_char_device() => return Some(format!("device {major}:{minor}")),
+        () if kind.is_file() => "a regular file",
+        () if kind.is_dir() => "a directory",
+        () => "a file of another kind",
+    };
+    Some(words.to_owned())
 }
 
 fn check_directory(
@@ -311,5 +350,39 @@ mod tests {
     fn an_ordinary_directory_shows_life() {
         assert!(shows_life(Path::new("/")));
         assert!(shows_life(Path::new("/nonexistent")));
+    }
+
+    #[test]
+    fn what_is_no_fuse_device_is_named_with_a_way_out() -> io::Result<()> {
+        let (dir, _registry) = fixture()?;
+        let file = dir.path().join("file");
+        fs::write(&file, "")?;
+        for (path, because, remedy) in [
+            (
+                file.as_path(),
+                "no FUSE device but a regular file",
+                "c 10 229",
+            ),
+            (
+                Path::new("/dev/null"),
+                "no FUSE device but device 1:3",
+                "--device /dev/fuse",
+            ),
+            (dir.path(), "no FUSE device but a directory", "umount"),
+            (
+                &dir.path().join("none"),
+                "has no FUSE device",
+                "modprobe fuse",
+            ),
+        ] {
+            let Err(error) = fuse_device_at(path) else {
+                panic!("{} is a FUSE device", path.display());
+            };
+            assert_eq!(error.status, 2);
+            assert!(error.message.contains(because), "{error}");
+            let try_this = error.remedy.clone().unwrap_or_default();
+            assert!(try_this.contains(remedy), "{error}");
+        }
+        Ok(())
     }
 }

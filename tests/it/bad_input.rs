@@ -136,13 +136,12 @@ fn two_mounts_at_one_place() {
     mount.pid();
 }
 
-/// Runs the rest of the command line where /dev has no fuse.
-fn without_fuse_device(request: &MountRequest, at: &Path) -> Command {
-    let inner = request.command(at);
+/// Runs the rest of the command line where a shell has done this first, in a mount namespace of its own.
+fn after(first: &str, inner: &Command) -> Command {
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "--propagation", "private", "/bin/sh", "-c"])
-        .arg("mount -t tmpfs none /dev && exec \"$@\"")
+        .arg(format!("{first} && exec \"$@\""))
         .arg("sh")
         .arg(inner.get_program())
         .args(inner.get_args());
@@ -155,11 +154,36 @@ fn no_fuse_device() {
     let at = Mountpoint::new();
     let request = MountRequest::of(&server);
     refused(
-        &mut without_fuse_device(&request, at.path()),
+        &mut after("mount -t tmpfs none /dev", &request.command(at.path())),
         at.path(),
         SYSTEM,
         &["/dev/fuse"],
     );
+}
+
+#[test]
+fn something_else_in_the_place_of_the_fuse_device_is_told_by_mount_and_doctor() {
+    let server = Server::start(ServerOptions::default());
+    let at = Mountpoint::new();
+    for (first, kind) in [
+        ("mount --bind /dev/null /dev/fuse", "device 1:3"),
+        ("mount --bind /etc/hostname /dev/fuse", "a regular file"),
+    ] {
+        let because = format!("opening /dev/fuse failed: it is no FUSE device but {kind}");
+        let words = [because.as_str(), "umount /dev/fuse", "--device /dev/fuse"];
+        let request = MountRequest::of(&server);
+        let mut mount = after(first, &request.command(at.path()));
+        refused(&mut mount, at.path(), SYSTEM, &words);
+        let mut inner = Command::new(EFS_FUSE);
+        let port = format!("port={}", server.address().port());
+        inner.args(["doctor", "127.0.0.1:/", "-o", &port]);
+        let done = run(&mut after(first, &inner), COMMAND_LIMIT);
+        message(&done, SYSTEM, &words);
+        // The server is looked at all the same.
+        for line in ["FAILED  fuse", "ok      root"] {
+            assert!(done.stdout.contains(line), "{}", done.stdout);
+        }
+    }
 }
 
 #[test]

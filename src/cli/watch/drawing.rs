@@ -13,6 +13,9 @@ use crate::telemetry::log::utc;
 /// Intervals that the curves show.
 const HISTORY: usize = 60;
 
+/// What stands at the left of curves, bars and caches, with a space.
+const LABEL: usize = 13;
+
 /// What the curves are drawn from.
 #[derive(Default)]
 pub(super) struct History {
@@ -43,6 +46,74 @@ const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
 const RED: &str = "\x1b[31m";
 const PLAIN: &str = "\x1b[0m";
+
+/// The columns that a text takes, of which what only colours takes none.
+fn columns_of(text: &str) -> usize {
+    cells(text).map(|(_, width)| width).sum()
+}
+
+/// The characters, each with its columns.
+fn cells(text: &str) -> impl Iterator<Item = (char, usize)> {
+    let mut escaped = false;
+    text.chars().map(move |c| {
+        let width = match c {
+            '\x1b' => 0,
+            _ if escaped => 0,
+            // From there on scripts are wide, but for symbols. One too many only makes a line shorter.
+            '\u{1100}'..'\u{2000}' | '\u{2e80}'.. => 2,
+            _ => 1,
+        };
+        escaped = c == '\x1b' || escaped && c != 'm';
+        (c, width)
+    })
+}
+
+/// A line, cut where it would not fit.
+fn fitting(line: &str, columns: usize) -> String {
+    if columns_of(line) <= columns {
+        return line.to_owned();
+    }
+    let mut left = columns - 1;
+    let mut cut = String::with_capacity(line.len());
+    for (c, width) in cells(line) {
+        // What colours is kept to the end, or the rest of the screen would have that colour.
+        if width > left {
+            left = 0;
+        }
+        if width <= left {
+            cut.push(c);
+            left -= width;
+        }
+    }
+    cut + "…"
+}
+
+/// Parts side by side, on as many lines as it takes so that each fits. A `label` stands at
+/// the left of the first, and nothing below it.
+fn flow(label: &str, parts: &[String], between: &str, columns: usize) -> Vec<String> {
+    let margin = match label {
+        "" => 0,
+        _ => LABEL,
+    };
+    let mut lines = vec![format!("{label:<margin$}")];
+    let mut used = margin;
+    for part in parts {
+        let width = columns_of(part);
+        let mut gap = between;
+        if used == margin {
+            gap = "";
+        } else if used + columns_of(between) + width > columns {
+            lines.push(" ".repeat(margin));
+            (used, gap) = (margin, "");
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(gap);
+            line.push_str(part);
+            used += columns_of(gap) + width;
+        }
+    }
+    lines
+}
 
 /// The newest values as a curve of `width` characters, as high as the highest.
 pub(super) fn curve(values: &VecDeque<f64>, width: usize) -> String {
@@ -87,11 +158,11 @@ pub(super) fn draw(
 ) -> Vec<String> {
     let (columns, rows) = (size.0.clamp(40, 200), size.1.max(10));
     let width = (columns.saturating_sub(36)).min(HISTORY);
-    let mut lines = title(rates, status);
+    let mut lines = title(rates, status, columns);
     lines.push(String::new());
     lines.extend(curves(rates, history, width));
-    lines.extend(bars(rates, status, (width / 2).clamp(8, 24)));
-    lines.push(cache_hits(rates));
+    lines.extend(bars(rates, status, (width / 2).clamp(8, 24), columns));
+    lines.extend(cache_hits(rates, columns));
     // What is left of the screen is shared by the two tables.
     let room = rows.saturating_sub(lines.len() + 6);
     let of_nfs = rates
@@ -110,11 +181,11 @@ pub(super) fn draw(
         Some(error) => format!("{RED}last error: {}{PLAIN}", quoting::plain(error)),
         None => format!("{DIM}q ends{PLAIN}"),
     });
-    lines
+    lines.iter().map(|line| fitting(line, columns)).collect()
 }
 
 /// What is mounted where, since when, and how the session is.
-fn title(rates: &Rates, status: &Value) -> Vec<String> {
+fn title(rates: &Rates, status: &Value, columns: usize) -> Vec<String> {
     let text = |value: &Value| quoting::plain(value.as_str().unwrap_or("?"));
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -124,25 +195,29 @@ fn title(rates: &Rates, status: &Value) -> Vec<String> {
     let session = &status["session"];
     let state = text(&session["state"]);
     let colour = if state == "up" { GREEN } else { RED };
-    vec![
+    let name = |key: &str| quoting::name(status[key].as_str().unwrap_or("?")).to_string();
+    let mount = format!(
+        "{BOLD}{}{PLAIN} on {BOLD}{}{PLAIN}",
+        name("device"),
+        name("mountpoint")
+    );
+    let times = format!("{DIM}{} · up {}{PLAIN}", &utc(now)[11..], age(up));
+    let mut lines = flow("", &[mount, times], "   ", columns);
+    let parts = [
+        text(&status["server"]),
+        format!("session {colour}{state}{PLAIN}"),
         format!(
-            "{BOLD}{}{PLAIN} on {BOLD}{}{PLAIN}   {DIM}{} · up {}{PLAIN}",
-            quoting::name(status["device"].as_str().unwrap_or("?")),
-            quoting::name(status["mountpoint"].as_str().unwrap_or("?")),
-            &utc(now)[11..],
-            age(up),
-        ),
-        format!(
-            "{} · session {colour}{state}{PLAIN} · lease {} s, {:.0} s ago · connections {} · reconnects {} · recoveries {} · slow {}",
-            text(&status["server"]),
+            "lease {} s, {:.0} s ago",
             quoting::plain(&session["lease_s"].to_string()),
-            session["idle_s"].as_f64().unwrap_or(0.0),
-            rates.gauge("connections"),
-            rates.reconnects,
-            rates.recoveries,
-            rates.slow,
+            session["idle_s"].as_f64().unwrap_or(0.0)
         ),
-    ]
+        format!("connections {}", rates.gauge("connections")),
+        format!("reconnects {}", rates.reconnects),
+        format!("recoveries {}", rates.recoveries),
+        format!("slow {}", rates.slow),
+    ];
+    lines.extend(flow("", &parts, " · ", columns));
+    lines
 }
 
 /// What was moved in the last intervals.
@@ -159,12 +234,12 @@ fn curves(rates: &Rates, history: &History, width: usize) -> impl Iterator<Item 
     ];
     rows.into_iter().map(move |(name, values, value)| {
         let curve = curve(values, width);
-        format!("{name:<12} {CYAN}{curve}{PLAIN} {BOLD}{value:>14}{PLAIN}")
+        format!("{name:<LABEL$}{CYAN}{curve}{PLAIN} {BOLD}{value:>14}{PLAIN}")
     })
 }
 
 /// What has a bound, and how full it is.
-fn bars(rates: &Rates, status: &Value, width: usize) -> [String; 2] {
+fn bars(rates: &Rates, status: &Value, width: usize, columns: usize) -> Vec<String> {
     let (window, limit) = (
         rates.gauge("window_bytes") as f64,
         status["write_window"]["limit"].as_f64().unwrap_or(0.0),
@@ -173,26 +248,26 @@ fn bars(rates: &Rates, status: &Value, width: usize) -> [String; 2] {
         rates.gauge("slots_in_use"),
         status["session"]["slots"].as_u64().unwrap_or(0),
     );
-    [
-        format!(
-            "{:<12} {} {} of {}",
-            "window",
-            bar(window, limit, width),
-            bytes(window.max(0.0) as u64),
-            bytes(limit as u64)
-        ),
-        format!(
-            "{:<12} {} {slots} of {of}   {DIM}requests in flight {}, open files {}, inodes {}{PLAIN}",
-            "slots",
-            bar(slots as f64, of as f64, width),
-            rates.gauge("fuse_in_flight"),
-            rates.gauge("open_files"),
-            rates.gauge("inodes"),
-        ),
-    ]
+    let window = format!(
+        "{:<LABEL$}{} {} of {}",
+        "window",
+        bar(window, limit, width),
+        bytes(window.max(0.0) as u64),
+        bytes(limit as u64)
+    );
+    let slots = format!("{} {slots} of {of}", bar(slots as f64, of as f64, width));
+    let in_flight = format!(
+        "{DIM}requests in flight {}, open files {}, inodes {}{PLAIN}",
+        rates.gauge("fuse_in_flight"),
+        rates.gauge("open_files"),
+        rates.gauge("inodes"),
+    );
+    let mut lines = vec![window];
+    lines.extend(flow("slots", &[slots, in_flight], "   ", columns));
+    lines
 }
 
-fn cache_hits(rates: &Rates) -> String {
+fn cache_hits(rates: &Rates, columns: usize) -> Vec<String> {
     let caches: Vec<_> = rates
         .caches
         .iter()
@@ -202,7 +277,7 @@ fn cache_hits(rates: &Rates) -> String {
             None => format!("{DIM}{name} -{PLAIN}"),
         })
         .collect();
-    format!("{:<12} {}", "cache hits", caches.join("   "))
+    flow("cache hits", &caches, "   ", columns)
 }
 
 /// The busiest operations, at most `most` of them, under their heading.

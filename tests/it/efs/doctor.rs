@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::fixtures::aws::{Aws, FS, KEY_ID, POINT};
+use crate::fixtures::aws::{Aws, FS, KEY_ID, POINT, SECRET, TOKEN};
 use crate::fixtures::mount::{COMMAND_LIMIT, EFS_FUSE};
 use crate::fixtures::process::{Finished, run};
 
@@ -45,6 +45,7 @@ fn all_steps_of_a_good_way_are_shown_and_nothing_is_left() {
     for (name, words) in [
         ("device", "by TLS"),
         ("kernel", "another daemon can take over"),
+        ("fuse", "/dev/fuse can be opened"),
         ("region", "fs-f223e6bb in eu-west-1"),
         ("zone", "eu-west-1a (euw1-az1)"),
         ("clock", "within"),
@@ -159,4 +160,47 @@ fn the_step_that_fails_has_the_cause_and_the_remedy() {
     // What does not fit is a usage error.
     let done = doctor(&aws, "awsprofile=x", &[], &["--json"]);
     assert_eq!((done.code(), done.stdout.as_str()), (1, ""));
+}
+
+#[test]
+fn a_profile_that_nobody_has_written_is_told_before_anybody_is_asked() {
+    let aws = Aws::start();
+    let keys = format!("[web]\naws_access_key_id = {KEY_ID}\naws_secret_access_key = {SECRET}\n");
+    let credentials = aws.file(
+        "credentials",
+        &format!("{keys}aws_session_token = {TOKEN}\n"),
+    );
+    let config = aws.file("config", "[default]\nregion = eu-west-1\n");
+    let (config, credentials) = (
+        config.display().to_string(),
+        credentials.display().to_string(),
+    );
+    let files = [
+        ("AWS_CONFIG_FILE", config.as_str()),
+        ("AWS_SHARED_CREDENTIALS_FILE", credentials.as_str()),
+    ];
+    let done = doctor(&aws, "iam,awsprofile=nobody", &files, &["--json"]);
+    assert_eq!(done.code(), 32, "{}", done.stderr);
+    let report = json(&done);
+    let steps = report["steps"].as_array().expect("steps");
+    let failed = steps.last().expect("a step");
+    assert_eq!(failed["step"], "profile", "{report}");
+    let error = format!(
+        "getting AWS credentials of profile nobody failed: there is no such profile in {config} and \
+         {credentials}, only default, web"
+    );
+    assert_eq!(failed["error"], error.as_str());
+    let remedy = failed["remedy"].as_str().unwrap_or_default();
+    let write = format!("write [profile nobody] into {config} or [nobody] into {credentials}");
+    assert!(remedy.starts_with(&write), "{remedy}");
+    assert_eq!(done.stderr, format!("efs-fuse: {error}. Try: {remedy}\n"));
+    assert!(aws.record().streams.is_empty(), "somebody was asked");
+
+    let done = doctor(&aws, "iam,awsprofile=web", &files, &["--json"]);
+    assert_eq!(done.code(), 0, "{}", done.stderr);
+    let report = json(&done);
+    assert_eq!(
+        step(&report, "profile")["detail"],
+        format!("web, of {config} and {credentials}")
+    );
 }

@@ -9,6 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use crate::fixtures::aws::{FS, KEY_ID, NAME, POINT, SECRET, TOKEN};
 use crate::fixtures::isolated::Isolated;
 use crate::fixtures::mount::{EFS_FUSE, Mountpoint, mounted_at};
@@ -349,6 +351,35 @@ fn the_official_clients_configuration_counts_and_the_log_says_which_of_its_keys(
             "{said:?}"
         );
     }
+}
+
+#[test]
+fn status_says_what_the_name_mount_efs_adds_and_what_its_configuration_does() {
+    let machine = Machine::new();
+    let script = format!(
+        "mount -t efs -o ro,log=$DIR/log {FS} $AT\n\
+         \"$EFS_FUSE\" status $AT --json\n\
+         umount $AT\n"
+    );
+    let done = machine
+        .run(&machine.conf("region = eu-west-1\n"), &script)
+        .expect_success("the script");
+    let status: Value = serde_json::from_str(&done.stdout).expect("JSON");
+    let origins = status["mounts"][0]["option_origins"].as_array();
+    let origins = origins.unwrap_or_else(|| panic!("{status}"));
+    let from: Vec<_> = origins.iter().map(|origin| &origin["from"]).collect();
+    let conf = "/etc/amazon/efs/efs-utils.conf";
+    assert_eq!(from, ["mount.efs", conf], "{origins:?}");
+    assert_eq!(origins[0]["options"], json!(["notls"]));
+    let of_conf = origins[1]["options"].as_array().expect("a list");
+    for option in ["region=eu-west-1", "client_source=k8s"] {
+        assert!(of_conf.contains(&json!(option)), "{option}: {of_conf:?}");
+    }
+    // What was written for the mount has no origin of its own.
+    let all = origins
+        .iter()
+        .flat_map(|origin| origin["options"].as_array());
+    assert!(all.flatten().all(|option| option != "ro"), "{origins:?}");
 }
 
 #[test]
