@@ -42,6 +42,7 @@
 //! | `disk_fill` | restarted | what it was putting on the disk is not there |
 //! | `disk_look_after` | restarted | the disk cache is looked after later |
 //! | `disk_read` | watched | a miss: the server is asked |
+//! | `warm` | watched | its files are opened and read by who wants them on the disk |
 //! | `fetch`, `ask_page` | watched | its readers ask for themselves |
 //! | `kept_open` | harmless | the open stays until its thread walks again, or the mount's end |
 //! | `settle` | [`Tasks::blocking`] | tried three times; then as a vital one, since pages may be old |

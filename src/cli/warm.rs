@@ -1,10 +1,14 @@
 //! `efs-fuse warm`: reads a tree through its mount, so that the mount's disk cache has it.
 //!
-//! It is a reader like any other: what it may not read is left out and said, and what is put on the
-//! disk is what the daemon finds fit for it. Several threads read, each a file or a directory at a
-//! time. What the kernel has of a file already is dropped first, since the daemon would not see it
-//! read; so each file is read from the server, or from the disk if that has it.
+//! Several threads work, each on a file or a directory at a time. Of a directory the daemon is asked first
+//! to put the small files on the disk, many with a request ([`warm_call`]). What it leaves, which is also
+//! all that has failed, is read like by anybody: what may not be read is left out and said, and what is put
+//! on the disk is what the daemon finds fit for it. What the kernel has of such a file already is dropped
+//! first, since the daemon would not see it read; so it is read from the server, or from the disk if that
+//! has it.
 
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsRawFd;
@@ -24,6 +28,7 @@ use super::format::bytes;
 use super::running::Running;
 use super::tree;
 use crate::mount::mountinfo::MountTable;
+use crate::mount::{WarmFrom, warm_call};
 use crate::quoting;
 use crate::tree::progress::Progress;
 
@@ -205,14 +210,58 @@ fn read_some(work: &Work, progress: &Progress) {
 
 fn list(work: &Work, path: &Path, progress: &Progress) -> io::Result<()> {
     progress.directories.fetch_add(1, Relaxed);
+    let mut files = HashSet::new();
     for entry in path.read_dir()? {
         let entry = entry?;
         let kind = entry.file_type()?;
-        if kind.is_dir() && entry.metadata()?.dev() == work.device || kind.is_file() {
-            work.add(entry.path(), kind.is_dir());
+        if kind.is_dir() && entry.metadata()?.dev() == work.device {
+            work.add(entry.path(), true);
+        } else if kind.is_file() {
+            files.insert(entry.file_name());
         }
     }
+    read_small(work, path, &mut files, progress)?;
+    for name in files {
+        work.add(path.join(name), false);
+    }
     progress.finished.fetch_add(1, Relaxed);
+    Ok(())
+}
+
+/// Has the daemon put the small ones of these files on the disk, many with a request. Those that it has
+/// done with are `files` no more.
+fn read_small(
+    work: &Work,
+    path: &Path,
+    files: &mut HashSet<OsString>,
+    progress: &Progress,
+) -> io::Result<()> {
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let dir = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)?;
+    let mut from = WarmFrom::default();
+    while !files.is_empty() {
+        from.most = work.most.saturating_sub(progress.bytes.load(Relaxed));
+        if from.most == 0 {
+            break;
+        }
+        let Ok(warmed) = warm_call::ask(&dir, from) else {
+            break;
+        };
+        for file in warmed.files {
+            // A file that has come since is not among them.
+            if files.remove(OsStr::from_bytes(&file.name)) {
+                progress.files.fetch_add(1, Relaxed);
+                progress.bytes.fetch_add(file.size.into(), Relaxed);
+            }
+        }
+        if warmed.eof || warmed.cookie == from.cookie {
+            break;
+        }
+        (from.cookie, from.verifier) = (warmed.cookie, warmed.verifier);
+    }
     Ok(())
 }
 

@@ -140,8 +140,45 @@ impl SliceName {
     }
 }
 
-/// Why a directory is not fit to be a cache, in words.
-fn unfit(path: &Path) -> Result<(), String> {
+/// Why there is no cache in a directory.
+#[derive(Debug)]
+pub(super) enum Unfit {
+    /// It is not fit to be one, in words.
+    Wrong(String),
+    /// There is no room for its first bytes, which may pass.
+    Full(io::Error),
+}
+
+impl From<io::Error> for Unfit {
+    fn from(why: io::Error) -> Self {
+        match is_full(&why) {
+            true => Self::Full(why),
+            false => Self::Wrong(why.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wrong(why) => why.fmt(to),
+            Self::Full(why) => why.fmt(to),
+        }
+    }
+}
+
+impl std::error::Error for Unfit {}
+
+/// The disk has no room.
+pub(super) fn is_full(why: &io::Error) -> bool {
+    matches!(
+        why.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Whether a directory is fit to be a cache; why not, in words.
+fn check(path: &Path) -> Result<(), String> {
     // SAFETY: geteuid has no preconditions.
     let user = unsafe { libc::geteuid() };
     let about = match fs::symlink_metadata(path) {
@@ -170,12 +207,12 @@ impl Dir {
     /// The directory at `path`, which is made (0700) if there is none.
     ///
     /// # Errors
-    /// It is somebody else's, open to others, a link, or no directory; or the disk fails. In words.
-    pub(super) fn make(path: &Path) -> Result<Self, String> {
+    /// It is somebody else's, open to others, a link, or no directory; or the disk fails.
+    pub(super) fn make(path: &Path) -> Result<Self, Unfit> {
         let made = fs::DirBuilder::new().mode(0o700).create(path);
         match made {
             Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(why) => return Err(why.to_string()),
+            Err(why) => return Err(why.into()),
             Ok(()) => {}
         }
         Self::open_with(path, true)
@@ -186,28 +223,32 @@ impl Dir {
     /// # Errors
     /// As [`Dir::make`]; or there is none.
     pub(super) fn open(path: &Path) -> Result<Self, String> {
-        Self::open_with(path, false)
+        Self::open_with(path, false).map_err(|why| why.to_string())
     }
 
-    fn open_with(path: &Path, make: bool) -> Result<Self, String> {
-        unfit(path)?;
-        let text = CString::new(path.as_os_str().as_bytes()).map_err(|why| why.to_string())?;
+    fn open_with(path: &Path, make: bool) -> Result<Self, Unfit> {
+        check(path).map_err(Unfit::Wrong)?;
+        let text = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)?;
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
         // SAFETY: a C string that lives through the call.
         let fd = unsafe { libc::open(text.as_ptr(), flags) };
         if fd < 0 {
-            return Err(io::Error::last_os_error().to_string());
+            return Err(io::Error::last_os_error().into());
         }
         // SAFETY: it was just opened, and nobody else has it.
         let fd = unsafe { File::from_raw_fd(fd) };
         let create = if make { libc::O_CREAT } else { 0 };
         let usage = open_at(&fd, USAGE, libc::O_RDWR | create).map_err(|why| match why.kind() {
-            io::ErrorKind::NotFound => "it is no cache of efs-fuse".to_owned(),
-            _ => why.to_string(),
+            io::ErrorKind::NotFound => Unfit::Wrong("it is no cache of efs-fuse".to_owned()),
+            _ => why.into(),
         })?;
         let mine = Mutex::default();
         let dir = Self { fd, usage, mine };
-        dir.account(|_| ()).map_err(|why| why.to_string())?;
+        match dir.account(|_| ()) {
+            // It steps aside until there is room.
+            Err(why) if make && is_full(&why) => {}
+            looked => looked?,
+        }
         Ok(dir)
     }
 
@@ -417,6 +458,11 @@ mod tests {
 
     use super::*;
 
+    fn why_not(path: &Path) -> String {
+        let made = Dir::make(path);
+        made.err().map(|why| why.to_string()).unwrap_or_default()
+    }
+
     #[test]
     fn a_directory_that_others_may_enter_or_that_is_none_is_refused() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
@@ -426,16 +472,16 @@ mod tests {
         assert_eq!(fs::metadata(&cache)?.mode() & 0o7777, 0o700);
         assert!(Dir::open(&cache).is_ok());
         fs::set_permissions(&cache, fs::Permissions::from_mode(0o750))?;
-        let why = Dir::make(&cache).err().unwrap_or_default();
+        let why = why_not(&cache);
         assert!(why.contains("0750"), "{why}");
         let link = dir.path().join("link");
         fs::set_permissions(&cache, fs::Permissions::from_mode(0o700))?;
         symlink(&cache, &link)?;
-        let why = Dir::make(&link).err().unwrap_or_default();
+        let why = why_not(&link);
         assert!(why.contains("symbolic link"), "{why}");
         let file = dir.path().join("file");
         fs::write(&file, "")?;
-        let why = Dir::make(&file).err().unwrap_or_default();
+        let why = why_not(&file);
         assert!(why.contains("no directory"), "{why}");
         Ok(())
     }

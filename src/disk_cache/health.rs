@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::dir::is_full;
+
 /// How long it steps aside after an error. The disk is tried again then.
 const REST: Duration = Duration::from_secs(60);
 /// After so many errors it is not tried again.
@@ -49,11 +51,8 @@ impl Health {
             return;
         }
         state.errors += 1;
-        state.until = Some(Instant::now() + REST);
-        let full = matches!(
-            why.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        );
+        state.until = Some(Instant::now() + rest());
+        let full = is_full(why);
         if full {
             // That passes when somebody removes something.
             state.errors = 0;
@@ -79,6 +78,19 @@ impl Health {
             false => self.state.lock().why.clone(),
         }
     }
+}
+
+/// [`REST`]; in builds with debug assertions `EFS_FUSE_TEST_REST` has another number of milliseconds,
+/// for tests that fill the disk again and again.
+fn rest() -> Duration {
+    #[cfg(debug_assertions)]
+    if let Some(millis) = std::env::var("EFS_FUSE_TEST_REST")
+        .ok()
+        .and_then(|text| text.parse().ok())
+    {
+        return Duration::from_millis(millis);
+    }
+    REST
 }
 
 #[cfg(test)]

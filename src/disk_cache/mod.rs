@@ -38,9 +38,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use self::dir::Dir;
+use self::dir::{Dir, Unfit};
 use self::format::Seal;
 pub use self::format::{FileSystemId, Version};
 use self::store::Store;
@@ -85,12 +85,23 @@ pub struct DiskCacheConfig {
     pub secret: bool,
 }
 
-/// Makes sure that there is a directory that is fit to be a cache.
+/// Makes sure that there is a directory that is fit to be a cache, but for room on its disk.
 ///
 /// # Errors
 /// Why not, in words.
 pub fn prepare(dir: &Path) -> Result<(), String> {
-    Dir::make(dir).map(drop)
+    match Dir::make(dir) {
+        Ok(_) | Err(Unfit::Full(_)) => Ok(()),
+        Err(Unfit::Wrong(why)) => Err(why),
+    }
+}
+
+/// What waits in the queue.
+#[derive(Debug)]
+enum Queued {
+    Fill(Fill),
+    /// Somebody waits until all before it is done with.
+    Mark(oneshot::Sender<()>),
 }
 
 /// What is to be put on the disk.
@@ -107,7 +118,7 @@ struct Fill {
 #[derive(Debug)]
 pub struct DiskCache {
     store: Arc<Store>,
-    fills: mpsc::UnboundedSender<Fill>,
+    fills: mpsc::UnboundedSender<Queued>,
     /// Bytes in `fills`.
     queued: Arc<AtomicUsize>,
     reads: Semaphore,
@@ -126,7 +137,7 @@ impl DiskCache {
         fs: FileSystemId,
         metrics: &Metrics,
     ) -> Result<Arc<Self>, String> {
-        let dir = Dir::make(&config.dir)?;
+        let dir = Dir::make(&config.dir).map_err(|why| why.to_string())?;
         let total = dir.space().map_err(|why| why.to_string())?.total;
         let limits = (config.size.of(total), config.min_free.of(total));
         let counters = Arc::clone(metrics.disk_cache.get_or_init(Arc::default));
@@ -155,7 +166,7 @@ impl DiskCache {
         Ok(cache)
     }
 
-    fn start(&self, queue: mpsc::UnboundedReceiver<Fill>) {
+    fn start(&self, queue: mpsc::UnboundedReceiver<Queued>) {
         let queue = Arc::new(tokio::sync::Mutex::new(queue));
         let (store, queued) = (Arc::clone(&self.store), Arc::clone(&self.queued));
         let tasks = Arc::clone(&self.tasks);
@@ -164,7 +175,15 @@ impl DiskCache {
             let (queued, tasks) = (Arc::clone(&queued), Arc::clone(&tasks));
             async move {
                 let mut queue = queue.lock().await;
-                while let Some(fill) = queue.recv().await {
+                while let Some(next) = queue.recv().await {
+                    let fill = match next {
+                        Queued::Fill(fill) => fill,
+                        Queued::Mark(waiter) => {
+                            // Nobody need wait any more.
+                            let _ = waiter.send(());
+                            continue;
+                        }
+                    };
                     queued.fetch_sub(fill.data.len(), Ordering::Relaxed);
                     tasks.point("disk_fill");
                     let store = Arc::clone(&store);
@@ -248,9 +267,18 @@ impl DiskCache {
             data: data.clone(),
             reader,
         };
-        if queued > QUEUE || self.fills.send(fill).is_err() {
+        if queued > QUEUE || self.fills.send(Queued::Fill(fill)).is_err() {
             self.queued.fetch_sub(data.len(), Ordering::Relaxed);
             self.counters.dropped_bytes.add(data.len() as u64);
+        }
+    }
+
+    /// Waits until what was to be put on the disk up to now is there, or was dropped.
+    pub async fn caught_up(&self) {
+        let (waiter, done) = oneshot::channel();
+        if self.fills.send(Queued::Mark(waiter)).is_ok() {
+            // An error is the death of what fills it, which drops what it had.
+            let _ = done.await;
         }
     }
 

@@ -415,7 +415,10 @@ impl Store {
             return Ok(());
         }
         // To make room it may have been removed itself.
-        let there = self.slice(&name)?.filter(|slice| slice.header == header);
+        let there = match there {
+            Some(_) => self.slice(&name)?.filter(|slice| slice.header == header),
+            None => None,
+        };
         let written = self.write_slice(there, (name, header), first, run);
         match written {
             Ok(()) => {

@@ -14,10 +14,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite,
-    Request, TimeOrNow,
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyOpen,
+    ReplyStatfs, ReplyWrite, Request, TimeOrNow,
 };
 use tokio::runtime::Handle;
 
@@ -34,6 +34,7 @@ use super::listing::{NO_NODE, NameSink, PlusSink};
 use super::lookup::{self, Asker};
 use super::prober::{self, Prober};
 use super::proc;
+use super::warm_call;
 use crate::background::Tasks;
 use crate::rpc::auth::Credential;
 use crate::telemetry::{FuseOp, Metrics};
@@ -892,5 +893,24 @@ impl Filesystem for Adapter {
         };
         let work = async move { vfs.getlk(&cred, fh.0, lock_owner.0, range).await };
         self.dispatch.run(call, reply, work, answer::lock, keep);
+    }
+    fn ioctl(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        let Some(from) = warm_call::asked(cmd, in_data) else {
+            return reply.error(Errno::EINVAL);
+        };
+        let call = FuseRequest::new(FuseOp::Ioctl, req, ino.0);
+        let (vfs, cred) = (self.vfs(), self.who(req));
+        let work = async move { vfs.warm(&cred, ino.0, from, warm_call::ROOM).await };
+        self.dispatch.run(call, reply, work, answer::warmed, keep);
     }
 }

@@ -5,11 +5,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use fuser::{
     FileAttr, FileHandle, FileType, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyEmpty, ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite,
 };
 
 use super::convert;
-use crate::vfs::types::{Entry, LockRange, Lookup, Opened, Stat, StatFs};
+use super::warm_call;
+use crate::vfs::types::{Entry, LockRange, Lookup, Opened, Stat, StatFs, Warmed};
 
 /// A name that exists now.
 pub(super) fn entry(reply: ReplyEntry, entry: Entry) {
@@ -103,4 +104,9 @@ pub(super) fn statfs(reply: ReplyStatfs, fs: StatFs) {
 /// The lock that is in the way, or none (`F_UNLCK`).
 pub(super) fn lock(reply: ReplyLock, found: LockRange) {
     reply.locked(found.start, found.end, found.typ, found.pid);
+}
+
+/// What was put on the disk.
+pub(super) fn warmed(reply: ReplyIoctl, warmed: Warmed) {
+    reply.ioctl(0, &warm_call::answer(&warmed));
 }

@@ -55,7 +55,7 @@ macro_rules! replies {
 
 replies! {
     ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyDirectoryPlus ReplyEmpty
-    ReplyEntry ReplyLock ReplyOpen ReplyStatfs ReplyWrite
+    ReplyEntry ReplyIoctl ReplyLock ReplyOpen ReplyStatfs ReplyWrite
 }
 
 /// `FUSE_UNIQUE_RESEND`: the bit in the number of a request that was read by a process before

@@ -8,8 +8,9 @@
 //! - What is answered ENOSYS, which depends on nothing.
 //!
 //! ENOSYS is an answer for good: the kernel remembers it for the whole mount and does without
-//! the operation. Extended attributes, SEEK_HOLE, copy, preallocation, ioctl and poll get it,
-//! since EFS has none of them; nothing else ever does.
+//! the operation. Extended attributes, SEEK_HOLE, copy, preallocation and poll get it,
+//! since EFS has none of them, and so does every ioctl but one ([`warm_call`](super::warm_call)), of which it
+//! remembers nothing; nothing else ever does.
 //!
 //! FUSE_INIT was agreed before there is anything to close; FUSE_DESTROY and FUSE_INTERRUPT are
 //! fuser's.
@@ -34,6 +35,7 @@ use super::dispatch::FuseReply;
 use super::gate::Gate;
 use super::inherited::InitValues;
 use super::interrupt::{InterruptWatcher, WaitMode};
+use super::warm_call;
 use crate::vfs::types::LockRange;
 
 /// The adapter behind its gate.
@@ -495,16 +497,19 @@ impl Filesystem for Gated {
 
     fn ioctl(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOSYS);
+        if !warm_call::is_asked(cmd) {
+            return reply.error(Errno::ENOSYS);
+        }
+        through!(self, ioctl(req, ino, fh, flags, cmd, in_data, out_size; reply), in_data)
     }
 
     fn poll(

@@ -11,6 +11,7 @@
 //!             └─► adapter   one short method per operation
 //!                   ├─ lookup      what is known, or what the server says (intent, reopen)
 //!                   ├─ identity    pid, uid, gid → Credential
+//!                   ├─ warm_call   what `efs-fuse warm` asks by ioctl(2)
 //!                   ├─ cache hit:  answered on the reader thread
 //!                   └─ dispatch    else one tokio task, which runs to its end
 //!                        ├─ interrupt   answers EINTR when the caller is killed
@@ -52,6 +53,7 @@ mod proc;
 mod quiesce;
 mod request_buffer;
 mod session;
+pub mod warm_call;
 
 pub use adapter::Adapter;
 pub use estale_retry::{EstaleRetries, WalksUnderWay};

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::connecting::{FAREWELL, connect_patiently, connector, unidentified};
 use super::daemon::Ready;
+use super::disk_cache::MountCache;
 use super::error::MountError;
 use super::handover::leave::leave_to_another;
 use super::handover::record::Past;
@@ -27,7 +28,6 @@ use super::registry::Registry;
 use super::signals::Shutdown;
 use super::{checks, disk_cache, rest, upgrade, watchdog};
 use crate::background::{Died, Tasks};
-use crate::disk_cache::DiskCache;
 use crate::efs::ServerConnector;
 use crate::fuse::{
     self, Adapter, EstaleRetries, KernelOptions, Notify, Running, SessionOptions, Soft, Unmount,
@@ -65,7 +65,7 @@ pub(super) struct Served {
     pub(super) owner: Owner,
     pub(super) metrics: Arc<Metrics>,
     /// The cache on this host's disk, if there is one.
-    pub(super) disk_cache: Option<Arc<DiskCache>>,
+    pub(super) disk_cache: MountCache,
     /// What outlives this daemon, if anything does.
     pub(super) lifeline: Option<Lifeline>,
     /// How the mount came to this daemon.
@@ -126,7 +126,7 @@ pub async fn run(
     let config = vfs_config(&request.options);
     let vfs = Vfs::new(Arc::clone(&client), config, sent, Arc::clone(&metrics));
     let disk_cache = disk_cache::open(&request, &client, &metrics);
-    if let Some(disk_cache) = &disk_cache {
+    if let Some(disk_cache) = disk_cache.get() {
         vfs.set_disk_cache(Arc::clone(disk_cache));
     }
     let retries = Arc::new(EstaleRetries::new(wal.clone()));
@@ -176,7 +176,7 @@ pub(super) async fn serve_to_the_end(
     } = served;
     drop(running);
     say_farewell(&client, &metrics, owner).await;
-    if let Some(disk_cache) = disk_cache {
+    if let MountCache::On(disk_cache) = disk_cache {
         // Its death leaves what nobody can read, until that is the oldest.
         let _ = tokio::task::spawn_blocking(move || disk_cache.end()).await;
     }

@@ -8,6 +8,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use super::error::MountError;
 use super::launch::MountRequest;
 use crate::disk_cache::{self, DiskCache, FileSystemId};
@@ -40,22 +42,52 @@ fn is_below(dir: &Path, mountpoint: &Path) -> bool {
     dir.starts_with(mountpoint) || canonical.is_some_and(|dir| dir.starts_with(mountpoint))
 }
 
-/// The cache of a mount whose server is known; `None` if it has none, or has to do without.
-pub(super) fn open(
-    request: &MountRequest,
-    client: &Client,
-    metrics: &Metrics,
-) -> Option<Arc<DiskCache>> {
-    let config = request.options.disk_cache_config()?;
-    let opened = DiskCache::open(&config, identity(request, client), metrics);
-    opened
-        .inspect_err(|why| {
+/// The cache of a mount.
+#[derive(Clone)]
+pub(super) enum MountCache {
+    /// None was asked for.
+    None,
+    /// It has to do without, and why.
+    Off(String),
+    /// There is one.
+    On(Arc<DiskCache>),
+}
+
+impl MountCache {
+    /// The cache, if there is one.
+    pub(super) fn get(&self) -> Option<&Arc<DiskCache>> {
+        match self {
+            Self::On(cache) => Some(cache),
+            Self::None | Self::Off(_) => None,
+        }
+    }
+
+    /// What `status` shows of it.
+    pub(super) fn status(&self) -> Value {
+        match self {
+            Self::None => Value::Null,
+            Self::Off(why) => json!({"off": why}),
+            Self::On(cache) => cache.status(),
+        }
+    }
+}
+
+/// The cache of a mount whose server is known.
+pub(super) fn open(request: &MountRequest, client: &Client, metrics: &Metrics) -> MountCache {
+    let Some(config) = request.options.disk_cache_config() else {
+        return MountCache::None;
+    };
+    match DiskCache::open(&config, identity(request, client), metrics) {
+        Ok(cache) => MountCache::On(cache),
+        Err(why) => {
+            let dir = quoting::path(&config.dir);
             tracing::warn!(
-                "there is no cache in {}: {why}. What is read comes from the server",
-                quoting::path(&config.dir)
+                "there is no cache in {dir}: {why}. What is read comes from the server. Try: free space \
+                 on its disk, or another cache=, and mount again"
             );
-        })
-        .ok()
+            MountCache::Off(format!("there is no cache in {dir}: {why}"))
+        }
+    }
 }
 
 fn identity(request: &MountRequest, client: &Client) -> FileSystemId {

@@ -49,3 +49,6 @@ pub use daemon::Ready;
 pub use error::MountError;
 pub use launch::MountRequest;
 pub use options::MountOptions;
+
+pub use crate::fuse::warm_call;
+pub use crate::vfs::types::WarmFrom;

@@ -58,7 +58,7 @@ pub(super) fn publish(
         let mut status = status(&client, &vfs, &counted, &device, &mountpoint, &peer, since);
         (status["tls"], status["iam"]) = security(&connector);
         status["takeover"] = takeover();
-        status["disk_cache"] = json!(disk_cache.as_ref().map(|disk| disk.status()));
+        status["disk_cache"] = disk_cache.status();
         status
     };
     let status: control::StatusFn = Arc::new(status);

@@ -183,6 +183,11 @@ impl ServerFeatures {
         lack.store(true, Ordering::Relaxed);
     }
 
+    /// A READ may name no open.
+    pub(super) fn has_anonymous_read(&self) -> bool {
+        !self.anonymous_read.load(Ordering::Relaxed)
+    }
+
     /// NVERIFY may be asked for.
     pub(super) fn has_nverify(&self) -> bool {
         !self.nverify.load(Ordering::Relaxed)

@@ -119,6 +119,7 @@ named! {
         Access = "access",
         GetLk = "getlk",
         SetLk = "setlk",
+        Ioctl = "ioctl",
     }
 }
 

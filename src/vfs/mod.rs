@@ -38,6 +38,7 @@
 //! | write | `write` | `files::accept`, `files::write`, `writeback`, `files::unanswered` |
 //! | getlk, setlk (fcntl, flock) | `lock` | `files::lock`, `files::unlock`, `locks` |
 //! | opendir, readdir, readdirplus, releasedir | `readdir` | `dirs::read`, `dirs::fetch`, `dirs::listing` |
+//! | what `efs-fuse warm` asks | `warm` | `files::warm` |
 //! | statfs | `statfs` | `namespace::space` |
 //! | what the kernel was told, and is being told | `kernel` | `namespace::invalidation`, `namespace::kernel_dentry`, `namespace::eviction` |
 //!

@@ -2,6 +2,7 @@
 //! the FUSE library and none of the wire appears here, but inside a [`Cause`].
 
 mod error;
+mod warm;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::sync::Notify;
 
 pub(in crate::vfs) use self::error::ErrorRecord;
 pub use self::error::{Cause, VfsError, VfsResult};
+pub use self::warm::{WarmFrom, Warmed, WarmedFile};
 
 /// An inode number as the kernel knows it; 1 is the root of the mount.
 pub type Ino = u64;

@@ -67,6 +67,9 @@ fn number(count: u64, one: &str) -> String {
 
 fn disk_cache(disk: &Value) -> Option<String> {
     let size = |key: &str| disk[key].as_u64().map(bytes);
+    if size("budget").is_none() {
+        return Some(format!("not used: {}", text(&disk["off"])?));
+    }
     let mut shown = format!("{} of {}", size("in_use")?, size("budget")?);
     if let Some(slices) = disk["slices"].as_u64() {
         shown.push_str(&format!(" in {}", number(slices, "file")));

@@ -21,10 +21,14 @@ const VICTIMS: usize = 256;
 const IDLE: Duration = Duration::from_secs(10);
 
 impl Store {
-    /// Looks through the directory for the first time.
+    /// Looks through the directory for the first time, and whether there is room.
     pub(in crate::disk_cache) fn begin(&self) {
         if let Err(why) = self.scan() {
             let _: Option<()> = self.failed("looking through", &why);
+        } else if let Err(why) = self.keep_floor()
+            && why.kind() != io::ErrorKind::WouldBlock
+        {
+            let _: Option<()> = self.failed("making room for", &why);
         }
     }
 
@@ -174,10 +178,33 @@ impl Store {
             self.knows_all.store(false, Ordering::Release);
             self.rescan()?;
         }
+        // It may be that it could not when it began.
+        if self.inner.lock().scanned.is_none() {
+            self.scan()?;
+        }
+        self.keep_floor()
+    }
+
+    /// Keeps the budget, and what is to stay free.
+    ///
+    /// # Errors
+    /// Nothing of ours is left to go, and too little is free: nothing can be put there. Or the disk
+    /// fails.
+    fn keep_floor(&self) -> io::Result<()> {
         for _ in 0..VICTIMS {
             let used = self.dir.account(|account| account.used)?;
-            let enough = self.dir.space()?.free >= self.floor && used <= self.budget;
-            if enough || !self.evict_one()? {
+            let free = self.dir.space()?.free;
+            if free >= self.floor && used <= self.budget {
+                break;
+            }
+            if !self.evict_one()? {
+                if free < self.floor {
+                    let (free, floor) = (free >> 20, self.floor >> 20);
+                    let why = format!(
+                        "{free} MiB of its disk are free, where {floor} MiB are to stay free"
+                    );
+                    return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+                }
                 break;
             }
         }

@@ -70,7 +70,7 @@ pub async fn run(
     )
     .map_err(|why| MountError::mount("taking over the mount", why))?;
     let disk_cache = disk_cache::open(&request, &client, &metrics);
-    if let Some(disk_cache) = &disk_cache {
+    if let Some(disk_cache) = disk_cache.get() {
         vfs.set_disk_cache(Arc::clone(disk_cache));
     }
     let mounted = Mounted::by(&request, state.mounted.since);

@@ -25,17 +25,56 @@ const KNOWN: Duration = Duration::from_secs(1);
 /// host and of the server may differ by as much, less a tick.
 const OLD: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// A version of a file that the server has told, and since when that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::vfs) struct DiskView {
+pub(in crate::vfs) struct KnownVersion {
     /// The version at the server.
     pub(in crate::vfs) at: Version,
-    /// How the file stands here while that is so.
-    pub(in crate::vfs) file: FileVersion,
     /// Since when this change attribute is known.
     since: Instant,
     /// The file's ctime, in seconds since 1970.
     ctime: i64,
+}
+
+impl KnownVersion {
+    /// The file is at this version, as is known `now`.
+    pub(in crate::vfs) fn new(at: Version, ctime: i64, now: Instant) -> Self {
+        Self {
+            at,
+            since: now,
+            ctime,
+        }
+    }
+
+    /// What a READ that was sent then has brought is this version's for good, if the change
+    /// attribute behind it is this one.
+    pub(in crate::vfs) fn was_settled(&self, sent: Instant) -> bool {
+        self.is_old() || sent.saturating_duration_since(self.since) >= known_for()
+    }
+
+    /// From when on a READ may be sent for that.
+    pub(in crate::vfs) fn settles(&self) -> Instant {
+        match self.is_old() {
+            true => self.since,
+            false => self.since + known_for(),
+        }
+    }
+
+    /// A server that does not tell the time of the last change says 0.
+    fn is_old(&self) -> bool {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+        let wall = wall.map_or(0, |since| since.as_secs() as i64);
+        self.ctime > 0 && wall.saturating_sub(self.ctime) > OLD.as_secs() as i64
+    }
+}
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::vfs) struct DiskView {
+    /// What is known of it.
+    pub(in crate::vfs) known: KnownVersion,
+    /// How the file stands here while that is so.
+    pub(in crate::vfs) file: FileVersion,
 }
 
 impl DiskView {
@@ -47,26 +86,12 @@ impl DiskView {
         before: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let same = before.filter(|before| before.at == at);
+        let same = before.filter(|before| before.known.at == at);
+        let since = same.map_or(now, |before| before.known.since);
         Self {
-            at,
+            known: KnownVersion::new(at, ctime, since),
             file,
-            since: same.map_or(now, |before| before.since),
-            ctime,
         }
-    }
-
-    /// What a READ that was sent then has brought is this version's for good, if the change
-    /// attribute behind it is this one.
-    pub(in crate::vfs) fn was_settled(&self, sent: Instant) -> bool {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
-        let wall = wall.map_or(0, |since| since.as_secs() as i64);
-        sent.saturating_duration_since(self.since) >= known_for() || self.is_old(wall)
-    }
-
-    /// A server that does not tell the time of the last change says 0.
-    fn is_old(&self, wall: i64) -> bool {
-        self.ctime > 0 && wall.saturating_sub(self.ctime) > OLD.as_secs() as i64
     }
 }
 
@@ -107,15 +132,20 @@ mod tests {
     async fn a_change_attribute_is_settled_when_it_was_known_for_a_second() {
         let begun = Instant::now();
         let view = DiskView::new(AT, FILE, wall(), None, begun);
-        assert!(!view.was_settled(begun));
-        assert!(!view.was_settled(begun + KNOWN - Duration::from_millis(1)));
-        assert!(view.was_settled(begun + KNOWN));
+        assert!(!view.known.was_settled(begun));
+        assert!(
+            !view
+                .known
+                .was_settled(begun + KNOWN - Duration::from_millis(1))
+        );
+        assert!(view.known.was_settled(begun + KNOWN));
+        assert_eq!(view.known.settles(), begun + KNOWN);
         let later = begun + Duration::from_secs(5);
         let again = DiskView::new(AT, FILE, wall(), Some(&view), later);
-        assert!(again.was_settled(later), "it was known all the time");
+        assert!(again.known.was_settled(later), "it was known all the time");
         let moved = Version { change: 6, ..AT };
         let moved = DiskView::new(moved, FILE, wall(), Some(&view), later);
-        assert!(!moved.was_settled(later));
+        assert!(!moved.known.was_settled(later));
     }
 
     #[tokio::test(start_paused = true)]
@@ -123,9 +153,9 @@ mod tests {
         let now = Instant::now();
         for (age, settled) in [(0, false), (50, false), (70, true), (-100, false)] {
             let view = DiskView::new(AT, FILE, wall() - age, None, now);
-            assert_eq!(view.was_settled(now), settled, "{age}");
+            assert_eq!(view.known.was_settled(now), settled, "{age}");
         }
         let view = DiskView::new(AT, FILE, 0, None, now);
-        assert!(!view.was_settled(now), "the server does not tell");
+        assert!(!view.known.was_settled(now), "the server does not tell");
     }
 }

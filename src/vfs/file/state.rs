@@ -338,7 +338,8 @@ impl<D> FileInner<D> {
         let now = self.version(foreign);
         self.disk
             .as_ref()
-            .filter(|view| view.file == now && view.at.change == change && self.writeback.is_idle())
+            .filter(|view| view.file == now && view.known.at.change == change)
+            .filter(|_| self.writeback.is_idle())
     }
 
     /// The last view, whether it is good or not.

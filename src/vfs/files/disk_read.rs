@@ -32,7 +32,7 @@ pub(in crate::vfs) type OnDisk = (Version, Bytes);
 
 impl Files {
     /// The cache on the disk, if there is one and it may be used.
-    pub(super) fn disk(&self) -> Option<&Arc<DiskCache>> {
+    pub(in crate::vfs) fn disk(&self) -> Option<&Arc<DiskCache>> {
         self.disk.get().filter(|_| self.believes_data())
     }
 
@@ -116,7 +116,7 @@ impl Files {
         let disk = self.disk()?;
         let file = handle.inode.handle.as_bytes();
         let range = offset..offset.saturating_add(size);
-        let data = disk.read(file, view.at, range, handle.number).await?;
+        let data = disk.read(file, view.known.at, range, handle.number).await?;
         let is_good = self.disk_view(&handle.inode) == Some(view);
         is_good.then(|| {
             disk.count(data.len() as u64, true);
@@ -136,15 +136,15 @@ impl Files {
         let Some(disk) = self.disk() else { return };
         disk.count(read.data.len() as u64, false);
         self.look_behind(&handle.inode, change);
-        let Some(view) = view.filter(|view| change == Some(view.at.change)) else {
+        let Some(view) = view.filter(|view| change == Some(view.known.at.change)) else {
             return;
         };
         let end = offset + read.data.len() as u64;
         // A server that stamps a file before it changes it may have shown something between.
-        let is_torn = end > view.at.size || read.eof && end < view.at.size;
-        if !is_torn && view.was_settled(sent) && self.disk_view(&handle.inode) == Some(view) {
+        let is_torn = end > view.known.at.size || read.eof && end < view.known.at.size;
+        if !is_torn && view.known.was_settled(sent) && self.disk_view(&handle.inode) == Some(view) {
             let file = handle.inode.handle.as_bytes();
-            disk.fill(file, view.at, offset, &read.data, handle.number);
+            disk.fill(file, view.known.at, offset, &read.data, handle.number);
         }
     }
 
@@ -153,7 +153,7 @@ impl Files {
     fn look_behind(&self, inode: &Inode, change: Option<u64>) {
         let mut inner = self.file_state(inode).lock();
         let view = inner.disk_view_mut();
-        if view.is_some_and(|view| change != Some(view.at.change)) {
+        if view.is_some_and(|view| change != Some(view.known.at.change)) {
             *view = None;
         }
     }
@@ -204,18 +204,18 @@ impl Files {
         disk.count(read.data.len() as u64, false);
         let view = self.disk_view(inode);
         self.look_behind(inode, opened.change_behind);
-        if let Some(view) = view.filter(|view| opened.change_behind == Some(view.at.change))
-            && read.data.len() as u64 == view.at.size
-            && view.was_settled(sent)
+        if let Some(view) = view.filter(|view| opened.change_behind == Some(view.known.at.change))
+            && read.data.len() as u64 == view.known.at.size
+            && view.known.was_settled(sent)
         {
             let file = inode.handle.as_bytes();
-            disk.fill(file, view.at, 0, &read.data, self.new_reader());
+            disk.fill(file, view.known.at, 0, &read.data, self.new_reader());
         }
         Some(read)
     }
 
     /// A number for who is no handle yet.
-    fn new_reader(&self) -> u64 {
+    pub(super) fn new_reader(&self) -> u64 {
         self.readers
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
             | 1 << 63

@@ -22,6 +22,7 @@
 //! | set-id rights that a write or a cut takes | `privileges` |
 //! | reading, reading ahead, and what comes with an OPEN | `read`, `inline_read` |
 //! | reading from the disk of this host, and what is put there | `disk_read` |
+//! | small files of a directory that are put on that disk, many with a request | [`warm`] |
 //! | attributes of open files, before they are too old | `revalidate` |
 //! | file locks: asking, waiting, letting go | [`lock`], `unlock` |
 //! | silly rename | [`silly`], `hidden` |
@@ -61,6 +62,7 @@ mod send_names;
 pub(in crate::vfs) mod silly;
 mod unanswered;
 mod unlock;
+mod warm;
 mod window;
 mod write;
 
@@ -70,6 +72,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use self::handle::OpenHandle;
 use self::kept_open::Kept;
@@ -171,6 +174,8 @@ pub(in crate::vfs) struct Files {
     disk: OnceLock<Arc<DiskCache>>,
     /// Numbers readers of the disk that are no handles yet.
     readers: AtomicU64,
+    /// Who warms the disk takes turns.
+    warming: Semaphore,
     kept: Kept,
     names: NameWriteback,
     late: LateErrors,
@@ -222,6 +227,7 @@ impl Files {
             inline_reads: Budget::default(),
             disk: OnceLock::new(),
             readers: AtomicU64::new(0),
+            warming: Semaphore::new(warm::CALLERS),
             kept: Kept::default(),
             names: NameWriteback::new(config.writeback),
             late: LateErrors::default(),

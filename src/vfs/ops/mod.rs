@@ -20,4 +20,5 @@ mod readdir;
 mod rename;
 mod statfs;
 mod unlink;
+mod warm;
 mod write;

@@ -13,8 +13,11 @@
 //! - `EFS_FUSE_CHECKER_LOG`: a directory for what the daemons have to say
 //! - `EFS_FUSE_CHECKER_KILLS`: the mounts are of `takeover=crash`, and the daemon of one is killed
 //!   each so many milliseconds, on average; the rules are the same
+//! - `EFS_FUSE_CHECKER_CACHE`: the mounts keep data on a disk ([`disk`]) that is full and free again, by
+//!   turns of so many milliseconds, on average; the last line says how much was read from it
 
 mod breaks;
+mod disk;
 mod kernel_client;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +29,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use self::breaks::Place;
+use self::disk::CacheDisk;
 pub(super) use self::kernel_client::kernels;
 use self::kernel_client::{is_unclear, with_hidden_targets, without_zeros};
 use super::history::{Answer, Call, Event, Time};
@@ -303,12 +307,16 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
     let limit = Duration::from_secs(seconds + 400);
     let server = Server::start(ServerOptions::default());
     let lines: Vec<_> = (0..HOSTS).map(|_| Proxy::to(server.address())).collect();
+    let disk = CacheDisk::of_setting();
     let mount = |belief: &Belief, (host, line): (usize, &Proxy)| {
         let mut request = MountRequest::new(server.device("/"), line.port())
             .option(belief.options)
             .time_limit(limit);
         if kills > 0 {
             request = (request.option("takeover=crash")).env("EFS_FUSE_TEST_CRASHES", "1");
+        }
+        if let Some(disk) = &disk {
+            request = disk.under(request);
         }
         if let Ok(dir) = std::env::var("EFS_FUSE_CHECKER_LOG") {
             let log = format!("log={dir}/{}-{host}", belief.options);
@@ -349,12 +357,16 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
                 });
             }
         }
-        let (faults, deaths) = (chance.split(), chance.split());
+        let (faults, deaths, full) = (chance.split(), chance.split(), chance.split());
         scope.spawn(|| place.breaks(&places, faults));
         if kills > 0 {
             scope.spawn(|| run.kills(&keepers, kills, deaths));
         }
         scope.spawn(|| place.heals());
+        if let Some(disk) = &disk {
+            let run = &run;
+            scope.spawn(move || disk.fills(run, full));
+        }
         let until = Instant::now() + Duration::from_secs(seconds);
         while Instant::now() < until && !run.is_over() {
             sleep(Duration::from_millis(100));
@@ -362,6 +374,9 @@ fn no_round_of_three_hosts_on_real_mounts_shows_what_the_rules_do_not_allow() {
         run.over.store(true, Ordering::Relaxed);
     });
     println!("{}", run.summary(seed));
+    if let Some(disk) = &disk {
+        println!("{}", disk.summary(all()));
+    }
     assert!(run.wrong.lock().is_empty(), "the findings are above");
     let rounds = run.rounds.load(Ordering::Relaxed);
     assert!(run.open.load(Ordering::Relaxed) * 20 <= rounds, "judged");

@@ -12,6 +12,7 @@ use crate::fixtures::ganesha::{Server, ServerOptions};
 use crate::fixtures::mount::{COMMAND_LIMIT, EFS_FUSE, Mount, MountRequest, Mountpoint};
 use crate::fixtures::noise;
 use crate::fixtures::process::{Finished, eventually, run};
+use crate::fixtures::small_disk::SmallDisk;
 use crate::fixtures::sys::{self, Mapping};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -353,32 +354,13 @@ fn read_some_into_cache(mount: &Mount, files: &[(&str, &[u8])]) {
     std::thread::sleep(Duration::from_millis(300));
 }
 
-/// A small file system in memory, unmounted when it is dropped.
-struct Small(Mountpoint);
-
-impl Small {
-    fn new(size: &str) -> Self {
-        let at = Mountpoint::new();
-        let mut command = Command::new("mount");
-        command.args([
-            "-t",
-            "tmpfs",
-            "-o",
-            &format!("size={size},mode=700"),
-            "tmpfs",
-        ]);
-        run(command.arg(at.path()), COMMAND_LIMIT).expect_success("mounting a tmpfs");
-        Self(at)
-    }
-}
-
 #[test]
 fn a_full_disk_makes_the_cache_step_aside_and_reads_go_on() {
     let rig = Rig::new();
     let data = noise(1, 12 << 20);
     rig.make("file", &data);
-    let small = Small::new("8m");
-    let cache = small.0.path().join("cache");
+    let small = SmallDisk::new("8m");
+    let cache = small.path().join("cache");
     let log = rig.dir.path().join("log");
     let mount = MountRequest::of(&rig.server)
         .option(&format!("cache={}", cache.display()))
@@ -387,7 +369,7 @@ fn a_full_disk_makes_the_cache_step_aside_and_reads_go_on() {
         .option(&format!("log={}", log.display()))
         .mount();
     // Somebody else's data take most of it.
-    fs::write(small.0.path().join("others"), noise(2, 5 << 20)).expect("write");
+    fs::write(small.path().join("others"), noise(2, 5 << 20)).expect("write");
     drop(File::open(mount.join("file")).expect("open"));
     std::thread::sleep(SETTLED);
     assert!(fs::read(mount.join("file")).expect("read") == data);
@@ -398,13 +380,13 @@ fn a_full_disk_makes_the_cache_step_aside_and_reads_go_on() {
             .then_some(())
     });
     assert!(filled.is_some(), "{}", mount.stats()["disk_cache"]);
-    let free = sys::statvfs(small.0.path()).expect("statvfs");
+    let free = sys::statvfs(small.path()).expect("statvfs");
     assert!(
         free.f_bavail * free.f_frsize >= 900 << 10,
         "the floor is kept"
     );
     // Now nothing at all is left, nor what the cache gives back.
-    let mut rest = File::create(small.0.path().join("rest")).expect("create");
+    let mut rest = File::create(small.path().join("rest")).expect("create");
     let mut off = None;
     for round in 0..10 {
         while rest.write_all(&[1; 4096]).is_ok() {}

@@ -13,13 +13,13 @@ use crate::peer::proto::op;
 use crate::peer::{Action, Peer, PeerConfig};
 
 /// A mount with a cache, and what that has counted.
-struct Host {
-    mount: Mount,
-    metrics: Arc<Metrics>,
+pub(super) struct Host {
+    pub(super) mount: Mount,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Host {
-    async fn of(peer: &Arc<Peer>, name: &str, dir: &Path) -> Self {
+    pub(super) async fn of(peer: &Arc<Peer>, name: &str, dir: &Path) -> Self {
         let client = connect(peer, name).await;
         let mount = Mount::over(&client, peer, default_timeouts(), 64 << 20);
         Self::with(mount, dir)
@@ -45,7 +45,7 @@ impl Host {
     }
 
     /// Opens, reads to the end and closes, as a kernel without pages does.
-    async fn cat(&self, path: &str) -> Vec<u8> {
+    pub(super) async fn cat(&self, path: &str) -> Vec<u8> {
         let ino = self.mount.walk(path).await.expect("lookup");
         let file = self.mount.open(ino, libc::O_RDONLY).await.expect("open");
         let mut data = Vec::new();
@@ -62,7 +62,7 @@ impl Host {
         data
     }
 
-    fn count(&self, name: &str) -> i64 {
+    pub(super) fn count(&self, name: &str) -> i64 {
         let disk = self.metrics.disk_cache.get().expect("a cache");
         let found = disk.read().into_iter().find(|(key, _)| *key == name);
         found.expect("a number").1
@@ -82,14 +82,14 @@ impl Host {
 }
 
 /// READs that the server was sent, those that came along with an OPEN among them.
-fn reads(peer: &Peer) -> usize {
+pub(super) fn reads(peer: &Peer) -> usize {
     let log = peer.log();
     log.iter()
         .filter(|entry| entry.ops.contains(&op::READ))
         .count()
 }
 
-fn content(seed: u8, len: usize) -> Vec<u8> {
+pub(super) fn content(seed: u8, len: usize) -> Vec<u8> {
     (0..len)
         .map(|at| (at / 251) as u8 ^ seed.wrapping_mul(37))
         .collect()

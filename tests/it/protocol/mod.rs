@@ -14,6 +14,7 @@ mod data;
 mod deferred_setattr;
 mod direct;
 mod disk_cache;
+mod disk_cache_warm;
 mod exactly_once;
 mod farewell;
 mod file_systems;
