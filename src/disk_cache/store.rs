@@ -35,6 +35,10 @@ use crate::telemetry::DiskCounters;
 const OPEN: usize = 64;
 /// A file's time of last use is written no more often than this: it only has to survive the daemon.
 const TOUCH: Duration = Duration::from_secs(60);
+/// Blocks that are written in one go, 256 KiB: what was just hashed is in the processor's cache still, and the
+/// kernel takes pieces of memory of that size for it. With 1 MiB it took four times as long most of the
+/// time (see decision 11), with 64 KiB a fifth longer.
+const PIECE: usize = 4;
 /// Entries of a page of the table.
 const PER_PAGE: u64 = PAGE / ENTRY;
 
@@ -448,20 +452,26 @@ impl Store {
             Some(slice) => slice,
             None => self.make_slice(name, header)?,
         };
-        let (mut table, mut secret) = (Vec::new(), Vec::new());
-        for (block, data) in (first..).zip(run.chunks(BLOCK as usize)) {
-            let sealed = self.seal.seal(&slice.header, block, data);
-            let (entry, data) = sealed.ok_or_else(|| io::Error::other("the cipher refuses"))?;
-            if let Cow::Owned(data) = data {
-                secret.extend_from_slice(&data);
+        let mut table = Vec::new();
+        for (first, piece) in (first..)
+            .step_by(PIECE)
+            .zip(run.chunks(PIECE * BLOCK as usize))
+        {
+            let mut secret = Vec::new();
+            for (block, data) in (first..).zip(piece.chunks(BLOCK as usize)) {
+                let sealed = self.seal.seal(&slice.header, block, data);
+                let (entry, data) = sealed.ok_or_else(|| io::Error::other("the cipher refuses"))?;
+                if let Cow::Owned(data) = data {
+                    secret.extend_from_slice(&data);
+                }
+                table.extend_from_slice(&entry.encode());
             }
-            table.extend_from_slice(&entry.encode());
+            let data = match self.seal.is_secret() {
+                true => &secret[..],
+                false => piece,
+            };
+            slice.file.write_all_at(data, DATA + first * BLOCK)?;
         }
-        let data = match self.seal.is_secret() {
-            true => &secret[..],
-            false => run,
-        };
-        slice.file.write_all_at(data, DATA + first * BLOCK)?;
         slice.file.write_all_at(&table, TABLE + first * ENTRY)
     }
 

@@ -74,7 +74,7 @@ fn a_tree_of_small_files_is_warmed_with_a_fraction_of_their_number_in_requests()
         "{trips} round trips for {all} files"
     );
     for number in (0..count / 3).step_by(97) {
-        let read = fs::read(mount.join(&format!("tree/d1/file{number}"))).expect("read");
+        let read = fs::read(mount.join(format!("tree/d1/file{number}"))).expect("read");
         assert!(read == noise(10_000 + number, 2048), "{number}");
     }
     assert_eq!(mount.stat("/bytes/read"), 0);

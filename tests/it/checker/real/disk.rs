@@ -40,7 +40,7 @@ impl CacheDisk {
         let dir = self.disk.path().join("cache");
         (request.option(&format!("cache={}", dir.display())))
             .option("cache_size=1g")
-            .option("cache_min_free=0")
+            .option("cache_min_free=1%")
             .env("EFS_FUSE_TEST_SETTLED", SETTLED)
             .env("EFS_FUSE_TEST_REST", REST)
     }
