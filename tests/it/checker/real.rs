@@ -13,8 +13,8 @@
 //! - `EFS_FUSE_CHECKER_LOG`: a directory for what the daemons have to say
 //! - `EFS_FUSE_CHECKER_KILLS`: the mounts are of `takeover=crash`, and the daemon of one is killed
 //!   each so many milliseconds, on average; the rules are the same
-//! - `EFS_FUSE_CHECKER_CACHE`: the mounts keep data on a disk ([`disk`]) that is full and free again, by
-//!   turns of so many milliseconds, on average; the last line says how much was read from it
+//! - `EFS_FUSE_CHECKER_CACHE`: the mounts keep data on a disk ([`disk`]) that is full for so many
+//!   milliseconds, on average, and free again; the last line says how much was read from it
 
 mod breaks;
 mod disk;

@@ -1,7 +1,7 @@
 //! The disk that the mounts of a run keep data on: one for all of them, small, and full at times.
 //!
-//! Hosts that share a directory read what another has put there, so that the few reads which the
-//! kernel's pages leave find something.
+//! The hosts share its directory. So that the kernel's pages do not answer everything, a process reads three
+//! times for once ([`worker`](super::super::worker)).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
@@ -20,7 +20,7 @@ const REST: &str = "50";
 
 pub(super) struct CacheDisk {
     disk: SmallDisk,
-    /// How long it is free, and how long full, on average.
+    /// How long it is full, on average, in milliseconds. It is free for three times as long.
     turn: u64,
     /// How often it was full.
     full: AtomicU64,
@@ -48,7 +48,7 @@ impl CacheDisk {
     /// Fills the disk and makes room again until the run is over.
     pub(super) fn fills(&self, run: &Run, mut chance: Chance) {
         while !run.is_over() {
-            sleep(Duration::from_millis(chance.below(2 * self.turn)));
+            sleep(Duration::from_millis(chance.below(6 * self.turn)));
             self.disk.fill();
             self.full.fetch_add(1, Ordering::Relaxed);
             sleep(Duration::from_millis(chance.below(2 * self.turn)));
