@@ -311,7 +311,7 @@ fn without_free_space_it_steps_aside_and_gives_what_it_has_back() -> io::Result<
     store.fill(b"another", version, 0, &bytes_of(1, 0..BLOCK), 1);
     assert_eq!(files_below(&path).len(), 0, "the floor is kept");
     let why = store.health().ailment().unwrap_or_default();
-    assert!(why.contains("writing the disk cache"), "{why}");
+    assert!(why.contains("making room for the disk cache"), "{why}");
     assert_eq!(counters.errors.get(), 1);
     assert_eq!(store.read(b"another", version, 0..BLOCK, 1), None);
     Ok(())

@@ -894,6 +894,7 @@ impl Filesystem for Adapter {
         let work = async move { vfs.getlk(&cred, fh.0, lock_owner.0, range).await };
         self.dispatch.run(call, reply, work, answer::lock, keep);
     }
+
     fn ioctl(
         &self,
         req: &Request,

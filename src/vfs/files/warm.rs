@@ -25,7 +25,6 @@ use tokio::time::Instant;
 use super::Files;
 use crate::disk_cache::{DiskCache, Version};
 use crate::nfs::calls::WholeRead;
-
 use crate::nfs::proto::reply::{DirEntry, DirResult};
 use crate::nfs::proto::types::{FileHandle, FileType};
 use crate::rpc::auth::Credential;
