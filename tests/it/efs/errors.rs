@@ -181,7 +181,7 @@ fn missing_credentials_name_the_source_that_has_none() {
     );
     says(
         &request("iam,awsprofile=nobody").fail(),
-        &["profile nobody", "~/.aws"],
+        &["profile nobody", "there is neither", "AWS_CONFIG_FILE"],
     );
     says(
         &request("iam,rolearn=arn:aws:iam::1:role/r,jwtpath=/nonexistent/token").fail(),
