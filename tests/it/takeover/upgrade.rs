@@ -363,7 +363,10 @@ fn a_daemon_that_is_killed_takes_its_keeper_along_and_the_place_can_be_mounted_a
     unsafe { libc::kill(mount.pid(), libc::SIGKILL) };
     let ended = eventually(SOON, || mount.at().daemons().is_empty().then_some(()));
     assert!(ended.is_some(), "the keeper lives");
-    assert_eq!(sys::errno(fs::read(mount.join("file"))), libc::ENOTCONN);
+    // The kernel may be about to end the connection still.
+    let dead = [libc::ENOTCONN, libc::ECONNABORTED];
+    let errno = sys::errno(fs::read(mount.join("file")));
+    assert!(dead.contains(&errno), "{errno}");
     let mut again = planned().command(mount.path());
     run(&mut again, SOON).expect_success("mount");
     assert_eq!(fs::read(mount.join("file")).expect("read"), b"closed");
@@ -424,7 +427,10 @@ fn on_a_kernel_that_sends_nothing_again_a_mount_says_that_nobody_can_take_over()
     unsafe { libc::kill(daemon, libc::SIGKILL) };
     let ended = eventually(SOON, || mount.at().daemons().is_empty().then_some(()));
     assert!(ended.is_some(), "the keeper lives");
-    assert_eq!(sys::errno(fs::read(mount.join("file"))), libc::ENOTCONN);
+    // The kernel may be about to end the connection still.
+    let dead = [libc::ENOTCONN, libc::ECONNABORTED];
+    let errno = sys::errno(fs::read(mount.join("file")));
+    assert!(dead.contains(&errno), "{errno}");
 }
 
 #[test]
