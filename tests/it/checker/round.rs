@@ -5,7 +5,7 @@
 //! table live from round to round; one that was killed is started anew for the next.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -125,7 +125,11 @@ impl Table {
     ) -> Result<Round, String> {
         let began = clock();
         let maker = &self.hosts[chance.below(self.hosts.len() as u64) as usize];
-        fs::create_dir(maker.join(name)).map_err(|error| format!("mkdir of the plot: {error}"))?;
+        match fs::create_dir(maker.join(name)) {
+            // Nobody else makes it: it was sent once more, to a server that had lost its reply.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(|error| format!("mkdir of the plot: {error}"))?,
+        }
         let processes = [3, 4, 6, 9, 12][chance.below(5) as usize];
         let mut seats = Vec::new();
         for index in 0..processes {
@@ -294,7 +298,7 @@ fn since(began: Time, mut history: Vec<Event>) -> Vec<Event> {
 }
 
 /// The observer looks at the server's own files.
-fn look(plot: &FilePath, now: Time, history: &mut Vec<Event>) -> std::io::Result<()> {
+fn look(plot: &FilePath, now: Time, history: &mut Vec<Event>) -> io::Result<()> {
     let mut saw = |call: Call, answer: Answer| {
         history.push(Event {
             host: OBSERVER,
