@@ -140,6 +140,14 @@ impl Accepted {
         first.into_iter().chain(second)
     }
 
+    /// It makes this file.
+    pub(super) fn makes(&self, inode: &Arc<Inode>) -> bool {
+        match &self.what {
+            What::File(file) => Arc::ptr_eq(&file.inode, inode),
+            _ => false,
+        }
+    }
+
     /// It gives another name, which nothing has, to a file that one of these makes.
     pub(super) fn is_rename_of_one_in<'a>(
         &self,
@@ -150,10 +158,7 @@ impl Accepted {
                 moved,
                 replaced: None,
                 ..
-            } => in_front.any(|front| match &front.what {
-                What::File(file) => Arc::ptr_eq(&file.inode, moved),
-                _ => false,
-            }),
+            } => in_front.any(|front| front.makes(moved)),
             _ => false,
         }
     }

@@ -32,10 +32,7 @@ impl Files {
         }
         let open = {
             let mut queue = self.names.queue.lock();
-            let change = queue.find_waiting(dir, |accepted| match &accepted.what {
-                What::File(file) => Arc::ptr_eq(&file.inode, inode),
-                _ => false,
-            })?;
+            let change = queue.find_waiting(dir, |accepted| accepted.makes(inode))?;
             let What::File(file) = &mut change.what else {
                 return None;
             };

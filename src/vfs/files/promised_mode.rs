@@ -19,10 +19,7 @@ impl Files {
             return false;
         };
         let mut queue = self.names.queue.lock();
-        let makes = queue.find_waiting(place.dir.ino, |accepted| match &accepted.what {
-            What::File(file) => Arc::ptr_eq(&file.inode, inode),
-            _ => false,
-        });
+        let makes = queue.find_waiting(place.dir.ino, |accepted| accepted.makes(inode));
         let Some(What::File(file)) = makes.map(|accepted| &mut accepted.what) else {
             return false;
         };

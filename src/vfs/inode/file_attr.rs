@@ -58,7 +58,7 @@ impl Inode {
         if self.is_ahead() {
             return self.stat_ahead();
         }
-        let changing = self.is_changing();
+        let changing = self.opened().is_some_and(|file| file.is_changing());
         let attr = self.attr.lock();
         let ttl = if changing {
             Duration::ZERO

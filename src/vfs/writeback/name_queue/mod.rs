@@ -10,8 +10,8 @@
 //!   each directory, a prefix of what was done in it here.
 //! - Each accepted change ends once: [done](NameQueue::done), or given back to be sent again in
 //!   its place, before all that were accepted after it.
-//! - A change waits for company for [`Config::linger`] at most, and not at all when no more than
-//!   wait go in its [request](Fit), or somebody [waits](NameQueue::hurry) for it. One to which more may come
+//! - A change waits for company for [`Config::linger`] at most, and not at all when nothing more would
+//!   go in its [request](Fit), or somebody [waits](NameQueue::hurry) for it. One to which more may come
 //!   that is to go along with it waits for that for [`Config::patience`] at most, and while fewer than
 //!   [`Config::crowd`] wait with it.
 //! - There are at most [`Config::most`] changes, and none of one directory while it is told to
