@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::fore_channel::ForeChannel;
+use super::fore_channel::gate::Past;
 use super::proto::ops::Op;
 use super::proto::reply::NfsError;
 use super::proto::status::{Status, state_is_gone};
@@ -29,7 +30,7 @@ pub(super) async fn close(
     let mut unlocks = 0;
     loop {
         let mut reply = fore
-            .call(&open.cred, Class::Metadata, |c| {
+            .call_past(Past::Gate, &open.cred, Class::Metadata, |c| {
                 c.once()
                     .put(&open.handle)
                     .close(open.exact().unwrap_or(stateid));
@@ -71,7 +72,7 @@ pub(super) async fn unlock(
             continue;
         };
         let mut reply = fore
-            .call(&lock.open.cred, Class::Metadata, |c| {
+            .call_past(Past::Gate, &lock.open.cred, Class::Metadata, |c| {
                 let stateid = lock.stateid().unwrap_or(used);
                 c.once()
                     .put(&lock.open.handle)

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use super::close::{UNLOCKS, unlock_all};
 use super::fore_channel::ForeChannel;
+use super::fore_channel::gate::Past;
 use super::proto::compound::Compound;
 use super::proto::ops::Op;
 use super::proto::reply::{NfsError, Reply};
@@ -380,9 +381,10 @@ impl CloseQueue {
         let Some(first) = closes.first() else {
             return 0;
         };
+        // Changes of names may wait for it.
         let reply = self
             .fore
-            .call(&first.open.cred, Class::Metadata, |c| {
+            .call_past(Past::Gate, &first.open.cred, Class::Metadata, |c| {
                 c.once();
                 for (at, close) in closes[..sent].iter().enumerate() {
                     if at == 1 {

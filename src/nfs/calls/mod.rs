@@ -27,6 +27,7 @@ mod opens;
 mod orphans;
 mod read_several;
 mod root;
+mod several_setattr;
 mod several_writes;
 mod tree;
 

@@ -438,10 +438,10 @@ impl Client {
         }
     }
 
-    /// A change of the names in `dir` was accepted, of which the server is to know before it is
-    /// asked, or told, anything else about the directory.
-    pub fn shut_gate(&self, dir: &FileHandle) {
-        self.fore.gate.shut(dir);
+    /// A change of this object was accepted, of its attributes or of the names in a directory, of which
+    /// the server is to know before it is asked, or told, anything else about the object.
+    pub fn shut_gate(&self, object: &FileHandle) {
+        self.fore.gate.shut(object);
     }
 
     /// Has this called whenever a request begins to wait for such changes. Only the first one given
@@ -450,14 +450,19 @@ impl Client {
         self.fore.gate.on_waiting(hurry);
     }
 
-    /// Requests wait for the changes of this directory. Who accepts more has them wait for ever.
-    pub fn is_awaited(&self, dir: &FileHandle) -> bool {
-        self.fore.gate.is_awaited(dir)
+    /// Requests wait for the changes of this object. Who accepts more has them wait for ever.
+    pub fn is_awaited(&self, object: &FileHandle) -> bool {
+        self.fore.gate.is_awaited(object)
+    }
+
+    /// Such changes of this object are not answered.
+    pub fn is_gate_shut(&self, object: &FileHandle) -> bool {
+        self.fore.gate.is_shut_for(object)
     }
 
     /// So many of those were answered, or will never be sent.
-    pub fn open_gate(&self, dir: &FileHandle, answered: usize) {
-        self.fore.gate.open(dir, answered);
+    pub fn open_gate(&self, object: &FileHandle, answered: usize) {
+        self.fore.gate.open(object, answered);
     }
 
     /// Sends the CLOSEs of a file that wait, and waits for them: its name is to be removed.

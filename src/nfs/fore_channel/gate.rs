@@ -1,13 +1,15 @@
-//! Directories whose names were changed here without the server knowing yet (`writeback`): no
-//! request about one gets there before those changes.
+//! Directories whose names, and files whose attributes, were changed here without the server knowing
+//! yet (`writeback`): no request about one gets there before those changes.
 //!
-//! Whoever asks about such a directory would be told what is not true here any more, and whoever
+//! Whoever asks about such an object would be told what is not true here any more, and whoever
 //! changes it would overtake what was done before. So a request that names one waits, whatever it
-//! is and whoever has made it, until nothing of that directory is under way. Only the changes
-//! themselves go past ([`Past::Gate`]). Whoever waits is not made to wait for company
-//! ([`Gate::hurry`]), and not for changes without end: nothing more is accepted for a directory that
+//! is and whoever has made it, until nothing of that object is under way. Only the changes
+//! themselves go past ([`Past::Gate`]), and what they may wait for and nobody is told anything by: CLOSE,
+//! and LOCKU, before which everything was waited for already. Whoever waits is not made to wait for company
+//! ([`Gate::hurry`]), and not for changes without end: nothing more is accepted for an object that
 //! somebody waits for ([`Gate::is_awaited`]).
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +22,7 @@ use crate::nfs::proto::types::FileHandle;
 /// Whether a request waits for changes of names that were accepted before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::nfs) enum Past {
-    /// It is one of them, and goes past the others' waiting.
+    /// It is one of them, or what they may wait for, and goes past the others' waiting.
     Gate,
     /// It waits, as all others do.
     Nothing,
@@ -32,7 +34,7 @@ type Hurry = Box<dyn Fn() + Send + Sync>;
 /// See the module. Its lock is taken alone.
 #[derive(Default)]
 pub(in crate::nfs) struct Gate {
-    /// Directories that are shut, without asking the lock.
+    /// Objects that are shut, without asking the lock.
     count: AtomicUsize,
     known: Mutex<Known>,
     opened: Notify,
@@ -41,10 +43,49 @@ pub(in crate::nfs) struct Gate {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Each directory that is ahead, and how many changes of it the server has not answered.
-    shut: Vec<(FileHandle, usize)>,
+    /// Each object that is ahead, and how many changes of it the server has not answered.
+    shut: HashMap<FileHandle, usize>,
+    /// The same of those that were promised when they were shut, which no map finds again.
+    promised: Vec<(FileHandle, usize)>,
     /// What is waited for: once for each request that does.
     awaited: Vec<FileHandle>,
+}
+
+impl Known {
+    fn changes_of(&mut self, object: &FileHandle) -> Option<&mut usize> {
+        let promised = self.promised.iter_mut().find(|(known, _)| known == object);
+        match promised {
+            Some((_, changes)) => Some(changes),
+            None => self.shut.get_mut(object),
+        }
+    }
+
+    fn shut(&mut self, object: &FileHandle) {
+        match self.changes_of(object) {
+            Some(changes) => *changes += 1,
+            None if object.is_given() => drop(self.shut.insert(object.clone(), 1)),
+            None => self.promised.push((object.clone(), 1)),
+        }
+    }
+
+    fn answered(&mut self, object: &FileHandle, answered: usize) {
+        let Some(changes) = self.changes_of(object) else {
+            return;
+        };
+        *changes = changes.saturating_sub(answered);
+        if *changes == 0 {
+            self.promised.retain(|(known, _)| known != object);
+            self.shut.remove(object);
+        }
+    }
+
+    fn is_shut(&self, object: &FileHandle) -> bool {
+        self.shut.contains_key(object) || self.promised.iter().any(|(known, _)| known == object)
+    }
+
+    fn len(&self) -> usize {
+        self.shut.len() + self.promised.len()
+    }
 }
 
 /// Somebody waits for these objects, as long as it lives.
@@ -71,33 +112,23 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// Any directory is shut.
+    /// Any object is shut.
     pub(super) fn is_shut(&self) -> bool {
         self.count.load(Ordering::Acquire) > 0
     }
 
-    /// A change of this directory was accepted.
-    pub(in crate::nfs) fn shut(&self, dir: &FileHandle) {
-        let shut = &mut self.known.lock().shut;
-        match shut.iter_mut().find(|(known, _)| known == dir) {
-            Some((_, changes)) => *changes += 1,
-            None => shut.push((dir.clone(), 1)),
-        }
-        self.count.store(shut.len(), Ordering::Release);
+    /// A change of this object was accepted.
+    pub(in crate::nfs) fn shut(&self, object: &FileHandle) {
+        let mut known = self.known.lock();
+        known.shut(object);
+        self.count.store(known.len(), Ordering::Release);
     }
 
     /// So many changes of it were answered, or will never be sent.
-    pub(in crate::nfs) fn open(&self, dir: &FileHandle, answered: usize) {
+    pub(in crate::nfs) fn open(&self, object: &FileHandle, answered: usize) {
         let mut known = self.known.lock();
-        let shut = &mut known.shut;
-        if let Some(at) = shut.iter().position(|(known, _)| known == dir) {
-            let changes = &mut shut[at].1;
-            *changes = changes.saturating_sub(answered);
-            if *changes == 0 {
-                shut.swap_remove(at);
-            }
-        }
-        self.count.store(shut.len(), Ordering::Release);
+        known.answered(object, answered);
+        self.count.store(known.len(), Ordering::Release);
         drop(known);
         self.opened.notify_waiters();
     }
@@ -114,12 +145,12 @@ impl Gate {
         }
     }
 
-    /// Requests wait for what is under way in this directory.
-    pub(in crate::nfs) fn is_awaited(&self, dir: &FileHandle) -> bool {
-        self.is_shut() && self.known.lock().awaited.contains(dir)
+    /// Requests wait for what is under way of this object.
+    pub(in crate::nfs) fn is_awaited(&self, object: &FileHandle) -> bool {
+        self.is_shut() && self.known.lock().awaited.contains(object)
     }
 
-    /// Waits until none of these objects is a directory that is shut.
+    /// Waits until none of these objects is shut.
     pub(super) async fn passes(&self, named: &[FileHandle]) {
         if !self.stops(named) {
             return;
@@ -138,12 +169,15 @@ impl Gate {
         }
     }
 
-    /// One of these objects is a directory that is shut.
+    /// Changes of this object are under way.
+    pub(in crate::nfs) fn is_shut_for(&self, object: &FileHandle) -> bool {
+        self.is_shut() && self.known.lock().is_shut(object)
+    }
+
+    /// One of these objects is shut.
     pub(super) fn stops(&self, named: &[FileHandle]) -> bool {
-        let shut = &self.known.lock().shut;
-        named
-            .iter()
-            .any(|handle| shut.iter().any(|(dir, _)| dir == handle))
+        let known = self.known.lock();
+        named.iter().any(|handle| known.is_shut(handle))
     }
 }
 
@@ -211,7 +245,10 @@ mod tests {
         gate.shut(&dir);
         promise.keep(&handle(7));
         assert!(gate.stops(&[handle(7)]));
+        gate.shut(&handle(7));
         gate.open(&dir, 1);
+        assert!(gate.stops(&[dir]), "one of two changes");
+        gate.open(&handle(7), 1);
         assert!(!gate.is_shut());
     }
 }

@@ -126,8 +126,8 @@ impl ForeChannel {
     /// DELAY and GRACE are waited out, a lost session is rebuilt; what failed
     /// otherwise is the caller's to look at. All of that ends, with
     /// [`RpcError::Abandoned`], when this task's [caller](crate::rpc::caller) has been
-    /// answered. What names an object that is yet to be made waits for that, and what names a
-    /// directory that is [shut](gate) for its changes.
+    /// answered. What names an object that is yet to be made waits for that, and what names
+    /// one that is [shut](gate) for its changes.
     pub(super) fn call(
         &self,
         cred: &Credential,
@@ -241,8 +241,7 @@ impl ForeChannel {
         }
     }
 
-    /// The compound is not to be sent now: the server has yet to make what it names, or to change
-    /// the names of a directory in it.
+    /// The compound is not to be sent now: the server has yet to make what it names, or to change it.
     fn is_in_the_way(&self, past: Past, compound: &Compound) -> bool {
         compound.awaits().is_some()
             || past == Past::Nothing && self.gate.is_shut() && self.gate.stops(compound.named())

@@ -566,6 +566,11 @@ impl<D> FileInner<D> {
             .collect()
     }
 
+    /// There are such opens.
+    pub(in crate::vfs) fn has_unread(&self) -> bool {
+        (self.opens.iter()).any(|shared| shared.open.access() & ACCESS_READ == 0)
+    }
+
     /// The server knows of every open, and so keeps the file for each if it has promised that.
     fn is_known_to_be_open(&self) -> bool {
         (self.opens.iter()).all(|shared| shared.open.is_at_server())

@@ -61,6 +61,8 @@ pub(super) enum What {
     },
     /// Of the directory itself; the name is none.
     Attributes(SetAttr),
+    /// Of what has the name, a file or a symbolic link.
+    AttributesOf(Arc<Inode>, SetAttr),
 }
 
 /// A file that the server has yet to make.
@@ -82,6 +84,8 @@ impl Accepted {
             What::Directory { .. } | What::Symlink { .. } => 4,
             What::Rename { .. } => 2,
             What::Remove { .. } | What::Attributes(_) => 1,
+            // In a request of its own kind.
+            What::AttributesOf(..) => 0,
         }
     }
 
@@ -129,15 +133,31 @@ impl Accepted {
     /// The objects that must be there before the server is told.
     pub(super) fn needs(&self) -> impl Iterator<Item = &Arc<Inode>> {
         let (first, second) = match &self.what {
-            What::File(_) | What::Directory { .. } | What::Symlink { .. } | What::Attributes(_) => {
-                (None, None)
-            }
+            What::File(_)
+            | What::Directory { .. }
+            | What::Symlink { .. }
+            | What::Attributes(_)
+            | What::AttributesOf(..) => (None, None),
             What::Remove { victim } => (Some(victim), None),
             What::Rename {
                 moved, replaced, ..
             } => (Some(moved), replaced.as_ref()),
         };
         first.into_iter().chain(second)
+    }
+
+    /// It sets attributes of a file, and goes with others that do.
+    pub(super) fn is_of_file(&self) -> bool {
+        matches!(self.what, What::AttributesOf(..))
+    }
+
+    /// What it sets of this object, if it does.
+    pub(super) fn set_of(&mut self, object: &Arc<Inode>) -> Option<&mut SetAttr> {
+        match &mut self.what {
+            What::Attributes(set) if Arc::ptr_eq(&self.dir, object) => Some(set),
+            What::AttributesOf(file, set) if Arc::ptr_eq(file, object) => Some(set),
+            _ => None,
+        }
     }
 
     /// It makes this file.
@@ -191,6 +211,9 @@ pub(super) fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, room: Room)
     if first.change.dir.handle.is_undecided() {
         return (none, false);
     }
+    if first.change.is_of_file() {
+        return (fits_of_files(waiting, room), false);
+    }
     let (mut operations, mut bytes, mut last) = (0, 0, 0);
     for (count, queued) in waiting.iter().enumerate() {
         let change = &queued.change;
@@ -210,6 +233,7 @@ pub(super) fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, room: Room)
             || change.is_rename_of_one_in(&mut in_front)
             || !change.needs().any(|inode| inode.handle.is_undecided());
         let goes = *change.cred == *first.change.cred
+            && !change.is_of_file()
             && is_there
             && !is_behind_last
             && (count == 0 || operations <= room.operations && bytes <= room.bytes);
@@ -224,4 +248,17 @@ pub(super) fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, room: Room)
         is_full: operations + last > room.operations,
     };
     (fit, false)
+}
+
+/// The same where the first sets attributes of a file.
+fn fits_of_files(waiting: &VecDeque<Queued<Accepted>>, room: Room) -> Fit {
+    let first = waiting.front().map(|queued| &queued.change.cred);
+    let alike = waiting
+        .iter()
+        .take_while(|queued| queued.change.is_of_file() && Some(&queued.change.cred) == first);
+    let alike = alike.count();
+    Fit {
+        count: alike.min(room.objects),
+        is_full: alike >= room.objects || alike < waiting.len(),
+    }
 }

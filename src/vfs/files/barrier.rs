@@ -8,7 +8,8 @@
 //! - *there*: the server has the data of a range, stable or not, so that its answer counts them;
 //! - *attributes*: the server knows the changes of attributes that wait
 //!   ([`deferred_setattr`](super::deferred_setattr)), which go after the data, so those are stable
-//!   then, too. A file that is *published* has none that wait from then on.
+//!   then, too. A file that is *published* has none that wait from then on, but those that are ahead with
+//!   `writeback` ([`file_setattr`](super::file_setattr)), for which its requests wait themselves.
 //!
 //! | operation | waits for | function |
 //! |---|---|---|
@@ -21,7 +22,7 @@
 //! | setattr of mode or owner | opens that the server is to know of before | `late_open` |
 //! | setattr of a size | then stable | [`Files::before_cut`] |
 //! | setattr of times | then stable | [`Files::before_times`] |
-//! | open | published; with O_TRUNC stable before | [`Files::before_open`] |
+//! | open | published, with `writeback` attributes of it ahead; with O_TRUNC stable before | [`Files::before_open`] |
 //! | flush | stable, then published; nothing with `writeback` | [`Files::before_close`] |
 //! | fsync, a lock | stable, then published; with `writeback` all files and names before | [`Files::before_sync`] |
 //! | release | stable, then attributes | [`Files::before_release`] |
@@ -101,6 +102,10 @@ impl Files {
             self.drain(inode).await;
         }
         self.publish(inode).await;
+        // Whatever name it is opened by: the server is to decide by the new owner and mode.
+        if self.client.is_gate_shut(&inode.handle) {
+            self.settle_names().await;
+        }
     }
 
     /// A close, a sync or a lock: whoever knows of it may rely on all that was done to the file.

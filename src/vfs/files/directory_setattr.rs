@@ -20,7 +20,7 @@ use crate::rpc::auth::Credential;
 use crate::rpc::caller::Effect;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::Name;
-use crate::vfs::types::{FileKind, SetAttr, SetTime, Stat, Timestamp};
+use crate::vfs::types::{FileKind, Ino, SetAttr, SetTime, Stat, Timestamp};
 
 /// Set-id and sticky bits.
 const SPECIAL: u32 = 0o7000;
@@ -47,7 +47,7 @@ impl Files {
             return None;
         }
         let now = (Timestamp::now(), Instant::now());
-        if self.joins_last_set(inode, cred, set) {
+        if self.joins_last_set(inode.ino, inode, cred, set) {
             inode.attr.lock().join_accepted(set, now.0, now.1);
             return Some(inode.stat_ahead());
         }
@@ -59,24 +59,26 @@ impl Files {
     }
 
     /// Whoever unpacks sets times, owner and mode one after the other: they are one SETATTR, if
-    /// nothing came between.
-    fn joins_last_set(&self, inode: &Inode, cred: &Credential, set: &SetAttr) -> bool {
+    /// nothing came between in the queue of `dir`.
+    pub(super) fn joins_last_set(
+        &self,
+        dir: Ino,
+        inode: &Arc<Inode>,
+        cred: &Credential,
+        set: &SetAttr,
+    ) -> bool {
         let mut queue = self.names.queue.lock();
-        match queue.last_waiting(inode.ino) {
-            Some(last) if *last.cred == *cred => match &mut last.what {
-                What::Attributes(waiting) => {
-                    waiting.join(set);
-                    true
-                }
-                _ => false,
-            },
-            _ => false,
-        }
+        let last = queue.last_waiting(dir).filter(|last| *last.cred == *cred);
+        let waiting = last.and_then(|last| last.set_of(inode));
+        waiting.is_some_and(|waiting| {
+            waiting.join(set);
+            true
+        })
     }
 }
 
 /// The server will allow it to `caller`, whose files are those of `makes`, for what is `owner`'s.
-fn is_certain(
+pub(super) fn is_certain(
     set: &SetAttr,
     (owner, group): (u32, u32),
     perm: u16,

@@ -17,7 +17,8 @@
 //! | changes of names that are answered before the server knows (`writeback`) | `name_writeback`, `send_names` |
 //! | sending changes of attributes that waited | [`deferred_setattr`] |
 //! | changes of names that are ahead of the server: one, and which go together | `accepted_name` |
-//! | attributes of directories that are ahead of the server | `directory_setattr` |
+//! | attributes that are ahead of the server, of directories and of files | `directory_setattr`, `file_setattr` |
+//! | whose attributes a user may set, as the server has confirmed it | `confirmed_rights` |
 //! | opening what is ahead of the server | `open_promised` |
 //! | set-id rights that a write or a cut takes | `privileges` |
 //! | reading, reading ahead, and what comes with an OPEN | `read`, `inline_read` |
@@ -38,9 +39,11 @@
 pub(in crate::vfs) mod accept;
 mod accepted_name;
 mod barrier;
+mod confirmed_rights;
 pub(in crate::vfs) mod deferred_setattr;
 mod directory_setattr;
 pub(in crate::vfs) mod disk_read;
+mod file_setattr;
 pub(in crate::vfs) mod handle;
 pub(in crate::vfs) mod handover;
 mod hidden;
@@ -74,6 +77,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use self::confirmed_rights::ConfirmedRights;
 use self::handle::OpenHandle;
 use self::kept_open::Kept;
 use self::late_errors::LateErrors;
@@ -178,6 +182,7 @@ pub(in crate::vfs) struct Files {
     warming: Semaphore,
     kept: Kept,
     names: NameWriteback,
+    rights: ConfirmedRights,
     late: LateErrors,
     abandoned: Arc<Abandoned>,
     metrics: Arc<Metrics>,
@@ -230,6 +235,7 @@ impl Files {
             warming: Semaphore::new(warm::CALLERS),
             kept: Kept::default(),
             names: NameWriteback::new(config.writeback),
+            rights: ConfirmedRights::default(),
             late: LateErrors::default(),
             abandoned: Arc::default(),
             namespace,

@@ -23,6 +23,8 @@ const WORTH: usize = 4;
 pub(super) struct Room {
     /// Operations of changes.
     pub(super) operations: usize,
+    /// Objects of which attributes are set.
+    pub(super) objects: usize,
     /// Bytes that may stand in front of data that are not the first.
     pub(super) in_front: usize,
     /// Bytes of all changes; the first goes in any case.
@@ -72,6 +74,7 @@ impl Files {
         let operations = self.client.session_info().max_ops as usize;
         Room {
             operations: operations.saturating_sub(AROUND),
+            objects: self.client.sets_at_once(),
             in_front: match self.client.takes_several_writes() {
                 Some(true) => usize::MAX,
                 Some(false) | None => IN_FRONT,

@@ -25,16 +25,18 @@ use crate::vfs::writeback::{Chunks, RequestId};
 pub(super) const ALONG: usize = 64 << 10;
 
 /// How long a directory is left alone whose server asks for that (DELAY, GRACE).
-const REST: Duration = Duration::from_millis(100);
+pub(super) const REST: Duration = Duration::from_millis(100);
 
 /// So many changes of a directory are being sent. If the task that does it dies, they are done with:
 /// what was promised is not kept.
-struct Sending {
+pub(super) struct Sending {
     files: Arc<Files>,
     dir: Arc<Inode>,
     left: usize,
     /// Among them, of attributes of the directory.
     sets: usize,
+    /// Files whose attributes are among them, which are then all of them.
+    objects: Vec<Arc<Inode>>,
 }
 
 /// What goes along with a change.
@@ -55,11 +57,40 @@ impl Drop for Sending {
             self.namespace_answered();
             self.files.end_batch(&self.dir, self.left, Vec::new(), None);
         }
+        for object in &self.objects {
+            self.files.client.open_gate(&object.handle, 1);
+        }
     }
 }
 
 impl Sending {
+    /// What the server has answered for attributes of this file is known: whoever has waited for it
+    /// goes on.
+    pub(super) fn was_set(&mut self, object: &Arc<Inode>) {
+        let at = (self.objects.iter()).position(|one| Arc::ptr_eq(one, object));
+        if let Some(at) = at {
+            self.objects.swap_remove(at);
+            self.files.client.open_gate(&object.handle, 1);
+        }
+    }
+
+    /// Of a batch of attributes of files these are to be sent again.
+    pub(super) fn ends(mut self, again: Vec<Queued<Accepted>>, rests: Option<Rested>) {
+        // Their gates stay shut.
+        self.objects.clear();
+        let done = std::mem::take(&mut self.left) - again.len();
+        self.files.end_batch(&self.dir, done, again, rests);
+    }
+
     fn namespace_answered(&self) {
+        for object in &self.objects {
+            let mut attr = object.attr.lock();
+            attr.set_answered();
+            attr.expire();
+        }
+        if !self.objects.is_empty() {
+            return;
+        }
         for _ in 0..self.sets {
             self.dir.attr.lock().set_answered();
         }
@@ -83,11 +114,24 @@ impl Files {
             sets: (batch.changes.iter())
                 .filter(|queued| matches!(queued.change.what, What::Attributes(_)))
                 .count(),
+            objects: (batch.changes.iter())
+                .filter_map(|queued| match &queued.change.what {
+                    What::AttributesOf(object, _) => Some(Arc::clone(object)),
+                    _ => None,
+                })
+                .collect(),
         };
         let files = Arc::clone(self);
         tokio::spawn(async move {
             let tasks = &files.metrics.tasks;
-            let sent = files.send_batch(sending, batch.changes);
+            let of_files = !sending.objects.is_empty();
+            let sent = async {
+                files.metrics.tasks.point("send_names");
+                match of_files {
+                    true => files.send_attributes(sending, batch.changes).await,
+                    false => files.send_batch(sending, batch.changes).await,
+                }
+            };
             if tasks.watched("send_names", sent).await.is_err() {
                 tracing::error!(
                     "changes of names that were answered are lost: the task that was to send them has died"
@@ -97,7 +141,6 @@ impl Files {
     }
 
     async fn send_batch(self: &Arc<Self>, mut sending: Sending, mut all: Vec<Queued<Accepted>>) {
-        self.metrics.tasks.point("send_names");
         let dir = Arc::clone(&sending.dir);
         if let Some(first) = all.first() {
             self.try_larger_requests(&dir, &first.change).await;
@@ -205,9 +248,13 @@ impl Files {
     /// What has to be at the server before a name goes: the data of the file that it leads to,
     /// which may not be found by then; and all names of a directory.
     async fn before_change(self: &Arc<Self>, change: &Accepted) {
+        // A file whose attributes were set since had no data on their way then. What was written
+        // later waits for those, and they may wait for this.
+        let is_behind = |inode: &Arc<Inode>| self.client.is_gate_shut(&inode.handle);
         for inode in change.needs() {
             match inode.kind {
                 FileKind::Directory => self.settle_names_in(inode.ino).await,
+                FileKind::Regular if is_behind(inode) => {}
                 FileKind::Regular => {
                     self.drain(inode).await;
                     self.send_changes(inode).await;
@@ -315,6 +362,8 @@ impl Files {
             }
             (What::Remove { .. } | What::Rename { .. }, _) => {}
             (What::Attributes(_), _) => change.dir.attr.lock().set_answered(),
+            // They go in requests of their own.
+            (What::AttributesOf(..), _) => {}
             // It was made by an earlier sending, and its handle is not known.
             (What::File(file), _) => file.promise.break_off(Status::STALE),
             (What::Directory { promise, .. } | What::Symlink { promise, .. }, _) => {
@@ -386,7 +435,7 @@ impl Files {
             What::Symlink { .. } => "new link",
             What::Remove { .. } => "removal",
             What::Rename { .. } => "rename",
-            What::Attributes(_) => "change of attributes of",
+            What::Attributes(_) | What::AttributesOf(..) => "change of attributes of",
         };
         let path = match &what {
             What::Attributes(_) => dir.path(),
@@ -411,7 +460,7 @@ impl Files {
             What::Directory { promise, .. } | What::Symlink { promise, .. } => {
                 promise.break_off(status);
             }
-            What::Remove { .. } => {}
+            What::Remove { .. } | What::AttributesOf(..) => {}
             What::Rename { to, .. } => self.namespace.not_as_accepted(&dir, &to),
             What::Attributes(_) => {
                 let mut attr = dir.attr.lock();
@@ -454,7 +503,7 @@ fn change_of<'a>(change: &'a Accepted, along: &'a Along) -> NameChange<'a> {
         What::Symlink { text, .. } => NameChange::Symlink(name, text),
         What::Remove { .. } => NameChange::Remove(name),
         What::Rename { to, .. } => NameChange::Rename(name, to),
-        What::Attributes(_) => NameChange::Attributes(&along.attrs),
+        What::Attributes(_) | What::AttributesOf(..) => NameChange::Attributes(&along.attrs),
     }
 }
 
@@ -462,7 +511,7 @@ fn len_of(data: &Chunks) -> usize {
     data.iter().map(Bytes::len).sum()
 }
 
-fn is_put_off(error: &NfsError) -> bool {
+pub(super) fn is_put_off(error: &NfsError) -> bool {
     matches!(error.status(), Some(Status::DELAY | Status::GRACE))
 }
 

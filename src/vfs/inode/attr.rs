@@ -58,6 +58,10 @@ impl Timeouts {
 /// This many values of the change attribute are remembered as explained.
 const EXPLAINED: usize = 8;
 
+/// The longest that the kernel may believe the attributes of what is ahead of the server: they are
+/// this host's, and true, but that the server has another ctime, and other times of a directory.
+pub(super) const AHEAD: Duration = Duration::from_millis(100);
+
 /// What is known of an inode.
 #[derive(Debug)]
 pub(in crate::vfs) struct AttrState {
@@ -88,7 +92,7 @@ pub(in crate::vfs) struct AttrState {
     hidden: bool,
     /// Whether the object is there at all.
     life: Life,
-    /// What was set and answered, and the server does not know yet (a directory, `writeback`).
+    /// What was set and answered, and the server does not know yet (`writeback`).
     accepted: Option<Box<AcceptedSet>>,
     /// Values of the change attribute that what is cached belongs to.
     explained: SmallVec<[u64; 2]>,
@@ -228,6 +232,14 @@ impl AttrState {
             return Duration::ZERO;
         }
         (self.sent + self.timeout()).saturating_duration_since(now)
+    }
+
+    /// The same of what the kernel is told.
+    pub(super) fn ttl_here(&self, now: Instant) -> Duration {
+        match self.accepted {
+            Some(_) => self.ttl(now).min(AHEAD),
+            None => self.ttl(now),
+        }
     }
 
     /// For how long a confirmation of the change attribute is good.

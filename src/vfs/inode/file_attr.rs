@@ -6,13 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inode;
-use super::attr::AttrState;
+use super::attr::{AHEAD, AttrState};
 use crate::nfs::proto::attrs::Attributes;
 use crate::vfs::types::{Stat, VfsError, VfsResult};
-
-/// The longest that the kernel may believe the attributes of what is ahead of the server: they are
-/// this host's, and true, but that the server has another ctime, and other times of a directory.
-const AHEAD: Duration = Duration::from_millis(100);
 
 impl Inode {
     /// Changes the attributes to what the server says, and keeps the file at
@@ -63,7 +59,7 @@ impl Inode {
         let ttl = if changing {
             Duration::ZERO
         } else {
-            attr.ttl(Instant::now())
+            attr.ttl_here(Instant::now())
         };
         (attr.stat().clone(), ttl)
     }
@@ -71,7 +67,7 @@ impl Inode {
     /// The attributes and how long they may be believed, if they may be.
     pub(in crate::vfs) fn believed_stat(&self) -> Option<(Stat, Duration)> {
         let attr = self.attr.lock();
-        let ttl = attr.ttl(Instant::now());
+        let ttl = attr.ttl_here(Instant::now());
         (!ttl.is_zero()).then(|| (attr.stat().clone(), ttl))
     }
 

@@ -126,6 +126,9 @@ impl Vfs {
         if let Some(known) = self.files.set_ahead(&inode, cred, &set) {
             return Ok(known);
         }
+        if let Some(known) = self.files.set_file_ahead(&inode, cred, &set) {
+            return Ok(known);
+        }
         self.files.before_setattr(&inode).await;
         if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
             self.files.before_permissions(&inode).await;
@@ -159,6 +162,7 @@ impl Vfs {
             (Some(open), Some(_)) => &open.cred,
             _ => owner.as_ref().unwrap_or(cred),
         };
+        let before = Files::before_set(&inode);
         let _changing = self.namespace.changing(&inode);
         let sent = Instant::now();
         let moved = self
@@ -169,6 +173,9 @@ impl Vfs {
             self.files.leave(&inode, open).await;
         }
         let moved = moved.map_err(|error| self.namespace.failed(&error, &inode))?;
+        if owner.is_none() {
+            self.files.confirm_rights(cred, &set, &before, &moved);
+        }
         self.namespace.moved(&inode, &moved, sent);
         if set.size.is_some() {
             inode.was_cut(moved.after.as_ref());

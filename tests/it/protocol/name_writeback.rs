@@ -3,6 +3,7 @@
 
 mod attributes;
 mod crossing;
+mod file_attributes;
 mod larger_requests;
 mod lost;
 mod model;

@@ -21,6 +21,8 @@ enum Step {
     MakeDirectory(u8),
     /// Of the directory itself.
     Chmod(u8),
+    /// Of a file, by its name.
+    ChmodFile(u8, u8),
     Unlink(u8),
     Rename(u8, u8),
     Wait(u16),
@@ -32,6 +34,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => name().prop_map(Step::Make),
         1 => name().prop_map(Step::MakeDirectory),
         1 => (0..8_u8).prop_map(Step::Chmod),
+        2 => (name(), 0..8_u8).prop_map(|(of, bits)| Step::ChmodFile(of, bits)),
         2 => name().prop_map(Step::Unlink),
         2 => (name(), name()).prop_map(|(from, to)| Step::Rename(from, to)),
         3 => (0..40_u16).prop_map(Step::Wait),
@@ -58,6 +61,54 @@ fn held(mount: &Mount) -> Held {
     names.chain([(MODE.to_owned(), mode)]).collect()
 }
 
+/// The modes that a file was given, by what was written to it, and which of them the server was seen to
+/// have last. They are in order with that file's names alone, as its data are.
+#[derive(Default)]
+struct Modes(BTreeMap<String, (Vec<u32>, usize)>);
+
+impl Modes {
+    fn was_set(&mut self, text: &str, mode: u32) {
+        let (modes, _) = self.0.entry(text.to_owned()).or_default();
+        modes.push(mode);
+    }
+
+    /// The server has, of each file, one that it was given, and never an earlier one than before.
+    fn never_go_back(&mut self, mount: &Mount) {
+        let fs = mount.peer.fs();
+        for name in fs.list("/d").expect("names") {
+            let path = format!("/d/{name}");
+            let Ok(Ok(text)) = fs.read_file(&path).map(String::from_utf8) else {
+                continue;
+            };
+            let Some((modes, at)) = self.0.get_mut(&text) else {
+                continue;
+            };
+            let mode = fs.stat(&path).expect("stat").mode;
+            let found = modes[*at..].iter().position(|known| *known == mode);
+            *at +=
+                found.unwrap_or_else(|| panic!("{path}: {mode:o} was not in {modes:?} after {at}"));
+        }
+    }
+
+    /// It has the last of them.
+    fn are_there(&mut self, mount: &Mount) {
+        self.never_go_back(mount);
+        let fs = mount.peer.fs();
+        for name in fs.list("/d").expect("names") {
+            let path = format!("/d/{name}");
+            let text = fs.read_file(&path).map(String::from_utf8);
+            let known = text
+                .ok()
+                .and_then(Result::ok)
+                .and_then(|text| self.0.get(&text));
+            if let Some((modes, _)) = known {
+                let mode = fs.stat(&path).expect("stat").mode;
+                assert_eq!(Some(&mode), modes.last(), "{path}");
+            }
+        }
+    }
+}
+
 /// The same names of the same kinds. What is written to a file, all or nothing of it, is in order
 /// with that file's names alone.
 fn is_like(state: &Held, now: &Held) -> bool {
@@ -71,7 +122,13 @@ fn is_like(state: &Held, now: &Held) -> bool {
 }
 
 /// Does one step here and in the model.
-async fn do_step(mount: &Mount, dir: Ino, step: Step, model: &mut Held, number: usize) {
+async fn do_step(
+    mount: &Mount,
+    dir: Ino,
+    step: Step,
+    (model, modes): (&mut Held, &mut Modes),
+    number: usize,
+) {
     let name = |name: u8| format!("n{name}");
     let is_dir = |of: u8| matches!(model.get(&name(of)), Some(None));
     // The kernel knows what is a directory, and does not ask.
@@ -90,6 +147,8 @@ async fn do_step(mount: &Mount, dir: Ino, step: Step, model: &mut Held, number: 
                 let text = format!("{number}").repeat(if of % 2 == 0 { 1 } else { 3000 });
                 mount.write(file, 0, text.as_bytes()).await.expect("write");
                 shut(mount, file).await.expect("close");
+                let made = mount.getattr(file.ino).await.expect("stat").perm;
+                modes.was_set(&text, made.into());
                 assert!(model.insert(name(of), Some(text)).is_none(), "O_EXCL");
                 Ok(())
             }
@@ -108,6 +167,25 @@ async fn do_step(mount: &Mount, dir: Ino, step: Step, model: &mut Held, number: 
             let (stat, _) = set.expect("chmod");
             assert_eq!(u32::from(stat.perm), mode);
             model.insert(MODE.into(), mode_text(mode));
+            Ok(())
+        }
+        Step::ChmodFile(of, bits) => {
+            let Some(Some(text)) = model.get(&name(of)) else {
+                return;
+            };
+            let found = mount.lookup(dir, &name(of)).await.expect("a name");
+            let ino = found.expect("it is there").ino;
+            let mode = 0o600 | u32::from(bits);
+            modes.was_set(text, mode);
+            let set = SetAttr {
+                mode: Some(mode),
+                ..SetAttr::default()
+            };
+            let set = mount.vfs.setattr(&mount.cred, ino, None, set).await;
+            let (stat, _) = set.expect("chmod");
+            assert_eq!(u32::from(stat.perm), mode);
+            let stat = mount.getattr(ino).await.expect("stat");
+            assert_eq!(u32::from(stat.perm), mode);
             Ok(())
         }
         Step::Unlink(of) => mount.unlink(dir, &name(of)).await.map(|()| {
@@ -129,7 +207,9 @@ async fn do_step(mount: &Mount, dir: Ino, step: Step, model: &mut Held, number: 
         let (there, of) = match step {
             Step::Make(of) | Step::MakeDirectory(of) => (true, of),
             Step::Unlink(of) | Step::Rename(of, _) => (false, of),
-            Step::Chmod(_) | Step::Wait(_) => unreachable!("they cannot fail"),
+            Step::Chmod(_) | Step::ChmodFile(..) | Step::Wait(_) => {
+                unreachable!("they cannot fail")
+            }
         };
         let known = model.get(&name(of));
         let is_right = match error.raw() {
@@ -167,7 +247,7 @@ async fn is_always_a_prefix(steps: Vec<Step>, latency: u16, breaks: u8, misplace
             false => Action::Pass,
         }
     });
-    let mut model = held(&mount);
+    let (mut model, mut modes) = (held(&mount), Modes::default());
     let mut states = vec![model.clone()];
     let mut at = 0;
     let is_now = |states: &[Held], at: &mut usize| {
@@ -176,7 +256,8 @@ async fn is_always_a_prefix(steps: Vec<Step>, latency: u16, breaks: u8, misplace
         *at += found.unwrap_or_else(|| panic!("{now:?} was never so after {at}: {states:?}"));
     };
     for (number, step) in steps.into_iter().enumerate() {
-        do_step(&mount, dir, step, &mut model, number).await;
+        do_step(&mount, dir, step, (&mut model, &mut modes), number).await;
+        modes.never_go_back(&mount);
         states.push(model.clone());
         is_now(&states, &mut at);
     }
@@ -185,6 +266,7 @@ async fn is_always_a_prefix(steps: Vec<Step>, latency: u16, breaks: u8, misplace
         .map_err(Errno::from);
     assert_eq!(told, Ok(()));
     assert_eq!(held(&mount), model);
+    modes.are_there(&mount);
     mount.peer.clear_script();
     within(600, mount.vfs.settled()).await;
     assert_eq!(mount.peer.open_count(), 0);
