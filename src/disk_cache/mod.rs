@@ -12,11 +12,12 @@
 //! | [`dir`] | It has the directory, by descriptors, and the account that several daemons share. |
 //! | [`store`] | It reads, fills, evicts and looks through the directory. |
 //! | [`health`] | It says whether the cache steps aside. |
+//! | [`patience`] | It says how long readers wait for room in the queue. |
 //! | [`inspect`] | It looks at, checks and empties a directory without a mount (`efs-fuse cache`). |
 //!
 //! Everything that asks the disk runs on tokio's blocking threads, [`READS`] reads at a time and one
-//! fill. Nobody waits for a fill: what is to be put on the disk waits in a queue of [`QUEUE`] bytes,
-//! and is dropped when that is full. Nothing is synced: what a crash leaves half written does not
+//! fill. Nobody waits for a fill: what is to be put on the disk waits in a queue of [`QUEUE`] bytes.
+//! For room in that a reader waits a little; then what he has read is dropped. Nothing is synced: what a crash leaves half written does not
 //! verify.
 //!
 //! [`DiskCache`] owns the queue and the limit of reads; the store has locks of its own, which are
@@ -27,22 +28,23 @@ mod format;
 mod health;
 pub mod inspect;
 mod ledger;
+mod patience;
 mod store;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-
+use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 
 use self::dir::{Dir, Unfit};
 use self::format::Seal;
 pub use self::format::{FileSystemId, Version};
+use self::patience::Patience;
 use self::store::Store;
 use crate::background::Tasks;
 use crate::telemetry::{DiskCounters, Metrics};
@@ -51,6 +53,8 @@ use crate::telemetry::{DiskCounters, Metrics};
 const READS: usize = 16;
 /// Bytes that wait to be put on the disk, at most.
 const QUEUE: usize = 64 << 20;
+/// They are counted in these.
+const UNIT: usize = 4096;
 /// So often the store is looked after.
 const TICK: Duration = Duration::from_secs(2);
 
@@ -112,6 +116,17 @@ struct Fill {
     offset: u64,
     data: Bytes,
     reader: u64,
+    /// Its room in the queue, which is free when it is done with.
+    _room: OwnedSemaphorePermit,
+}
+
+/// Somebody waits for room in the queue, as long as it lives.
+struct Waiting<'a>(&'a Mutex<Patience>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.lock().end(Instant::now());
+    }
 }
 
 /// The cache of one mount. See the module.
@@ -119,8 +134,9 @@ struct Fill {
 pub struct DiskCache {
     store: Arc<Store>,
     fills: mpsc::UnboundedSender<Queued>,
-    /// Bytes in `fills`.
-    queued: Arc<AtomicUsize>,
+    /// Units that `fills` has room for.
+    room: Arc<Semaphore>,
+    patience: Mutex<Patience>,
     reads: Semaphore,
     tasks: Arc<Tasks>,
     counters: Arc<DiskCounters>,
@@ -156,7 +172,8 @@ impl DiskCache {
         let (fills, queue) = mpsc::unbounded_channel();
         let cache = Arc::new(Self {
             fills,
-            queued: Arc::default(),
+            room: Arc::new(Semaphore::new(QUEUE / UNIT)),
+            patience: Mutex::new(Patience::new(Instant::now())),
             reads: Semaphore::new(READS),
             tasks: Arc::clone(&metrics.tasks),
             counters,
@@ -168,11 +185,10 @@ impl DiskCache {
 
     fn start(&self, queue: mpsc::UnboundedReceiver<Queued>) {
         let queue = Arc::new(tokio::sync::Mutex::new(queue));
-        let (store, queued) = (Arc::clone(&self.store), Arc::clone(&self.queued));
-        let tasks = Arc::clone(&self.tasks);
+        let (store, tasks) = (Arc::clone(&self.store), Arc::clone(&self.tasks));
         self.tasks.restarted("disk_fill", move || {
             let (queue, store) = (Arc::clone(&queue), Arc::clone(&store));
-            let (queued, tasks) = (Arc::clone(&queued), Arc::clone(&tasks));
+            let tasks = Arc::clone(&tasks);
             async move {
                 let mut queue = queue.lock().await;
                 while let Some(next) = queue.recv().await {
@@ -184,7 +200,6 @@ impl DiskCache {
                             continue;
                         }
                     };
-                    queued.fetch_sub(fill.data.len(), Ordering::Relaxed);
                     tasks.point("disk_fill");
                     let store = Arc::clone(&store);
                     blocking(&tasks, "disk_fill", move || {
@@ -194,6 +209,7 @@ impl DiskCache {
                             offset,
                             data,
                             reader,
+                            _room,
                         } = fill;
                         store.fill(&handle, version, offset, &data, reader);
                     })
@@ -255,22 +271,47 @@ impl DiskCache {
     }
 
     /// Puts what the server gave of a file, at that version, on the disk, some time later or never.
-    pub fn fill(&self, handle: &[u8], version: Version, offset: u64, data: &Bytes, reader: u64) {
-        if data.is_empty() {
+    /// Waits a little for room in the queue, if the disk has been faster than the server lately.
+    pub async fn fill(
+        &self,
+        handle: &[u8],
+        version: Version,
+        offset: u64,
+        data: &Bytes,
+        reader: u64,
+    ) {
+        if data.is_empty() || !self.store.health().is_well() {
             return;
         }
-        let queued = self.queued.fetch_add(data.len(), Ordering::Relaxed);
+        let Some(room) = self.room_for(data.len()).await else {
+            self.counters.dropped_bytes.add(data.len() as u64);
+            return;
+        };
         let fill = Fill {
             handle: Bytes::copy_from_slice(handle),
             version,
             offset,
             data: data.clone(),
             reader,
+            _room: room,
         };
-        if queued > QUEUE || self.fills.send(Queued::Fill(fill)).is_err() {
-            self.queued.fetch_sub(data.len(), Ordering::Relaxed);
+        if self.fills.send(Queued::Fill(fill)).is_err() {
             self.counters.dropped_bytes.add(data.len() as u64);
         }
+    }
+
+    async fn room_for(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes.min(QUEUE).div_ceil(UNIT)).ok()?;
+        let room = Arc::clone(&self.room);
+        match Arc::clone(&room).try_acquire_many_owned(units) {
+            Ok(room) => return Some(room),
+            Err(TryAcquireError::Closed) => return None,
+            Err(TryAcquireError::NoPermits) => {}
+        }
+        let until = self.patience.lock().begin(Instant::now())?;
+        let _waiting = Waiting(&self.patience);
+        let acquired = tokio::time::timeout_at(until.into(), room.acquire_many_owned(units));
+        acquired.await.ok()?.ok()
     }
 
     /// Waits until what was to be put on the disk up to now is there, or was dropped.

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -12,7 +13,8 @@ use super::dir::Dir;
 use super::format::{BLOCK, FileSystemId, PAGE, SLICE, Seal, Version};
 use super::inspect;
 use super::store::Store;
-use crate::telemetry::DiskCounters;
+use super::{Amount, DiskCache, DiskCacheConfig, QUEUE, UNIT};
+use crate::telemetry::{DiskCounters, Metrics};
 
 const MIB: u64 = 1 << 20;
 
@@ -386,5 +388,61 @@ fn a_check_finds_what_is_damaged_and_clear_leaves_nothing_of_ours() -> io::Resul
         none.contains("no cache") || none.contains("others"),
         "{none}"
     );
+    Ok(())
+}
+
+/// Half as much again as the queue holds, as fast as it can be said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_read_faster_than_the_disk_takes_it_waits_for_room_and_is_kept() -> io::Result<()> {
+    let (_temp, path) = cache()?;
+    let config = DiskCacheConfig {
+        dir: path,
+        size: Amount::Bytes(256 * MIB),
+        min_free: Amount::Bytes(0),
+        secret: false,
+    };
+    let opened = DiskCache::open(&config, fs_id(b"fs"), &Metrics::new());
+    let cache = opened.map_err(io::Error::other)?;
+    let (size, piece) = (96 * MIB, bytes_of(1, 0..MIB));
+    let version = at(1, size);
+    for offset in (0..size).step_by(MIB as usize) {
+        cache.fill(b"file", version, offset, &piece, 1).await;
+    }
+    cache.caught_up().await;
+    assert_eq!(cache.counters.dropped_bytes.get(), 0);
+    assert_eq!(cache.counters.filled_bytes.get(), size);
+    let last = size - MIB..size;
+    assert_eq!(cache.read(b"file", version, last, 1).await, Some(piece));
+    Ok(())
+}
+
+/// The disk takes nothing: what waits in the queue stays there.
+#[tokio::test]
+async fn who_has_waited_in_vain_for_long_enough_is_not_kept_and_nor_are_those_behind_him()
+-> io::Result<()> {
+    let (_temp, path) = cache()?;
+    let config = DiskCacheConfig {
+        dir: path,
+        size: Amount::Bytes(256 * MIB),
+        min_free: Amount::Bytes(0),
+        secret: false,
+    };
+    let opened = DiskCache::open(&config, fs_id(b"fs"), &Metrics::new());
+    let cache = opened.map_err(io::Error::other)?;
+    let units = u32::try_from(QUEUE / UNIT).map_err(io::Error::other)?;
+    let all = Arc::clone(&cache.room).acquire_many_owned(units).await;
+    let piece = bytes_of(1, 0..MIB);
+    let begun = Instant::now();
+    for number in 1..=10_u64 {
+        cache.fill(b"file", at(1, MIB), 0, &piece, 1).await;
+        assert_eq!(cache.counters.dropped_bytes.get(), number * MIB);
+    }
+    let waited = begun.elapsed();
+    let once = Duration::from_millis(500)..Duration::from_millis(1500);
+    assert!(once.contains(&waited), "{waited:?}");
+    drop(all);
+    cache.fill(b"file", at(1, MIB), 0, &piece, 1).await;
+    cache.caught_up().await;
+    assert_eq!(cache.counters.filled_bytes.get(), MIB);
     Ok(())
 }

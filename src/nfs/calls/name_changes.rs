@@ -6,12 +6,7 @@
 //! data, if they are few, its attributes, its CLOSE. With EFS's sixteen operations a compound
 //! takes two such files, three directories, or twelve names that are removed.
 //!
-//! Redo rule: a new file is known by the verifier that was drawn for it when it was accepted, so
-//! its OPEN may run again. Where a server keeps that in the times of the file (RFC 8881 §18.16.3), and
-//! those were set before its reply was lost, it is known by them: both, to the nanosecond, and its
-//! size; one of them is this host's clock, unless a program has set both. What else "exists
-//! already" or "is not there" when a compound runs a second time, with the session and its reply cache gone, was done by the first: the directory
-//! is one in which nobody else makes names, or else the change would not have been accepted.
+//! What an earlier sending has made is known again ([`made_before`](super::made_before)).
 
 use std::sync::Arc;
 
@@ -27,6 +22,7 @@ use super::super::proto::status::Status;
 use super::super::proto::types::{FileHandle, Stable, StateId};
 use super::super::session::slots::Class;
 use super::super::state::OpenState;
+use super::made_before::Mark;
 use super::names::PrePost;
 use crate::rpc::auth::Credential;
 
@@ -50,6 +46,8 @@ pub struct NewFile<'a> {
     pub attrs: NewAttributes,
     /// Nobody has it open any more.
     pub closes: bool,
+    /// What earlier sendings, which may have run, have left of it if they have run to their end.
+    pub earlier: &'a [Mark],
 }
 
 /// One change of a name.
@@ -226,7 +224,7 @@ impl Client {
     fn add_change(&self, c: &mut Compound, change: &NameChange<'_>) {
         match change {
             NameChange::File(name, file) => {
-                let (at_creation, afterwards) = self.split_attrs(file);
+                let (at_creation, _) = self.split_attrs(file);
                 let owner = file.open.owner.to_be_bytes();
                 c.open(
                     self.open_owner(&owner),
@@ -235,13 +233,7 @@ impl Client {
                     Claim::Name(name),
                 )
                 .get_handle();
-                if !file.data.is_empty() {
-                    c.write_fragment(StateId::CURRENT, 0, Stable::FileSync, file.data);
-                }
-                c.set_attrs(StateId::ANONYMOUS, &afterwards);
-                if file.closes {
-                    c.close(StateId::CURRENT);
-                }
+                self.add_rest_of_file(c, file);
             }
             NameChange::Directory(name, mode) => {
                 let new = NewAttributes {
@@ -273,10 +265,22 @@ impl Client {
         }
     }
 
+    /// What comes behind the OPEN and its GETFH.
+    pub(super) fn add_rest_of_file(&self, c: &mut Compound, file: &NewFile<'_>) {
+        let (_, afterwards) = self.split_attrs(file);
+        if !file.data.is_empty() {
+            c.write_fragment(StateId::CURRENT, 0, Stable::FileSync, file.data);
+        }
+        c.set_attrs(StateId::ANONYMOUS, &afterwards);
+        if file.closes {
+            c.close(StateId::CURRENT);
+        }
+    }
+
     /// What is set by the OPEN, and what after the data: what was set by programs, what the
     /// server cannot set together with the verifier, and the times, in which it may have kept
     /// that (RFC 8881 §18.16.3).
-    fn split_attrs(&self, file: &NewFile<'_>) -> (NewAttributes, NewAttributes) {
+    pub(super) fn split_attrs(&self, file: &NewFile<'_>) -> (NewAttributes, NewAttributes) {
         let with_mode = self.fs().exclcreat.has(n::MODE);
         let at_creation = NewAttributes {
             mode: with_mode.then_some(file.mode),
@@ -312,7 +316,11 @@ impl Client {
         }
     }
 
-    fn take_file(&self, reply: &mut Reply, file: &NewFile<'_>) -> Result<FileMade, NfsError> {
+    pub(super) fn take_file(
+        &self,
+        reply: &mut Reply,
+        file: &NewFile<'_>,
+    ) -> Result<FileMade, NfsError> {
         let opened = reply.open()?;
         let handle = reply.handle()?;
         let written = (!file.data.is_empty()).then(|| reply.written());
@@ -329,89 +337,6 @@ impl Client {
             closed,
             preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
         })
-    }
-
-    /// What a change has come to that an earlier sending has made.
-    async fn found_made(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        dir: &FileHandle,
-        change: &NameChange<'_>,
-    ) -> Result<NameChanged, NfsError> {
-        let (NameChange::Directory(name, _) | NameChange::Symlink(name, _)) = change else {
-            return Ok(NameChanged::Done);
-        };
-        let (handle, attrs) = self.look_up_made(cred, dir, name).await?;
-        Ok(NameChanged::Object(handle, Some(attrs)))
-    }
-
-    /// What a name leads to that an earlier sending may have made.
-    async fn look_up_made(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        dir: &FileHandle,
-        name: &[u8],
-    ) -> Result<(FileHandle, Attributes), NfsError> {
-        let mut reply = self
-            .fore
-            .call_past(Past::Gate, cred, Class::Metadata, |c| {
-                c.put(dir)
-                    .lookup(name)
-                    .get_handle()
-                    .get_attrs(self.object());
-            })
-            .await?;
-        reply.ok(Op::PutFh)?.ok(Op::Lookup)?;
-        Ok((reply.handle()?, reply.attrs()?))
-    }
-
-    /// The file of this name, if it is the one that an earlier sending has made; its data are said
-    /// not to be written, and are written again. `None`: it is another's.
-    async fn found_file(
-        self: &Arc<Self>,
-        cred: &Arc<Credential>,
-        dir: &FileHandle,
-        name: &[u8],
-        file: &NewFile<'_>,
-    ) -> Option<Result<NameChanged, NfsError>> {
-        let (handle, attrs) = self.look_up_made(cred, dir, name).await.ok()?;
-        if !self.is_made(file, &attrs) {
-            return None;
-        }
-        let opened = self
-            .fore
-            .call_past(Past::Gate, cred, Class::Metadata, |c| {
-                c.put(&handle).once().open(
-                    self.open_owner(&file.open.owner.to_be_bytes()),
-                    file.access,
-                    &Create::No,
-                    Claim::Handle,
-                );
-            })
-            .await;
-        let opened = opened.and_then(|mut reply| {
-            reply.ok(Op::PutFh)?;
-            reply.open()
-        });
-        Some(opened.map(|opened| {
-            NameChanged::File(FileMade {
-                handle,
-                stateid: opened.stateid,
-                written: None,
-                set: Ok(()),
-                closed: false,
-                preserves_unlinked: opened.flags & PRESERVE_UNLINKED != 0,
-            })
-        }))
-    }
-
-    /// A file with these attributes is the one that was made with this request.
-    fn is_made(&self, file: &NewFile<'_>, attrs: &Attributes) -> bool {
-        let (_, set) = self.split_attrs(file);
-        let len: usize = file.data.iter().map(Bytes::len).sum();
-        let size = set.size.unwrap_or(len as u64);
-        let is = |set: Option<NewTime>, time| set == Some(NewTime::At(time));
-        attrs.size == size && is(set.atime, attrs.atime) && is(set.mtime, attrs.mtime)
     }
 
     async fn attrs_of_changed(

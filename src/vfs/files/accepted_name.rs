@@ -9,9 +9,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::request_room::Room;
 use super::send_names::ALONG;
+use crate::nfs::calls::Mark;
 use crate::nfs::proto::types::Promise;
 use crate::nfs::state::OpenState;
 use crate::rpc::auth::Credential;
@@ -73,6 +75,8 @@ pub(super) struct PromisedFile {
     pub(super) access: u32,
     pub(super) mode: u32,
     pub(super) verifier: [u8; 8],
+    /// What earlier sendings that may have run have made of it.
+    pub(super) marks: SmallVec<[Mark; 1]>,
     pub(super) promise: Promise,
 }
 
@@ -144,6 +148,16 @@ impl Accepted {
             } => (Some(moved), replaced.as_ref()),
         };
         first.into_iter().chain(second)
+    }
+
+    /// A sending of it may have run; of a new file that has left this.
+    pub(super) fn may_have_run(&mut self, mark: Option<Mark>) {
+        self.again = true;
+        if let (What::File(file), Some(mark)) = (&mut self.what, mark)
+            && !file.marks.contains(&mark)
+        {
+            file.marks.push(mark);
+        }
     }
 
     /// It sets attributes of a file, and goes with others that do.

@@ -126,7 +126,7 @@ impl Files {
 
     /// A READ that was sent at `sent` has come back, with the change attribute behind it: the data
     /// are put on the disk, if they are those of `view`.
-    pub(super) fn read_came(
+    pub(super) async fn read_came(
         &self,
         handle: &OpenHandle,
         view: Option<DiskView>,
@@ -144,7 +144,8 @@ impl Files {
         let is_torn = end > view.known.at.size || read.eof && end < view.known.at.size;
         if !is_torn && view.known.was_settled(sent) && self.disk_view(&handle.inode) == Some(view) {
             let file = handle.inode.handle.as_bytes();
-            disk.fill(file, view.known.at, offset, &read.data, handle.number);
+            let (at, reader) = (view.known.at, handle.number);
+            disk.fill(file, at, offset, &read.data, reader).await;
         }
     }
 
@@ -184,7 +185,7 @@ impl Files {
 
     /// What an OPEN that was sent at `sent` has brought along: from the server, which is put on the
     /// disk, or from the disk, if the file is what it was.
-    pub(in crate::vfs) fn beginning_came(
+    pub(in crate::vfs) async fn beginning_came(
         &self,
         inode: &Inode,
         opened: &mut OpenedHandle,
@@ -209,7 +210,8 @@ impl Files {
             && view.known.was_settled(sent)
         {
             let file = inode.handle.as_bytes();
-            disk.fill(file, view.known.at, 0, &read.data, self.new_reader());
+            let (at, reader) = (view.known.at, self.new_reader());
+            disk.fill(file, at, 0, &read.data, reader).await;
         }
         Some(read)
     }

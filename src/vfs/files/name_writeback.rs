@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -134,6 +135,7 @@ impl Files {
             access,
             mode,
             verifier,
+            marks: SmallVec::new(),
             promise,
         };
         self.accept_name(cred, dir, name, What::File(file));

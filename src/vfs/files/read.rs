@@ -166,7 +166,8 @@ impl Files {
                     read.map_err(|error| self.namespace.failed(&error, &handle.inode))?
                 }
             };
-            self.read_came(handle, view, (sent, at), (&read, change));
+            self.read_came(handle, view, (sent, at), (&read, change))
+                .await;
             at += read.data.len() as u64;
             let done = read.eof || at == offset + size;
             if done && joined.is_none() {

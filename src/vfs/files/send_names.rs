@@ -12,7 +12,7 @@ use super::accepted_name::{Accepted, PromisedFile, What};
 use super::deferred_setattr::new_attributes;
 use super::write::now;
 use crate::nfs::NfsError;
-use crate::nfs::calls::{FileMade, IN_FRONT, NameChange, NameChanged, NewFile};
+use crate::nfs::calls::{FileMade, IN_FRONT, Mark, NameChange, NameChanged, NewFile};
 use crate::nfs::proto::attrs::{NewAttributes, NewTime};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::NfsTime;
@@ -49,6 +49,14 @@ struct Along {
     closes: bool,
     /// Nothing of the file is left to be sent.
     is_all: bool,
+}
+
+impl Along {
+    /// What of a new file is known again by it.
+    fn mark(&self) -> Option<Mark> {
+        let data = self.data.as_ref().map_or(0, |(_, data)| len_of(data));
+        Mark::of(&self.attrs, data as u64)
+    }
 }
 
 impl Drop for Sending {
@@ -215,8 +223,10 @@ impl Files {
                     self.take_outcome(queued.change, along, outcome, sent);
                 }
                 None => {
+                    if redone {
+                        queued.change.may_have_run(along.mark());
+                    }
                     self.give_back(&queued.change, along);
-                    queued.change.again |= redone;
                     again.push(queued);
                 }
             }
@@ -497,6 +507,7 @@ fn change_of<'a>(change: &'a Accepted, along: &'a Along) -> NameChange<'a> {
                 data: along.data.as_ref().map_or(&[], |(_, data)| &data[..]),
                 attrs: along.attrs.clone(),
                 closes: along.closes,
+                earlier: &file.marks,
             },
         ),
         What::Directory { mode, .. } => NameChange::Directory(name, *mode),

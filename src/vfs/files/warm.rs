@@ -238,7 +238,8 @@ impl Files {
                     disk.count(read.0.data.len() as u64, false);
                     if file.is_in(read, sent) {
                         let (handle, data) = (file.handle.as_bytes(), &read.0.data);
-                        disk.fill(handle, file.known.at, 0, data, self.new_reader());
+                        let (at, reader) = (file.known.at, self.new_reader());
+                        disk.fill(handle, at, 0, data, reader).await;
                         batch.done.push(file.done());
                     }
                 }

@@ -259,6 +259,7 @@ impl Vfs {
         let (version, on_disk) = asked.unzip();
         let on_disk = on_disk.flatten();
         let data = self.files.beginning_came(inode, &mut opened, on_disk, sent);
+        let data = data.await;
         self.namespace.nothing_to_tell(inode.ino).await;
         let moved_on = u64::from(seen == Seen::Foreign);
         let (data, version) = data.zip(version)?;

@@ -57,7 +57,7 @@ pub(crate) struct PeerConfig {
     /// EXCLUSIVE creates keep their verifier in atime and mtime, and attrset
     /// says so (as ganesha does).
     pub(crate) exclusive_in_times: bool,
-    /// And no longer, once those were set.
+    /// And no longer, once those were set, or moved by a WRITE.
     pub(crate) exclusive_until_times: bool,
     /// READDIR stops after this many entries.
     pub(crate) readdir_page_entries: u32,

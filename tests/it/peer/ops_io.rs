@@ -158,7 +158,7 @@ impl Server {
                                 verf[at + 1],
                                 verf[at + 2],
                                 verf[at + 3],
-                            ]) >> 1,
+                            ]) & 0x7fff_ffff,
                         ),
                         nanos: 0,
                     };
@@ -288,6 +288,9 @@ impl Server {
             node.mode &= !0o6000;
         }
         if !taken.is_empty() {
+            if self.cfg.exclusive_until_times {
+                node.create_verf = None;
+            }
             self.fs.touch(file, true);
         }
         out.u32(taken.len() as u32).u32(committed);

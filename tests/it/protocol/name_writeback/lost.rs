@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use efs_fuse::vfs::types::{Errno, Ino, ROOT_INO};
 
-use super::super::rig::{Mount, once_at, within};
+use super::super::rig::{Mount, millis, once_at, within};
 use super::{EXCLUSIVE, MAKES_OR_REMOVES, mounted, private, settled, unpack};
 use crate::peer::proto::{op, st};
 use crate::peer::{Action, PeerConfig};
@@ -68,6 +69,98 @@ async fn a_file_whose_times_were_set_before_its_reply_and_session_were_lost_is_k
         within(600, mount.vfs.settled()).await;
         assert_eq!(mount.peer.open_count(), 0, "all are closed");
     }
+}
+
+/// As a server that keeps verifiers in the times of files, which dies in the middle of a request.
+async fn forgetful() -> (Mount, Ino) {
+    let mount = mounted(PeerConfig {
+        exclusive_in_times: true,
+        exclusive_until_times: true,
+        ..PeerConfig::default()
+    })
+    .await;
+    let dir = mount.mkdir(ROOT_INO, "d").await.expect("mkdir");
+    (mount, dir)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_request_ended_in_its_middle_with_the_server_is_known_again() {
+    for (about, which) in [
+        (op::WRITE, 0),
+        (op::SETATTR, 0),
+        (op::CLOSE, 0),
+        (op::SETATTR, 3),
+    ] {
+        let (mount, dir) = forgetful().await;
+        let peer = Arc::downgrade(&mount.peer);
+        let seen = AtomicUsize::new(0);
+        mount.peer.on_op(move |event| {
+            if event.op != about || seen.fetch_add(1, Ordering::Relaxed) != which {
+                return Action::Pass;
+            }
+            peer.upgrade().expect("it lives").crash_and_restart();
+            Action::DropConnectionBefore
+        });
+        for number in 0..5 {
+            let name = format!("f{number}");
+            unpack(&mount, dir, &name, name.as_bytes())
+                .await
+                .expect("a file");
+        }
+        let told = within(600, mount.vfs.fsyncdir(dir)).await;
+        assert_eq!(told.map_err(Errno::from), Ok(()), "{about} {which}");
+        assert_eq!(mount.vfs.late_errors().0, 0);
+        let fs = mount.peer.fs();
+        for number in 0..5 {
+            let path = format!("/d/f{number}");
+            assert_eq!(fs.read_file(&path).expect("data"), &path.as_bytes()[3..]);
+            let stat = fs.stat(&path).expect("stat");
+            let made = (stat.mode, stat.mtime.secs);
+            assert_eq!(made, (0o600, 1_000_000_000), "{path}");
+        }
+        within(600, mount.vfs.settled()).await;
+        assert_eq!(mount.peer.open_count(), 0, "all are closed");
+    }
+}
+
+/// What the file is by then is not what it was made as.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_was_written_to_while_the_request_that_made_it_was_lost_is_known_again() {
+    let (mount, dir) = forgetful().await;
+    let peer = Arc::downgrade(&mount.peer);
+    let seen = AtomicUsize::new(0);
+    mount.peer.on_op(move |event| {
+        if event.op != op::OPEN {
+            return Action::Pass;
+        }
+        match seen.fetch_add(1, Ordering::Relaxed) {
+            0 => {
+                peer.upgrade().expect("it lives").destroy_sessions();
+                Action::DropConnectionAfter
+            }
+            1..4 => Action::Fail(st::GRACE),
+            _ => Action::Pass,
+        }
+    });
+    mount.peer.set_latency(Duration::from_millis(50));
+    let file = mount.create(dir, "f", EXCLUSIVE).await.expect("create");
+    mount.write(file, 0, b"one").await.expect("write");
+    let later = async {
+        for number in 0..10_u64 {
+            millis(60).await;
+            let at = 3 + number * 3;
+            mount.write(file, at, b"two").await.expect("write");
+        }
+    };
+    let (told, ()) = tokio::join!(within(600, mount.fsync(file)), later);
+    assert_eq!(told, Ok(()));
+    mount.close(file).await.expect("close");
+    settled(&mount).await;
+    assert_eq!(mount.vfs.late_errors().0, 0);
+    let data = mount.peer.fs().read_file("/d/f").expect("data");
+    assert_eq!(data, [&b"one"[..], &b"two".repeat(10)].concat());
+    within(600, mount.vfs.settled()).await;
+    assert_eq!(mount.peer.open_count(), 0);
 }
 
 /// A directory with two files in it, one of which has been another and one of three.
