@@ -38,7 +38,10 @@ pub use data::{Epilogue, IN_FRONT, Written, WrittenSeveral};
 pub use features::Feature;
 pub use locks::Locked;
 pub use made_before::Mark;
-pub use name_changes::{FileMade, NameChange, NameChanged, NamesChanged, NewFile};
+pub use name_changes::{
+    AROUND_CHANGES, FileMade, LARGEST_CHANGE, NameChange, NameChangeKind, NameChanged,
+    NamesChanged, NewFile, Sending,
+};
 pub use names::{DirChange, Found, Made, PrePost, Renamed};
 pub use opens::{BehindOpen, FoundOpen, InlineRead, OpenRequest, OpenedHandle};
 pub use read_several::WholeRead;

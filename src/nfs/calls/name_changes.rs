@@ -26,8 +26,12 @@ use super::made_before::Mark;
 use super::names::PrePost;
 use crate::rpc::auth::Credential;
 
-/// SEQUENCE, PUTFH and GETATTR of the directory in front, GETATTR behind.
-const AROUND: usize = 4;
+/// Operations that stand around the changes of a compound: SEQUENCE, PUTFH and GETATTR of the directory in
+/// front, GETATTR behind.
+pub const AROUND_CHANGES: usize = 4;
+
+/// Operations of the largest change: a file with its data and its close.
+pub const LARGEST_CHANGE: usize = NameChangeKind::File.most_operations();
 
 /// A new file, and what was done to it since.
 #[derive(Clone, Debug)]
@@ -106,29 +110,68 @@ pub struct NamesChanged {
     pub redone: bool,
 }
 
-impl NameChange<'_> {
-    /// Operations that it takes, where the directory is the current object; and whether it still
-    /// is afterwards.
-    fn operations(&self) -> (usize, bool) {
+/// What a change costs, by its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameChangeKind {
+    /// OPEN, GETFH, WRITE, SETATTR, CLOSE.
+    File,
+    /// CREATE, GETFH, GETATTR: a directory, or a symbolic link.
+    Object,
+    /// SAVEFH, RENAME.
+    Rename,
+    /// REMOVE, or SETATTR of the directory.
+    Single,
+}
+
+/// How changes are sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sending {
+    /// An earlier sending may have done them.
+    pub again: bool,
+    /// Their data begin where only a server [writes them rightly](Client::takes_several_writes) that was
+    /// found to.
+    pub anywhere: bool,
+}
+
+impl NameChangeKind {
+    /// The directory is the current object behind it still.
+    const fn stays(self) -> bool {
+        matches!(self, Self::Rename | Self::Single)
+    }
+
+    /// Operations that it takes at the most, with the PUTFH of the directory that the next one needs.
+    pub const fn most_operations(self) -> usize {
         match self {
-            // OPEN, GETFH, SETATTR.
-            Self::File(_, file) => {
-                let more = usize::from(!file.data.is_empty()) + usize::from(file.closes);
-                (3 + more, false)
-            }
-            // CREATE, GETFH, GETATTR.
-            Self::Directory(..) | Self::Symlink(..) => (3, false),
-            Self::Remove(_) | Self::Attributes(_) => (1, true),
-            // SAVEFH.
-            Self::Rename(..) => (2, true),
+            Self::File => 6,
+            Self::Object => 4,
+            Self::Rename => 2,
+            Self::Single => 1,
         }
     }
 }
 
+impl NameChange<'_> {
+    fn kind(&self) -> NameChangeKind {
+        match self {
+            Self::File(..) => NameChangeKind::File,
+            Self::Directory(..) | Self::Symlink(..) => NameChangeKind::Object,
+            Self::Rename(..) => NameChangeKind::Rename,
+            Self::Remove(_) | Self::Attributes(_) => NameChangeKind::Single,
+        }
+    }
+
+    /// Operations that it takes as it is.
+    fn operations(&self) -> usize {
+        let left_out = match self {
+            Self::File(_, file) => usize::from(file.data.is_empty()) + usize::from(!file.closes),
+            _ => 0,
+        };
+        self.kind().most_operations() - left_out
+    }
+}
+
 impl Client {
-    /// Makes the server know changes of the names in `dir`, in their order. One round trip. With
-    /// `again` an earlier sending may have done them. With `anywhere` their data begin where only a
-    /// server [writes them rightly](Self::takes_several_writes) that was found to.
+    /// Makes the server know changes of the names in `dir`, in their order. One round trip.
     ///
     /// # Errors
     /// The server's about the directory, and those of the transport: nothing was done then, as
@@ -139,9 +182,10 @@ impl Client {
         cred: &Arc<Credential>,
         dir: &FileHandle,
         changes: &[NameChange<'_>],
-        (again, anywhere): (bool, bool),
+        sending: Sending,
     ) -> Result<NamesChanged, NfsError> {
-        let operations = operations(changes);
+        let each = changes.iter().map(NameChange::operations);
+        let operations = AROUND_CHANGES + each.sum::<usize>();
         if changes
             .iter()
             .any(|change| matches!(change, NameChange::File(..)))
@@ -153,7 +197,7 @@ impl Client {
             .call_past(Past::Gate, cred, Class::Metadata, |c| {
                 // A session that is being made anew says what it takes when it is there.
                 let is_right = || self.takes_several_writes() == Some(true);
-                if operations > c.most() || anywhere && !is_right() {
+                if operations > c.most() || sending.anywhere && !is_right() {
                     c.outgrown();
                     return;
                 }
@@ -164,7 +208,7 @@ impl Client {
                         c.put(dir);
                     }
                     self.add_change(c, change);
-                    current = change.operations().1;
+                    current = change.kind().stays();
                 }
                 if !current {
                     c.put(dir);
@@ -172,7 +216,7 @@ impl Client {
                 c.get_attrs(self.object());
             })
             .await?;
-        if again {
+        if sending.again {
             reply.set_redone();
         }
         reply.ok(Op::PutFh)?;
@@ -188,7 +232,7 @@ impl Client {
                 Ok(()) => self.take_change(&mut reply, change),
                 Err(error) => Err(error),
             };
-            current = change.operations().1;
+            current = change.kind().stays();
             let failed = changed.is_err() || is_partial(&changed);
             let made_before = reply.redone() && changed.as_ref().is_err_and(is_done_before);
             each.push(match (changed, change) {
@@ -395,16 +439,6 @@ impl Client {
         let all = usize::MAX;
         drop(self.close_queue.close_in_front(Some(file), cred, all).await);
     }
-}
-
-/// Operations of the compound for all of these.
-fn operations(changes: &[NameChange<'_>]) -> usize {
-    let each = changes.iter().map(|change| {
-        let (operations, stays) = change.operations();
-        // PUTFH of the directory behind it.
-        operations + usize::from(!stays)
-    });
-    AROUND + each.sum::<usize>()
 }
 
 /// A file that is there, of which something behind its OPEN was refused: nothing behind that was

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use super::request_room::Room;
 use super::send_names::ALONG;
-use crate::nfs::calls::Mark;
+use crate::nfs::calls::{Mark, NameChangeKind};
 use crate::nfs::proto::types::Promise;
 use crate::nfs::state::OpenState;
 use crate::rpc::auth::Credential;
@@ -21,12 +21,6 @@ use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::Name;
 use crate::vfs::types::{FileKind, SetAttr};
 use crate::vfs::writeback::name_queue::{Fit, Queued, Ripe};
-
-/// Operations that stand around the changes of a compound.
-pub(super) const AROUND: usize = 4;
-
-/// Operations of the largest change: a file with its data and its close.
-pub(super) const LARGEST: usize = 6;
 
 /// A change of a name that was answered and that the server has not.
 #[derive(Debug)]
@@ -83,14 +77,15 @@ pub(super) struct PromisedFile {
 impl Accepted {
     /// Operations that it takes at the most.
     fn operations(&self) -> usize {
-        match &self.what {
-            What::File(_) => LARGEST,
-            What::Directory { .. } | What::Symlink { .. } => 4,
-            What::Rename { .. } => 2,
-            What::Remove { .. } | What::Attributes(_) => 1,
+        let kind = match &self.what {
+            What::File(_) => NameChangeKind::File,
+            What::Directory { .. } | What::Symlink { .. } => NameChangeKind::Object,
+            What::Rename { .. } => NameChangeKind::Rename,
+            What::Remove { .. } | What::Attributes(_) => NameChangeKind::Single,
             // In a request of its own kind.
-            What::AttributesOf(..) => 0,
-        }
+            What::AttributesOf(..) => return 0,
+        };
+        kind.most_operations()
     }
 
     /// Bytes of a request that it takes at the most, with so many of them data.

@@ -28,9 +28,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Files;
-use super::accepted_name::{AROUND, Accepted, LARGEST, PromisedFile, What, fits};
+use super::accepted_name::{Accepted, PromisedFile, What, fits};
 use super::request_room::Growth;
 use super::write::now;
+use crate::nfs::calls::{AROUND_CHANGES, LARGEST_CHANGE};
 use crate::nfs::proto::types::FileType;
 use crate::rpc::auth::Credential;
 use crate::rpc::caller::Effect;
@@ -96,7 +97,7 @@ impl Files {
 
     fn has_room_ahead(&self) -> bool {
         // The largest change and what stands around it is one request.
-        let fits = self.client.session_info().max_ops as usize >= AROUND + LARGEST;
+        let fits = self.client.session_info().max_ops as usize >= AROUND_CHANGES + LARGEST_CHANGE;
         self.names.is_on && fits && self.names.queue.lock().has_room()
     }
 

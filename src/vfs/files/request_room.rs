@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::time::Instant;
 
 use super::Files;
-use super::accepted_name::{AROUND, Accepted, What};
+use super::accepted_name::{Accepted, What};
 use super::send_names::ALONG;
-use crate::nfs::calls::IN_FRONT;
+use crate::nfs::calls::{AROUND_CHANGES, IN_FRONT};
 use crate::vfs::inode::Inode;
 
 /// After so many requests that could have taken more it is worth one to find out.
@@ -73,7 +73,7 @@ impl Files {
     pub(super) fn room(&self) -> Room {
         let operations = self.client.session_info().max_ops as usize;
         Room {
-            operations: operations.saturating_sub(AROUND),
+            operations: operations.saturating_sub(AROUND_CHANGES),
             objects: self.client.sets_at_once(),
             in_front: match self.client.takes_several_writes() {
                 Some(true) => usize::MAX,

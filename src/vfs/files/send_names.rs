@@ -12,7 +12,7 @@ use super::accepted_name::{Accepted, PromisedFile, What};
 use super::deferred_setattr::new_attributes;
 use super::write::now;
 use crate::nfs::NfsError;
-use crate::nfs::calls::{FileMade, IN_FRONT, Mark, NameChange, NameChanged, NewFile};
+use crate::nfs::calls::{self, FileMade, IN_FRONT, Mark, NameChange, NameChanged, NewFile};
 use crate::nfs::proto::attrs::{NewAttributes, NewTime};
 use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::NfsTime;
@@ -190,7 +190,12 @@ impl Files {
         let sent = Instant::now();
         let changed = self
             .client
-            .change_names(&cred, &dir.handle, &changes, (again, anywhere))
+            .change_names(
+                &cred,
+                &dir.handle,
+                &changes,
+                calls::Sending { again, anywhere },
+            )
             .await;
         drop(changes);
         let (mut again, mut rests, mut links) = (Vec::new(), None, 0);
