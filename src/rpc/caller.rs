@@ -64,6 +64,8 @@ struct CallerState {
     answered: bool,
     /// Effects that may still come about: requests that were sent and have not ended.
     under_way: usize,
+    /// Who will take in what became of such.
+    taking_in: usize,
     /// Since the caller was answered while something was under way.
     listed: Option<Listed>,
 }
@@ -138,11 +140,15 @@ impl Caller {
     }
 
     fn end(&self) {
+        self.ends(|state| state.under_way -= 1);
+    }
+
+    fn ends(&self, end: impl FnOnce(&mut CallerState)) {
         let listed = {
             let mut state = self.state.lock();
-            state.under_way -= 1;
-            match state.under_way {
-                0 => state.listed.take(),
+            end(&mut state);
+            match (state.under_way, state.taking_in) {
+                (0, 0) => state.listed.take(),
                 _ => None,
             }
         };
@@ -212,6 +218,30 @@ impl Drop for Effect {
     fn drop(&mut self) {
         if let Some(caller) = &self.0 {
             caller.end();
+        }
+    }
+}
+
+/// Somebody will take in what becomes of the operation's effects: until he has, that is until this is
+/// dropped, they have not ended for whoever waits for them ([`Abandoned`]).
+#[derive(Debug)]
+pub struct TakingIn(Option<Arc<Caller>>);
+
+impl TakingIn {
+    /// For the caller of this task's operation.
+    pub fn begin() -> Self {
+        let caller = current();
+        if let Some(caller) = &caller {
+            caller.state.lock().taking_in += 1;
+        }
+        Self(caller)
+    }
+}
+
+impl Drop for TakingIn {
+    fn drop(&mut self) {
+        if let Some(caller) = &self.0 {
+            caller.ends(|state| state.taking_in -= 1);
         }
     }
 }
@@ -358,6 +388,25 @@ mod tests {
         assert!(!request.start(), "sent for nobody");
         assert!(!abandoned.any(), "nothing can take effect");
         assert!(Request::of_nobody().start());
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_is_listed_until_what_became_of_it_was_taken_in() {
+        let (abandoned, caller) = mount();
+        let taking_in = on_behalf_of(Some(Arc::clone(&caller)), async { TakingIn::begin() }).await;
+        let sent = request(&caller).await;
+        assert!(sent.start());
+        caller.give_up();
+        drop(sent);
+        assert!(abandoned.any(), "nobody knows of it yet");
+        drop(taking_in);
+        assert!(!abandoned.any());
+        // Nothing was sent: nobody need wait for who would have taken it in.
+        let (abandoned, caller) = mount();
+        let taking_in = on_behalf_of(Some(Arc::clone(&caller)), async { TakingIn::begin() }).await;
+        caller.give_up();
+        assert!(!abandoned.any());
+        drop(taking_in);
     }
 
     #[tokio::test]

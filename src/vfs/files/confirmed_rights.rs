@@ -1,10 +1,12 @@
-//! Whose attributes a user may set, as the server has confirmed it (`writeback`).
+//! Whose attributes a user may set, and in which directories he may change names, as the server has
+//! confirmed it (`writeback`).
 //!
 //! The owner of an object may set its mode and times, and root all of everybody's; but who a user is
 //! to the server is for the server to say (root squash, the POSIX user of an access point), and it does not
 //! say it. So the first request is asked, and its answer is believed for what was asked: that
 //! this user sets what belongs to that owner. Who has given an object to another owner is privileged there,
-//! and may set anything of all. A refusal ends what was believed of the user.
+//! and may set anything of all. Who has removed or renamed something in a directory may do so in others that
+//! have the same owner, group and mode. A refusal ends what was believed of the user.
 //!
 //! The lock is taken with no other.
 
@@ -23,8 +25,14 @@ const USERS: usize = 256;
 /// So many owners of each.
 const OWNERS: usize = 16;
 
+/// So many kinds of directories of each.
+const KINDS: usize = 16;
+
 /// Set-id and sticky bits.
 const SPECIAL: u32 = 0o7000;
+
+/// In such a directory it counts whose a name is.
+const STICKY: u16 = 0o1000;
 
 /// What the server has let one user do.
 #[derive(Debug, Default)]
@@ -33,6 +41,8 @@ struct Rights {
     is_privileged: bool,
     /// He has set mode or times of what was these users'.
     owners: SmallVec<[u32; 2]>,
+    /// He has changed names in directories that were so.
+    directories: SmallVec<[Owned; 1]>,
 }
 
 /// See the module.
@@ -61,6 +71,25 @@ impl ConfirmedRights {
         if is_owners && !rights.owners.contains(&was.uid) && rights.owners.len() < OWNERS {
             rights.owners.push(was.uid);
         }
+    }
+
+    /// The server has let `cred` remove or rename something in a directory that is so.
+    pub(super) fn confirm_names(&self, cred: &Arc<Credential>, dir: Owned) {
+        let mut known = self.0.lock();
+        if known.len() >= USERS && !known.contains_key(cred) {
+            return;
+        }
+        let rights = known.entry(Arc::clone(cred)).or_default();
+        let is_new = !rights.directories.contains(&dir) && rights.directories.len() < KINDS;
+        if is_new && dir.perm & STICKY == 0 {
+            rights.directories.push(dir);
+        }
+    }
+
+    /// It will let him do so in this one.
+    pub(super) fn allow_names(&self, cred: &Credential, dir: Owned) -> bool {
+        let known = self.0.lock();
+        (known.get(cred)).is_some_and(|rights| rights.directories.contains(&dir))
     }
 
     /// The server has refused what was believed that it would allow.
@@ -175,6 +204,19 @@ mod tests {
         assert!(!rights.allow(&cred(0), &time(SetTime::Now), of(5)));
         let given = SetTime::At(Timestamp::default());
         assert!(rights.allow(&cred(0), &time(given), of(5)));
+    }
+
+    #[test]
+    fn who_has_changed_names_may_do_so_in_directories_of_that_owner_and_mode() {
+        let rights = ConfirmedRights::default();
+        let dir = |uid, perm| Owned { perm, ..of(uid) };
+        rights.confirm_names(&cred(7), dir(7, 0o755));
+        assert!(rights.allow_names(&cred(7), dir(7, 0o755)));
+        assert!(!rights.allow_names(&cred(7), dir(7, 0o555)));
+        assert!(!rights.allow_names(&cred(7), dir(8, 0o755)));
+        assert!(!rights.allow_names(&cred(8), dir(7, 0o755)));
+        rights.confirm_names(&cred(7), dir(0, 0o1777));
+        assert!(!rights.allow_names(&cred(7), dir(0, 0o1777)), "sticky");
     }
 
     #[test]

@@ -32,6 +32,11 @@ use crate::vfs::types::{FileKind, SetAttr, Stat, Timestamp};
 use crate::vfs::writeback::name_queue::{Queued, Rested};
 
 impl Owned {
+    /// As it is known.
+    pub(super) fn of_inode(inode: &Inode) -> Self {
+        Self::of(inode.attr.lock().stat())
+    }
+
     fn of(stat: &Stat) -> Self {
         Self {
             uid: stat.uid,

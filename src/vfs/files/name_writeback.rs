@@ -3,8 +3,10 @@
 //!
 //! Accepted is what this host can answer for by itself: in a directory that is
 //! [private](crate::vfs::namespace::promised) to the caller, a file, a directory or a link by a
-//! name that is free, and the removal or the new name of what this host knows to be there; and
-//! what is set of the directory itself ([`directory_setattr`](super::directory_setattr)). All else is
+//! name that is free; there, and where all names were confirmed in this second and the server has
+//! [let](super::confirmed_rights) the caller change such, the removal or the new name of what this host
+//! knows to be there; and what is set of the directory itself
+//! ([`directory_setattr`](super::directory_setattr)), or of files ([`file_setattr`](super::file_setattr)). All else is
 //! asked of the server, and waits there for what was accepted before it ([`Gate`](crate::nfs) by its
 //! directory, a promised handle by its object). In what order they go, and when, says the
 //! [queue](crate::vfs::writeback::name_queue); how, `send_names`.
@@ -29,6 +31,7 @@ use tokio::time::Instant;
 
 use super::Files;
 use super::accepted_name::{Accepted, PromisedFile, What, fits};
+use super::confirmed_rights::Owned;
 use super::request_room::Growth;
 use super::write::now;
 use crate::nfs::calls::{AROUND_CHANGES, LARGEST_CHANGE};
@@ -247,7 +250,7 @@ impl Files {
             return false;
         };
         let is_dir = victim.kind == FileKind::Directory;
-        if is_dir != of_directory || is_dir && !self.is_empty_and_private(cred, &victim) {
+        if is_dir != of_directory || is_dir && !self.is_known_empty(cred, &victim) {
             return false;
         }
         let name = Name::from(name);
@@ -319,7 +322,9 @@ impl Files {
         if !self.has_room_in(dir) {
             return None;
         }
-        self.namespace.private_to(cred, dir)?;
+        if !self.may_change_names(cred, dir) {
+            return None;
+        }
         let inode = self.namespace.remembered_inode(dir, name)?;
         let (is_one, is_ours) = {
             let attr = inode.attr.lock();
@@ -339,8 +344,24 @@ impl Files {
         (ours && (is_one || inode.kind == FileKind::Directory)).then_some(inode)
     }
 
-    fn is_empty_and_private(&self, cred: &Arc<Credential>, dir: &Arc<Inode>) -> bool {
-        self.namespace.private_to(cred, dir).is_some() && dir.names().lock().is_known_empty()
+    /// What its names are is known here, and the server will let them be changed.
+    fn may_change_names(&self, cred: &Credential, dir: &Arc<Inode>) -> bool {
+        self.namespace.private_to(cred, dir).is_some()
+            || self.namespace.knows_all_now(cred, dir)
+                && self.rights.allow_names(cred, Owned::of_inode(dir))
+    }
+
+    fn is_known_empty(&self, cred: &Credential, dir: &Arc<Inode>) -> bool {
+        let is_known = self.namespace.private_to(cred, dir).is_some()
+            || self.namespace.knows_all_now(cred, dir);
+        is_known && dir.names().lock().is_known_empty()
+    }
+
+    /// The server has let `cred` remove or rename something in this directory.
+    pub(in crate::vfs) fn confirm_names(&self, cred: &Arc<Credential>, dir: &Inode) {
+        if self.names.is_on {
+            self.rights.confirm_names(cred, Owned::of_inode(dir));
+        }
     }
 }
 

@@ -441,7 +441,11 @@ impl Files {
     fn was_refused(self: &Arc<Self>, change: Accepted, along: Along, error: &NfsError) {
         self.give_back(&change, along);
         let Accepted {
-            dir, name, what, ..
+            dir,
+            cred,
+            name,
+            what,
+            ..
         } = change;
         let cause = self.namespace.failed(error, &dir);
         let did = match &what {
@@ -462,6 +466,7 @@ impl Files {
         );
         self.metrics.set_last_error(error.to_string());
         self.refused_late(&dir, path, did, &cause);
+        self.rights.refuted(&cred);
         self.namespace.not_as_accepted(&dir, &name);
         let status = error.status().unwrap_or(Status::IO);
         match what {

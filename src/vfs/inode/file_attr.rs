@@ -42,6 +42,12 @@ impl Inode {
         self.handle.is_undecided() || names.is_some_and(|names| names.lock().are_ahead())
     }
 
+    /// Nobody else can have changed what is ahead.
+    fn is_alone(&self) -> bool {
+        let names = self.known_names();
+        self.handle.is_undecided() || names.is_some_and(|names| names.lock().maker().is_some())
+    }
+
     /// This host has accepted data for the file that are not at the server for good.
     pub(in crate::vfs) fn is_written(&self) -> bool {
         self.opened()
@@ -85,7 +91,8 @@ impl Inode {
     /// this host knows all of them by itself; and how long they may be believed.
     pub(in crate::vfs) fn stat_of_changed(&self) -> Option<(Stat, Duration)> {
         if self.is_ahead() {
-            return Some(self.stat_ahead());
+            let known = self.stat_ahead();
+            return (self.is_alone() || !known.1.is_zero()).then_some(known);
         }
         let inner = self.opened()?.lock();
         if !inner.deferred().knows_mtime() {

@@ -8,6 +8,7 @@
 //! ([`ChangeTracker`](crate::vfs::inode::change_tracker)).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -22,6 +23,9 @@ use crate::vfs::types::{FileKind, Timestamp};
 
 /// Set-id and sticky bits.
 const SPECIAL: u32 = 0o7000;
+
+/// Names that were confirmed so shortly ago are all that there are.
+const NOW: Duration = Duration::from_secs(1);
 
 /// What a directory allows who makes or removes names in it: to write and to search.
 const CHANGES_NAMES: u16 = 0o300;
@@ -40,6 +44,18 @@ impl Namespace {
         let names = dir.names().lock();
         let maker = names.maker().filter(|maker| *maker.cred == *cred)?;
         allows.then(|| Arc::clone(maker))
+    }
+
+    /// All names of this directory are known as `cred` sees them, and were confirmed in this second: by
+    /// the server, since then by nothing but changes of this host's, behind none of which another's can
+    /// hide.
+    pub(in crate::vfs) fn knows_all_now(&self, cred: &Credential, dir: &Arc<Inode>) -> bool {
+        if dir.is_stale() || !self.names.is_on() || self.names_ttl(dir).is_zero() {
+            return false;
+        }
+        let names = dir.names().lock();
+        let confirmed = names.tracker.confirmed();
+        names.are_sure_for(cred) && Instant::now().saturating_duration_since(confirmed) <= NOW
     }
 
     /// The directory has just been made by `cred`.

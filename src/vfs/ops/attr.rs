@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::nfs::proto::ops::ACCESS_WRITE;
 use crate::rpc::auth::Credential;
+use crate::rpc::caller::TakingIn;
 use crate::telemetry::Cache;
 use crate::vfs::Vfs;
 use crate::vfs::files::Files;
@@ -162,6 +163,8 @@ impl Vfs {
             (Some(open), Some(_)) => &open.cred,
             _ => owner.as_ref().unwrap_or(cred),
         };
+        // Whoever begins after its caller's death waits until what became of it is known here.
+        let _taking_in = TakingIn::begin();
         let before = Files::before_set(&inode);
         let _changing = self.namespace.changing(&inode);
         let sent = Instant::now();

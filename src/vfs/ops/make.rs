@@ -9,6 +9,7 @@ use crate::nfs::calls::{HowToOpen, Made};
 use crate::nfs::proto::attrs::NewAttributes;
 use crate::nfs::proto::ops::{ACCESS_WRITE, Make};
 use crate::rpc::auth::Credential;
+use crate::rpc::caller::TakingIn;
 use crate::vfs::Vfs;
 use crate::vfs::inode::dentry_cache::DentryTarget;
 use crate::vfs::namespace::names::check_name;
@@ -40,6 +41,8 @@ impl Vfs {
             mode,
             ..NewAttributes::default()
         };
+        // Whoever begins after its caller's death waits until what became of it is known here.
+        let _taking_in = TakingIn::begin();
         let _changing = self.namespace.changing(&dir);
         let sent = Instant::now();
         let made = self.client.make(cred, &dir.handle, name, make, &new).await;
@@ -84,6 +87,8 @@ impl Vfs {
             libc::S_IFREG | 0 => {
                 check_name(name)?;
                 let dir = self.namespace.inode(parent)?;
+                // Whoever begins after its caller's death waits until what became of it is known here.
+                let _taking_in = TakingIn::begin();
                 let _changing = self.namespace.changing(&dir);
                 let sent = Instant::now();
                 let how = HowToOpen::Exclusive;
@@ -151,6 +156,8 @@ impl Vfs {
             return Err(Errno(libc::EPERM).into());
         }
         self.files.before_naming(&inode).await;
+        // Whoever begins after its caller's death waits until what became of it is known here.
+        let _taking_in = TakingIn::begin();
         let _changing = self.namespace.changing(&dir);
         let sent = Instant::now();
         let linked = self

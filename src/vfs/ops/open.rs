@@ -12,6 +12,7 @@ use crate::nfs::proto::ops::{ACCESS_READ, ACCESS_WRITE};
 use crate::nfs::proto::reply::ReadResult;
 use crate::nfs::proto::status::Status;
 use crate::rpc::auth::Credential;
+use crate::rpc::caller::TakingIn;
 use crate::telemetry::Cache;
 use crate::vfs::Vfs;
 use crate::vfs::file::inline_read::FileVersion;
@@ -298,6 +299,8 @@ impl Vfs {
             HowToOpen::Existing
         };
         let access = access_of(flags);
+        // Whoever begins after its caller's death waits until what became of it is known here.
+        let _taking_in = TakingIn::begin();
         let _changing = self.namespace.changing(&dir);
         let sent = Instant::now();
         let file = self

@@ -8,7 +8,7 @@ use crate::nfs::NfsError;
 use crate::nfs::calls::{DirChange, PrePost, Renamed};
 use crate::nfs::proto::status::Status;
 use crate::rpc::auth::Credential;
-use crate::rpc::caller;
+use crate::rpc::caller::{self, TakingIn};
 use crate::vfs::Vfs;
 use crate::vfs::files::Files;
 use crate::vfs::files::silly::{Hidden, Losing, Taking};
@@ -85,6 +85,8 @@ impl Vfs {
             true => None,
             false => self.namespace.changing(from.0),
         };
+        // Whoever begins after its caller's death waits until what became of it is known here.
+        let _taking_in = TakingIn::begin();
         let (renamed, sent) = self.send_rename(cred, from, to, replaced).await;
         let objects = (source.as_ref(), victim.as_ref());
         let renamed = match renamed {
@@ -112,6 +114,9 @@ impl Vfs {
         }
         drop(removing);
         self.renamed(from, to, (source, victim), &renamed, sent);
+        for dir in [from.0, to.0] {
+            self.files.confirm_names(cred, dir);
+        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::nfs::proto::status::Status;
 use crate::rpc::auth::Credential;
-use crate::rpc::caller;
+use crate::rpc::caller::{self, TakingIn};
 use crate::vfs::Vfs;
 use crate::vfs::files::silly::Taking;
 use crate::vfs::inode::dentry_cache::DentryTarget;
@@ -43,6 +43,8 @@ impl Vfs {
             },
             None => None,
         };
+        // Whoever begins after its caller's death waits until what became of it is known here.
+        let _taking_in = TakingIn::begin();
         let sent = Instant::now();
         let moved = self
             .client
@@ -68,6 +70,7 @@ impl Vfs {
         drop(removing);
         self.namespace
             .named(&dir, name, &moved, DentryTarget::Negative, sent);
+        self.files.confirm_names(cred, &dir);
         Ok(())
     }
 
@@ -90,6 +93,8 @@ impl Vfs {
             .await;
         let mut waited = false;
         loop {
+            // Whoever begins after its caller's death waits until what became of it is known here.
+            let _taking_in = TakingIn::begin();
             let changing = self.namespace.changing(&dir);
             let sent = Instant::now();
             let removed = self.client.remove(cred, &dir.handle, name).await;
@@ -97,6 +102,7 @@ impl Vfs {
                 Ok(moved) => {
                     self.namespace
                         .named(&dir, name, &moved, DentryTarget::Negative, sent);
+                    self.files.confirm_names(cred, &dir);
                     if let Some(victim) = &victim {
                         self.namespace.lost_dir(victim);
                     }

@@ -8,6 +8,7 @@ mod larger_requests;
 mod lost;
 mod model;
 mod opened_again;
+mod others_names;
 mod waited_for;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
