@@ -17,8 +17,8 @@
 //!
 //! Everything that asks the disk runs on tokio's blocking threads, [`READS`] reads at a time and one
 //! fill. Nobody waits for a fill: what is to be put on the disk waits in a queue of [`QUEUE`] bytes.
-//! For room in that a reader waits a little; then what he has read is dropped. Nothing is synced: what a crash leaves half written does not
-//! verify.
+//! For room in that a reader waits a little; then what he has read is dropped. Nothing is synced: what a
+//! crash leaves half written does not verify.
 //!
 //! [`DiskCache`] owns the queue and the limit of reads; the store has locks of its own, which are
 //! taken inside no other and in which none is taken.
@@ -271,7 +271,7 @@ impl DiskCache {
     }
 
     /// Puts what the server gave of a file, at that version, on the disk, some time later or never.
-    /// Waits a little for room in the queue, if the disk has been faster than the server lately.
+    /// Waits for room in the queue for as long as [`patience`] allows.
     pub async fn fill(
         &self,
         handle: &[u8],

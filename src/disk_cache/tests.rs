@@ -391,18 +391,21 @@ fn a_check_finds_what_is_damaged_and_clear_leaves_nothing_of_ours() -> io::Resul
     Ok(())
 }
 
-/// Half as much again as the queue holds, as fast as it can be said.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_read_faster_than_the_disk_takes_it_waits_for_room_and_is_kept() -> io::Result<()> {
-    let (_temp, path) = cache()?;
+fn opened(dir: PathBuf) -> io::Result<Arc<DiskCache>> {
     let config = DiskCacheConfig {
-        dir: path,
+        dir,
         size: Amount::Bytes(256 * MIB),
         min_free: Amount::Bytes(0),
         secret: false,
     };
-    let opened = DiskCache::open(&config, fs_id(b"fs"), &Metrics::new());
-    let cache = opened.map_err(io::Error::other)?;
+    DiskCache::open(&config, fs_id(b"fs"), &Metrics::new()).map_err(io::Error::other)
+}
+
+/// Half as much again as the queue holds, as fast as it can be said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_read_faster_than_the_disk_takes_it_waits_for_room_and_is_kept() -> io::Result<()> {
+    let (_temp, path) = cache()?;
+    let cache = opened(path)?;
     let (size, piece) = (96 * MIB, bytes_of(1, 0..MIB));
     let version = at(1, size);
     for offset in (0..size).step_by(MIB as usize) {
@@ -421,14 +424,7 @@ async fn what_is_read_faster_than_the_disk_takes_it_waits_for_room_and_is_kept()
 async fn who_has_waited_in_vain_for_long_enough_is_not_kept_and_nor_are_those_behind_him()
 -> io::Result<()> {
     let (_temp, path) = cache()?;
-    let config = DiskCacheConfig {
-        dir: path,
-        size: Amount::Bytes(256 * MIB),
-        min_free: Amount::Bytes(0),
-        secret: false,
-    };
-    let opened = DiskCache::open(&config, fs_id(b"fs"), &Metrics::new());
-    let cache = opened.map_err(io::Error::other)?;
+    let cache = opened(path)?;
     let units = u32::try_from(QUEUE / UNIT).map_err(io::Error::other)?;
     let all = Arc::clone(&cache.room).acquire_many_owned(units).await;
     let piece = bytes_of(1, 0..MIB);

@@ -223,7 +223,8 @@ impl Drop for Effect {
 }
 
 /// Somebody will take in what becomes of the operation's effects: until he has, that is until this is
-/// dropped, they have not ended for whoever waits for them ([`Abandoned`]).
+/// dropped, they have not ended for whoever waits for them ([`Abandoned`]). He must not wait for those
+/// himself while he has it: he would be one of them.
 #[derive(Debug)]
 pub struct TakingIn(Option<Arc<Caller>>);
 

@@ -14,13 +14,7 @@ use crate::peer::{Action, PeerConfig};
 #[tokio::test(start_paused = true)]
 async fn a_file_whose_times_were_set_before_its_reply_and_session_were_lost_is_known_again() {
     for theirs in [false, true] {
-        let mount = mounted(PeerConfig {
-            exclusive_in_times: true,
-            exclusive_until_times: true,
-            ..PeerConfig::default()
-        })
-        .await;
-        let dir = mount.mkdir(ROOT_INO, "d").await.expect("mkdir");
+        let (mount, dir) = forgetful().await;
         let peer = Arc::downgrade(&mount.peer);
         let seen = AtomicUsize::new(0);
         mount.peer.on_op(move |event| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use efs_fuse::vfs::types::{Errno, Ino, ROOT_INO};
 
-use super::super::rig::{Mount, connect, millis, within};
+use super::super::rig::{Mount, default_timeouts, millis, within};
 use super::{mounted, settled};
 use crate::peer::{Peer, PeerConfig};
 
@@ -40,6 +40,15 @@ async fn empty(mount: &Mount, tree: Ino, name: &str) -> Result<(), Errno> {
         mount.unlink(dir, &file).await?;
     }
     rmdir(mount, tree, name).await
+}
+
+/// A tree in which this user was let remove the first of two directories.
+async fn allowed(mount: &Mount) -> Ino {
+    tree(&mount.peer, 2);
+    let tree = mount.walk("tree").await.expect("a directory");
+    empty(mount, tree, "d0").await.expect("removed");
+    settled(mount).await;
+    tree
 }
 
 async fn rmdir(mount: &Mount, dir: Ino, name: &str) -> Result<(), Errno> {
@@ -117,10 +126,7 @@ async fn names_that_were_not_confirmed_in_this_second_are_removed_by_the_server(
 #[tokio::test(start_paused = true)]
 async fn a_directory_that_another_host_has_put_something_in_stays_and_that_is_told() {
     let mount = mounted(sure()).await;
-    tree(&mount.peer, 2);
-    let tree = mount.walk("tree").await.expect("a directory");
-    empty(&mount, tree, "d0").await.expect("removed");
-    settled(&mount).await;
+    let tree = allowed(&mount).await;
     mount.peer.set_latency(SECOND / 10);
     let dir = mount.lookup(tree, "d1").await.expect("a name");
     let dir = dir.expect("it is there").ino;
@@ -145,10 +151,7 @@ async fn a_directory_that_another_host_has_put_something_in_stays_and_that_is_to
 #[tokio::test(start_paused = true)]
 async fn a_directory_of_others_that_is_ahead_is_asked_for_when_its_attributes_are_too_old() {
     let mount = mounted(sure()).await;
-    tree(&mount.peer, 2);
-    let tree = mount.walk("tree").await.expect("a directory");
-    empty(&mount, tree, "d0").await.expect("removed");
-    settled(&mount).await;
+    let tree = allowed(&mount).await;
     let dir = mount.lookup(tree, "d1").await.expect("a name");
     let dir = dir.expect("it is there").ino;
     for file in mount.list(dir, true).await.expect("names") {
@@ -167,12 +170,8 @@ async fn a_directory_of_others_that_is_ahead_is_asked_for_when_its_attributes_ar
 #[tokio::test(start_paused = true)]
 async fn a_name_that_another_host_has_taken_meanwhile_is_told_and_stops_no_other() {
     let mount = mounted(sure()).await;
-    tree(&mount.peer, 2);
-    let two = Mount::of(&mount.peer, "two", super::super::rig::default_timeouts()).await;
-    drop(connect(&mount.peer, "three").await);
-    let tree = mount.walk("tree").await.expect("a directory");
-    empty(&mount, tree, "d0").await.expect("removed");
-    settled(&mount).await;
+    let two = Mount::of(&mount.peer, "two", default_timeouts()).await;
+    let tree = allowed(&mount).await;
     let dir = mount.lookup(tree, "d1").await.expect("a name");
     let dir = dir.expect("it is there").ino;
     let files = mount.list(dir, true).await.expect("names");
