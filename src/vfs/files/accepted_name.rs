@@ -4,6 +4,10 @@
 //! A request has [room](Room) for so many operations, and for the data of a file only where they may
 //! begin. What has to be there before a change is sent is there, or made by the
 //! same request with all its data.
+//!
+//! A request whose reply is lost with its session may run twice, from its first change on. So no two
+//! changes of it are about one [name](Touched): the second run finds each done, or does it, and never to
+//! what has come to a name since. `rm x; mv y x` would remove what is x by then.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,6 +23,7 @@ use crate::nfs::state::OpenState;
 use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::Name;
+use crate::vfs::inode::name_hash::hash_name;
 use crate::vfs::types::{FileKind, SetAttr};
 use crate::vfs::writeback::name_queue::{Fit, Queued, Ripe};
 
@@ -177,7 +182,7 @@ impl Accepted {
         }
     }
 
-    /// It gives another name, which nothing has, to a file that one of these makes.
+    /// It gives another name, which nothing has, to a file that one of these makes by the first.
     pub(super) fn is_rename_of_one_in<'a>(
         &self,
         mut in_front: impl Iterator<Item = &'a Self>,
@@ -187,9 +192,19 @@ impl Accepted {
                 moved,
                 replaced: None,
                 ..
-            } => in_front.any(|front| front.makes(moved)),
+            } => in_front.any(|front| front.makes(moved) && front.name == self.name),
             _ => false,
         }
+    }
+
+    /// The names that it is about.
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        let (name, other) = match &self.what {
+            What::Attributes(_) | What::AttributesOf(..) => (None, None),
+            What::Rename { to, .. } => (Some(&self.name), Some(to)),
+            _ => (Some(&self.name), None),
+        };
+        name.into_iter().chain(other)
     }
 
     /// More may come that is to go along with it.
@@ -204,6 +219,29 @@ impl Accepted {
             }
             _ => false,
         }
+    }
+}
+
+/// The names that the changes of a request are about, by their hashes: two that are alike are one name.
+#[derive(Default)]
+struct Touched(SmallVec<[u64; 32]>);
+
+impl Touched {
+    fn has(&self, name: &[u8]) -> bool {
+        self.0.contains(&hash_name(name))
+    }
+
+    /// None of the names of `change` is among them, but for that of a new file which it renames: where
+    /// both have run, they make the file once more, and have it replace the first.
+    fn lets(&self, change: &Accepted, made_in_front: bool) -> bool {
+        match &change.what {
+            What::Rename { to, .. } if made_in_front => !self.has(to),
+            _ => !change.names().any(|name| self.has(name)),
+        }
+    }
+
+    fn add(&mut self, change: &Accepted) {
+        self.0.extend(change.names().map(|name| hash_name(name)));
     }
 }
 
@@ -224,6 +262,7 @@ pub(super) fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, room: Room)
         return (fits_of_files(waiting, room), false);
     }
     let (mut operations, mut bytes, mut last) = (0, 0, 0);
+    let mut touched = Touched::default();
     for (count, queued) in waiting.iter().enumerate() {
         let change = &queued.change;
         if !ripe.is(queued) && change.grows() {
@@ -238,12 +277,13 @@ pub(super) fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, room: Room)
         // what has all its data by then.
         let mut in_front = waiting.iter().take(count).map(|front| &front.change);
         let is_behind_last = in_front.clone().next_back().is_some_and(Accepted::is_last);
-        let is_there = count == 0
-            || change.is_rename_of_one_in(&mut in_front)
-            || !change.needs().any(|inode| inode.handle.is_undecided());
+        let renames_new = count > 0 && change.is_rename_of_one_in(&mut in_front);
+        let is_there =
+            count == 0 || renames_new || !change.needs().any(|inode| inode.handle.is_undecided());
         let goes = *change.cred == *first.change.cred
             && !change.is_of_file()
             && is_there
+            && touched.lets(change, renames_new)
             && !is_behind_last
             && (count == 0 || operations <= room.operations && bytes <= room.bytes);
         let is_cut = goes && change.brings_data() && starts > room.in_front;
@@ -251,6 +291,7 @@ pub(super) fn fits(waiting: &VecDeque<Queued<Accepted>>, ripe: Ripe, room: Room)
             let is_full = true;
             return (Fit { count, is_full }, is_cut);
         }
+        touched.add(change);
     }
     let fit = Fit {
         count: waiting.len(),

@@ -9,6 +9,7 @@ mod lost;
 mod model;
 mod opened_again;
 mod others_names;
+mod twice;
 mod waited_for;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
