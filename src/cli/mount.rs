@@ -11,7 +11,7 @@ use super::{efs_utils_conf, mount_efs};
 use crate::efs::Device;
 use crate::mount::again::Standing;
 use crate::mount::launch::{self, Remarks};
-use crate::mount::options::{Atime, TakeOver};
+use crate::mount::options::Atime;
 use crate::mount::origins::Origin;
 use crate::mount::remount::{Flags, Remount};
 use crate::mount::{MountOptions, MountRequest, daemon};
@@ -311,12 +311,6 @@ fn parse_device(written: &str) -> Result<Device, Failure> {
 }
 
 fn check_fit(device: &Device, options: &MountOptions) -> Result<(), Failure> {
-    if options.writeback && options.takeover == TakeOver::Always {
-        let unfit = "writeback and takeover=crash do not go together: what is answered ahead of the \
-                     server is not in the log that outlives the daemon";
-        return Err(Failure::usage("reading the mount options", unfit)
-            .remedy("takeover=upgrade, or no writeback"));
-    }
     options.server.check(device).map_err(|unfit| {
         let what = match unfit.of_device {
             true => "reading the device",
@@ -354,15 +348,6 @@ mod tests {
         }
         assert!(found("fs-0123abcd", "").is_ok());
         assert!(found("fs-0123abcd", "iam,region=eu-west-1").is_ok());
-    }
-
-    #[test]
-    fn what_is_ahead_of_the_server_is_not_in_the_log_of_a_crash() {
-        let refused = found("host:/", "writeback,takeover=crash");
-        assert!(refused.is_err_and(|failure| failure.to_string().contains("do not go together")));
-        for options in ["writeback,takeover", "writeback,takeover=crash,nowriteback"] {
-            assert!(found("host:/", options).is_ok(), "{options}");
-        }
     }
 
     #[test]

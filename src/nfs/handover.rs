@@ -11,7 +11,7 @@
 //! What is found again is not handed over: what the server lacks, and how large an I/O may
 //! be in a session. The root is: its path may lead elsewhere by now.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use super::fore_channel::UnusedOpen;
 use super::proto::ops::Op;
 use super::proto::reply::NfsError;
 use super::proto::status::Status;
-use super::proto::types::{SessionId, StateId};
+use super::proto::types::{FileHandle, Promises, SessionId, StateId};
 use super::recovery;
 pub use super::server::FileSystem;
 use super::session::current::CurrentSession;
@@ -97,6 +97,20 @@ pub struct ClientState {
 }
 
 impl ClientState {
+    /// Of a process that was killed it is known what became of its promises, and that these owners have
+    /// opened what was made. What nobody is going to make is not open.
+    pub fn knows(&mut self, promises: &Promises, opened: &HashMap<u64, StateId>) {
+        for opens in [&mut self.opens, &mut self.closes] {
+            opens.retain_mut(|open| {
+                open.stateid = open.stateid.or_else(|| opened.get(&open.owner).copied());
+                let handle = promises.find(&open.handle);
+                let is_known = handle.is_some();
+                open.handle = handle.unwrap_or_else(FileHandle::unknown);
+                is_known
+            });
+        }
+    }
+
     /// The open of this owner is one, and is not being closed.
     pub fn has_open(&self, owner: u64) -> bool {
         self.opens.iter().any(|open| open.owner == owner)

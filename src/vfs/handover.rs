@@ -26,6 +26,7 @@ use crate::vfs::dirs::handover::DirsState;
 use crate::vfs::files::Files;
 use crate::vfs::files::handover::FilesState;
 use crate::vfs::files::logged::OnTheirWay;
+use crate::vfs::files::logged_names::LoggedNames;
 use crate::vfs::inode::table::handover::{Contradiction, InodeRecords};
 use crate::vfs::inode::table::logged::LoggedInodes;
 use crate::vfs::namespace::Namespace;
@@ -77,13 +78,16 @@ impl fmt::Display for Extent {
 }
 
 impl VfsState {
-    /// What a process that was killed has left in its write-ahead log, and its `client`.
+    /// What a process that was killed has left in its write-ahead log, and its `client`, which learns
+    /// from that what became of promised handles.
     ///
     /// # Errors
     /// A record is not what it should be.
-    pub fn survived(survived: &Survived, client: &ClientState) -> Result<Self, Unreadable> {
-        let mut inodes = LoggedInodes::read(survived)?;
-        let (files, on_their_way) = FilesState::survived(survived, &mut inodes, client)?;
+    pub fn survived(survived: &Survived, client: &mut ClientState) -> Result<Self, Unreadable> {
+        let names = LoggedNames::read(survived)?;
+        let mut inodes = LoggedInodes::read(survived, names.promises())?;
+        client.knows(inodes.promises(), &names.opened());
+        let (files, on_their_way) = FilesState::survived(survived, names, &mut inodes, client)?;
         let dirs = DirsState::survived(survived, &inodes)?;
         Ok(Self {
             inodes: inodes.into_records(),
@@ -182,8 +186,8 @@ impl Vfs {
         let (namespace, inodes) = Namespace::take_over(of(), config.names(), inodes, to())?;
         let namespace = Arc::new(namespace);
         let files = Files::new(of(), config.data(), Arc::clone(&namespace), to());
-        files.take_over(open_files, &inodes, taken)?;
-        files.take_over_what_was_on_its_way(on_their_way, &inodes, &opens)?;
+        files.take_over(open_files, &inodes, taken, &on_their_way)?;
+        files.take_over_what_was_on_its_way(on_their_way, &inodes, opens)?;
         let dirs = Dirs::new(of(), Arc::clone(&namespace), Arc::clone(&files), to());
         dirs.take_over(open_dirs, &inodes)?;
         Ok(Self::of(client, metrics, namespace, files, dirs))

@@ -52,7 +52,7 @@ pub use self::survived::{Survived, Unreadable};
 
 /// The layout of the memory and of all records. It moves with each change of either: the
 /// program that takes over from a killed daemon is the one that the daemon ran.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// What a record is about; the keys are its owner's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,11 +107,19 @@ pub enum Table {
     Retry = 23,
     /// The file whose name this request hides, by the request.
     Victim = 24,
+    /// A change of a name that was answered and that the server does not know, in their order.
+    Change = 25,
+    /// What a request of the kernel's was answered with ahead of the server, by the request.
+    Ahead = 26,
+    /// What became of an object that was promised, by its inode.
+    Made = 27,
+    /// What fsync of a directory is to tell, by its inode.
+    Refused = 28,
 }
 
 impl Table {
     /// All of them.
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 28] = [
         Self::Mount,
         Self::Client,
         Self::Open,
@@ -136,6 +144,10 @@ impl Table {
         Self::Listing,
         Self::Retry,
         Self::Victim,
+        Self::Change,
+        Self::Ahead,
+        Self::Made,
+        Self::Refused,
     ];
 
     fn of(number: u8) -> Option<Self> {

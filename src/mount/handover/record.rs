@@ -88,7 +88,7 @@ pub fn read(memory: &File, died: Option<Died>) -> Result<HandedOver, Unreadable>
 
 fn of_log(log: &Survived) -> Result<HandedOver, wal::Unreadable> {
     let record: Record = log.only(Table::Mount)?;
-    let client = ClientState::survived(log)?;
+    let mut client = ClientState::survived(log)?;
     Ok(HandedOver {
         version: record.version,
         generation: record.generation,
@@ -98,7 +98,7 @@ fn of_log(log: &Survived) -> Result<HandedOver, wal::Unreadable> {
         owner: record.owner,
         init: record.init,
         past: record.past,
-        vfs: VfsState::survived(log, &client)?,
+        vfs: VfsState::survived(log, &mut client)?,
         client,
         walks: WalksUnderWay::survived(log)?,
         unanswered: Unanswered::read(log)?,

@@ -19,6 +19,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::super::client::Client;
 use super::super::fore_channel::gate::Past;
 use super::super::proto::attrs::{Attributes, NewAttributes, NewTime};
@@ -30,7 +32,7 @@ use super::name_changes::{NameChange, NameChanged, NewFile};
 use crate::rpc::auth::Credential;
 
 /// Times and size that a sending gives a new file, if it runs to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     atime: NfsTime,
     mtime: NfsTime,

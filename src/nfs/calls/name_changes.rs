@@ -99,6 +99,13 @@ pub struct FileMade {
     pub preserves_unlinked: bool,
 }
 
+impl FileMade {
+    /// The state of the open, unless that is closed.
+    pub fn stateid_left(&self) -> Option<StateId> {
+        (!self.closed).then_some(self.stateid)
+    }
+}
+
 /// What became of several.
 #[derive(Debug)]
 pub struct NamesChanged {
@@ -405,6 +412,11 @@ impl Client {
             true => self.opens.closed_along(open),
             false => drop(open.opened(made.stateid, access)),
         }
+    }
+
+    /// The handle of the file that this opens is given, or will never be.
+    pub fn handle_is_given(&self, open: &OpenState) {
+        open.record_again();
     }
 
     /// A change of this object was accepted, of its attributes or of the names in a directory, of which

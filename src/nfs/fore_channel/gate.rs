@@ -241,7 +241,7 @@ mod tests {
     #[tokio::test]
     async fn a_directory_that_is_promised_stays_shut_when_it_is_given() {
         let gate = Gate::default();
-        let (dir, promise) = FileHandle::promised();
+        let (dir, promise) = FileHandle::promised(1);
         gate.shut(&dir);
         promise.keep(&handle(7));
         assert!(gate.stops(&[handle(7)]));

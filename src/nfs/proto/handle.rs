@@ -5,13 +5,17 @@
 //! handle is *promised* until then: it can be kept, compared and put into requests like any
 //! other, and a request that names it waits until the promise was kept or broken
 //! ([`Compound::awaits`](super::compound::Compound::awaits)).
+//!
+//! Written down, a handle is its bytes, and one that is promised is a number. Whoever reads that finds
+//! by it what became of the promise ([`Promises`]).
 
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::sync::Notify;
 
 use super::status::Status;
@@ -22,8 +26,7 @@ pub const FHSIZE: usize = 128;
 
 /// A file handle: opaque, compared byte by byte, cheap to clone. A promised one is only equal to
 /// itself until it is given.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(try_from = "Bytes", into = "Bytes")]
+#[derive(Clone)]
 pub struct FileHandle(Repr);
 
 #[derive(Clone)]
@@ -33,6 +36,7 @@ enum Repr {
 }
 
 struct Promised {
+    number: u64,
     outcome: OnceLock<Result<Arc<[u8]>, Status>>,
     decided: Notify,
 }
@@ -51,9 +55,36 @@ impl TryFrom<Bytes> for FileHandle {
     }
 }
 
-impl From<FileHandle> for Bytes {
-    fn from(handle: FileHandle) -> Self {
-        Self::copy_from_slice(handle.settled().as_bytes())
+impl Serialize for FileHandle {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match &self.settled().0 {
+            Repr::Given(bytes) => to.serialize_bytes(bytes),
+            Repr::Promised(promised) => to.serialize_u64(promised.number),
+        }
+    }
+}
+
+/// One that is promised is a promise of nobody's, which [`Promises`] replace.
+impl<'de> Deserialize<'de> for FileHandle {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl de::Visitor<'_> for Written {
+            type Value = FileHandle;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a file handle, or the number of a promise")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<FileHandle, E> {
+                let handle = FileHandle::try_from(Bytes::copy_from_slice(bytes));
+                handle.map_err(E::custom)
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<FileHandle, E> {
+                Ok(FileHandle::undecided(number))
+            }
+        }
+        from.deserialize_any(Written)
     }
 }
 
@@ -63,16 +94,41 @@ impl FileHandle {
         dec.opaque("file handle", FHSIZE)?.try_into()
     }
 
-    /// A handle that the server is going to give.
-    pub fn promised() -> (Self, Promise) {
-        let promised = Arc::new(Promised {
+    /// A handle that the server is going to give. No other promise has this number while this one is
+    /// undecided.
+    pub fn promised(number: u64) -> (Self, Promise) {
+        let handle = Self::undecided(number);
+        let promise = handle.promise().expect("it is undecided");
+        (handle, promise)
+    }
+
+    fn undecided(number: u64) -> Self {
+        Self(Repr::Promised(Arc::new(Promised {
+            number,
             outcome: OnceLock::new(),
             decided: Notify::new(),
-        });
-        (
-            Self(Repr::Promised(Arc::clone(&promised))),
-            Promise(promised),
-        )
+        })))
+    }
+
+    /// One that no server knows.
+    pub fn unknown() -> Self {
+        Self(Repr::Given(Arc::from([0_u8])))
+    }
+
+    /// Whoever makes the object decides by this whether the handle is given.
+    pub fn promise(&self) -> Option<Promise> {
+        match &self.0 {
+            Repr::Promised(promised) if self.is_undecided() => Some(Promise(Arc::clone(promised))),
+            _ => None,
+        }
+    }
+
+    /// The number of the promise, as long as it is one.
+    pub fn promise_number(&self) -> Option<u64> {
+        match &self.0 {
+            Repr::Promised(promised) if self.is_undecided() => Some(promised.number),
+            _ => None,
+        }
     }
 
     /// The opaque bytes; none of a handle that the server has not given.
@@ -122,7 +178,7 @@ impl FileHandle {
         match &self.0 {
             Repr::Promised(promised) => match promised.outcome.get() {
                 Some(Ok(bytes)) => Self(Repr::Given(Arc::clone(bytes))),
-                Some(Err(_)) => Self(Repr::Given(Arc::from([0_u8]))),
+                Some(Err(_)) => Self::unknown(),
                 None => self.clone(),
             },
             Repr::Given(_) => self.clone(),
@@ -147,6 +203,32 @@ impl Promise {
         // The first word counts: requests have been sent by it.
         let _ = self.0.outcome.set(outcome);
         self.0.decided.notify_waiters();
+    }
+}
+
+/// What became of the promises of a process that was killed, by their numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Promises(HashMap<u64, FileHandle>);
+
+impl Promises {
+    /// The object is to be made yet.
+    pub fn stand(&mut self, number: u64) {
+        let handle = || FileHandle::undecided(number);
+        self.0.entry(number).or_insert_with(handle);
+    }
+
+    /// The server has given this handle.
+    pub fn kept(&mut self, number: u64, handle: FileHandle) {
+        self.0.insert(number, handle);
+    }
+
+    /// The handle that is meant by one that was read: itself, unless it was a promise then. `None`:
+    /// nobody has it, and nobody will make the object.
+    pub fn find(&self, read: &FileHandle) -> Option<FileHandle> {
+        match read.promise_number() {
+            Some(number) => self.0.get(&number).cloned(),
+            None => Some(read.clone()),
+        }
     }
 }
 
@@ -205,8 +287,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_promised_handle_is_itself_until_it_is_the_one_that_was_given() {
-        let (handle, promise) = FileHandle::promised();
-        let (other, broken) = FileHandle::promised();
+        let (handle, promise) = FileHandle::promised(1);
+        let (other, broken) = FileHandle::promised(2);
         let kept = handle.clone();
         assert!(handle == kept && handle != other && handle.is_undecided());
         assert!(handle != given(b"a") && handle.as_bytes().is_empty());
@@ -224,8 +306,33 @@ mod tests {
 
     #[tokio::test]
     async fn a_promise_that_is_dropped_is_broken() {
-        let (handle, promise) = FileHandle::promised();
+        let (handle, promise) = FileHandle::promised(1);
         drop(promise);
         assert_eq!(handle.given().await, Err(Status::IO));
+    }
+
+    #[test]
+    fn a_promise_that_is_read_again_is_what_became_of_it() -> Result<(), Box<dyn std::error::Error>>
+    {
+        let (handle, promise) = FileHandle::promised(7);
+        let written = rmp_serde::to_vec(&handle)?;
+        let read: FileHandle = rmp_serde::from_slice(&written)?;
+        assert_eq!(read.promise_number(), Some(7));
+        let mut promises = Promises::default();
+        assert_eq!(
+            promises.find(&read),
+            None,
+            "its object is not going to be made"
+        );
+        promises.stand(7);
+        let (one, other) = (promises.find(&read), promises.find(&read));
+        assert!(one == other && one.is_some_and(|one| one.is_undecided()));
+        promises.kept(7, given(b"a"));
+        assert_eq!(promises.find(&read), Some(given(b"a")));
+        promise.keep(&given(b"b"));
+        let written = rmp_serde::to_vec(&handle)?;
+        let read: FileHandle = rmp_serde::from_slice(&written)?;
+        assert_eq!(promises.find(&read), Some(given(b"b")));
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::xdr::{DecodeError, Decoder, Encoder};
 
-pub use super::handle::{FHSIZE, FileHandle, Promise};
+pub use super::handle::{FHSIZE, FileHandle, Promise, Promises};
 
 /// stateid4 (RFC 8881 §3.3.12, §8.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

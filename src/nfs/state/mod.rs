@@ -154,6 +154,13 @@ impl OpenState {
         result
     }
 
+    /// Its record says the handle as it is now.
+    pub(super) fn record_again(&self) {
+        if self.wal.is_on() {
+            self.change(|_| ());
+        }
+    }
+
     /// The server has answered the CLOSE, or nothing will ask it any more.
     pub(super) fn closed(&self) {
         self.change(|inner| {

@@ -19,7 +19,7 @@ pub(in crate::vfs) struct Change {
     #[serde(with = "as_owned")]
     pub(in crate::vfs) cred: Arc<Credential>,
     /// What this host shows as the time of the change.
-    ctime: Timestamp,
+    pub(in crate::vfs) ctime: Timestamp,
 }
 
 /// An identity that others share is written down for itself.

@@ -74,8 +74,10 @@ impl Files {
                 let write = inner
                     .writeback_mut()
                     .accept(now(), origin, offset, data.clone(), sync);
+                let at = inode.handle.is_undecided().then(Timestamp::now);
                 if !sync {
-                    self.log_write(inode, inner, &handle.open, (offset, &data), write);
+                    let of = (write, at);
+                    self.log_write(inode, inner, &handle.open, (offset, &data), of);
                 }
                 // Nobody who waits for room waits for what lingers.
                 if self.window.is_awaited() {
@@ -83,8 +85,8 @@ impl Files {
                 }
                 inner.count_write();
                 attr.grow(end);
-                if inode.handle.is_undecided() {
-                    attr.touch(Timestamp::now(), Instant::now());
+                if let Some(at) = at {
+                    attr.touch(at, Instant::now());
                 }
                 let drain = sync.then(|| inner.writeback_mut().begin_drain());
                 let readers = inner.readers();

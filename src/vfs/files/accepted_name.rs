@@ -36,6 +36,8 @@ pub(super) struct Accepted {
     pub(super) what: What,
     /// An earlier sending may have done it.
     pub(super) again: bool,
+    /// The kernel's request that asked for it, where that is on record; 0: none is.
+    pub(super) request: u64,
 }
 
 /// What is done with the name.

@@ -26,8 +26,8 @@
 //! | flush | stable, then published; nothing with `writeback` | [`Files::before_close`] |
 //! | fsync, a lock | stable, then published; with `writeback` all files and names before | [`Files::before_sync`] |
 //! | release | stable, then attributes | [`Files::before_release`] |
-//! | unlock | what is abandoned, stable, attributes of all files | [`Files::before_unlock`] |
-//! | locks that go with a close | the same of the one file, if anything is abandoned | [`Files::before_unlock_at_close`] |
+//! | unlock | what is abandoned, stable, attributes of all files; with `writeback` all of everything | [`Files::before_unlock`] |
+//! | locks that go with a close | the same of the one file, if anything is abandoned; with `writeback` all of everything | [`Files::before_unlock_at_close`] |
 //! | read, read-ahead | the range there | [`Files::before_read`] |
 //! | write | attributes, but a mode that a file is yet to be made with | [`Files::before_write`] |
 //! | a synchronous write | what it overlaps there | [`Files::before_sync_write`] |
@@ -174,14 +174,15 @@ impl Files {
     /// on by it, whichever file it is of.
     pub(super) async fn before_unlock(self: &Arc<Self>, inode: &Arc<Inode>) {
         self.abandoned.ended().await;
-        self.settle_names().await;
+        self.settle_all().await;
         self.drain(inode).await;
         self.send_all_changes().await;
     }
 
-    /// Locks are about to go with a close, before which everything was made stable; but not
-    /// what is at work without its caller.
+    /// Locks are about to go with a close, before which everything was made stable (with `writeback` only
+    /// if it is of a descriptor that was locked by); but not what is at work without its caller.
     pub(super) async fn before_unlock_at_close(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.settle_all().await;
         if self.abandoned.any() {
             self.abandoned.ended().await;
             self.drain(inode).await;

@@ -68,10 +68,15 @@ impl Files {
         set: &SetAttr,
     ) -> bool {
         let mut queue = self.names.queue.lock();
-        let last = queue.last_waiting(dir).filter(|last| *last.cred == *cred);
-        let waiting = last.and_then(|last| last.set_of(inode));
-        waiting.is_some_and(|waiting| {
+        let last = queue
+            .last_waiting(dir)
+            .filter(|last| *last.change.cred == *cred);
+        last.is_some_and(|last| {
+            let Some(waiting) = last.change.set_of(inode) else {
+                return false;
+            };
             waiting.join(set);
+            self.log_change(last.number, &last.change);
             true
         })
     }

@@ -21,6 +21,7 @@ use super::accepted_name::{Accepted, What};
 use super::confirmed_rights::Owned;
 use super::deferred_setattr::new_attributes;
 use super::directory_setattr::is_certain;
+use super::logged_names::Ended;
 use super::send_names::{REST, Sending, is_put_off};
 use super::write::now;
 use crate::nfs::NfsError;
@@ -200,7 +201,11 @@ impl Files {
                     rests = Some(Rested(now() + REST));
                     again.push(queued);
                 }
-                Some(told) => self.attributes_answered(&mut sending, queued.change, told, sent),
+                Some(told) => {
+                    // Before whoever waits for it may set something else.
+                    self.log_ended(queued.number, &Ended::of(&queued.change));
+                    self.attributes_answered(&mut sending, queued.change, told, sent);
+                }
                 None => again.push(queued),
             }
         }
@@ -253,7 +258,10 @@ impl Files {
         inode.attr.lock().expire();
         self.namespace.inval_attr(inode.ino);
         if let Some(file) = inode.opened() {
-            file.lock().writeback_mut().errors_mut().record(cause);
+            let mut inner = file.lock();
+            inner.writeback_mut().errors_mut().record(cause);
+            self.log_errors(inode, &inner);
+            drop(inner);
             file.notify_waiters();
         }
     }

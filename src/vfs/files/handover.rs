@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Files;
 use super::handle::OpenHandle;
+use super::logged::OnTheirWay;
 use crate::nfs::handover::TakenOver;
 use crate::nfs::state::OpenState;
 use crate::nfs::state::locks::LockState;
@@ -129,6 +130,7 @@ impl Files {
         state: FilesState,
         inodes: &Restored,
         mut taken: TakenOver,
+        on: &OnTheirWay,
     ) -> Result<(), Contradiction> {
         self.fhs.begin_at(state.next_fh);
         let dead = state.dead(&taken);
@@ -139,7 +141,7 @@ impl Files {
         }
         let mut of_files = self.server_state(&state, &dead, &taken);
         let users = of_files.values().flat_map(|file| file.users.keys());
-        let needed: BTreeSet<u64> = users.copied().collect();
+        let needed: BTreeSet<u64> = users.copied().chain(on.opens_to_come()).collect();
         for (_, open) in taken
             .opens
             .extract_if(.., |owner, _| !needed.contains(owner))

@@ -71,12 +71,15 @@ impl LateErrors {
         kept.last.push_back(error);
     }
 
-    /// The next fsync of the directory is to tell it, unless an earlier one is left to be told.
-    fn refuse(&self, dir: Ino, error: VfsError) {
+    /// The next fsync of the directory is to tell it, unless an earlier one is left to be told: then it
+    /// is false.
+    pub(super) fn refuse(&self, dir: Ino, error: VfsError) -> bool {
         let refused = &mut self.0.lock().refused;
-        if refused.len() < DIRECTORIES || refused.contains_key(&dir) {
-            refused.entry(dir).or_insert(error);
+        let has_room = refused.len() < DIRECTORIES && !refused.contains_key(&dir);
+        if has_room {
+            refused.insert(dir, error);
         }
+        has_room
     }
 
     /// What fsync of a directory has to tell.
@@ -97,7 +100,13 @@ impl Files {
         if self.is_ahead_allowed()
             && let Some(place) = inode.place()
         {
-            self.late.refuse(place.dir.ino, error.clone());
+            self.refuse_late(place.dir.ino, error);
+        }
+    }
+
+    fn refuse_late(&self, dir: Ino, error: &VfsError) {
+        if self.late.refuse(dir, error.clone()) {
+            self.log_refused(dir, error);
         }
     }
 
@@ -111,7 +120,7 @@ impl Files {
         error: &VfsError,
     ) {
         self.tell_late(path, what, error);
-        self.late.refuse(dir.ino, error.clone());
+        self.refuse_late(dir.ino, error);
     }
 
     fn tell_late(&self, path: String, what: &'static str, error: &VfsError) {

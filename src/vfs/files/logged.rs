@@ -26,9 +26,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::handle::OpenHandle;
 use super::handover::{FilesState, HandleRecord};
+use super::logged_names::{AcceptedBefore, LoggedNames, NamesOnTheirWay};
 use super::write::now;
 use super::{FHS, Files};
 use crate::nfs::handover::ClientState;
@@ -39,10 +41,10 @@ use crate::vfs::file::deferred_setattr::Change;
 use crate::vfs::file::origin::Origin;
 use crate::vfs::file::state::handover::{FileRecord, SillyRecord};
 use crate::vfs::inode::table::handover::{Contradiction, InodeRef, Restored};
-use crate::vfs::inode::table::logged::{LoggedDir, LoggedInodes};
+use crate::vfs::inode::table::logged::{LoggedInodes, LoggedObject};
 use crate::vfs::inode::{FileInner, Inode, SillyName};
 use crate::vfs::locks::locktable::OwnerRecord;
-use crate::vfs::types::{Errno, Ino, Opened};
+use crate::vfs::types::{Errno, Ino, Opened, Timestamp};
 use crate::vfs::writeback::WriteTicket;
 use crate::vfs::writeback::errseq::{ErrSeqRecord, Seen};
 use crate::wal::{Numbers, Place, Survived, Table, Unreadable};
@@ -71,6 +73,8 @@ struct LoggedWrite {
     fence: u32,
     offset: u64,
     data: Place,
+    /// What is shown as the time of the write, as long as the server has yet to make the file.
+    at: Option<Timestamp>,
 }
 
 /// What a daemon that was killed had of open files, beside their state.
@@ -81,6 +85,14 @@ pub(in crate::vfs) struct OnTheirWay {
     appends: Vec<(u64, u64)>,
     opens: Vec<(u64, u64)>,
     victims: Vec<(u64, InodeRef)>,
+    names: NamesOnTheirWay<InodeRef>,
+}
+
+impl OnTheirWay {
+    /// Opens that files are to be made with.
+    pub(super) fn opens_to_come(&self) -> impl Iterator<Item = u64> {
+        self.names.opens()
+    }
 }
 
 impl Files {
@@ -151,7 +163,7 @@ impl Files {
 
     pub(super) fn log_silly(&self, inode: &Inode, silly: &SillyName) {
         if self.wal.is_on() {
-            let record = SillyRecord::of(silly, |dir| LoggedDir::of(dir));
+            let record = SillyRecord::of(silly, |dir| LoggedObject::of(dir));
             self.wal.put(Table::Silly, inode.ino, &record);
         }
     }
@@ -170,7 +182,7 @@ impl Files {
         inner: &mut FileInner,
         open: &Arc<OpenState>,
         (offset, data): (u64, &Bytes),
-        write: WriteTicket,
+        (write, at): (WriteTicket, Option<Timestamp>),
     ) {
         let Some(place) = self.wal.place_of(data) else {
             return;
@@ -182,6 +194,7 @@ impl Files {
             fence: open.fence(),
             offset,
             data: place,
+            at,
         };
         self.wal.put(Table::Write, key, &record);
         inner.logged(write, key, data.clone());
@@ -265,6 +278,7 @@ impl Files {
     pub(in crate::vfs) fn request_answered(&self, unique: u64) {
         self.wal.remove(Table::Victim, unique);
         self.wal.remove(Table::Append, unique);
+        self.forget_request(unique);
     }
 
     /// Takes in what was on its way when another process was killed; nothing of it is sent yet.
@@ -272,8 +286,14 @@ impl Files {
         self: &Arc<Self>,
         on: OnTheirWay,
         inodes: &Restored,
-        opens: &BTreeMap<u64, Arc<OpenState>>,
+        mut opens: BTreeMap<u64, Arc<OpenState>>,
     ) -> Result<(), Contradiction> {
+        self.accept_names_again(on.names, inodes, &mut opens)?;
+        for (unique, fh) in &on.opens {
+            if let Ok(handle) = self.handle(*fh) {
+                self.log_handle(*fh, &handle, *unique);
+            }
+        }
         {
             let mut inherited = self.on_their_way.lock();
             inherited.appends = on.appends.iter().copied().collect();
@@ -295,6 +315,10 @@ impl Files {
         for (file, change) in on.changes {
             let inode = inodes.get(file)?;
             let mut inner = self.file_state(inode).lock();
+            if inode.handle.is_undecided() {
+                let mut attr = inode.attr.lock();
+                attr.overlay(&change.set, change.ctime);
+            }
             inner.deferred_mut().take_over(change);
             self.log_deferred(inode, &inner);
             drop(inner);
@@ -330,9 +354,14 @@ impl Files {
                 inner
                     .writeback_mut()
                     .accept(now(), origin, write.offset, data.clone(), false);
-            self.log_write(inode, inner, open, (write.offset, &data), ticket);
+            let of = (ticket, write.at);
+            self.log_write(inode, inner, open, (write.offset, &data), of);
             inner.count_write();
-            inode.attr.lock().grow(end);
+            let mut attr = inode.attr.lock();
+            attr.grow(end);
+            if let Some(at) = write.at.filter(|_| inode.handle.is_undecided()) {
+                attr.touch(at, Instant::now());
+            }
         });
         let mut inherited = self.on_their_way.lock();
         if !inherited
@@ -363,6 +392,7 @@ impl Files {
     /// Sends what was on its way when another process was killed. Before the kernel is answered
     /// again.
     pub(in crate::vfs) async fn go_on(self: &Arc<Self>) {
+        self.hurry_all_names();
         let (written, changed, hidden) = {
             let mut inherited = self.on_their_way.lock();
             let written = std::mem::take(&mut inherited.written);
@@ -370,7 +400,10 @@ impl Files {
             (written, changed, std::mem::take(&mut inherited.hidden))
         };
         for inode in &written {
-            self.know_size(inode).await;
+            // Nobody else has written to what is to be made.
+            if !inode.handle.is_undecided() {
+                self.know_size(inode).await;
+            }
         }
         for inode in written {
             self.pump(&inode);
@@ -394,6 +427,7 @@ pub(super) struct Inherited {
     appends: HashMap<u64, u64>,
     opens: HashMap<u64, u64>,
     victims: HashMap<u64, Arc<Inode>>,
+    pub(super) accepted: HashMap<u64, AcceptedBefore>,
     /// They have hidden names, which may be needed by nobody.
     hidden: Vec<Arc<Inode>>,
 }
@@ -402,6 +436,7 @@ impl FilesState {
     /// The open files of a daemon that was killed, and what was on its way.
     pub(in crate::vfs) fn survived(
         survived: &Survived,
+        names: LoggedNames,
         inodes: &mut LoggedInodes,
         client: &ClientState,
     ) -> Result<(Self, OnTheirWay), Unreadable> {
@@ -409,6 +444,8 @@ impl FilesState {
             appends: survived.table(Table::Append)?,
             ..OnTheirWay::default()
         };
+        let closed_along = names.closed_along();
+        on.names = names.known_as(inodes);
         let mut files = BTreeMap::<Ino, OfFile>::new();
         for (_, (ino, owner)) in survived.table::<(Ino, OwnerRecord)>(Table::Owner)? {
             files.entry(ino).or_default().owners.push(owner);
@@ -416,8 +453,8 @@ impl FilesState {
         for (ino, errors) in survived.table(Table::Errors)? {
             files.entry(ino).or_default().errors = errors;
         }
-        for (ino, silly) in survived.table::<SillyRecord<LoggedDir>>(Table::Silly)? {
-            let silly = silly.known_as(|dir| inodes.dir(dir));
+        for (ino, silly) in survived.table::<SillyRecord<LoggedObject>>(Table::Silly)? {
+            let silly = silly.known_as(|dir| inodes.object(dir));
             files.entry(ino).or_default().silly = Some(silly);
         }
         let mut handles = Vec::new();
@@ -448,13 +485,19 @@ impl FilesState {
             });
         }
         for (_, write) in survived.table::<LoggedWrite>(Table::Write)? {
-            if let Some(inode) = inodes.held(write.ino) {
+            if closed_along.contains(&write.ino) {
+                continue;
+            }
+            if let Some(inode) = inodes.of_number(write.ino) {
                 let data = survived.data(write.data)?;
                 on.writes.push((inode, write, data));
             }
         }
         for (ino, change) in survived.table(Table::Deferred)? {
-            if let Some(inode) = inodes.held(ino) {
+            if closed_along.contains(&ino) {
+                continue;
+            }
+            if let Some(inode) = inodes.of_number(ino) {
                 on.changes.push((inode, change));
             }
         }

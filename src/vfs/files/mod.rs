@@ -29,6 +29,7 @@
 //! | silly rename | [`silly`], `hidden` |
 //! | open files for another process | [`handover`] |
 //! | the same should this one be killed | [`logged`] |
+//! | and of changes of names that are ahead of the server | `logged_names`, `logged_change` |
 //!
 //! Locks, in this order: the line for file locks, a file's state
 //! ([`file`](crate::vfs::file)), then what that comes before (attributes, names), and under a
@@ -53,6 +54,8 @@ pub(in crate::vfs) mod late_errors;
 mod late_open;
 pub(in crate::vfs) mod lock;
 pub(in crate::vfs) mod logged;
+mod logged_change;
+pub(in crate::vfs) mod logged_names;
 mod name_writeback;
 mod open_promised;
 mod opens;

@@ -17,9 +17,10 @@
 //! Nothing is accepted of a caller who was answered without his operation (a killed one), as nothing
 //! of his is sent then: each change is an [`Effect`] of its caller.
 //!
-//! Locks: the queue's is taken with no other but, under it, a file's. The alarm has a lock with
-//! which no other is taken.
+//! Locks: the queue's is taken with no other but, under it, a file's, an inode's attributes', and the
+//! log's ([`logged_names`](super::logged_names)). The alarm has a lock with which no other is taken.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::{DentryTarget, Name};
 use crate::vfs::namespace::names::NAME_MAX;
 use crate::vfs::types::{FileKind, Ino, Opened, Timestamp, VfsResult};
-use crate::vfs::writeback::name_queue::{Config, NameQueue, Next};
+use crate::vfs::writeback::name_queue::{Config, NameQueue, Next, Number};
 
 /// The most changes that are ahead of the server. With more the caller waits, by being answered
 /// by the server itself.
@@ -69,6 +70,10 @@ pub(super) struct NameWriteback {
     alarm: Mutex<Option<Instant>>,
     /// Something was answered.
     pub(super) answered: Notify,
+    /// Requests that were accepted, and that the kernel has no answer to yet; with a log.
+    pub(super) requests: Mutex<HashSet<u64>>,
+    /// What was made of promises, by inodes, and up to which change a record may name one as such.
+    pub(super) made: Mutex<VecDeque<(Number, Ino)>>,
 }
 
 impl NameWriteback {
@@ -87,6 +92,8 @@ impl NameWriteback {
             growth: Growth::default(),
             alarm: Mutex::default(),
             answered: Notify::new(),
+            requests: Mutex::default(),
+            made: Mutex::default(),
         }
     }
 }
@@ -214,16 +221,24 @@ impl Files {
         name: Name,
         what: What,
     ) {
-        self.client.shut_gate(&dir.handle);
-        let accepted = Accepted {
+        self.take_in(Accepted {
             dir: Arc::clone(dir),
             cred: Arc::clone(cred),
             name,
             what,
             again: false,
-        };
+            request: self.log_request(),
+        });
+        self.pump_names();
+    }
+
+    /// The change is in the queue from here on, and in the log.
+    pub(super) fn take_in(&self, accepted: Accepted) {
+        let dir = Arc::clone(&accepted.dir);
+        self.client.shut_gate(&dir.handle);
         {
             let mut queue = self.names.queue.lock();
+            self.log_change(queue.next_number(), &accepted);
             queue.accept(dir.ino, now(), accepted);
             // Who has come to wait in between has hurried what was there.
             if self.client.is_awaited(&dir.handle) {
@@ -231,7 +246,6 @@ impl Files {
             }
         }
         self.metrics.gauges.names_ahead.inc();
-        self.pump_names();
     }
 
     /// unlink(2) or rmdir(2) of what this host knows to be in a private directory. False: the
@@ -421,7 +435,10 @@ impl Files {
     pub(in crate::vfs) async fn sync_directory(self: &Arc<Self>, dir: Ino) -> VfsResult<()> {
         self.settle_all().await;
         match self.late.take(dir) {
-            Some(error) => Err(error),
+            Some(error) => {
+                self.log_told(dir);
+                Err(error)
+            }
             None => Ok(()),
         }
     }

@@ -32,11 +32,13 @@ impl Files {
         }
         let open = {
             let mut queue = self.names.queue.lock();
-            let change = queue.find_waiting(dir, |accepted| accepted.makes(inode))?;
-            let What::File(file) = &mut change.what else {
+            let queued = queue.find_waiting(dir, |accepted| accepted.makes(inode))?;
+            let What::File(file) = &mut queued.change.what else {
                 return None;
             };
-            self.joins(file, cred, access)?
+            let open = self.joins(file, cred, access)?;
+            self.log_change(queued.number, &queued.change);
+            open
         };
         Some(self.opened(inode, open, (access, flags), None))
     }

@@ -20,7 +20,10 @@ impl Files {
         };
         let mut queue = self.names.queue.lock();
         let makes = queue.find_waiting(place.dir.ino, |accepted| accepted.makes(inode));
-        let Some(What::File(file)) = makes.map(|accepted| &mut accepted.what) else {
+        let Some(queued) = makes else {
+            return false;
+        };
+        let What::File(file) = &mut queued.change.what else {
             return false;
         };
         let mut inner = self.file_state(inode).lock();
@@ -32,6 +35,7 @@ impl Files {
             return false;
         };
         file.mode = mode & 0o7777;
+        self.log_change(queued.number, &queued.change);
         self.log_deferred(inode, &inner);
         true
     }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::Files;
 use super::accepted_name::{Accepted, PromisedFile, What};
 use super::deferred_setattr::new_attributes;
+use super::logged_names::Ended;
 use super::write::now;
 use crate::nfs::NfsError;
 use crate::nfs::calls::{self, FileMade, IN_FRONT, Mark, NameChange, NameChanged, NewFile};
@@ -18,7 +19,7 @@ use crate::nfs::proto::status::Status;
 use crate::nfs::proto::types::NfsTime;
 use crate::vfs::inode::Inode;
 use crate::vfs::types::{FileKind, Timestamp, VfsError};
-use crate::vfs::writeback::name_queue::{Batch, Queued, Rested};
+use crate::vfs::writeback::name_queue::{Batch, Number, Queued, Rested};
 use crate::vfs::writeback::{Chunks, RequestId};
 
 /// Data of a new file that go along with it, bytes.
@@ -33,6 +34,8 @@ pub(super) struct Sending {
     files: Arc<Files>,
     dir: Arc<Inode>,
     left: usize,
+    /// Which they are.
+    changes: Vec<(Number, Ended)>,
     /// Among them, of attributes of the directory.
     sets: usize,
     /// Files whose attributes are among them, which are then all of them.
@@ -47,7 +50,8 @@ struct Along {
     changes: bool,
     attrs: NewAttributes,
     closes: bool,
-    /// Nothing of the file is left to be sent.
+    /// Nothing of the file is left to be sent, and nobody has it open: should the request run twice, and
+    /// rename the file each time, no open of the first is left at the server.
     is_all: bool,
 }
 
@@ -62,6 +66,9 @@ impl Along {
 impl Drop for Sending {
     fn drop(&mut self) {
         if self.left > 0 {
+            for (number, ended) in &self.changes {
+                self.files.log_ended(*number, ended);
+            }
             self.namespace_answered();
             self.files.end_batch(&self.dir, self.left, Vec::new(), None);
         }
@@ -119,6 +126,9 @@ impl Files {
             files: Arc::clone(self),
             dir: Arc::clone(&first.change.dir),
             left: batch.changes.len(),
+            changes: (batch.changes.iter())
+                .map(|queued| (queued.number, Ended::of(&queued.change)))
+                .collect(),
             sets: (batch.changes.iter())
                 .filter(|queued| matches!(queued.change.what, What::Attributes(_)))
                 .count(),
@@ -165,8 +175,8 @@ impl Files {
         let mut along: Vec<Along> = Vec::with_capacity(all.len());
         let (mut in_front, mut anywhere, room) = (0, false, self.room());
         for number in 0..all.len() {
-            // What has a new name has its data before: if there were more of them meanwhile,
-            // the rename waits until they are there.
+            // What has a new name has its data before: if there were more of them meanwhile, or it is
+            // open, the rename waits until it is there.
             if is_renamed(&all, number) && !along[..number].iter().all(|front| front.is_all) {
                 break;
             }
@@ -184,6 +194,9 @@ impl Files {
         let Some(first) = all.first() else {
             return;
         };
+        for (queued, along) in all.iter().zip(&along) {
+            self.log_sending(queued, along.mark());
+        }
         let again = all.iter().any(|queued| queued.change.again);
         let cred = Arc::clone(&first.change.cred);
         let changing = self.namespace.changing(&dir);
@@ -225,7 +238,9 @@ impl Files {
             match outcome {
                 Some(outcome) => {
                     links += queued.change.links();
+                    let ended = Ended::of(&queued.change);
                     self.take_outcome(queued.change, along, outcome, sent);
+                    self.log_ended(queued.number, &ended);
                 }
                 None => {
                     if redone {
@@ -256,6 +271,7 @@ impl Files {
         self.client.open_gate(&dir.handle, done);
         self.metrics.gauges.names_ahead.sub(done as u64);
         self.names.queue.lock().done(dir.ino, again, rests);
+        self.forget_made();
         self.names.answered.notify_waiters();
         self.pump_names();
     }
@@ -316,7 +332,7 @@ impl Files {
         let changes = is_whole.then(|| inner.deferred_mut().leave_as(&file.open.cred));
         let changes = changes.flatten();
         let closes = is_whole && inner.take_closing(&file.open);
-        let is_all = is_whole && inner.deferred().is_leaving_whole();
+        let is_all = closes && inner.deferred().is_leaving_whole();
         let (atime, mtime) = {
             let attr = file.inode.attr.lock();
             (attr.stat().atime, attr.stat().mtime)
@@ -371,18 +387,25 @@ impl Files {
                 What::Directory { inode, promise, .. } | What::Symlink { inode, promise, .. },
                 NameChanged::Object(handle, attrs),
             ) => {
+                self.log_made(&inode, &handle);
                 promise.keep(&handle);
                 let attrs = attrs.as_ref();
                 self.namespace.made_as_promised(&inode, attrs, sent);
+                self.log_believed(&inode);
             }
             (What::Remove { .. } | What::Rename { .. }, _) => {}
             (What::Attributes(_), _) => change.dir.attr.lock().set_answered(),
             // They go in requests of their own.
             (What::AttributesOf(..), _) => {}
             // It was made by an earlier sending, and its handle is not known.
-            (What::File(file), _) => file.promise.break_off(Status::STALE),
-            (What::Directory { promise, .. } | What::Symlink { promise, .. }, _) => {
+            (What::File(file), _) => {
+                file.promise.break_off(Status::STALE);
+                self.client.handle_is_given(&file.open);
+                self.namespace.log_place(&file.inode);
+            }
+            (What::Directory { inode, promise, .. } | What::Symlink { inode, promise, .. }, _) => {
                 promise.break_off(Status::STALE);
+                self.namespace.log_place(&inode);
             }
         }
     }
@@ -395,9 +418,12 @@ impl Files {
         sent: Instant,
     ) {
         let inode = &file.inode;
+        self.log_file_made(&file, &made);
         self.client.opened_as_made(&file.open, file.access, &made);
         file.promise.keep(&made.handle);
+        self.client.handle_is_given(&file.open);
         self.namespace.made_as_promised(inode, None, sent);
+        self.log_believed(inode);
         self.set_preserved(inode, made.preserves_unlinked);
         let mut is_whole = true;
         if let Some((id, data)) = &along.data {
@@ -472,13 +498,16 @@ impl Files {
         match what {
             What::File(file) => {
                 file.promise.break_off(status);
+                self.client.handle_is_given(&file.open);
+                self.namespace.log_place(&file.inode);
                 if self.file_state(&file.inode).lock().take_closing(&file.open) {
                     self.client.close_soon(&file.open);
                 }
                 self.file_refused(&file.inode, cause);
             }
-            What::Directory { promise, .. } | What::Symlink { promise, .. } => {
+            What::Directory { inode, promise, .. } | What::Symlink { inode, promise, .. } => {
                 promise.break_off(status);
+                self.namespace.log_place(&inode);
             }
             What::Remove { .. } | What::AttributesOf(..) => {}
             What::Rename { to, .. } => self.namespace.not_as_accepted(&dir, &to),
@@ -497,6 +526,7 @@ impl Files {
         self.namespace.lose_pages(inode);
         self.with_writeback(inode, |inner| {
             inner.writeback_mut().errors_mut().record(error);
+            self.log_errors(inode, inner);
         });
         self.file_state(inode).notify_waiters();
         self.pump(inode);

@@ -153,6 +153,17 @@ impl AttrState {
         self.own_times = true;
     }
 
+    /// The same of one that another process has promised, and shown with these times.
+    pub(in crate::vfs) fn promised_again(
+        &mut self,
+        atime: Timestamp,
+        mtime: Timestamp,
+        ctime: Timestamp,
+    ) {
+        (self.stat.atime, self.stat.mtime, self.stat.ctime) = (atime, mtime, ctime);
+        self.own_times = true;
+    }
+
     /// From a first reply.
     pub(in crate::vfs) fn new(
         ino: Ino,

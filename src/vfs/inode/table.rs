@@ -26,7 +26,7 @@ pub(in crate::vfs) mod handover;
 pub(in crate::vfs) mod logged;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -41,9 +41,9 @@ use super::dentry_cache::{Name, Names};
 use super::eviction_queue::EvictionQueue;
 use super::kernel_dentry::{Apart, KernelDentry, ticks_since};
 use crate::nfs::proto::attrs::Attributes;
-use crate::nfs::proto::types::FileHandle;
+use crate::nfs::proto::types::{FileHandle, Promise};
 use crate::vfs::types::{ByNumber, FileKind, Ino, ROOT_INO};
-use crate::wal::{Count, Wal};
+use crate::wal::{Count, Numbers, Wal};
 
 /// An object of the file system.
 #[derive(Debug)]
@@ -216,7 +216,7 @@ pub(in crate::vfs) struct InodeTable {
     /// locked.
     elsewhere_count: AtomicUsize,
     /// Objects that were promised before the server has made them.
-    promised: AtomicU64,
+    promised: Numbers,
     root: Arc<Inode>,
     root_fsid: (u64, u64),
     root_fileid: u64,
@@ -263,7 +263,7 @@ impl InodeTable {
             told: EvictionQueue::default(),
             elsewhere: Mutex::default(),
             elsewhere_count: AtomicUsize::new(0),
-            promised: AtomicU64::new(0),
+            promised: Numbers::new(wal.clone(), PROMISES, 0),
             root,
             root_fsid: attrs.fsid,
             root_fileid: attrs.fileid,
@@ -395,17 +395,16 @@ impl InodeTable {
     /// under until the kernel forgets it.
     pub(in crate::vfs) fn promise(
         &self,
-        handle: &FileHandle,
         attrs: &Attributes,
         now: Instant,
-    ) -> Arc<Inode> {
+    ) -> (Arc<Inode>, Promise) {
         loop {
-            let number = self.promised.fetch_add(1, Ordering::Relaxed);
-            let ino = PROMISED | number & !OTHER_RANGES;
+            let ino = PROMISED | self.promised.give() & !OTHER_RANGES;
             if let Slot::Vacant(slot) = self.inodes.entry(ino) {
-                let inode = self.insert(slot, ino, handle, attrs, now);
+                let (handle, promise) = FileHandle::promised(ino);
+                let inode = self.insert(slot, ino, &handle, attrs, now);
                 inode.attr.lock().is_promised();
-                return inode;
+                return (inode, promise);
             }
         }
     }
@@ -462,7 +461,7 @@ impl InodeTable {
     ) -> Arc<Inode> {
         Arc::new(Inode {
             ino,
-            generation: generation_of(handle),
+            generation: generation_of(ino, handle),
             handle: handle.clone(),
             kind: kind_of(attrs.kind),
             attr: Mutex::new(AttrState::new(shown, attrs, sent, &self.timeouts)),
@@ -637,15 +636,20 @@ impl Known {
 
 /// FNV-1a of an object's handle, finished so that the lower 32 bits, which are all that
 /// the kernel keeps, are as good as all.
-fn generation_of(handle: &FileHandle) -> u64 {
-    let hash = handle
-        .as_bytes()
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3_u64)
-        });
+fn generation_of(ino: Ino, handle: &FileHandle) -> u64 {
+    // It is told before the handle is given.
+    let bytes: &[u8] = match ino & OTHER_RANGES {
+        PROMISED => &[],
+        _ => handle.as_bytes(),
+    };
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3_u64)
+    });
     (hash ^ hash >> 32).max(1)
 }
+
+/// The key of the numbers of promises in the log.
+const PROMISES: u64 = 2;
 
 /// The range of the numbers of objects that were promised.
 const PROMISED: Ino = 1 << 61;

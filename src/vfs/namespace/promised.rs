@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::Namespace;
 use crate::nfs::calls::PrePost;
 use crate::nfs::proto::attrs::{Attributes, OBJECT};
-use crate::nfs::proto::types::{FileHandle, FileType, NfsTime, Promise};
+use crate::nfs::proto::types::{FileType, NfsTime, Promise};
 use crate::rpc::auth::Credential;
 use crate::vfs::inode::Inode;
 use crate::vfs::inode::dentry_cache::{Dentry, DentryTarget, Maker, Name};
@@ -119,8 +119,7 @@ impl Namespace {
         name: &Name,
         attrs: &Attributes,
     ) -> (Arc<Inode>, Promise) {
-        let (handle, promise) = FileHandle::promised();
-        let inode = self.inodes.promise(&handle, attrs, Instant::now());
+        let (inode, promise) = self.inodes.promise(attrs, Instant::now());
         self.metrics.gauges.inodes.set(self.inodes.len() as u64);
         self.found_at(&inode, dir, Arc::clone(name));
         let links = i32::from(inode.kind == FileKind::Directory);
@@ -149,6 +148,20 @@ impl Namespace {
             names.count_accepted(1, links);
         }
         self.put_name(dir, Arc::clone(name), target, None);
+    }
+
+    /// The same of a change that another process has accepted, of which no more than its directory is
+    /// remembered.
+    pub(in crate::vfs) fn accepted_again(&self, dir: &Arc<Inode>, links: i32) {
+        // Of what is there the server is asked first.
+        if dir.handle.is_undecided() {
+            let mut attr = dir.attr.lock();
+            attr.touch(Timestamp::now(), Instant::now());
+            attr.count_link(links);
+        }
+        let mut names = dir.names().lock();
+        names.tracker.accepted(Instant::now());
+        names.count_accepted(1, links);
     }
 
     /// The same of what was set of the directory itself.

@@ -59,6 +59,9 @@ impl Vfs {
         check_name(new_name)?;
         let from = self.namespace.inode(parent)?;
         let to = self.namespace.inode(new_parent)?;
+        if self.files.accepted_before().is_some() {
+            return Ok(());
+        }
         if Arc::ptr_eq(&from, &to) && self.files.accept_rename(cred, &from, (name, new_name)) {
             return Ok(());
         }

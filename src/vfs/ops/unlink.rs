@@ -24,7 +24,8 @@ impl Vfs {
     ) -> VfsResult<()> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
-        if self.files.accept_removal(cred, &dir, name, false) {
+        let is_accepted = self.files.accepted_before().is_some();
+        if is_accepted || self.files.accept_removal(cred, &dir, name, false) {
             return Ok(());
         }
         self.files.before_removal().await;
@@ -83,7 +84,8 @@ impl Vfs {
     ) -> VfsResult<()> {
         check_name(name)?;
         let dir = self.namespace.inode(parent)?;
-        if self.files.accept_removal(cred, &dir, name, true) {
+        let is_accepted = self.files.accepted_before().is_some();
+        if is_accepted || self.files.accept_removal(cred, &dir, name, true) {
             return Ok(());
         }
         self.files.before_removal().await;

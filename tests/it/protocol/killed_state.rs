@@ -25,17 +25,29 @@ const SPAN: Span = Span { start: 10, end: 19 };
 const ALL_ACCESS: u32 = ACCESS_READ | ACCESS_WRITE;
 
 /// The way of a process to the server, which ends with it.
-struct Lifeline {
+pub(super) struct Lifeline {
     peer: Arc<dyn Connector>,
     cut: AtomicBool,
 }
 
+impl Lifeline {
+    /// No word of the process reaches the server from here on.
+    pub(super) fn cut(&self, peer: &Peer) {
+        self.cut.store(true, Ordering::Relaxed);
+        peer.cut_all_connections();
+    }
+}
+
 impl Connector for Lifeline {
     fn connect(&self) -> Connecting<'_> {
-        match self.cut.load(Ordering::Relaxed) {
-            true => Box::pin(std::future::pending()),
-            false => self.peer.connect(),
-        }
+        Box::pin(async {
+            let connected = self.peer.connect().await;
+            // Also of one that was begun before.
+            match self.cut.load(Ordering::Relaxed) {
+                true => std::future::pending().await,
+                false => connected,
+            }
+        })
     }
 
     fn peer(&self) -> String {
@@ -43,8 +55,9 @@ impl Connector for Lifeline {
     }
 }
 
-fn with_log(peer: &Arc<Peer>) -> (ClientConfig, Arc<Lifeline>, Wal) {
-    let wal = Wal::create(0).expect("memory");
+/// A client with a log that has room for so many bytes of data.
+pub(super) fn with_log(peer: &Arc<Peer>, data: usize) -> (ClientConfig, Arc<Lifeline>, Wal) {
+    let wal = Wal::create(data).expect("memory");
     let config = ClientConfig {
         wal: wal.clone(),
         ..client_config("one")
@@ -74,7 +87,7 @@ impl Process {
     }
 
     async fn of(peer: &Arc<Peer>) -> Self {
-        let (config, lifeline, wal) = with_log(peer);
+        let (config, lifeline, wal) = with_log(peer, 0);
         let client = Client::connect(Arc::clone(&lifeline) as _, config, Metrics::new());
         let client = client.await.expect("a session");
         let cred = Credential::machine();
@@ -99,8 +112,7 @@ impl Process {
     /// The log of this moment is all that is left, and no word of it reaches the server.
     fn killed(self) -> (Arc<Peer>, ClientState) {
         let state = log_of(&self.wal);
-        self.lifeline.cut.store(true, Ordering::Relaxed);
-        self.peer.cut_all_connections();
+        self.lifeline.cut(&self.peer);
         // What is dropped in a process that goes on is not dropped in one that was killed.
         std::mem::forget(self.client);
         (self.peer, state)
@@ -109,7 +121,7 @@ impl Process {
     /// Another process goes on.
     async fn again((peer, state): (Arc<Peer>, ClientState)) -> (Self, TakenOver) {
         peer.clear_script();
-        let (config, lifeline, wal) = with_log(&peer);
+        let (config, lifeline, wal) = with_log(&peer, 0);
         let connector = Arc::clone(&lifeline) as _;
         let taken = Client::take_over(connector, config, Metrics::new(), state);
         let (client, taken) = within(600, taken).await.expect("the server goes on");

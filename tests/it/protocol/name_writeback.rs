@@ -4,6 +4,7 @@
 mod attributes;
 mod crossing;
 mod file_attributes;
+mod killed;
 mod larger_requests;
 mod lost;
 mod model;

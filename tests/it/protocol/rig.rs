@@ -6,7 +6,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use efs_fuse::disk_cache::{Amount, DiskCache, DiskCacheConfig, FileSystemId};
 use efs_fuse::nfs::calls::HowToOpen;
 use efs_fuse::nfs::proto::attrs::NewAttributes;
@@ -16,6 +15,7 @@ use efs_fuse::nfs::session::establish::Identity;
 use efs_fuse::nfs::state::OpenState;
 use efs_fuse::nfs::{Client, ClientConfig, NfsError};
 use efs_fuse::rpc::auth::Credential;
+use efs_fuse::rpc::transport::Connector;
 use efs_fuse::rpc::{Connections, Tolerance};
 use efs_fuse::telemetry::Metrics;
 use efs_fuse::vfs::Timeouts;
@@ -254,7 +254,16 @@ pub(crate) async fn connect_as(
     config: ClientConfig,
     metrics: Arc<Metrics>,
 ) -> Arc<Client> {
-    let client = Client::connect(peer.connector(), config, metrics)
+    connect_by(peer.connector(), config, metrics).await
+}
+
+/// The same on a way of its own.
+pub(crate) async fn connect_by(
+    connector: Arc<dyn Connector>,
+    config: ClientConfig,
+    metrics: Arc<Metrics>,
+) -> Arc<Client> {
+    let client = Client::connect(connector, config, metrics)
         .await
         .expect("a session");
     client
@@ -529,7 +538,7 @@ impl Mount {
     }
 
     pub(crate) async fn write(&self, file: Open, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        let data = Bytes::copy_from_slice(data);
+        let data = self.vfs.copy(data);
         let len = data.len() as u32;
         let written = self
             .vfs

@@ -291,6 +291,47 @@ fn unpacks(dir: &Path, local: &Path) -> impl FnMut(u64) -> io::Result<()> + use<
     }
 }
 
+/// An archive that is unpacked and synced: then the other host has all of it.
+fn unpacks_for(
+    dir: &Path,
+    there: &Path,
+    local: &Path,
+) -> impl FnMut(u64) -> io::Result<()> + use<> {
+    let archive = local
+        .join("archive.tar")
+        .to_str()
+        .expect("UTF-8")
+        .to_owned();
+    let (dir, there) = (dir.to_owned(), there.to_owned());
+    move |turn| {
+        let name = format!("for-another-{turn}");
+        let (to, seen) = (dir.join(&name), there.join(&name));
+        at("mkdir", fs::create_dir(&to))?;
+        command(&["tar", "-xpf", &archive], &to)?;
+        at("fsync", File::open(&to).and_then(|dir| dir.sync_all()))?;
+        command(&["tar", "-df", &archive], &seen)?;
+        // Names that are used again, while what had them is on its way.
+        for number in 0..20 {
+            let name = |of: &str| to.join(format!("{of}-{number}"));
+            at("rename", fs::rename(name("file"), name("kept")))?;
+            at("write", fs::write(name("file"), format!("new {number}")))?;
+        }
+        at("fsync", File::open(&to).and_then(|dir| dir.sync_all()))?;
+        for number in 0..20 {
+            let read = |of: &str| at("read", fs::read(seen.join(format!("{of}-{number}"))));
+            must(
+                read("kept")? == vec![number as u8; 300 * number],
+                "what it was",
+            )?;
+            must(
+                read("file")? == format!("new {number}").as_bytes(),
+                "what is new",
+            )?;
+        }
+        at("rm -r", fs::remove_dir_all(&to))
+    }
+}
+
 /// Names all programs, which work in `here`, a directory of the mount whose daemons are killed, and in
 /// `there`, the same directory of another host.
 fn programs(here: &Path, there: &Path, local: &Path, heard: &Arc<Heard>) -> Vec<Program> {
@@ -304,6 +345,7 @@ fn programs(here: &Path, there: &Path, local: &Path, heard: &Arc<Heard>) -> Vec<
         Program::start("removed file", never, removed(here)),
         Program::start("git", of_names, git(here)),
         Program::start("tar", of_names, unpacks(here, local)),
+        Program::start("tar, then sync", of_names, unpacks_for(here, there, local)),
         Program::start("fsx", never, move |turn| {
             fsx(&file, FSX_OPERATIONS, turn);
             Ok(())
@@ -415,6 +457,16 @@ impl Kills {
 /// what the daemons have to say.
 #[test]
 fn no_program_notices_that_one_daemon_after_another_is_killed() {
+    kill_daemons("");
+}
+
+/// The same with `writeback`.
+#[test]
+fn no_program_notices_that_daemons_with_changes_ahead_are_killed() {
+    kill_daemons("writeback");
+}
+
+fn kill_daemons(option: &str) {
     let mut kills = Kills {
         count: setting("EFS_FUSE_KILLS", 10),
         chance: Chance(setting("EFS_FUSE_SEED", 18)),
@@ -430,6 +482,9 @@ fn no_program_notices_that_one_daemon_after_another_is_killed() {
     let line = Proxy::to(server.address());
     let request = MountRequest::new(server.device("/"), line.port());
     let mut request = request.option("takeover=crash");
+    if !option.is_empty() {
+        request = request.option(option);
+    }
     if let Ok(log) = std::env::var("EFS_FUSE_KILLS_LOG") {
         request = request.option("debug").option(&format!("log={log}"));
     }

@@ -27,6 +27,13 @@ impl<D> FileInner<D> {
         self.preserved = preserved;
     }
 
+    /// It is one of them.
+    pub(in crate::vfs) fn has_open(&self, open: &Arc<OpenState>) -> bool {
+        self.opens
+            .iter()
+            .any(|shared| Arc::ptr_eq(&shared.open, open))
+    }
+
     /// An open that has its first user.
     pub(in crate::vfs) fn add_open(&mut self, open: &Arc<OpenState>) {
         self.opens.push(SharedOpen::new(open));

@@ -9,7 +9,7 @@
 //! that still leading there; and with it whether the kernel believes it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use crate::vfs::inode::dentry_cache::Name;
 use crate::vfs::inode::eviction_queue::EvictionQueue;
 use crate::vfs::inode::kernel_dentry::{Apart, Beliefs, KernelDentry};
 use crate::vfs::types::{ByNumber, FileKind, Ino, ROOT_INO};
-use crate::wal::Wal;
+use crate::wal::{Numbers, Wal};
 
 /// What was handed over contradicts itself, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,9 @@ pub(super) struct PlaceRecord {
 /// All inodes, in the order in which the kernel was told of them, the root before them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(in crate::vfs) struct InodeRecords {
+    /// Promises from here on have numbers that were never given out.
+    #[serde(default)]
+    pub(super) next_promise: u64,
     pub(super) root_fsid: (u64, u64),
     pub(super) root_fileid: u64,
     pub(super) inodes: Vec<InodeRecord>,
@@ -179,6 +182,7 @@ impl InodeTable {
             });
         }
         InodeRecords {
+            next_promise: self.promised.next(),
             root_fsid: self.root_fsid,
             root_fileid: self.root_fileid,
             inodes,
@@ -194,6 +198,7 @@ impl InodeTable {
         wal: Wal,
     ) -> Result<(Self, Restored, Vec<Ino>), Contradiction> {
         let InodeRecords {
+            next_promise,
             root_fsid,
             root_fileid,
             inodes: records,
@@ -221,7 +226,9 @@ impl InodeTable {
             if inode.kind != FileKind::Directory {
                 told.push(inode.ino);
             }
-            if inode.is_elsewhere() || inode.was_promised() {
+            // What is promised still is put there when it is given.
+            let may_be_elsewhere = inode.is_elsewhere() || inode.was_promised();
+            if may_be_elsewhere && inode.handle.is_given() {
                 elsewhere.insert(inode.handle.settled(), inode.ino);
             }
             let lookups = wal.count(lookups);
@@ -243,11 +250,13 @@ impl InodeTable {
             inode.believe(place.as_ref(), beliefs);
             *inode.place.lock() = place;
         }
+        let promised = Numbers::new(wal.clone(), super::PROMISES, 0);
+        promised.begin_at(next_promise);
         let table = Self {
             count: AtomicUsize::new(inodes.len()),
             inodes,
             told,
-            promised: AtomicU64::new(0),
+            promised,
             elsewhere_count: AtomicUsize::new(elsewhere.len()),
             elsewhere: Mutex::new(elsewhere),
             root,

@@ -8,6 +8,9 @@
 //! to tell it, nobody knows.
 //!
 //! How often the kernel was told of an inode is a count beside the log.
+//!
+//! What is promised (`writeback`) has the number of its promise in the place of its handle, until that is
+//! given. The number is that of the inode, which nothing else ever has.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,12 +19,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::handover::{InodeRecord, InodeRecords, InodeRef, PlaceRecord};
-use super::{Inode, InodeTable, Known, generation_of};
-use crate::nfs::proto::types::FileHandle;
+use super::{Inode, InodeTable, Known, OTHER_RANGES, PROMISED, PROMISES, generation_of};
+use crate::nfs::proto::types::{FileHandle, Promises};
 use crate::vfs::inode::attr::handover::{AttrRecord, LoggedAttr};
 use crate::vfs::inode::kernel_dentry::Beliefs;
 use crate::vfs::types::{FileKind, Ino, ROOT_INO};
-use crate::wal::{Count, Survived, Table, Unreadable};
+use crate::wal::{Count, Numbers, Survived, Table, Unreadable};
 
 /// What the log has of the root.
 #[derive(Serialize, Deserialize)]
@@ -43,21 +46,28 @@ struct LoggedInode<C> {
     other_until: Option<Duration>,
 }
 
-/// A directory that a record of the log refers to by number and handle: the kernel may have
+/// An object that a record of the log refers to by number and handle: the kernel may have
 /// forgotten it since, and another may have its number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(in crate::vfs) struct LoggedDir {
+pub(in crate::vfs) struct LoggedObject {
     ino: Ino,
     handle: FileHandle,
+    kind: FileKind,
 }
 
-impl LoggedDir {
-    /// This directory.
-    pub(in crate::vfs) fn of(dir: &Inode) -> Self {
+impl LoggedObject {
+    /// This one.
+    pub(in crate::vfs) fn of(object: &Inode) -> Self {
         Self {
-            ino: dir.ino,
-            handle: dir.handle.clone(),
+            ino: object.ino,
+            handle: object.handle.clone(),
+            kind: object.kind,
         }
+    }
+
+    /// The number of the promise that the record was put before the end of.
+    pub(in crate::vfs) fn promise_number(&self) -> Option<u64> {
+        self.handle.promise_number()
     }
 }
 
@@ -128,13 +138,32 @@ impl InodeTable {
 pub(in crate::vfs) struct LoggedInodes {
     records: InodeRecords,
     refs: HashMap<Ino, InodeRef>,
+    /// Objects that the kernel does not hold.
+    others: HashMap<Ino, Vec<InodeRef>>,
+    promises: Promises,
 }
 
 impl LoggedInodes {
-    /// The inodes of the log of a daemon that was killed.
-    pub(in crate::vfs) fn read(survived: &Survived) -> Result<Self, Unreadable> {
+    /// The inodes of the log of a daemon that was killed, of whose promises this is known. One whose
+    /// object nobody is going to make was not told to the kernel yet.
+    pub(in crate::vfs) fn read(
+        survived: &Survived,
+        mut promises: Promises,
+    ) -> Result<Self, Unreadable> {
         let root: LoggedRoot = survived.only(Table::Root)?;
-        let inodes: Vec<(Ino, LoggedInode<Option<u32>>)> = survived.table(Table::Inode)?;
+        let mut inodes: Vec<(Ino, LoggedInode<Option<u32>>)> = survived.table(Table::Inode)?;
+        for (ino, inode) in &inodes {
+            if ino & OTHER_RANGES == PROMISED && inode.handle.is_given() {
+                promises.kept(*ino, inode.handle.clone());
+            }
+        }
+        inodes.retain_mut(|(_, inode)| match promises.find(&inode.handle) {
+            Some(handle) => {
+                inode.handle = handle;
+                true
+            }
+            None => false,
+        });
         let mut refs = HashMap::from([(ROOT_INO, InodeRef::at(0))]);
         for (at, (ino, _)) in inodes.iter().enumerate() {
             refs.insert(*ino, InodeRef::at(at + 1));
@@ -151,7 +180,7 @@ impl LoggedInodes {
                 place,
                 ..InodeRecord::held(
                     ino,
-                    generation_of(&inode.handle),
+                    generation_of(ino, &inode.handle),
                     inode.handle,
                     lookups,
                     inode.attr.of(ino),
@@ -160,12 +189,20 @@ impl LoggedInodes {
         }
         Ok(Self {
             records: InodeRecords {
+                next_promise: Numbers::survived(survived, PROMISES, 0)?,
                 root_fsid: root.fsid,
                 root_fileid: root.fileid,
                 inodes: records,
             },
             refs,
+            others: HashMap::new(),
+            promises,
         })
+    }
+
+    /// What is known of the promises.
+    pub(in crate::vfs) fn promises(&self) -> &Promises {
+        &self.promises
     }
 
     /// The inode that the kernel holds under this number.
@@ -173,17 +210,32 @@ impl LoggedInodes {
         self.refs.get(&ino).copied()
     }
 
-    /// The directory, which the kernel may have forgotten.
-    pub(in crate::vfs) fn dir(&mut self, dir: LoggedDir) -> InodeRef {
-        let held = self.held(dir.ino);
-        let is_it = |at: &InodeRef| self.records.inodes[at.index()].handle == dir.handle;
-        held.filter(is_it).unwrap_or_else(|| {
+    /// The inode of this number that is known: that which the kernel holds, or another that a record
+    /// [refers](Self::object) to.
+    pub(in crate::vfs) fn of_number(&self, ino: Ino) -> Option<InodeRef> {
+        let other = || self.others.get(&ino)?.first().copied();
+        self.held(ino).or_else(other)
+    }
+
+    /// The object, which the kernel may have forgotten.
+    pub(in crate::vfs) fn object(&mut self, object: LoggedObject) -> InodeRef {
+        let LoggedObject { ino, handle, kind } = object;
+        // What nobody is going to make no server knows.
+        let handle = self
+            .promises
+            .find(&handle)
+            .unwrap_or_else(FileHandle::unknown);
+        let others = self.others.get(&ino).into_iter().flatten().copied();
+        let is_it = |at: &InodeRef| self.records.inodes[at.index()].handle == handle;
+        let known = self.held(ino).into_iter().chain(others).find(is_it);
+        known.unwrap_or_else(|| {
             let at = InodeRef::at(self.records.inodes.len());
             let mut attr = self.records.inodes[0].attr.clone();
-            attr.stat.kind = FileKind::Directory;
-            attr.stat.ino = dir.ino;
-            let inode = InodeRecord::held(dir.ino, 0, dir.handle, 0, attr);
+            attr.stat.kind = kind;
+            attr.stat.ino = ino;
+            let inode = InodeRecord::held(ino, 0, handle, 0, attr);
             self.records.inodes.push(inode);
+            self.others.entry(ino).or_default().push(at);
             at
         })
     }

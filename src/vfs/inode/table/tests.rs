@@ -2,7 +2,7 @@
 
 use super::logged::LoggedInodes;
 use super::*;
-use crate::nfs::proto::types::FileType;
+use crate::nfs::proto::types::{FileType, Promises};
 use crate::wal::Survived;
 use crate::xdr::{Decoder, Encoder};
 
@@ -40,7 +40,7 @@ fn table_with(wal: Wal) -> InodeTable {
 fn killed(table: InodeTable) -> InodeTable {
     let memory = table.wal.memory().expect("memory").try_clone();
     let survived = Survived::read(memory.expect("a descriptor")).expect("a log");
-    let records = LoggedInodes::read(&survived).expect("inodes");
+    let records = LoggedInodes::read(&survived, Promises::default()).expect("inodes");
     let wal = Wal::create(0).expect("memory");
     let (records, now) = (records.into_records(), Instant::now());
     let taken = InodeTable::of_records(records, now, table.timeouts, wal);

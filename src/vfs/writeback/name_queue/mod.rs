@@ -169,7 +169,7 @@ impl<C> NameQueue<C> {
 
     /// Takes a change of a name in `dir` in.
     pub(in crate::vfs) fn accept(&mut self, dir: Ino, now: Instant, change: C) -> Number {
-        self.accepted += 1;
+        self.accepted = self.next_number();
         self.count += 1;
         self.dirs.entry(dir).or_default().waiting.push_back(Queued {
             number: self.accepted,
@@ -179,21 +179,30 @@ impl<C> NameQueue<C> {
         self.accepted
     }
 
+    /// The number of the last change that was accepted.
+    pub(in crate::vfs) fn accepted(&self) -> Number {
+        self.accepted
+    }
+
+    /// The number that the next one will have.
+    pub(in crate::vfs) fn next_number(&self) -> Number {
+        self.accepted + 1
+    }
+
     /// What waits in this directory and is so, the last one of it if there are several.
     pub(in crate::vfs) fn find_waiting(
         &mut self,
         dir: Ino,
         is_so: impl Fn(&C) -> bool,
-    ) -> Option<&mut C> {
+    ) -> Option<&mut Queued<C>> {
         let waiting = &mut self.dirs.get_mut(&dir)?.waiting;
-        let mut changes = waiting.iter_mut().rev().map(|queued| &mut queued.change);
-        changes.find(|change| is_so(change))
+        let mut changes = waiting.iter_mut().rev();
+        changes.find(|queued| is_so(&queued.change))
     }
 
     /// What was accepted last in this directory, if it waits.
-    pub(in crate::vfs) fn last_waiting(&mut self, dir: Ino) -> Option<&mut C> {
-        let last = self.dirs.get_mut(&dir)?.waiting.back_mut()?;
-        Some(&mut last.change)
+    pub(in crate::vfs) fn last_waiting(&mut self, dir: Ino) -> Option<&mut Queued<C>> {
+        self.dirs.get_mut(&dir)?.waiting.back_mut()
     }
 
     /// Everything accepted so far is waited for. It is settled when [`settled`](Self::settled)

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use efs_fuse::vfs::types::{Errno, Ino, ROOT_INO, SetAttr};
 use proptest::prelude::*;
+use tokio::task::JoinHandle;
 
-use super::super::rig::{Mount, millis, within};
-use super::{EXCLUSIVE, mounted, shut};
+use super::super::rig::{Mount, Open, millis, within};
+use super::killed::Surviving;
+use super::{EXCLUSIVE, settled};
 use crate::fixtures::setting;
 use crate::peer::proto::op;
 use crate::peer::{Action, PeerConfig};
@@ -27,6 +29,8 @@ enum Step {
     Unlink(u8),
     Rename(u8, u8),
     Wait(u16),
+    /// Of the daemon, for another one to go on from its log.
+    Kill,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -39,6 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => name().prop_map(Step::Unlink),
         2 => (name(), name()).prop_map(|(from, to)| Step::Rename(from, to)),
         3 => (0..40_u16).prop_map(Step::Wait),
+        1 => Just(Step::Kill),
     ]
 }
 
@@ -125,7 +130,7 @@ fn is_like(state: &Held, now: &Held) -> bool {
 /// Does one step here and in the model. False: nobody can say whether it was done, as a session was
 /// `lost` in which it may have been.
 async fn do_step(
-    mount: &Mount,
+    (mount, open): (&Mount, &mut Released),
     dir: Ino,
     step: Step,
     (model, modes): (&mut Held, &mut Modes),
@@ -148,7 +153,7 @@ async fn do_step(
                 // Of every second name it is much: a later one behind it begins in another page.
                 let text = format!("{number}").repeat(if of % 2 == 0 { 1 } else { 3000 });
                 mount.write(file, 0, text.as_bytes()).await.expect("write");
-                shut(mount, file).await.expect("close");
+                open.shut(mount, file).await;
                 let made = mount.getattr(file.ino).await.expect("stat").perm;
                 modes.was_set(&text, made.into());
                 assert!(model.insert(name(of), Some(text)).is_none(), "O_EXCL");
@@ -204,12 +209,13 @@ async fn do_step(
             millis(time.into()).await;
             Ok(())
         }
+        Step::Kill => unreachable!("it is no step of a mount"),
     };
     if let Err(error) = told {
         let (there, of) = match step {
             Step::Make(of) | Step::MakeDirectory(of) => (true, of),
             Step::Unlink(of) | Step::Rename(of, _) => (false, of),
-            Step::Chmod(_) | Step::ChmodFile(..) | Step::Wait(_) => {
+            Step::Chmod(_) | Step::ChmodFile(..) | Step::Wait(_) | Step::Kill => {
                 unreachable!("they cannot fail")
             }
         };
@@ -229,6 +235,35 @@ async fn do_step(
     true
 }
 
+/// Files that are being released: the kernel has a daemon that goes on do it once more.
+#[derive(Default)]
+struct Released(Vec<(Open, JoinHandle<()>)>);
+
+impl Released {
+    fn release(&mut self, mount: &Mount, file: Open) {
+        let releasing = mount.vfs.release(file.fh);
+        let releasing = tokio::spawn(async { drop(releasing.await) });
+        self.0.push((file, releasing));
+    }
+
+    async fn shut(&mut self, mount: &Mount, file: Open) {
+        mount.flush(file).await.expect("close");
+        self.forget_ended();
+        self.release(mount, file);
+        tokio::task::yield_now().await;
+    }
+
+    fn forget_ended(&mut self) {
+        self.0.retain(|(_, releasing)| !releasing.is_finished());
+    }
+
+    fn again(&mut self, mount: &Mount) {
+        for (file, _) in std::mem::take(&mut self.0) {
+            self.release(mount, file);
+        }
+    }
+}
+
 /// What happens to the replies.
 #[derive(Clone, Copy, Debug)]
 struct Faults {
@@ -240,11 +275,12 @@ struct Faults {
 
 async fn is_always_a_prefix(steps: Vec<Step>, latency: u16, faults: Faults, misplaces: bool) {
     let Faults { breaks, loses } = faults;
-    let mount = mounted(PeerConfig {
+    let mut host = Surviving::new(PeerConfig {
         misplaces_later_data: misplaces,
         ..PeerConfig::default()
     })
     .await;
+    let mount = &host.mount;
     let dir = mount.mkdir(ROOT_INO, "d").await.expect("mkdir");
     mount
         .peer
@@ -270,35 +306,51 @@ async fn is_always_a_prefix(steps: Vec<Step>, latency: u16, faults: Faults, misp
             false => Action::Pass,
         }
     });
-    let (mut model, mut modes) = (held(&mount), Modes::default());
+    let (mut model, mut modes) = (held(mount), Modes::default());
     let mut states = vec![model.clone()];
     let mut at = 0;
-    let mut is_certain = true;
-    let is_now = |states: &[Held], at: &mut usize| {
-        let now = held(&mount);
+    let (mut is_certain, mut open) = (true, Released::default());
+    let is_now = |mount: &Mount, states: &[Held], at: &mut usize| {
+        let now = held(mount);
         let found = states[*at..].iter().position(|state| is_like(state, &now));
         *at += found.unwrap_or_else(|| panic!("{now:?} was never so after {at}: {states:?}"));
     };
     for (number, step) in steps.into_iter().enumerate() {
+        if matches!(step, Step::Kill) {
+            open.forget_ended();
+            host = host.killed().await;
+            open.again(&host.mount);
+            // What may have run is sent again, and may be seen twice.
+            settled(&host.mount).await;
+            if lost.load(Ordering::Relaxed) {
+                break;
+            }
+            assert_eq!(held(&host.mount), model, "killed before step {number}");
+            modes.are_there(&host.mount);
+            at = states.len() - 1;
+            continue;
+        }
+        let mount = &host.mount;
         let of_model = (&mut model, &mut modes);
-        let is_known = do_step(&mount, dir, step, of_model, (number, &lost)).await;
+        let is_known = do_step((mount, &mut open), dir, step, of_model, (number, &lost)).await;
         // What was sent twice may be seen twice, as it was and is. What is done behind it is done in a
         // directory that is not private any more.
         if lost.load(Ordering::Relaxed) {
             is_certain = is_known;
             break;
         }
-        modes.never_go_back(&mount);
+        modes.never_go_back(mount);
         states.push(model.clone());
-        is_now(&states, &mut at);
+        is_now(mount, &states, &mut at);
     }
+    let mount = &host.mount;
     let told = within(600, mount.vfs.fsyncdir(dir))
         .await
         .map_err(Errno::from);
     assert_eq!(told, Ok(()));
     if is_certain {
-        assert_eq!(held(&mount), model);
-        modes.are_there(&mount);
+        assert_eq!(held(mount), model);
+        modes.are_there(mount);
     }
     mount.peer.clear_script();
     within(600, mount.vfs.settled()).await;

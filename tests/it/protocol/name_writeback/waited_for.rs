@@ -4,11 +4,71 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use efs_fuse::vfs::VfsConfig;
-use efs_fuse::vfs::types::{Ino, ROOT_INO};
+use efs_fuse::vfs::types::{Errno, Ino, ROOT_INO};
 
+use super::super::locks::{range, set};
 use super::super::rig::{Mount, ahead, connect, default_timeouts, millis, within};
-use super::{EXCLUSIVE, private, settled, unpack};
-use crate::peer::{Peer, PeerConfig};
+use super::{EXCLUSIVE, private, settled, shut, unpack};
+use crate::peer::proto::op;
+use crate::peer::{Action, Peer, PeerConfig};
+
+const OWNER: u64 = 1;
+
+/// A line is appended to one file under a lock of another, as programs of several hosts do.
+#[tokio::test(start_paused = true)]
+async fn who_lets_go_of_a_lock_has_all_that_was_written_before_at_the_server_whichever_file_it_is_of()
+ {
+    for by_close in [false, true] {
+        let peer = Peer::new(PeerConfig::default());
+        for name in ["/lock", "/data"] {
+            peer.fs().write_file(name, b"").expect("write");
+        }
+        let mount = Mount::ahead(&connect(&peer, "one").await, &peer);
+        let at = async |name: &str| {
+            let entry = mount.lookup(ROOT_INO, name).await.expect("the server");
+            entry.expect("it is there").ino
+        };
+        let (guard, data) = (at("lock").await, at("data").await);
+        let locked = mount.open(guard, libc::O_RDWR).await.expect("open");
+        set(&mount, locked, OWNER, range(libc::F_WRLCK, 0, 0))
+            .await
+            .expect("a lock");
+        // By any descriptor of the process.
+        let other = mount.open(guard, libc::O_RDONLY).await.expect("open");
+        let file = mount.open(data, libc::O_WRONLY).await.expect("open");
+        let seen = Arc::downgrade(&peer);
+        peer.on_op(move |event| {
+            if event.op == op::LOCKU {
+                let peer = seen.upgrade().expect("it lives");
+                let there = peer.fs().read_file("/data").expect("data");
+                assert_eq!(there, b"a line", "by close: {by_close}");
+            }
+            match event.op {
+                // The server is slow.
+                op::WRITE => Action::Delay(Duration::from_millis(100)),
+                _ => Action::Pass,
+            }
+        });
+        mount.write(file, 0, b"a line").await.expect("write");
+        shut(&mount, file).await.expect("close");
+        match by_close {
+            true => {
+                let told = within(60, mount.vfs.flush(other.fh, OWNER)).await;
+                told.map_err(Errno::from).expect("close");
+            }
+            false => set(&mount, locked, OWNER, range(libc::F_UNLCK, 0, 0))
+                .await
+                .expect("unlock"),
+        }
+        let there = peer.fs().read_file("/data").expect("data");
+        assert_eq!(there, b"a line");
+        for file in [other, locked] {
+            mount.release(file).await;
+        }
+        peer.clear_script();
+        within(60, mount.vfs.settled()).await;
+    }
+}
 
 /// PostgreSQL writes a file anew, renames it over the old one and opens it (durable_rename).
 #[tokio::test(start_paused = true)]
