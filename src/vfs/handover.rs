@@ -202,12 +202,13 @@ impl Vfs {
     /// can take this mount back any more, and before the kernel is answered.
     pub async fn go_on(self: &Arc<Self>) {
         self.files.go_on().await;
-        let client = Arc::clone(&self.client);
+        let (client, files) = (Arc::clone(&self.client), Arc::clone(&self.files));
         self.metrics.tasks.restarted("resent", move || {
-            let client = Arc::clone(&client);
+            let (client, files) = (Arc::clone(&client), Arc::clone(&files));
             async move {
                 tokio::time::sleep(RESENT).await;
                 client.outcomes_are_through();
+                files.requests_are_through();
             }
         });
     }

@@ -308,6 +308,14 @@ impl Files {
         self.on_their_way.lock().accepted.remove(&request.unique)
     }
 
+    /// Each request that the kernel had to send again has come: of the others nobody asks any more.
+    pub(in crate::vfs) fn requests_are_through(&self) {
+        let unclaimed = std::mem::take(&mut self.on_their_way.lock().accepted);
+        for unique in unclaimed.into_keys() {
+            self.forget_request(unique);
+        }
+    }
+
     /// Takes in the changes of a process that was killed; nothing of it is sent yet. `opens` has one more
     /// for each file that is to be made and whose open was closed when that process ended.
     pub(super) fn accept_names_again(
