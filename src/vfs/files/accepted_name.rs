@@ -176,6 +176,11 @@ impl Accepted {
         }
     }
 
+    /// Others are told something by it: what it makes or sets is there.
+    pub(super) fn tells(&self) -> bool {
+        !matches!(self.what, What::Remove { .. })
+    }
+
     /// It makes this file.
     pub(super) fn makes(&self, inode: &Arc<Inode>) -> bool {
         match &self.what {

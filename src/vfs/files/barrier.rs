@@ -13,7 +13,7 @@
 //!
 //! | operation | waits for | function |
 //! |---|---|---|
-//! | unlink, rmdir, rename | attributes of all files | [`Files::before_removal`] |
+//! | unlink, rmdir, rename | attributes of all files; with `writeback`, in a directory that is not private, all of everything | [`Files::before_removal`] |
 //! | link, rename (what is moved) | published; data linger no more; of a directory, with `writeback`, all of everything | [`Files::before_naming`] |
 //! | rmdir, rename (what is replaced) | names in it at the server, which is to say whether it is empty | [`Files::before_removal_of_directory`] |
 //! | getattr | attributes, then all data there | [`Files::before_getattr`] |
@@ -49,10 +49,15 @@ use crate::vfs::types::FileKind;
 use crate::vfs::writeback::{RangeTicket, Writeback};
 
 impl Files {
-    /// A name is about to be removed or replaced: by that, others are told that they may go on,
-    /// whichever file it is of.
-    pub(in crate::vfs) async fn before_removal(self: &Arc<Self>) {
-        self.send_all_changes().await;
+    /// A name in one of these directories is about to be removed or replaced: by that, others are told
+    /// that they may go on, whichever file it is of. With `writeback`, whoever sees the directory finds all
+    /// that was done before: the name may have been a lock (mkdir(2), O_EXCL).
+    pub(in crate::vfs) async fn before_removal(self: &Arc<Self>, dirs: &[&Arc<Inode>]) {
+        let is_seen = |dir: &&Arc<Inode>| !self.namespace.is_private(dir);
+        match self.is_ahead_allowed() && dirs.iter().any(is_seen) {
+            true => self.settle_all().await,
+            false => self.send_all_changes().await,
+        }
     }
 
     /// The object is about to get a name: what has it is what programs have made of it. Of a

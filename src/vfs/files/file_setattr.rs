@@ -203,7 +203,7 @@ impl Files {
                 }
                 Some(told) => {
                     // Before whoever waits for it may set something else.
-                    self.log_ended(queued.number, &Ended::of(&queued.change));
+                    self.change_ended(queued.number, &Ended::of(&queued.change));
                     self.attributes_answered(&mut sending, queued.change, told, sent);
                 }
                 None => again.push(queued),

@@ -112,7 +112,10 @@ impl Files {
     }
 
     /// The server has answered the change, or it will never be sent.
-    pub(super) fn log_ended(&self, number: Number, ended: &Ended) {
+    pub(super) fn change_ended(&self, number: Number, ended: &Ended) {
+        if let Some(dir) = ended.tells_in {
+            self.count_telling(dir, false);
+        }
         if !self.wal.is_on() {
             return;
         }
@@ -195,6 +198,8 @@ pub(super) struct Ended {
     request: u64,
     /// The inode that it has made; 0: none.
     made: Ino,
+    /// The directory, if others are told something by it.
+    tells_in: Option<Ino>,
 }
 
 impl Ended {
@@ -208,6 +213,7 @@ impl Ended {
         Self {
             request: change.request,
             made,
+            tells_in: change.tells().then_some(change.dir.ino),
         }
     }
 }

@@ -18,9 +18,10 @@
 //! of his is sent then: each change is an [`Effect`] of its caller.
 //!
 //! Locks: the queue's is taken with no other but, under it, a file's, an inode's attributes', and the
-//! log's ([`logged_names`](super::logged_names)). The alarm has a lock with which no other is taken.
+//! log's ([`logged_names`](super::logged_names)). The alarm, and the count of what tells others something, have
+//! locks with which no other is taken.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +73,8 @@ pub(super) struct NameWriteback {
     pub(super) answered: Notify,
     /// Requests that were accepted, and that the kernel has no answer to yet; with a log.
     pub(super) requests: Mutex<HashSet<u64>>,
+    /// How many changes of each directory are ahead by which others are told something: all but removals.
+    pub(super) telling: Mutex<HashMap<Ino, usize>>,
     /// What was made of promises, by inodes, and up to which change a record may name one as such.
     pub(super) made: Mutex<VecDeque<(Number, Ino)>>,
 }
@@ -93,6 +96,7 @@ impl NameWriteback {
             alarm: Mutex::default(),
             answered: Notify::new(),
             requests: Mutex::default(),
+            telling: Mutex::default(),
             made: Mutex::default(),
         }
     }
@@ -236,6 +240,9 @@ impl Files {
     pub(super) fn take_in(&self, accepted: Accepted) {
         let dir = Arc::clone(&accepted.dir);
         self.client.shut_gate(&dir.handle);
+        if accepted.tells() {
+            self.count_telling(dir.ino, true);
+        }
         {
             let mut queue = self.names.queue.lock();
             self.log_change(queue.next_number(), &accepted);
@@ -358,11 +365,37 @@ impl Files {
         (ours && (is_one || inode.kind == FileKind::Directory)).then_some(inode)
     }
 
-    /// What its names are is known here, and the server will let them be changed.
+    /// What its names are is known here, and the server will let them be changed. Who sees one of them go
+    /// may rely on what was done before: what is ahead but removals is in the same directory, whose changes
+    /// go in their order.
     fn may_change_names(&self, cred: &Credential, dir: &Arc<Inode>) -> bool {
         self.namespace.private_to(cred, dir).is_some()
             || self.namespace.knows_all_now(cred, dir)
                 && self.rights.allow_names(cred, Owned::of_inode(dir))
+                && !self.tells_elsewhere(dir.ino)
+    }
+
+    /// Data or attributes are on their way, or changes of names in other directories by which others are
+    /// told something.
+    fn tells_elsewhere(&self, dir: Ino) -> bool {
+        let elsewhere = {
+            let telling = self.names.telling.lock();
+            telling.len() > usize::from(telling.contains_key(&dir))
+        };
+        elsewhere || self.window.used() > 0 || !self.changed.lock().is_empty()
+    }
+
+    /// A change by which others are told something is ahead, or is not any more.
+    pub(super) fn count_telling(&self, dir: Ino, is_ahead: bool) {
+        let mut telling = self.names.telling.lock();
+        let count = telling.entry(dir).or_default();
+        match is_ahead {
+            true => *count += 1,
+            false => *count -= 1,
+        }
+        if *count == 0 {
+            telling.remove(&dir);
+        }
     }
 
     fn is_known_empty(&self, cred: &Credential, dir: &Arc<Inode>) -> bool {

@@ -67,7 +67,7 @@ impl Drop for Sending {
     fn drop(&mut self) {
         if self.left > 0 {
             for (number, ended) in &self.changes {
-                self.files.log_ended(*number, ended);
+                self.files.change_ended(*number, ended);
             }
             self.namespace_answered();
             self.files.end_batch(&self.dir, self.left, Vec::new(), None);
@@ -163,30 +163,12 @@ impl Files {
         if let Some(first) = all.first() {
             self.try_larger_requests(&dir, &first.change).await;
         }
-        let is_renamed = |all: &[Queued<Accepted>], number: usize| {
-            let in_front = all[..number].iter().map(|queued| &queued.change);
-            all[number].change.is_rename_of_one_in(in_front)
-        };
         for number in 0..all.len() {
             if !is_renamed(&all, number) {
                 self.before_change(&all[number].change).await;
             }
         }
-        let mut along: Vec<Along> = Vec::with_capacity(all.len());
-        let (mut in_front, mut anywhere, room) = (0, false, self.room());
-        for number in 0..all.len() {
-            // What has a new name has its data before: if there were more of them meanwhile, or it is
-            // open, the rename waits until it is there.
-            if is_renamed(&all, number) && !along[..number].iter().all(|front| front.is_all) {
-                break;
-            }
-            let change = &all[number].change;
-            let goes = self.goes_along(change, room.for_data_behind(number, in_front));
-            let data = goes.data.as_ref().map_or(0, |(_, data)| len_of(data));
-            anywhere |= data > 0 && in_front > IN_FRONT;
-            in_front += change.bytes(data);
-            along.push(goes);
-        }
+        let (along, anywhere) = self.go_along(&all);
         let later = all.split_off(along.len());
         let changes: Vec<NameChange<'_>> = (all.iter().zip(&along))
             .map(|(queued, along)| change_of(&queued.change, along))
@@ -240,7 +222,7 @@ impl Files {
                     links += queued.change.links();
                     let ended = Ended::of(&queued.change);
                     self.take_outcome(queued.change, along, outcome, sent);
-                    self.log_ended(queued.number, &ended);
+                    self.change_ended(queued.number, &ended);
                 }
                 None => {
                     if redone {
@@ -258,6 +240,27 @@ impl Files {
         self.namespace.answered(&dir, (done, links), moved);
         drop(changing);
         self.end_batch(&dir, done, again, rests);
+    }
+
+    /// What goes along with each of the first changes, up to one that has to wait for those; and whether
+    /// any data begin where [not every](calls::Sending::anywhere) server takes them.
+    fn go_along(&self, all: &[Queued<Accepted>]) -> (Vec<Along>, bool) {
+        let mut along: Vec<Along> = Vec::with_capacity(all.len());
+        let (mut in_front, mut anywhere, room) = (0, false, self.room());
+        for number in 0..all.len() {
+            // What has a new name has its data before: if there were more of them meanwhile, or it is
+            // open, the rename waits until it is there.
+            if is_renamed(all, number) && !along.iter().all(|front| front.is_all) {
+                break;
+            }
+            let change = &all[number].change;
+            let goes = self.goes_along(change, room.for_data_behind(number, in_front));
+            let data = goes.data.as_ref().map_or(0, |(_, data)| len_of(data));
+            anywhere |= data > 0 && in_front > IN_FRONT;
+            in_front += change.bytes(data);
+            along.push(goes);
+        }
+        (along, anywhere)
     }
 
     /// A batch has come to its end.
@@ -531,6 +534,12 @@ impl Files {
         self.file_state(inode).notify_waiters();
         self.pump(inode);
     }
+}
+
+/// This one gives a name to what one in front of it makes.
+fn is_renamed(all: &[Queued<Accepted>], number: usize) -> bool {
+    let in_front = all[..number].iter().map(|queued| &queued.change);
+    all[number].change.is_rename_of_one_in(in_front)
 }
 
 /// The change as the server is asked for it.

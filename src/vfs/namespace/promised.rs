@@ -46,6 +46,11 @@ impl Namespace {
         allows.then(|| Arc::clone(maker))
     }
 
+    /// Nobody else's names are in this directory, nor does anybody else look into it.
+    pub(in crate::vfs) fn is_private(&self, dir: &Inode) -> bool {
+        dir.names().lock().maker().is_some()
+    }
+
     /// All names of this directory are known as `cred` sees them, and were confirmed in this second: by
     /// the server, since then by nothing but changes of this host's, behind none of which another's can
     /// hide.

@@ -65,7 +65,7 @@ impl Vfs {
         if Arc::ptr_eq(&from, &to) && self.files.accept_rename(cred, &from, (name, new_name)) {
             return Ok(());
         }
-        self.files.before_removal().await;
+        self.files.before_removal(&[&from, &to]).await;
         let source = self.namespace.remembered_inode(&from, name);
         match &source {
             // What has the new name is what programs have made of it.

@@ -28,7 +28,7 @@ impl Vfs {
         if is_accepted || self.files.accept_removal(cred, &dir, name, false) {
             return Ok(());
         }
-        self.files.before_removal().await;
+        self.files.before_removal(&[&dir]).await;
         let _changing = self.namespace.let_opens_pass(&dir, name).await;
         let victim = self.files.who_is(cred, &dir, name).await?;
         let removing = match &victim {
@@ -88,7 +88,7 @@ impl Vfs {
         if is_accepted || self.files.accept_removal(cred, &dir, name, true) {
             return Ok(());
         }
-        self.files.before_removal().await;
+        self.files.before_removal(&[&dir]).await;
         let mut victim = self.namespace.remembered_inode(&dir, name);
         (self.files)
             .before_removal_of_directory(victim.as_ref())

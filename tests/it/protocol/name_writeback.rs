@@ -8,6 +8,7 @@ mod killed;
 mod larger_requests;
 mod lost;
 mod model;
+mod name_locks;
 mod opened_again;
 mod others_names;
 mod twice;
