@@ -13,7 +13,7 @@
 //!
 //! | operation | waits for | function |
 //! |---|---|---|
-//! | unlink, rmdir, rename | attributes of all files; with `writeback`, in a directory that is not private, all of everything | [`Files::before_removal`] |
+//! | unlink, rmdir, rename | attributes of all files; with `writeback`, in a directory that is not private, all names, and stable what is closed | [`Files::before_removal`] |
 //! | link, rename (what is moved) | published; data linger no more; of a directory, with `writeback`, all of everything | [`Files::before_naming`] |
 //! | rmdir, rename (what is replaced) | names in it at the server, which is to say whether it is empty | [`Files::before_removal_of_directory`] |
 //! | getattr | attributes, then all data there | [`Files::before_getattr`] |
@@ -51,13 +51,16 @@ use crate::vfs::writeback::{RangeTicket, Writeback};
 impl Files {
     /// A name in one of these directories is about to be removed or replaced: by that, others are told
     /// that they may go on, whichever file it is of. With `writeback`, whoever sees the directory finds all
-    /// that was done before: the name may have been a lock (mkdir(2), O_EXCL).
+    /// names of before, and the data of all that was closed: the name may have been a lock (mkdir(2), O_EXCL).
     pub(in crate::vfs) async fn before_removal(self: &Arc<Self>, dirs: &[&Arc<Inode>]) {
         let is_seen = |dir: &&Arc<Inode>| !self.namespace.is_private(dir);
-        match self.is_ahead_allowed() && dirs.iter().any(is_seen) {
-            true => self.settle_all().await,
-            false => self.send_all_changes().await,
+        if self.is_ahead_allowed() && dirs.iter().any(is_seen) {
+            self.settle_names().await;
+            for inode in self.names.closed() {
+                self.drain(&inode).await;
+            }
         }
+        self.send_all_changes().await;
     }
 
     /// The object is about to get a name: what has it is what programs have made of it. Of a
@@ -125,6 +128,8 @@ impl Files {
         if !self.is_ahead_allowed() || handle.locking.was_used() {
             // With its locks it is an unlock, which is about whatever was done before.
             self.before_sync(&handle.inode).await;
+        } else if handle.inode.is_written() {
+            self.names.was_closed(&handle.inode);
         }
     }
 
@@ -173,6 +178,7 @@ impl Files {
     pub(in crate::vfs) async fn before_release(self: &Arc<Self>, inode: &Arc<Inode>) {
         self.drain(inode).await;
         self.send_changes(inode).await;
+        self.names.was_released(inode);
     }
 
     /// A lock is about to be let go: what it was there to protect has ended, and others may go

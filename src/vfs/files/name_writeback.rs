@@ -19,7 +19,7 @@
 //!
 //! Locks: the queue's is taken with no other but, under it, a file's, an inode's attributes', and the
 //! log's ([`logged_names`](super::logged_names)). The alarm, and the count of what tells others something, have
-//! locks with which no other is taken.
+//! locks with which no other is taken; under that of closed files their states' are.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -73,6 +73,8 @@ pub(super) struct NameWriteback {
     pub(super) answered: Notify,
     /// Requests that were accepted, and that the kernel has no answer to yet; with a log.
     pub(super) requests: Mutex<HashSet<u64>>,
+    /// Files that were closed with data on their way, until a handle of theirs is gone and they have none.
+    closed: Mutex<Vec<Arc<Inode>>>,
     /// How many changes of each directory are ahead by which others are told something: all but removals.
     pub(super) telling: Mutex<HashMap<Ino, usize>>,
     /// What was made of promises, by inodes, and up to which change a record may name one as such.
@@ -96,9 +98,40 @@ impl NameWriteback {
             alarm: Mutex::default(),
             answered: Notify::new(),
             requests: Mutex::default(),
+            closed: Mutex::default(),
             telling: Mutex::default(),
             made: Mutex::default(),
         }
+    }
+}
+
+impl NameWriteback {
+    /// The file is being closed, and has data on their way.
+    pub(super) fn was_closed(&self, file: &Arc<Inode>) {
+        let mut closed = self.closed.lock();
+        if !closed.iter().any(|known| Arc::ptr_eq(known, file)) {
+            closed.push(Arc::clone(file));
+        }
+    }
+
+    /// A handle of the file is gone.
+    pub(super) fn was_released(&self, file: &Arc<Inode>) {
+        if !self.is_on {
+            return;
+        }
+        let mut closed = self.closed.lock();
+        if let Some(at) = closed.iter().position(|known| Arc::ptr_eq(known, file))
+            && !file.is_written()
+        {
+            closed.swap_remove(at);
+        }
+    }
+
+    /// Files that were closed and have data on their way still.
+    pub(super) fn closed(&self) -> Vec<Arc<Inode>> {
+        let mut closed = self.closed.lock();
+        closed.retain(|file| file.is_written());
+        closed.clone()
     }
 }
 
@@ -375,14 +408,14 @@ impl Files {
                 && !self.tells_elsewhere(dir.ino)
     }
 
-    /// Data or attributes are on their way, or changes of names in other directories by which others are
-    /// told something.
+    /// Data of what is closed are on their way, or attributes, or changes of names in other directories by
+    /// which others are told something.
     fn tells_elsewhere(&self, dir: Ino) -> bool {
         let elsewhere = {
             let telling = self.names.telling.lock();
             telling.len() > usize::from(telling.contains_key(&dir))
         };
-        elsewhere || self.window.used() > 0 || !self.changed.lock().is_empty()
+        elsewhere || !self.names.closed().is_empty() || !self.changed.lock().is_empty()
     }
 
     /// A change by which others are told something is ahead, or is not any more.

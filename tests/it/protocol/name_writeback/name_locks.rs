@@ -107,3 +107,24 @@ async fn a_name_that_is_a_lock_goes_after_what_was_done_while_it_was_there() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_name_does_not_wait_for_data_of_a_file_that_is_open() {
+    let mount = mounted(PeerConfig::default()).await;
+    for name in ["/data", "/lock"] {
+        mount.peer.fs().write_file(name, b"").expect("write");
+    }
+    let data = mount.walk("data").await.expect("a file");
+    let file = mount.open(data, libc::O_WRONLY).await.expect("open");
+    let hour = Duration::from_secs(3600);
+    mount.peer.on_op(move |event| match event.op {
+        op::WRITE => Action::Delay(hour),
+        _ => Action::Pass,
+    });
+    mount.write(file, 0, b"data").await.expect("write");
+    within(10, mount.unlink(ROOT_INO, "lock"))
+        .await
+        .expect("unlink");
+    mount.peer.clear_script();
+    within(2 * 3600, mount.close(file)).await.expect("close");
+}
