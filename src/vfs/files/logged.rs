@@ -485,7 +485,7 @@ impl FilesState {
             });
         }
         for (_, write) in survived.table::<LoggedWrite>(Table::Write)? {
-            if closed_along.contains(&write.ino) {
+            if closed_along.contains(&write.open) {
                 continue;
             }
             if let Some(inode) = inodes.of_number(write.ino) {
@@ -494,9 +494,6 @@ impl FilesState {
             }
         }
         for (ino, change) in survived.table(Table::Deferred)? {
-            if closed_along.contains(&ino) {
-                continue;
-            }
             if let Some(inode) = inodes.of_number(ino) {
                 on.changes.push((inode, change));
             }

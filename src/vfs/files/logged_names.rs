@@ -47,8 +47,8 @@ use crate::wal::{Survived, Table, Unreadable};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct LoggedMade {
     handle: FileHandle,
-    /// The owner of the open of a new file, and its stateid; `None`: it was closed along, with all that
-    /// was written and set.
+    /// Of a new file, the owner of its open, and its stateid, which is `None` if it was closed along, with all
+    /// that was written by it.
     open: Option<(u64, Option<StateId>)>,
 }
 
@@ -256,11 +256,12 @@ impl LoggedNames {
             .collect()
     }
 
-    /// Inodes of which nothing is left to be written or set: their files were made, and closed with all.
-    pub(super) fn closed_along(&self) -> HashSet<Ino> {
-        let is_closed = |made: &LoggedMade| matches!(made.open, Some((_, None)));
-        let made = self.made.iter().filter(|(_, made)| is_closed(made));
-        made.map(|(ino, _)| *ino).collect()
+    /// Owners of opens that were closed along with the making of their files: what was written by them is
+    /// there.
+    pub(super) fn closed_along(&self) -> HashSet<u64> {
+        let opens = self.made.values().filter_map(|made| made.open);
+        let closed = opens.filter(|(_, stateid)| stateid.is_none());
+        closed.map(|(owner, _)| owner).collect()
     }
 
     /// What is to be done to which of these inodes.

@@ -324,3 +324,32 @@ async fn what_was_refused_is_told_after_the_kill() {
     mount.release(file).await;
     within(600, mount.vfs.settled()).await;
 }
+
+/// What became of a file is on record for as long as changes of before are not done.
+#[tokio::test(start_paused = true)]
+async fn what_is_written_and_set_after_a_file_was_made_and_closed_is_there() {
+    let host = Surviving::new(PeerConfig::default()).await;
+    let mount = &host.mount;
+    let dir = mount.mkdir(ROOT_INO, "d").await.expect("mkdir");
+    let other = mount.mkdir(ROOT_INO, "other").await.expect("mkdir");
+    mount.peer.on_op(move |event| match event.op {
+        op::CREATE => Action::Fail(st::DELAY),
+        _ => Action::Pass,
+    });
+    mount.mkdir(other, "late").await.expect("mkdir");
+    let made = unpack(mount, dir, "f", b"data").await.expect("a file");
+    millis(900).await;
+    assert_eq!(mount.peer.fs().read_file("/d/f").expect("data"), b"data");
+    let file = mount.open(made.ino, libc::O_WRONLY).await.expect("open");
+    mount.write(file, 4, b" and more").await.expect("write");
+    let host = host.killed().await;
+    let mount = &host.mount;
+    mount.peer.clear_script();
+    mount.fsync(file).await.expect("fsync");
+    let data = mount.peer.fs().read_file("/d/f").expect("data");
+    assert_eq!(data, b"data and more");
+    mount.close(file).await.expect("close");
+    settled(mount).await;
+    assert_eq!(mount.peer.fs().list("/other").expect("names"), ["late"]);
+    within(600, mount.vfs.settled()).await;
+}
